@@ -1,0 +1,209 @@
+"""The command `longrl`: what can be typed, and how mistakes are answered.
+
+Imports nothing heavy: a command imports what it needs when it runs, so that help comes at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from longrl import recipe_commands
+from longrl.errors import AppError, AppUsageError
+from longrl.tiny_model import TinyModelSettings, build_tiny_model
+from longrl_trainer.errors import TrainerError
+from longvideo_reason_data.errors import DataError
+from mrsp_engine.errors import EngineError
+
+DESCRIPTION = "Reinforcement learning on long videos: the whole pipeline, its stages one by one, and the report."
+
+Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+def quickstart(output: Path = Path("quickstart"), seed: int = 0, recipe: Path | None = None) -> None:
+    """Take real video files through the whole pipeline on this machine, and write a report.
+
+    Renders a small world to H.264 files, asks questions about it, builds a tiny Qwen2.5-VL, encodes every video once,
+    teaches by imitation (CoT-SFT) and by reward (GRPO, with vLLM as the sampler), and measures on videos that no
+    training has seen. Interrupt it whenever you like: the same command goes on where it stopped.
+
+    Example: longrl quickstart
+
+    Example: longrl quickstart --output /tmp/second --seed 1
+
+    Args:
+        output: Folder for everything that is made.
+        seed: Another seed gives another world, another model and other rollouts.
+        recipe: Settings of the world, the model and the training; apps/recipes/quickstart.toml when not given.
+    """
+    if seed < 0:
+        raise AppUsageError(f"--seed {seed}: expected 0 or more")
+    from rich.console import Console
+
+    from longrl.progress import choose_progress
+    from longrl.quickstart import print_summary, run_quickstart
+    from longrl.quickstart_config import QUICKSTART_RECIPE, load_quickstart
+
+    config = load_quickstart(recipe or QUICKSTART_RECIPE, output=output, seed=seed)
+    summary = run_quickstart(config, choose_progress(), Console(stderr=True))
+    print_summary(config, summary, Console())
+
+
+def tiny_model(
+    output: Path,
+    dataset: Path | None = None,
+    corpus: tuple[Path, ...] = (),
+    seed: int = 0,
+    sizes: Annotated[TinyModelSettings, tyro.conf.arg(name="")] = TinyModelSettings(),  # noqa: B008 - shown as default
+) -> None:
+    """Build a Qwen2.5-VL of a few million parameters, in the ordinary Hugging Face layout.
+
+    Its tokenizer is trained on the given texts; without any, on stories of the timeline world. The weights are random
+    and depend on nothing but seed and sizes.
+
+    Example: longrl tiny-model --output tiny
+
+    Example: longrl tiny-model --output tiny --dataset world --hidden-size 256 --num-heads 8
+
+    Args:
+        output: Folder of the checkpoint; it must not exist or be empty.
+        dataset: Train the tokenizer on this dataset's questions and reasoning.
+        corpus: Train the tokenizer on these text files.
+        seed: Seed of the weights.
+        sizes: Sizes of the model.
+    """
+    from longrl.corpus import corpus_of_records, corpus_of_stories
+    from longvideo_reason_data.dataset_folder import read_dataset
+
+    texts: list[str] = []
+    if dataset is not None:
+        texts += corpus_of_records(read_dataset(dataset))
+    for path in corpus:
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise AppUsageError(f"{path}: not a text in UTF-8 ({error.reason}); expected by --corpus") from None
+    build_tiny_model(output, texts or corpus_of_stories(), sizes, seed=seed)
+    print(output)
+
+
+def encode(videos: Files, model: Path, store: Path = Path("embeddings"), num_frames: int = 64) -> None:
+    """Encode videos into the embedding store, so that training and evaluation find them there.
+
+    What the store already holds is neither decoded nor encoded again.
+
+    Example: longrl encode films --model tiny --num-frames 256
+
+    Example: longrl encode a.mp4 b.mkv --model checkpoints/Qwen2.5-VL-3B-Instruct --store embeddings
+
+    Args:
+        videos: Video files, or folders that are searched for them.
+        model: Folder of the checkpoint whose vision tower encodes.
+        store: Folder of the embedding store.
+        num_frames: Frames per video, spread evenly; a shorter video gives all it has.
+    """
+    from longrl.encode import encode_videos
+
+    encode_videos(videos, model, store, num_frames)
+
+
+def sft(recipe: Folder) -> None:
+    """Train by imitation: a recipe, then any of its settings as options.
+
+    Example: longrl sft apps/recipes/qwen2_5_vl_3b_sft.toml --epochs 2 --data.num-frames 128
+
+    Args:
+        recipe: Settings in a TOML file.
+    """
+    raise NotImplementedError(f"{recipe}: handled by recipe_commands")
+
+
+def grpo(recipe: Folder) -> None:
+    """Train by reward: a recipe, then any of its settings as options.
+
+    Example: longrl grpo apps/recipes/qwen2_5_vl_3b_grpo.toml --group-size 16 --output runs/wide
+
+    Args:
+        recipe: Settings in a TOML file.
+    """
+    raise NotImplementedError(f"{recipe}: handled by recipe_commands")
+
+
+def evaluate(recipe: Folder | None = None) -> None:
+    """Measure accuracy on one split: a recipe, or all settings as options.
+
+    Example: longrl evaluate --model.folder runs/grpo/model --data.dataset dataset --data.split held_out
+    --data.num-frames 64 --output accuracy.json
+
+    Args:
+        recipe: Settings in a TOML file.
+    """
+    raise NotImplementedError(f"{recipe}: handled by recipe_commands")
+
+
+def report(run: Folder) -> None:
+    """Write report.html and report.json of a quickstart's folder anew.
+
+    Example: longrl report quickstart
+
+    Args:
+        run: The folder.
+    """
+    from longrl.report.build import REPORT_NAME, build_report
+
+    build_report(run)
+    print(run / REPORT_NAME)
+
+
+COMMANDS = {
+    "quickstart": quickstart,
+    "tiny-model": tiny_model,
+    "encode": encode,
+    "sft": sft,
+    "grpo": grpo,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What was typed behind the name of the command; of this process when not given.
+
+    Returns:
+        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        # Their options are those of the recipe's model with the recipe as default, so the recipe is read first.
+        if arguments and arguments[0] in recipe_commands.COMMANDS:
+            recipe_commands.run(arguments[0], arguments[1:])
+        else:
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="longrl", description=DESCRIPTION, args=arguments)
+    except (AppError, TrainerError, EngineError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ValidationError as error:
+        print(f"error: {recipe_commands.describe_invalid_options(error)}", file=sys.stderr)
+        return AppUsageError.exit_code
+    except SafetensorError as error:
+        print(f"error: a file of tensors can't be written or read: {error}; is the disk full?", file=sys.stderr)
+        return AppError.exit_code
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        return AppError.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; start the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Builds `report.html` and `report.json` from a finished run. The page needs no network and no script."""
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from longrl.report import figures
+from longrl.report.rollouts import choose_cards
+from longrl.report.run_data import RunData, read_run
+from longrl.report.summary import describe_environment, summarise_run
+from longrl_trainer.durable import write_json, write_text
+
+REPORT_NAME, SUMMARY_NAME = "report.html", "report.json"
+TEMPLATE_NAME = "report.html.jinja"
+
+
+def build_report(folder: Path) -> dict[str, Any]:
+    """Write both files into the run's folder; returns the contents of `report.json`.
+
+    Raises:
+        AppUsageError: It is no quickstart's folder, or a stage isn't finished.
+        TrainerError: The folder can't be written.
+    """
+    started = monotonic()
+    run = read_run(folder)
+    environment = _known_environment(folder) or describe_environment()
+    cards = choose_cards(run)
+    summary = summarise_run(run, report_seconds=monotonic() - started, environment=environment)
+    write_text(folder / REPORT_NAME, render_page(run, summary, cards))
+    write_json(folder / SUMMARY_NAME, summary)
+    return summary
+
+
+def render_page(run: RunData, summary: dict[str, Any], cards: list[Any]) -> str:
+    """The page."""
+    environment = Environment(
+        loader=PackageLoader("longrl.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["duration"] = describe_seconds
+    environment.filters["size"] = describe_bytes
+    return environment.get_template(TEMPLATE_NAME).render(
+        run=run,
+        summary=summary,
+        accuracy=summary["accuracy"],
+        cards=cards,
+        settings=list_settings(run.config),
+        accuracy_bars=figures.accuracy_bars(summary),
+        skill_bars=figures.skill_bars(summary),
+        time_bars=figures.time_bars(summary["seconds"]),
+        reward_chart=figures.reward_chart(run),
+        loss_chart=figures.loss_chart(run),
+        frames_chart=figures.frames_chart(run, summary),
+        gap_chart=figures.gap_chart(run),
+    )
+
+
+def source_digest() -> str:
+    """Digest of the code and the template of the report, so that a changed report is written anew."""
+    digest = hashlib.sha256()
+    for path in sorted(files("longrl.report").iterdir(), key=lambda path: path.name):
+        if path.name.endswith((".py", ".jinja")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def list_settings(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every setting with its dotted name, places left out."""
+    listed: list[tuple[str, str]] = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            listed += list_settings(value, f"{prefix}{name}.")
+        elif name not in ("output", "folder", "store", "dataset"):
+            listed.append((f"{prefix}{name}", json.dumps(value, ensure_ascii=False)))
+    return listed
+
+
+def describe_seconds(seconds: float) -> str:
+    """Minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def describe_bytes(size: float) -> str:
+    """In the largest fitting unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _known_environment(folder: Path) -> dict[str, Any] | None:
+    """Versions and machine of an earlier report: where the run was made, not where its report is rewritten."""
+    try:
+        summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        return {name: summary[name] for name in ("versions", "machine")}
+    except (OSError, ValueError, KeyError):
+        return None

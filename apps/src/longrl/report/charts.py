@@ -1,0 +1,210 @@
+"""Line charts as inline SVG: few marks, labelled where they are read, coloured by the page's own variables.
+
+A chart knows numbers and words only. Colours, fonts and the dark scheme come from the page's style sheet through
+class names, so the same chart fits any page that has them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 460, 264
+LEFT, RIGHT, TOP, BOTTOM = 46, 84, 32, 42
+LEAST_LABEL_DISTANCE = 15.0
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line.
+
+    Attributes:
+        label: Stands at the end of the line.
+        points: In order of x.
+        style: `accent`, `plain` or `faint`.
+        has_dots: Mark every point.
+    """
+
+    label: str
+    points: Sequence[Point]
+    style: str = "accent"
+    has_dots: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A horizontal line to compare with."""
+
+    label: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One axis.
+
+    Attributes:
+        label: What it shows, with its unit.
+        low: Its beginning.
+        high: Its end.
+        ticks: Values that are written out, with their texts.
+        is_log: Equal steps are equal factors.
+    """
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    is_log: bool = False
+
+    def place(self, value: float) -> float:
+        """Where a value lies, from 0 to 1; what lies outside is put on the border."""
+        low, high = self.low, self.high
+        if self.is_log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, 1e-300))
+        return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, rules: Sequence[Rule] = ()) -> Markup:
+    """Draw a chart; `title` is read out to those who can't see it."""
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        *_horizontal_grid(y),
+        *_horizontal_ticks(x),
+    ]
+    parts += [_across("rule", _y(y, rule.value)) for rule in rules]
+    labels: list[tuple[float, str, str]] = [(_y(y, rule.value), rule.label, "plain") for rule in rules]
+    for line in series:
+        points = [(_x(x, at), _y(y, value)) for at, value in line.points if math.isfinite(value)]
+        if not points:
+            continue
+        path = " ".join(f"{'M' if index == 0 else 'L'}{px:.1f} {py:.1f}" for index, (px, py) in enumerate(points))
+        parts.append(f'<path class="line {line.style}" d="{path}"/>')
+        if line.has_dots or len(points) == 1:
+            parts += [f'<circle class="dot {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="3.2"/>' for px, py in points]
+        if line.label:
+            labels.append((points[-1][1], line.label, line.style))
+    parts += [
+        f'<text class="label {style}" x="{WIDTH - RIGHT + 7}" y="{place + 4:.1f}">{escape(text)}</text>'
+        for place, text, style in keep_apart(labels)
+    ]
+    return Markup("".join(parts) + "</svg>")
+
+
+def linear_axis(label: str, low: float, high: float, *, is_share: bool = False, num_ticks: int = 4) -> Axis:
+    """An axis that begins and ends at round numbers."""
+    if high - low <= 1e-9 * max(1.0, abs(low)):
+        high = low + max(1.0, abs(low))
+    step = nice_step((high - low) / num_ticks)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    values = [index * step for index in range(first, last + 1)]
+    text = _percent if is_share else _number
+    return Axis(
+        label=label, low=values[0], high=values[-1], ticks=tuple((value, text(value, step)) for value in values)
+    )
+
+
+def step_axis(num_steps: int, label: str = "step") -> Axis:
+    """An axis over training steps, from the first to the last."""
+    last = max(2, num_steps)
+    step = max(1, round(nice_step(last / 4)))
+    values = [1, *(value for value in range(step, last + 1, step) if value > 1)]
+    return Axis(label=label, low=1, high=last, ticks=tuple((value, str(value)) for value in values))
+
+
+def log_axis(label: str, low: float, high: float) -> Axis:
+    """An axis over whole decades."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+    return Axis(
+        label=label,
+        low=10.0**first,
+        high=10.0**last,
+        ticks=tuple((10.0**power, f"10{_superscript(power)}") for power in range(first, last + 1)),
+        is_log=True,
+    )
+
+
+def choice_axis(label: str, values: Sequence[int]) -> Axis:
+    """An axis of equal factors on which every one of a few values is written out."""
+    low, high = values[0], values[-1] if values[-1] > values[0] else values[0] * 2
+    return Axis(label=label, low=low, high=high, ticks=tuple((value, str(value)) for value in values), is_log=True)
+
+
+def smooth(points: Sequence[Point], half_width: int) -> list[Point]:
+    """The mean over a window around every point; the window is cut at both ends."""
+    smoothed: list[Point] = []
+    for index, (at, _) in enumerate(points):
+        window = points[max(0, index - half_width) : index + half_width + 1]
+        smoothed.append((at, sum(value for _, value in window) / len(window)))
+    return smoothed
+
+
+def nice_step(rough: float) -> float:
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that isn't smaller."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9))
+
+
+def keep_apart(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
+    """Move labels down, then up, until none covers another."""
+    ordered = sorted(labels)
+    places: list[float] = []
+    for place, _, _ in ordered:
+        places.append(max(place, places[-1] + LEAST_LABEL_DISTANCE) if places else place)
+    limit = float(HEIGHT - BOTTOM)
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], limit)
+        limit = places[index] - LEAST_LABEL_DISTANCE
+    return [(place, text, style) for place, (_, text, style) in zip(places, ordered, strict=True)]
+
+
+def _horizontal_grid(y: Axis) -> list[str]:
+    parts = [f'<text class="axis" x="0" y="12">{escape(y.label)}</text>']
+    for value, text in y.ticks:
+        place = _y(y, value)
+        parts.append(_across("grid", place))
+        parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{place + 4:.1f}">{escape(text)}</text>')
+    return parts
+
+
+def _horizontal_ticks(x: Axis) -> list[str]:
+    parts = [
+        f'<text class="tick middle" x="{_x(x, value):.1f}" y="{HEIGHT - BOTTOM + 17}">{escape(text)}</text>'
+        for value, text in x.ticks
+    ]
+    parts.append(f'<text class="axis end" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}">{escape(x.label)}</text>')
+    return parts
+
+
+def _across(style: str, place: float) -> str:
+    return f'<line class="{style}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'
+
+
+def _x(axis: Axis, value: float) -> float:
+    return LEFT + axis.place(value) * (WIDTH - LEFT - RIGHT)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
+
+
+def _percent(value: float, step: float) -> str:
+    return f"{100 * value:.{0 if step >= 0.01 else 1}f}%"
+
+
+def _number(value: float, step: float) -> str:
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) + (0 if _is_round(step) else 1)
+    return f"{value:.{decimals}f}"
+
+
+def _is_round(step: float) -> bool:
+    leading = step / 10.0 ** math.floor(math.log10(step) + 1e-9)
+    return abs(leading - round(leading)) < 1e-6
+
+
+def _superscript(power: int) -> str:
+    return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -1,0 +1,61 @@
+"""Settings of the tiny model, which the engine builds. Imports nothing heavy: the command line shows these settings."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TinyModelSettings(BaseModel):
+    """Sizes of a Qwen2.5-VL that a laptop trains in minutes."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    hidden_size: int = Field(default=192, ge=1)
+    """Width of the language model."""
+    num_layers: int = Field(default=4, ge=1)
+    """Layers of the language model."""
+    num_heads: int = Field(default=6, ge=1)
+    """Query heads; hidden_size / num_heads must be 32 or more."""
+    num_key_value_heads: int = Field(default=2, ge=1)
+    """Key and value heads."""
+    intermediate_size: int = Field(default=512, ge=1)
+    """Width of the feed-forward layers."""
+    vocabulary_size: int = Field(default=1024, ge=300)
+    """Upper bound of the number of tokens."""
+    vision_hidden_size: int = Field(default=128, ge=1)
+    """Width of the vision tower."""
+    vision_num_heads: int = Field(default=4, ge=1)
+    """Heads of the vision tower."""
+    vision_depth: int = Field(default=2, ge=1)
+    """Blocks of the vision tower."""
+    frame_pixels: int = Field(default=112 * 112, ge=28 * 28)
+    """Larger frames are shrunk to this many pixels."""
+    max_position_embeddings: int = Field(default=32768, ge=1024)
+    """Longest sequence."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the language model's first weights."""
+    vision_token_scale: float = Field(default=0.3, gt=0)
+    """Size of the vision tower's tokens (root mean square)."""
+
+
+def build_tiny_model(
+    folder: Path,
+    corpus: Iterable[str],
+    settings: TinyModelSettings,
+    *,
+    seed: int,
+    calibration_videos: Sequence[NDArray[np.uint8]] = (),
+) -> None:
+    """Write the checkpoint, its frozen eye set for frames like those given (uint8 [F, H, W, 3] each)."""
+    from mrsp_engine.families.checkpoints import without_progress_bars
+    from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+
+    with without_progress_bars():
+        create_tiny_qwen2_5_vl(
+            folder, corpus=corpus, seed=seed, calibration_videos=calibration_videos, **settings.model_dump()
+        )

@@ -1,0 +1,59 @@
+"""One finished tiny quickstart for all tests that look at its folder, made by the command as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+class Command:
+    """The command in a process of its own."""
+
+    def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        line = self.line(*arguments)
+        return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start it; its standard error stream is piped."""
+        line = self.line(*arguments)
+        return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def line(self, *arguments: str | Path) -> list[str]:
+        """What is typed."""
+        return [sys.executable, "-m", "longrl.cli", *map(str, arguments)]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A quickstart's folder and what it said."""
+
+    folder: Path
+    messages: str
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "report.json").read_text())
+
+    def page(self) -> str:
+        return (self.folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    done = Command()("quickstart", "--recipe", TINY_RECIPE, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return FinishedRun(folder, done.stderr + done.stdout)
+
+
+@pytest.fixture
+def longrl() -> Command:
+    return Command()

@@ -1,0 +1,187 @@
+"""The command as a user meets it: help at once, and one line for every mistake."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
+RECIPES = Path(__file__).parents[1] / "recipes"
+SFT_RECIPE = RECIPES / "qwen2_5_vl_3b_sft.toml"
+
+
+def assert_one_line(done, code, *parts):
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert str(part) in lines[0]
+
+
+@pytest.mark.parametrize("command", ["quickstart", "tiny-model", "encode", "sft", "grpo", "evaluate", "report"])
+def test_every_command_has_help_with_an_example(longrl, command):
+    done = longrl(command, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+    assert f"longrl {command}" in done.stdout
+
+
+def test_help_is_quick_and_loads_nothing_heavy(longrl):
+    code = "import sys, longrl.cli; print({'torch', 'transformers', 'vllm', 'av', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert longrl("--help").returncode == 0
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.5
+
+
+def test_an_unknown_key_in_a_recipe(longrl, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(SFT_RECIPE.read_text().replace("epochs", "epoch"))
+    assert_one_line(longrl("sft", recipe), 2, recipe, "epoch: unknown key; did you mean 'epochs'?")
+
+
+def test_a_wrong_type_in_a_recipe(longrl, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(SFT_RECIPE.read_text().replace("epochs = 2", 'epochs = "two"'))
+    assert_one_line(longrl("sft", recipe), 2, recipe, 'epochs: got "two", expected: integer')
+
+
+def test_a_missing_recipe(longrl, tmp_path):
+    assert_one_line(longrl("grpo", tmp_path / "none.toml"), 2, "none.toml: there is no such recipe")
+    assert_one_line(longrl("grpo"), 2, "longrl grpo needs a recipe")
+
+
+def test_a_value_out_of_range_on_the_command_line(longrl):
+    assert_one_line(longrl("sft", SFT_RECIPE, "--epochs", "0"), 2, "--epochs 0: Input should be greater than")
+
+
+def test_an_unknown_option(longrl):
+    done = longrl("sft", SFT_RECIPE, "--epochz", "3")
+    assert done.returncode == 2
+    assert "--epochs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_output_that_cannot_be_written(longrl, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = longrl("quickstart", "--recipe", TINY_RECIPE, "--output", tmp_path / "file" / "run")
+    assert_one_line(done, 2, tmp_path / "file" / "run", "choose another --output")
+
+
+def test_a_negative_seed(longrl, tmp_path):
+    assert_one_line(longrl("quickstart", "--seed", "-1", "--output", tmp_path / "run"), 2, "--seed -1")
+
+
+def training_options(finished, output):
+    return (
+        *("--dtype", "float32", "--output", output, "--data.num-frames", "4"),
+        *("--model.folder", finished.folder / "model", "--model.store", finished.folder / "embeddings"),
+        *("--data.dataset", finished.folder / "dataset"),
+    )
+
+
+def test_a_checkpoint_of_another_family(longrl, finished, tmp_path):
+    stranger = tmp_path / "stranger"
+    shutil.copytree(finished.folder / "model", stranger)
+    config = json.loads((stranger / "config.json").read_text())
+    (stranger / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    options = training_options(finished, tmp_path / "out")
+    done = longrl("sft", SFT_RECIPE, *options, "--model.folder", stranger)
+    assert_one_line(done, 2, stranger, "'gpt2'")
+
+
+def test_a_dataset_of_another_version(longrl, finished, tmp_path):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(finished.folder / "dataset", dataset)
+    table = pq.read_table(dataset / "records.parquet")
+    metadata = {key: b"99" if b"version" in key else value for key, value in table.schema.metadata.items()}
+    pq.write_table(table.replace_schema_metadata(metadata), dataset / "records.parquet")
+    options = training_options(finished, tmp_path / "out")
+    done = longrl("sft", SFT_RECIPE, *options, "--data.dataset", dataset)
+    assert_one_line(done, 2, "version 99", "version 1")
+
+
+def test_separate_stages_run_on_any_data(longrl, finished, tmp_path):
+    done = longrl("sft", SFT_RECIPE, *training_options(finished, tmp_path / "sft"), "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "sft" / "model") in done.stdout
+    options = (
+        *("--model.folder", tmp_path / "sft" / "model", "--model.store", finished.folder / "embeddings"),
+        *("--data.dataset", finished.folder / "dataset", "--data.split", "held_out", "--data.num-frames", "4"),
+        *("--output", tmp_path / "accuracy.json", "--max-response-tokens", "8", "--sampler.engine", "transformers"),
+    )
+    done = longrl("evaluate", *options)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert json.loads((tmp_path / "accuracy.json").read_text())["count"] == 4
+
+
+def test_a_tiny_model_needs_no_data(longrl, tmp_path):
+    sizes = ("--hidden-size", "64", "--num-heads", "2", "--num-key-value-heads", "1", "--num-layers", "1")
+    done = longrl("tiny-model", "--output", tmp_path / "model", *sizes)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert_one_line(longrl("tiny-model", "--output", tmp_path / "model", *sizes), 2, "not an empty folder")
+
+
+def test_videos_are_encoded_and_unusable_ones_reported(longrl, finished, tmp_path):
+    films = tmp_path / "films"
+    shutil.copytree(finished.folder / "dataset" / "videos", films)
+    (films / "empty.mp4").write_bytes(b"")
+    options = ("--model", finished.folder / "model", "--store", tmp_path / "store", "--num-frames", "4")
+    done = longrl("encode", films, *options)
+    assert done.returncode == 1
+    assert "7 videos, 7 newly encoded" in done.stdout
+    assert "dropped: " in done.stderr
+    assert "error: 1 of 8 videos can't be used" in done.stderr
+    (films / "empty.mp4").unlink()
+    again = longrl("encode", films, *options)
+    assert again.returncode == 0
+    assert "7 videos, 0 newly encoded" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [("missing.mp4", None, 2), ("empty.mp4", b"", 1), ("text.mp4", b"no video at all\n" * 99, 1), ("folder", "", 2)],
+)
+def test_a_file_that_is_no_video(longrl, tmp_path, name, content, code):
+    path = tmp_path / name
+    if content == "":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    assert_one_line(longrl("encode", path, "--model", tmp_path), code, path)
+
+
+def test_a_report_of_something_else(longrl, tmp_path):
+    assert_one_line(longrl("report", tmp_path), 2, tmp_path, "no quickstart was run here")
+
+
+def test_a_report_is_written_anew(longrl, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (folder / "report.html").unlink()
+    done = longrl("report", folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_interrupting_exits_with_130(longrl, tmp_path):
+    process = longrl.start("quickstart", "--recipe", TINY_RECIPE, "--output", tmp_path / "run")
+    while not (tmp_path / "run" / "stages" / "world.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(2)
+    messages = process.communicate()[1]
+    assert process.returncode == 130, messages
+    assert "interrupted; start the same command again to go on" in messages
+    assert "Traceback" not in messages

@@ -1,0 +1,65 @@
+"""Every shipped recipe parses, and a quickstart recipe is answered clearly when it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from longrl.quickstart_config import QUICKSTART_RECIPE, RECIPES_FOLDER, load_quickstart
+from longrl_trainer.config import EvaluateConfig, GrpoConfig, SftConfig
+from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.recipes import load_recipe
+
+TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
+MODELS = {"sft": SftConfig, "grpo": GrpoConfig, "evaluate": EvaluateConfig}
+TRAINING_RECIPES = sorted(path for path in RECIPES_FOLDER.glob("*.toml") if path != QUICKSTART_RECIPE)
+
+
+def test_recipes_are_found():
+    assert QUICKSTART_RECIPE.is_file()
+    assert len(TRAINING_RECIPES) >= 3
+
+
+@pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.stem)
+def test_training_recipes_parse(path):
+    load_recipe(path, MODELS[path.stem.rpartition("_")[2]])
+
+
+@pytest.mark.parametrize("path", [QUICKSTART_RECIPE, TINY_RECIPE], ids=lambda path: path.stem)
+def test_quickstart_recipes_parse_and_get_their_places(path, tmp_path):
+    config = load_quickstart(path, output=tmp_path, seed=3)
+    assert config.sft.seed == config.grpo.seed == 3
+    assert config.grpo.model.folder == config.sft.output / "model"
+    assert config.grpo.model.store == config.sft.model.store
+    assert [data.split for data in config.data_in_use()][:3] == ["train_sft", "train_rl", "held_out"]
+    evaluation = config.evaluation_config(tmp_path / "model", tmp_path / "x.json", num_frames=5, blind=True)
+    assert (evaluation.data.split, evaluation.data.num_frames, evaluation.blind) == ("held_out", 5, True)
+    assert evaluation.temperature == config.evaluation.temperature
+
+
+def test_the_quickstart_asks_enough_held_out_questions(tmp_path):
+    world = load_quickstart(QUICKSTART_RECIPE, output=tmp_path, seed=0).world
+    assert world.held_out_videos * world.questions_per_video >= 200
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epoch = 2", r"sft\.epoch: unknown key; did you mean 'epochs'\?"),
+        ("epochs = 2", 'epochs = "2"', r'sft\.epochs: got "2", expected: integer'),
+        ("epochs = 2", "seed = 2", r"sft\.seed: the quickstart sets this itself; remove the line"),
+        ("num_frames = [2, 4]", "num_frames = [4, 2]", "must ascend"),
+        ("num_frames = [2, 4]", "num_frames = [2]", "must contain grpo.data.num_frames = 4"),
+        ("seconds = 16.0", "seconds = 9.0", "do not fit"),
+        ("[sft]", "sft = 3\n[other]", r"(sft|other)"),
+        ("[model]", "[model", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_quickstart_recipe_are_one_clear_line(tmp_path, old, new, message):
+    text = TINY_RECIPE.read_text()
+    assert old in text
+    recipe = tmp_path / "wrong.toml"
+    recipe.write_text(text.replace(old, new, 1))
+    with pytest.raises(TrainerUsageError, match=message) as caught:
+        load_quickstart(recipe, output=tmp_path, seed=0)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(recipe))

@@ -1,0 +1,208 @@
+"""The page: complete, self-contained, and safe with any text; and the arithmetic of its charts."""
+
+import html.parser
+import itertools
+import json
+import re
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrl.errors import AppUsageError
+from longrl.report.build import build_report, describe_bytes, describe_seconds
+from longrl.report.charts import (
+    HEIGHT,
+    Rule,
+    Series,
+    keep_apart,
+    line_chart,
+    linear_axis,
+    log_axis,
+    nice_step,
+    smooth,
+    step_axis,
+)
+from longrl.report.rollouts import choose_items, choose_responses
+from longrl.report.thumbnails import choose_frames
+
+
+class Outline(html.parser.HTMLParser):
+    """Collects tags, and notices when they don't close in order."""
+
+    VOID = frozenset({"meta", "img", "br", "line", "circle", "path", "link", "hr"})
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href") and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def outline(page):
+    parser = Outline()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_is_self_contained_and_well_formed(finished):
+    parser = outline(finished.page())
+    assert "script" not in parser.tags
+    assert "link" not in parser.tags
+    assert parser.addresses
+    assert all(address.startswith("data:image/jpeg;base64,") for address in parser.addresses)
+    assert not re.search(r"url\(|@import|https?://", finished.page())
+
+
+def test_the_page_shows_what_was_measured(finished):
+    page, summary = finished.page(), finished.summary()
+    assert page.count('<article class="rollout">') >= 6
+    assert page.count('<svg class="chart"') == 4
+    for name in ("grpo", "sft", "untrained", "constant", "blind"):
+        assert f"{summary['accuracy'][name]:.1%}" in page
+    assert f"{summary['parameters']:,}" in page
+    assert 'class="evidence"' in page
+
+
+def test_any_text_is_shown_as_text(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    path = folder / "evaluations" / "grpo" / "4-frames.json"
+    evaluation = json.loads(path.read_text())
+    for item in evaluation["items"]:
+        item["response"] = "<script>alert(1)</script><img src=x>"
+    path.write_text(json.dumps(evaluation))
+    build_report(folder)
+    parser = outline((folder / "report.html").read_text())
+    assert "script" not in parser.tags
+    assert "x" not in parser.addresses
+
+
+def test_a_rewritten_report_keeps_the_machine_and_the_times_of_the_run(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    summary = finished.summary()
+    summary["versions"]["torch"] = "1.2.3"
+    (folder / "report.json").write_text(json.dumps(summary))
+    assert build_report(folder)["versions"]["torch"] == "1.2.3"
+    assert build_report(folder)["seconds"]["grpo"] == summary["seconds"]["grpo"]
+
+
+def test_an_unfinished_run_has_no_report(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (folder / "stages" / "grpo.json").unlink()
+    with pytest.raises(AppUsageError, match="stage grpo isn't finished; run `longrl quickstart --output"):
+        build_report(folder)
+
+
+@given(st.floats(1e-9, 1e9))
+def test_a_nice_step_is_round_and_at_most_two_and_a_half_times_too_large(rough):
+    step = nice_step(rough)
+    assert rough * 0.999 <= step <= 2.5 * rough * 1.001
+    assert f"{step:.6e}"[:3] in {"1.0", "2.0", "2.5", "5.0"}
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_a_linear_axis_covers_its_values(low, extent):
+    axis = linear_axis("x", low, low + extent)
+    assert axis.low <= low + 1e-6 * abs(low) + 1e-6
+    assert axis.high >= low + extent - 1e-6 * abs(low + extent) - 1e-6
+    assert 2 <= len(axis.ticks) <= 8
+
+
+def test_axes_write_round_numbers():
+    assert [text for _, text in linear_axis("x", 0.2, 0.93, is_share=True).ticks] == [
+        "20%",
+        "40%",
+        "60%",
+        "80%",
+        "100%",
+    ]
+    assert [text for _, text in linear_axis("x", 0.0, 5.2).ticks] == ["0", "2", "4", "6"]
+    assert [text for _, text in linear_axis("x", 0.0, 0.9).ticks] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    assert [text for _, text in log_axis("x", 3e-7, 1e-4).ticks] == ["10⁻⁷", "10⁻⁶", "10⁻⁵", "10⁻⁴"]
+    assert [value for value, _ in step_axis(40).ticks] == [1, 10, 20, 30, 40]
+    assert log_axis("x", 1e-6, 1e-4).place(1e-5) == pytest.approx(0.5)
+
+
+@given(st.lists(st.floats(0, HEIGHT - 50), max_size=8))
+def test_labels_never_cover_each_other(places):
+    kept = [place for place, _, _ in keep_apart([(place, "x", "plain") for place in places])]
+    assert len(kept) == len(places)
+    assert all(after - before >= 15 - 1e-6 for before, after in itertools.pairwise(kept))
+
+
+def test_a_chart_skips_what_is_not_a_number_and_escapes_its_words():
+    chart = line_chart(
+        'a "title"',
+        [Series(label="<b>", points=[(1, 1.0), (2, float("nan")), (3, 2.0)])],
+        step_axis(3),
+        linear_axis("y", 0, 2),
+        [Rule(label="&", value=1.0)],
+    )
+    assert "nan" not in chart
+    assert "&lt;b&gt;" in chart
+    assert ">&amp;<" in chart
+    assert 'aria-label="a &#34;title&#34;"' in chart
+
+
+def test_smoothing_keeps_the_mean_of_a_window():
+    assert smooth([(1, 0.0), (2, 3.0), (3, 6.0)], 1) == [(1, 1.5), (2, 3.0), (3, 4.5)]
+    assert smooth([(1, 0.0), (2, 3.0)], 0) == [(1, 0.0), (2, 3.0)]
+
+
+def test_evidence_is_shown_before_other_frames():
+    chosen = choose_frames(range(100), evidence={10, 50, 51, 52})
+    assert len(chosen) == 8
+    assert {10, 50, 51, 52} <= set(chosen)
+    assert chosen == sorted(chosen)
+    assert choose_frames([1, 2], evidence=set()) == [1, 2]
+    assert len(choose_frames(range(100), evidence=set(range(100)))) == 8
+
+
+def test_shown_answers_are_right_and_wrong_of_every_skill():
+    items = [
+        {"skill": skill, "correct": correct, "video_path": f"{number}.mp4", "id": (skill, correct, number)}
+        for skill in ("goal", "plot")
+        for correct in (True, False)
+        for number in range(5)
+    ]
+    chosen = choose_items(items, 4)
+    assert {(item["skill"], item["correct"]) for item in chosen} == {
+        ("goal", True),
+        ("plot", True),
+        ("goal", False),
+        ("plot", False),
+    }
+    assert len({item["video_path"] for item in chosen}) == 4
+    assert len(choose_items(items, 100)) == 20
+
+
+def test_shown_responses_are_the_best_and_worst_of_the_first_and_last_step():
+    def group(step, rewards):
+        return {"step": step, "responses": [{"reward": reward} for reward in rewards]}
+
+    groups = [group(1, [0.1, 0.1]), group(1, [0.1, 1.0, 0.0]), group(2, [1.0, 0.0]), group(3, [0.5, None])]
+    shown = [(group["step"], place) for group, place in choose_responses(groups)]
+    assert shown == [(1, 1), (1, 2), (3, 0), (3, 1)]
+    assert choose_responses([]) == []
+
+
+def test_units_are_readable():
+    assert describe_seconds(7.26) == "7.3 s"
+    assert describe_seconds(305) == "5 min 05 s"
+    assert describe_bytes(3 * 1024**3) == "3.0 GiB"
+    assert describe_bytes(10) == "10 B"

@@ -1,0 +1,67 @@
+"""The group record: one question, one prompt that refers to its media, G responses, their rewards and advantages.
+
+Whatever travels from the sampler to the optimizer is in here. Media are references into the embedding store; they are
+not repeated per response.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longrl_trainer.advantages import AdvantageName, group_advantages, has_spread
+from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_response
+from longrl_trainer.samples import Question
+from mrsp_engine.layout import Branch
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.rollout.base import Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RolloutGroup:
+    """All responses to one question in one step."""
+
+    question: Question
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[ResponseScore, ...]
+    advantages: tuple[float | None, ...]
+    """None where the response could not be judged; such a response takes no part in training."""
+
+    @property
+    def rewards(self) -> tuple[float | None, ...]:
+        """Weighted sum of every response's rewards."""
+        return tuple(score.total for score in self.scores)
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether there is anything to learn: some response was better than another."""
+        return has_spread(self.rewards)
+
+    def judged(self) -> list[tuple[Rollout, float]]:
+        """The responses that take part in training, with their advantages."""
+        pairs = zip(self.rollouts, self.advantages, strict=True)
+        return [(rollout, advantage) for rollout, advantage in pairs if advantage is not None]
+
+    def branches(self) -> list[Branch]:
+        """The judged responses as branches behind the shared prompt; every token is scored."""
+        return [Branch(token_ids=rollout.token_ids) for rollout, _ in self.judged()]
+
+
+def judge_group(
+    question: Question,
+    prompt: Prompt,
+    rollouts: Sequence[Rollout],
+    *,
+    rewards: Sequence[WeightedReward],
+    advantage: AdvantageName,
+) -> RolloutGroup:
+    """Score the responses to one question and compare them with each other."""
+    scores = tuple(
+        score_response(rewards, rollout.text, finished=rollout.finished, record=question.record) for rollout in rollouts
+    )
+    return RolloutGroup(
+        question=question,
+        prompt=prompt,
+        rollouts=tuple(rollouts),
+        scores=scores,
+        advantages=tuple(group_advantages([score.total for score in scores], advantage)),
+    )

@@ -1,0 +1,71 @@
+"""The objectives of both stages, token by token: pure functions of log-probabilities.
+
+Shapes: R response tokens of one branch. Every function here returns one value per token; `response_weights` says what
+each response counts, so that a step's loss is `sum_i weight_i * sum_t loss_{i,t}` and its groups may be computed one
+after the other, in any order, with the same result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+AggregationName = Literal["token", "sequence", "constant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLoss:
+    """Clipped objective of one response."""
+
+    losses: Tensor
+    """Loss of every token, to be minimised, shape [R]."""
+    is_clipped: Tensor
+    """Shape [R]: where the clip was active, so that the token has no gradient."""
+
+
+def clipped_policy_loss(
+    logprobs_R: Tensor, old_logprobs_R: Tensor, advantage: float, *, clip_low: float, clip_high: float
+) -> PolicyLoss:
+    """PPO's clipped surrogate with one advantage for the whole response.
+
+    With the ratio w = exp(logprob - old logprob): `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`. DeepSeekMath
+    (arXiv 2402.03300), eq. 3; the two separate bounds ("clip-higher") are DAPO's (arXiv 2503.14476), eq. 8.
+    """
+    ratio_R = torch.exp(logprobs_R - old_logprobs_R)
+    free_R = ratio_R * advantage
+    clipped_R = ratio_R.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage
+    return PolicyLoss(losses=-torch.minimum(free_R, clipped_R), is_clipped=(clipped_R < free_R).detach())
+
+
+def kl_divergence_k3(logprobs_R: Tensor, reference_logprobs_R: Tensor) -> Tensor:
+    """Unbiased, never negative estimate of KL(policy, reference) at every sampled token, shape [R].
+
+    With d = reference logprob - logprob: `exp(d) - d - 1`. Schulman, "Approximating KL divergence" (k3); DeepSeekMath
+    (arXiv 2402.03300), eq. 4.
+    """
+    difference_R = reference_logprobs_R - logprobs_R
+    return torch.exp(difference_R) - difference_R - 1.0
+
+
+def response_weights(lengths: Sequence[int], aggregation: AggregationName, *, max_response_tokens: int) -> list[float]:
+    """What every token of each response counts in the loss of a step.
+
+    token      1 / (all tokens of the step): long responses count more. DAPO (arXiv 2503.14476), eq. 12.
+    sequence   1 / (responses x own length): every response counts the same. DeepSeekMath (arXiv 2402.03300), eq. 3.
+    constant   1 / (responses x max_response_tokens): no length bias. Dr. GRPO (arXiv 2503.20783), section 3.2.
+
+    Args:
+        lengths: Number of tokens of every judged response of the step, of groups without spread too.
+        aggregation: One of the three names.
+        max_response_tokens: The sampler's limit; only "constant" uses it.
+    """
+    match aggregation:
+        case "token":
+            num_tokens = sum(lengths)
+            return [1.0 / num_tokens if num_tokens else 0.0 for _ in lengths]
+        case "sequence":
+            return [1.0 / (len(lengths) * length) if length else 0.0 for length in lengths]
+        case "constant":
+            return [1.0 / (len(lengths) * max_response_tokens) for _ in lengths]

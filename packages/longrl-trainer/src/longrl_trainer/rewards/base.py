@@ -1,0 +1,41 @@
+"""What a reward is: a judgement of one response.
+
+A reward that can't judge (its judge is unreachable, the question is of a kind it doesn't know) returns no value. Such
+a response is left out of its group; it is never scored 0, which would teach the model that it was wrong.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from longvideo_reason_data.records import QuestionRecord
+
+
+class RewardStatus(StrEnum):
+    """How a judgement came about."""
+
+    OK = "ok"
+    NO_ANSWER = "no_answer"
+    """The response gives no answer."""
+    AMBIGUOUS = "ambiguous"
+    """The response gives several answers."""
+    TRUNCATED = "truncated"
+    """The response was cut at the token limit before it was complete."""
+    VERIFIER_ERROR = "verifier_error"
+    """The reward could not judge; there is no value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardResult:
+    """One judgement, usually between 0 and 1; None when there is none."""
+
+    value: float | None
+    status: RewardStatus
+
+
+class Reward(Protocol):
+    """What an entry point in the group `longrl_trainer.rewards` provides: a class without arguments with this shape."""
+
+    def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
+        """Judge one response; `finished` tells whether the model ended it itself."""
+        ...

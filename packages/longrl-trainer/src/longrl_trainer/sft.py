@@ -1,0 +1,173 @@
+"""CoT-SFT: the model learns to write the dataset's own reasoning and answers.
+
+One video makes one packed row `[system + video | question 1 + response 1 | question 2 + response 2 | …]`, so that the
+long prompt is computed once for all its questions. Only responses are learned. The loss of a step is the mean over all
+response tokens of the step, whichever rows they are in.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+
+from longrl_trainer.config import SftConfig
+from longrl_trainer.durable import write_json
+from longrl_trainer.models import create_optimizer, open_training_policy
+from longrl_trainer.optimizer import cosine_learning_rate
+from longrl_trainer.progress import ProgressDisplay, SilentProgress
+from longrl_trainer.runs import open_run
+from longrl_trainer.samples import Question, load_questions
+from longrl_trainer.seeds import derive_seed
+from longvideo_reason_data.answers import LETTERS, format_prompt, format_response
+from mrsp_engine.families.base import Policy
+from mrsp_engine.layout import Branch
+from mrsp_engine.logprobs import score_branches
+from mrsp_engine.prompts import Prompt
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftResult:
+    """What a finished run reports."""
+
+    model_folder: Path
+    num_steps: int
+    final_loss: float
+    questions: dict[str, Any]
+    """Input, kept and dropped (by reason)."""
+    seconds: float
+    """Time spent in steps since the run was last started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedRow:
+    """One video's prompt and the questions and responses behind it."""
+
+    prompt: Prompt
+    branches: tuple[Branch, ...]
+
+    @property
+    def num_scored_tokens(self) -> int:
+        """Tokens of responses."""
+        return sum(len(branch.token_ids) - branch.scored_from for branch in self.branches)
+
+
+def train_sft(config: SftConfig, policy: Policy | None = None, progress: ProgressDisplay | None = None) -> SftResult:
+    """Train, continue an interrupted training, or report a finished one.
+
+    Args:
+        config: The resolved recipe.
+        policy: The model of `config.model`, if it is loaded already; it is trained in place.
+        progress: Where to show how far it is.
+    """
+    progress = progress or SilentProgress()
+    run = open_run("sft", config, model=config.model, data=config.data)
+    finished = run.result()
+    if finished is not None:
+        return SftResult(model_folder=run.model_folder, **finished)
+
+    policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
+    questions = load_questions(config.data, policy, progress=progress, learn_responses=True)
+    write_json(run.questions_path, questions.report())
+    optimizer = create_optimizer(policy, config)
+    run.restore(optimizer)
+    steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
+    num_steps = config.epochs * steps_per_epoch
+    warmup_steps = round(config.warmup_fraction * num_steps)
+    plan: list[list[list[Question]]] = []
+    started = perf_counter()
+
+    with progress.task("SFT", total=num_steps, done=run.step) as bar:
+        for step in range(run.step, num_steps):
+            step_started = perf_counter()
+            epoch, step_of_epoch = divmod(step, steps_per_epoch)
+            if not plan or step_of_epoch == 0:
+                plan = plan_epoch(questions.kept, config, epoch=epoch)
+            blindness = random.Random(derive_seed(config.seed, "sft blind", step))
+            rows = [
+                pack_row(policy, row, config, is_blind=blindness.random() < config.blind_fraction)
+                for row in plan[step_of_epoch]
+            ]
+            num_tokens = sum(row.num_scored_tokens for row in rows)
+            loss = 0.0
+            for row in rows:
+                scores = score_branches(policy, row.prompt, row.branches, share_prompt=config.share_prompt)
+                row_loss = -torch.cat(scores.logprobs).sum() / num_tokens
+                row_loss.backward()
+                loss += row_loss.item()
+            learning_rate = cosine_learning_rate(
+                step,
+                num_steps=num_steps,
+                peak=config.learning_rate,
+                warmup_steps=warmup_steps,
+                min_learning_rate_fraction=config.min_learning_rate_fraction,
+            )
+            gradient_norm = optimizer.step(learning_rate)
+            run.metrics.append(
+                step + 1,
+                {
+                    "epoch": epoch,
+                    "loss": loss,
+                    "learning_rate": learning_rate,
+                    "gradient_norm": gradient_norm,
+                    "tokens": num_tokens,
+                    "seconds": perf_counter() - step_started,
+                },
+            )
+            bar.advance(note=f"loss {loss:.3f}")
+            if (step + 1) % config.checkpoint_every_steps == 0:
+                run.save_checkpoint(step + 1, policy, optimizer)
+
+    result: dict[str, Any] = {
+        "num_steps": num_steps,
+        "final_loss": run.metrics.read()[-1]["loss"],
+        "questions": questions.counts(),
+        "seconds": perf_counter() - started,
+    }
+    run.finish(policy, result)
+    return SftResult(model_folder=run.model_folder, **result)
+
+
+def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) -> list[list[list[Question]]]:
+    """Which questions share a row and which rows share a step, newly shuffled in every epoch.
+
+    Returns:
+        Steps, each a list of rows, each a list of questions about one video. Every question occurs once, and every
+        epoch has the same number of steps.
+    """
+    order = random.Random(derive_seed(config.seed, "sft epoch", epoch))
+    by_video: dict[tuple[str, ...], list[Question]] = {}
+    for question in questions:
+        by_video.setdefault(tuple(medium.key for medium in question.media), []).append(question)
+    rows: list[list[Question]] = []
+    for of_video in by_video.values():
+        order.shuffle(of_video)
+        rows += _chunks(of_video, config.questions_per_row)
+    order.shuffle(rows)
+    return _chunks(rows, config.rows_per_step)
+
+
+def pack_row(policy: Policy, questions: Sequence[Question], config: SftConfig, *, is_blind: bool = False) -> PackedRow:
+    """Tokenise the questions of one video: what is common once, then question and response of each."""
+    media = () if is_blind else questions[0].media
+    prompt, tail_of = policy.build_shared_prompt(media, system=config.data.system)
+    branches: list[Branch] = []
+    for question in questions:
+        record = question.record
+        tail = tail_of(format_prompt(record.question, record.options))
+        answer = record.answer
+        if config.answer_form == "text" and record.options:
+            answer = record.options[LETTERS.index(record.answer)]
+        response = policy.tokenizer.encode(format_response(record.reasoning, answer), add_special_tokens=False)
+        token_ids = (*tail, *response, policy.end_token_ids[0])
+        branches.append(Branch(token_ids=token_ids, scored_from=len(tail)))
+    return PackedRow(prompt=prompt, branches=tuple(branches))
+
+
+def _chunks(items: list[ItemT], size: int) -> list[list[ItemT]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

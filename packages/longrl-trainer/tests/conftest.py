@@ -1,0 +1,167 @@
+"""A tiny world for the loops: films of one colour each, questions about them, and a real Qwen2.5-VL of that size."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from longrl_trainer.config import EvaluateConfig, GrpoConfig, SftConfig
+from longrl_trainer.recipes import parse_config
+from longrl_trainer.sft import train_sft
+from longvideo_reason_data.answers import format_prompt, format_response
+from longvideo_reason_data.records import QuestionRecord, Skill, Split, write_records
+from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (235, 235, 235)}
+NUM_FRAMES, SIZE = 12, 56
+
+
+def write_film(path: Path, colour: str, *, seed: int = 0) -> None:
+    """One colour that fills the picture, with a grey square that wanders, so that no two films are equal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        for index in range(NUM_FRAMES):
+            picture = np.full((SIZE, SIZE, 3), COLOURS[colour], dtype=np.uint8)
+            left = (7 * seed + 3 * index) % (SIZE - 8)
+            picture[left : left + 8, 4:12] = 128
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def make_record(folder: Path, path: str, colour: str, split: Split, number: int) -> QuestionRecord:
+    """A question about a film's colour whose right letter depends on its number."""
+    names = list(COLOURS)
+    options = names[number % 4 :] + names[: number % 4]
+    return QuestionRecord(
+        question_id=f"{split}-{number}",
+        video_path=path,
+        video_digest=hashlib.sha256((folder / path).read_bytes()).hexdigest(),
+        video_duration_seconds=NUM_FRAMES / 4,
+        split=split,
+        skill=list(Skill)[number % 4],
+        question="Which colour fills the picture?",
+        options=tuple(options),
+        answer="ABCD"[options.index(colour)],
+        evidence=(),
+        reasoning=f"It is {colour}.",
+        source="test",
+        license="Apache-2.0",
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """Where everything lies; `sft`, `grpo` and `evaluation` make configurations of it."""
+
+    folder: Path
+    dataset: Path
+    model: Path
+    records: tuple[QuestionRecord, ...]
+
+    def sft(self, output: Path, **changes: Any) -> SftConfig:
+        values = self._values(output, "train_sft") | {
+            "epochs": 2,
+            "rows_per_step": 2,
+            "questions_per_row": 2,
+            "learning_rate": 3e-3,
+            "checkpoint_every_steps": 2,
+        }
+        return parse_config(_with(values, changes), SftConfig, source="test")
+
+    def grpo(self, output: Path, **changes: Any) -> GrpoConfig:
+        values = self._values(output, "train_rl") | {
+            "steps": 2,
+            "prompts_per_step": 2,
+            "group_size": 4,
+            "learning_rate": 1e-3,
+            "max_response_tokens": 12,
+            "checkpoint_every_steps": 2,
+            "sampler": {"engine": "transformers"},
+        }
+        return parse_config(_with(values, changes), GrpoConfig, source="test")
+
+    def evaluation(self, output: Path, **changes: Any) -> EvaluateConfig:
+        values = self._values(output, "held_out") | {
+            "max_response_tokens": 16,
+            "sampler": {"engine": "transformers"},
+        }
+        return parse_config(_with(values, changes), EvaluateConfig, source="test")
+
+    def _values(self, output: Path, split: str) -> dict[str, Any]:
+        return {
+            "model": {"folder": str(self.model), "store": str(self.folder / "embeddings")},
+            "data": {"dataset": str(self.dataset), "split": split, "num_frames": 4},
+            "output": str(output),
+        }
+
+
+def _with(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values with changes; `data__num_frames=8` changes a setting of a section."""
+    values = json.loads(json.dumps(values))
+    for name, value in changes.items():
+        *sections, last = name.split("__")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = str(value) if isinstance(value, Path) else value
+    return values
+
+
+def build_world(folder: Path, *, splits: Sequence[Split] = tuple(Split)) -> World:
+    """Four films of each split, two questions per film."""
+    dataset = folder / "dataset"
+    records: list[QuestionRecord] = []
+    for split in splits:
+        for number, colour in enumerate(COLOURS):
+            path = f"videos/{split}-{colour}.mp4"
+            write_film(dataset / path, colour, seed=len(records))
+            records += [make_record(dataset, path, colour, split, 2 * number + offset) for offset in range(2)]
+    write_records(dataset / "records.parquet", records)
+    corpus = [
+        format_prompt(record.question, record.options) + "\n" + format_response(record.reasoning, record.answer)
+        for record in records
+    ]
+    create_tiny_qwen2_5_vl(
+        folder / "model",
+        corpus=corpus,
+        hidden_size=64,
+        num_layers=2,
+        num_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=128,
+        vocabulary_size=512,
+        vision_hidden_size=32,
+        vision_num_heads=2,
+        vision_depth=1,
+        frame_pixels=SIZE * SIZE,
+    )
+    return World(folder=folder, dataset=dataset, model=folder / "model", records=tuple(records))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One world for all tests that don't damage it; its embedding store is shared."""
+    return build_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def started(world: World) -> World:
+    """The same world with a model after some CoT-SFT: it mostly keeps the form and is often wrong."""
+    output = world.folder / "started"
+    train_sft(world.sft(output, epochs=50, rows_per_step=4, learning_rate=1e-2, checkpoint_every_steps=1000))
+    return dataclasses.replace(world, model=output / "model")
+
+
+@pytest.fixture
+def new_world(tmp_path: Path) -> Callable[..., World]:
+    """Makes a world of the test's own."""
+    return lambda **options: build_world(tmp_path / "world", **options)

@@ -1,0 +1,180 @@
+"""GRPO end to end with a real sampler, and the parts of its step that can be checked exactly."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+
+from longrl_trainer.errors import TrainerError
+from longrl_trainer.groups import judge_group
+from longrl_trainer.grpo import (
+    choose_questions,
+    draw_responses,
+    train_grpo,
+    update_policy,
+    weigh_groups,
+)
+from longrl_trainer.metrics import read_json_lines
+from longrl_trainer.models import open_policy, open_training_policy
+from longrl_trainer.optimizer import Optimizer
+from longrl_trainer.progress import SilentProgress
+from longrl_trainer.rewards.registry import load_rewards
+from longrl_trainer.samples import build_question_prompt, load_questions
+from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_two_steps_end_to_end(started, tmp_path, temperature):
+    config = started.grpo(tmp_path / "run", group_size=8, max_response_tokens=24, temperature=temperature)
+    result = train_grpo(config)
+    lines = read_json_lines(config.output / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert result.rewards == [line["reward"] for line in lines]
+    for line in lines:
+        assert line["reward"] == pytest.approx(0.9 * line["rewards"]["answer"] + 0.1 * line["rewards"]["format"])
+        assert line["accuracy"] == line["rewards"]["answer"]
+        assert line["groups"] == 2
+        assert 0 < line["finished_rate"] <= 1
+        assert line["entropy"] > 0
+        assert line["clip_fraction"] == 0  # with one update the ratio is 1
+        assert line["logprob_gap"]["mean_abs"] < 1e-5
+        assert set(line["seconds"]) == {"rollout", "reward", "update", "sync"}
+    assert result.logprob_gap_mean_abs == max(line["logprob_gap"]["mean_abs"] for line in lines)
+    groups = read_json_lines(config.output / "rollouts.jsonl")
+    assert [group["step"] for group in groups] == [1, 1, 2, 2]
+    for group in groups:
+        assert len(group["responses"]) == 8
+        for response in group["responses"]:
+            assert response["rewards"]["answer"] == float(response["parsed"] == group["answer"])
+    trained = open_policy(config.model.model_copy(update={"folder": result.model_folder}), "float32")
+    assert trained.name == "qwen2_5_vl"
+
+
+def test_rewards_rise(started, tmp_path):
+    config = started.grpo(
+        tmp_path / "run",
+        steps=30,
+        prompts_per_step=8,
+        learning_rate=2e-3,
+        max_response_tokens=24,
+        checkpoint_every_steps=1000,
+    )
+    rewards = train_grpo(config).rewards
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15, rewards
+
+
+@pytest.fixture
+def step(started, tmp_path):
+    """What one step has in its hands before the update, in float64."""
+    config = started.grpo(tmp_path / "run", dtype="float64", prompts_per_step=4, max_response_tokens=24)
+    policy = open_training_policy(config.model, config.dtype, policy=None, checkpoint=None)
+    questions = load_questions(config.data, policy, progress=SilentProgress()).kept
+    asked = choose_questions(questions, config, step=0)
+    prompts = [build_question_prompt(policy, question, None) for question in asked]
+    drawn = draw_responses(TransformersRolloutEngine(policy), prompts, config, step=0)
+    rewards = load_rewards(config.rewards)
+    groups = [
+        judge_group(question, prompt, rollouts, rewards=rewards, advantage="grpo")
+        for question, prompt, rollouts in zip(asked, prompts, drawn, strict=True)
+    ]
+    return config, policy, groups
+
+
+def gradient_after(policy, groups, config, reference=None):
+    """First moments after one update: the clipped gradient, scaled alike in every call."""
+    optimizer = Optimizer(policy.model, weight_decay=0.0, max_gradient_norm=1e9)
+    statistics = update_policy(policy, optimizer, groups, config, 0.0, reference)
+    return {name: value for name, value in optimizer.state_tensors().items() if "exp_avg/" in name}, statistics
+
+
+def test_groups_without_spread_add_nothing_to_the_gradient_but_keep_their_weight(step):
+    config, policy, groups = step
+    spread = [group for group in groups if group.has_spread]
+    flat = [group for group in groups if not group.has_spread]
+    if not flat:
+        flat = [dataclasses.replace(groups[0], scores=groups[0].scores[:1] * 4, advantages=(0.0,) * 4)]
+    assert spread
+    alone, _ = gradient_after(policy, spread, config)
+    together, _ = gradient_after(policy, [*flat, *spread], config)
+    tokens = [sum(len(rollout.token_ids) for group in part for rollout, _ in group.judged()) for part in (spread, flat)]
+    factor = tokens[0] / sum(tokens)
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value * factor, rtol=1e-5, atol=1e-9)
+
+
+def test_the_update_is_the_policy_gradient(step):
+    """With one update the gradient is that of `-sum(weight * advantage * logprob)`, without any ratio."""
+    from mrsp_engine.logprobs import score_branches
+
+    config, policy, groups = step
+    found, _ = gradient_after(policy, groups, config)
+    loss = torch.zeros((), dtype=torch.float64)
+    for group, weights in zip(groups, weigh_groups(groups, config), strict=True):
+        scores = score_branches(policy, group.prompt, group.branches(), share_prompt=False)
+        for (_, advantage), weight, logprobs in zip(group.judged(), weights, scores.logprobs, strict=True):
+            loss = loss - weight * advantage * logprobs.sum()
+    loss.backward()
+    for name, parameter in policy.model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(found[f"exp_avg/{name}"], 0.1 * parameter.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_the_reference_pulls_back(step):
+    config, policy, groups = step
+    config = config.model_copy(update={"kl_coefficient": 0.5})
+    same = open_policy(config.model, "float64")
+    without, plain = gradient_after(policy, groups, config.model_copy(update={"kl_coefficient": 0.0}))
+    at_the_start, statistics = gradient_after(policy, groups, config, same)
+    assert plain.metrics()["kl"] == 0
+    assert statistics.metrics()["kl"] == pytest.approx(0, abs=1e-12)
+    for name, value in without.items():
+        torch.testing.assert_close(at_the_start[name], value, rtol=1e-5, atol=1e-9)
+    with torch.no_grad():
+        same.language_model_head.weight.mul_(1.5)
+    _, statistics = gradient_after(policy, groups, config, same)
+    assert statistics.metrics()["kl"] > 0.01
+
+
+def test_several_updates_on_the_same_rollouts_move_the_ratio_into_the_clip(started, tmp_path):
+    config = started.grpo(tmp_path / "run", steps=3, updates_per_batch=4, learning_rate=2e-2, max_response_tokens=24)
+    train_grpo(config)
+    lines = read_json_lines(config.output / "metrics.jsonl")
+    assert max(line["clip_fraction"] or 0 for line in lines) > 0.01
+    assert all(line["logprob_gap"]["mean_abs"] < 1e-4 for line in lines)
+
+
+def test_a_sampler_that_is_not_the_trainers_model_stops_the_run(started, world, tmp_path):
+    config = started.grpo(tmp_path / "run", max_response_tokens=24)
+    stranger = TransformersRolloutEngine(open_policy(world.sft(tmp_path).model, "float32"))
+    stranger.update_weights = lambda policy: None
+    with pytest.raises(TrainerError, match=r"sampler and trainer disagree: .*gap [\d.]+e.*`max_logprob_gap`"):
+        train_grpo(config, engine=stranger)
+    assert not (config.output / "result.json").exists()
+
+
+def test_the_gap_is_measured_even_when_no_group_has_spread(world, tmp_path):
+    config = world.grpo(tmp_path / "run", steps=1)  # the untrained model is never right
+    train_grpo(config)
+    line = read_json_lines(config.output / "metrics.jsonl")[0]
+    assert line["groups_without_spread"] == 2
+    assert line["gradient_norm"] == 0
+    assert line["entropy"] is None
+    assert 0 < line["logprob_gap"]["mean_abs"] < 1e-4
+
+
+def test_every_question_comes_once_per_epoch_in_an_order_of_its_own(world, tmp_path):
+    config = world.grpo(tmp_path, prompts_per_step=3)
+    chosen = [index for step in range(14) for index in choose_questions(range(7), config, step=step)]
+    epochs = [chosen[start : start + 7] for start in range(0, 42, 7)]
+    assert all(Counter(epoch) == Counter(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
+
+
+def test_the_same_step_draws_the_same_responses_and_another_step_others(step, started, tmp_path):
+    config, policy, groups = step
+    engine = TransformersRolloutEngine(policy)
+    prompts = [group.prompt for group in groups]
+    first = draw_responses(engine, prompts, config, step=7)
+    other = draw_responses(engine, prompts, config, step=8)
+    assert draw_responses(engine, prompts, config, step=7) == first != other

@@ -1,0 +1,145 @@
+"""Kept + dropped = all, nothing is put in another's place, and every video is encoded exactly once."""
+
+import pytest
+
+from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.evaluation import evaluate
+from longrl_trainer.grpo import train_grpo
+from longrl_trainer.metrics import read_json_lines
+from longrl_trainer.models import open_policy
+from longrl_trainer.progress import SilentProgress
+from longrl_trainer.samples import build_question_prompt, load_questions, longest_prompt
+from longrl_trainer.sft import train_sft
+from longvideo_reason_data.records import Split, write_records
+from mrsp_engine.embeddings.store import EmbeddingStore
+
+
+def load(world, tmp_path, **options):
+    config = world.sft(tmp_path / "unused")
+    return load_questions(config.data, open_policy(config.model, "float32"), progress=SilentProgress(), **options)
+
+
+def test_broken_exchanged_missing_and_open_questions_are_dropped_with_their_reason(new_world, tmp_path):
+    world = new_world(splits=[Split.TRAIN_SFT])
+    videos = world.dataset / "videos"
+    truncated, exchanged = videos / "train_sft-red.mp4", videos / "train_sft-green.mp4"
+    truncated.write_bytes(truncated.read_bytes()[:700])
+    exchanged.write_bytes((videos / "train_sft-white.mp4").read_bytes())
+    (videos / "train_sft-blue.mp4").unlink()
+    records = list(world.records)
+    records[-1] = records[-1].model_copy(update={"options": (), "answer": "white"})
+    write_records(world.dataset / "records.parquet", records)
+
+    loaded = load(world, tmp_path, choice_only=True)
+    assert loaded.counts() == {
+        "input": 8,
+        "kept": 1,
+        "dropped": {"digest_mismatch": 2, "open_ended": 1, "unreadable_video": 4},
+    }
+    details = {dropped.question_id: dropped.detail for dropped in loaded.dropped}
+    assert [question.record.question_id for question in loaded.kept] == ["train_sft-6"]
+    assert set(details) | {"train_sft-6"} == {record.question_id for record in records}
+    assert "train_sft-red.mp4" in details["train_sft-0"]
+    assert "missing" in details["train_sft-4"]
+    assert EmbeddingStore(world.folder / "embeddings").counters.encodes == 1
+    assert load(world, tmp_path).counts()["dropped"] == {"digest_mismatch": 2, "unreadable_video": 4}
+
+
+def test_texts_that_cannot_be_learned_are_dropped(new_world, tmp_path):
+    world = new_world(splits=[Split.TRAIN_SFT])
+    changes = [
+        {"reasoning": " "},
+        {"reasoning": "So: </think><answer>A</answer>"},
+        {"reasoning": "It is <|im_end|> blue."},
+        {"question": "What is <|video_pad|>?"},
+    ]
+    records = [
+        record.model_copy(update=change) for record, change in zip(world.records, changes + [{}] * 4, strict=True)
+    ]
+    write_records(world.dataset / "records.parquet", records)
+    assert load(world, tmp_path, learn_responses=True).counts() == {
+        "input": 8,
+        "kept": 4,
+        "dropped": {"control_token": 2, "malformed_response": 2},
+    }
+    assert load(world, tmp_path).counts() == {"input": 8, "kept": 7, "dropped": {"control_token": 1}}
+    assert train_sft(world.sft(tmp_path / "run", epochs=1)).questions["kept"] == 4
+
+
+def test_training_goes_on_without_a_broken_video_and_reports_it(new_world, tmp_path):
+    world = new_world(splits=[Split.TRAIN_SFT])
+    (world.dataset / "videos" / "train_sft-red.mp4").write_bytes(b"not a film")
+    config = world.sft(tmp_path / "run", epochs=1)
+    result = train_sft(config)
+    assert result.questions == {"input": 8, "kept": 6, "dropped": {"unreadable_video": 2}}
+    report = (config.output / "questions.json").read_text()
+    assert "train_sft-0" in report
+    assert "train_sft-red.mp4" in report
+    assert result.num_steps == 2  # three rows, two per step
+
+
+def test_a_split_without_any_usable_question_is_one_line(new_world, tmp_path):
+    world = new_world(splits=[Split.TRAIN_SFT])
+    with pytest.raises(TrainerUsageError, match=r"no question in the split 'train_rl'; set another `data\.split`"):
+        train_grpo(world.grpo(tmp_path / "run"))
+    for path in (world.dataset / "videos").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(TrainerError, match=r"none of the 8 questions .* can be used; the first: train_sft-0: .*mp4"):
+        train_sft(world.sft(tmp_path / "run2"))
+
+
+def test_every_video_is_encoded_once_in_all_stages_together(new_world, tmp_path):
+    world = new_world()
+    store = EmbeddingStore(world.folder / "embeddings")
+    sft = train_sft(world.sft(tmp_path / "sft", epochs=2))
+    assert store.counters.encodes == 4
+    grpo = train_grpo(world.grpo(tmp_path / "grpo", steps=2, model__folder=sft.model_folder))
+    assert store.counters.encodes == 8
+    for stage, folder in (("sft", sft.model_folder), ("grpo", grpo.model_folder)):
+        for num_frames in (4, 2):
+            config = world.evaluation(
+                tmp_path / f"{stage}-{num_frames}.json", model__folder=folder, data__num_frames=num_frames
+            )
+            evaluate(config)
+    evaluate(world.evaluation(tmp_path / "blind.json", blind=True, data__num_frames=3))
+    assert store.counters.encodes == 8 + 2 * 4
+
+
+def test_what_is_in_the_store_is_not_decoded_again(new_world, tmp_path, monkeypatch):
+    world = new_world(splits=[Split.TRAIN_SFT])
+    first = load(world, tmp_path)
+    monkeypatch.setattr("longvideo_reason_data.videos.VideoFile.read", lambda *_: pytest.fail("decoded"))
+    assert load(world, tmp_path) == first
+
+
+def test_a_limit_is_spread_over_the_split(world, tmp_path):
+    limited = load(world, tmp_path, limit=4)
+    assert len({question.record.video_path for question in limited.kept}) == 4
+    assert limited.counts()["input"] == 4
+    assert load(world, tmp_path, limit=100).counts()["input"] == 8
+
+
+def test_blind_questions_have_the_same_text_and_no_video(world, tmp_path):
+    policy = open_policy(world.sft(tmp_path).model, "float32")
+    seeing, blind = load(world, tmp_path).kept, load(world, tmp_path, blind=True).kept
+    assert [question.record for question in seeing] == [question.record for question in blind]
+    assert all(question.media == () for question in blind)
+    texts = [
+        policy.tokenizer.decode(build_question_prompt(policy, questions[0], None).token_ids)
+        for questions in (seeing, blind)
+    ]
+    assert texts[0].replace("<|vision_start|><|video_pad|><|vision_end|>", "") == texts[1]
+
+
+def test_the_longest_prompt_is_known_without_building_it(world, tmp_path):
+    policy = open_policy(world.sft(tmp_path).model, "float32")
+    questions = load(world, tmp_path).kept
+    longest = max(build_question_prompt(policy, question, "Look.").length for question in questions)
+    assert longest <= longest_prompt(policy, questions, "Look.") <= longest + 16
+
+
+def test_a_run_reports_every_step_in_its_journal(world, tmp_path):
+    config = world.sft(tmp_path / "run", epochs=2)
+    train_sft(config)
+    lines = read_json_lines(config.output / "metrics.jsonl")
+    assert [(line["step"], line["epoch"]) for line in lines] == [(1, 0), (2, 0), (3, 1), (4, 1)]

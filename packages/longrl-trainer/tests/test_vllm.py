@@ -1,0 +1,64 @@
+"""The same loops with vLLM as the sampler."""
+
+import importlib.util
+
+import pytest
+
+from longrl_trainer.evaluation import evaluate
+from longrl_trainer.grpo import train_grpo
+from longrl_trainer.metrics import read_json_lines
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+def test_grpo_and_evaluation_with_vllm(started, tmp_path):
+    config = started.grpo(
+        tmp_path / "run", steps=4, group_size=8, max_response_tokens=24, learning_rate=5e-3, sampler__engine="vllm"
+    )
+    result = train_grpo(config)
+    lines = read_json_lines(config.output / "metrics.jsonl")
+    assert len(lines) == 4
+    assert sum(line["gradient_norm"] > 0 for line in lines) >= 2  # so later steps sample with changed weights
+    assert result.logprob_gap_mean_abs <= 1e-4
+    options = {"model__folder": result.model_folder, "max_response_tokens": 24}
+    by_vllm = evaluate(started.evaluation(tmp_path / "vllm.json", sampler__engine="vllm", **options))
+    plainly = evaluate(started.evaluation(tmp_path / "plain.json", **options))
+    assert [item.response for item in by_vllm.items] == [item.response for item in plainly.items]
+    blind = evaluate(started.evaluation(tmp_path / "blind.json", sampler__engine="vllm", blind=True, **options))
+    assert blind.count == 8
+
+
+def test_a_run_stopped_between_steps_draws_the_same_responses_again(started, tmp_path):
+    options = {"steps": 4, "max_response_tokens": 24, "learning_rate": 5e-3, "sampler__engine": "vllm"}
+    whole = started.grpo(tmp_path / "whole", **options)
+    train_grpo(whole)
+    broken = started.grpo(tmp_path / "broken", **options)
+
+    class StopError(Exception):
+        pass
+
+    from contextlib import contextmanager
+
+    from longrl_trainer.progress import SilentProgress
+
+    class StoppingProgress(SilentProgress):
+        @contextmanager
+        def task(self, description, *, total, done=0):
+            self.left = 3 if description == "GRPO" else -1
+            yield self
+
+        def advance(self, amount=1, *, note=""):
+            self.left -= 1
+            if self.left == 0:
+                raise StopError
+
+    with pytest.raises(StopError):
+        train_grpo(broken, progress=StoppingProgress())
+    assert not (broken.output / "result.json").exists()
+    train_grpo(broken)
+    assert (broken.output / "rollouts.jsonl").read_text() == (whole.output / "rollouts.jsonl").read_text()
+    files = [next((config.output / "model").glob("*.safetensors")).read_bytes() for config in (whole, broken)]
+    assert files[0] == files[1]

@@ -1,0 +1,275 @@
+"""The one grammar of prompts and answers, used alike by filters, rewards and evaluation.
+
+A response is `<think>…</think><answer>…</answer>`. What counts as *well formed* is strict, so that a reward for the
+form can't be had for an empty shell. What counts as *an answer* is searched for in a fixed order, in what the model
+says after its reasoning:
+
+1. the answer block, if there is one (then nothing else is looked at);
+2. the last explicit phrase such as "the answer is B";
+3. a line that is nothing but a letter;
+4. a line that is exactly an option, with or without its letter.
+
+Two different letters found at the same step are ambiguous, and finding none is no answer: both are wrong, and neither
+is guessed at. A letter inside a word, the article "A" and the pronoun "I" are not answers. The grammar judges letters
+and exact option texts only; it can't tell whether a free text means the same as another.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_MARKUP = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s{0,2}\{|[*_`$#{}\"“”]")
+
+# Spaces are bounded everywhere: a model can repeat anything thousands of times, and the search must stay linear.
+_LONE_LETTER = re.compile(r"(?:(?:option|choice|answer|letter) ?:? ?)?[(\[]? ?([a-z]) ?[)\]]? ?[.:,;!]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(
+    r"(?:(?:option|choice) )?(?:[(\[]([a-z])[)\]]|([a-z])(?: ?[.:),]| [–-] ))\s{0,3}(\S.*)", re.IGNORECASE
+)
+# "A or B", "A, B", but not "B, I think" or "B, A is wrong".
+_LETTER_LIST = re.compile(
+    r"[(\[]?([A-Z])[)\]]?(?: ?[,/&|] ?(?:(?:or|and) )?| (?:or|and) )(?:option )?[(\[]?([A-Z])(?![\w'’]| [a-z])"
+)
+_PHRASE = re.compile(
+    r"\b(?:(?:answer|option|choice)(?: (?:is|was|would be|must be|should be|has to be)\b| ?[:=])"
+    r"|answer (?=[(\[]?[A-Z][)\]]?(?:[.,;!]|$))"
+    r"|I(?: would| will|'d|'ll)? (?:choose|pick|select|go with)\b)"
+    r"(?:[ :]{0,3}(?:most likely|therefore|clearly)\b)?[ :]{0,3}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_PHRASE_LETTER = re.compile(
+    r"(?:the )?(?:(?:option|choice|letter|answer) )?(?:[(\[] ?([a-z]) ?[)\]]|([a-z])(?![\w'’]))", re.IGNORECASE
+)
+_LETTER_IS_RIGHT = re.compile(
+    r"(?:^|[.:;,] ?|\b(?:so|thus|hence|therefore|option|choice),? )[(\[]?([A-Z])[)\]]? is (?:(?:clearly|therefore) )?"
+    r"(?:the )?(?:correct|right|best)(?= ?(?:$|[.,;!]|answer\b|option\b|choice\b|because\b|since\b))",
+    re.IGNORECASE | re.MULTILINE,
+)
+# "A red ball" is an article and a noun; "A because it is red" is an answer and a reason.
+_GOES_ON_AS_LETTER = re.compile(
+    r" ?(?:$|[^\w\s]|(?:because|since|as|due|for|not|rather|instead|and|or|which|given|is|based)\b)", re.IGNORECASE
+)
+_NUM_PHRASES_READ = 500  # from the end; only a text that repeats itself has more
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+
+
+class ParseStatus(StrEnum):
+    """What a search for an answer came to."""
+
+    OK = "ok"
+    NO_ANSWER = "no_answer"
+    AMBIGUOUS = "ambiguous"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedAnswer:
+    """What a response says.
+
+    Attributes:
+        status: Whether one answer was found.
+        letter: The chosen option, only with status OK and options to choose from.
+        well_formed: Exactly one non-empty think block, then exactly one non-empty answer block, and nothing else.
+        reasoning: What stands in the first think block, or None without a closed one.
+        text: What stands in the last answer block; for open questions without a block, the visible reply.
+    """
+
+    status: ParseStatus
+    letter: str | None
+    well_formed: bool
+    reasoning: str | None
+    text: str | None = None
+
+
+def format_prompt(question: str, options: Sequence[str]) -> str:
+    """Write the question with one line per option: `A. …`."""
+    lines = [question.strip(), *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))]
+    return "\n".join(lines)
+
+
+def format_response(reasoning: str, answer: str) -> str:
+    """Write a response; it is well formed if neither part is empty or contains a tag."""
+    return f"<think>{reasoning}</think><answer>{answer}</answer>"
+
+
+def parse_response(text: str, options: Sequence[str]) -> ParsedAnswer:
+    """Find the answer in a model's response.
+
+    Args:
+        text: The response as generated, without the special tokens of the tokenizer.
+        options: The options of the question in the order they were shown; empty for an open question.
+
+    Returns:
+        The answer, or the reason why there is none. Never raises for any text.
+    """
+    visible, thoughts = _take_blocks(text, "think", keep_unclosed=False)
+    reply, answers = _take_blocks(visible, "answer", keep_unclosed=True)
+    if options:
+        found = {letter for said in answers or [reply] for letter in _choices(said, options)}
+    else:
+        answers = answers or [reply.strip()]
+        found = {said for said in answers if said}
+    status = ParseStatus.AMBIGUOUS
+    if len(found) < 2:
+        status = ParseStatus.OK if found else ParseStatus.NO_ANSWER
+    return ParsedAnswer(
+        status=status,
+        letter=found.pop() if options and status is ParseStatus.OK else None,
+        well_formed=_is_well_formed(text),
+        reasoning=thoughts[0] if thoughts else None,
+        text=answers[-1] if answers else None,
+    )
+
+
+def _is_well_formed(text: str) -> bool:
+    """Say whether the text is one think block and one answer block, both with content, and only whitespace besides."""
+    if any(text.count(tag) != 1 for tag in _TAGS):
+        return False
+    before, _, rest = text.partition("<think>")
+    reasoning, _, rest = rest.partition("</think>")
+    between, _, rest = rest.partition("<answer>")
+    answer, closed, after = rest.partition("</answer>")
+    return bool(reasoning.strip() and answer.strip() and closed) and not (before + between + after).strip()
+
+
+def _take_blocks(text: str, tag: str, *, keep_unclosed: bool) -> tuple[str, list[str]]:
+    """Separate the blocks of a tag from the rest.
+
+    Args:
+        text: Any text.
+        tag: The name of the tag, found in any case.
+        keep_unclosed: Whether an opened block that never ends counts as one; if not, what follows is lost.
+
+    Returns:
+        The text outside of the blocks, and the blocks. A closing tag without an opening one ends a block that was
+        opened in the prompt, so everything before it is inside.
+    """
+    outside: list[str] = []
+    blocks: list[str] = []
+    inside: str | None = None
+    for piece in re.split(rf"(</?{tag}>)", text, flags=re.IGNORECASE):
+        if piece.lower() == f"<{tag}>":
+            if inside is not None and keep_unclosed:
+                blocks.append(inside.strip())
+            inside = ""
+        elif piece.lower() == f"</{tag}>":
+            blocks.append(("".join(outside) if inside is None else inside).strip())
+            outside = [] if inside is None else outside
+            inside = None
+        elif inside is None:
+            outside.append(piece)
+        else:
+            inside += piece
+    if inside is not None and keep_unclosed:
+        blocks.append(inside.strip())
+    return "\n".join(outside), blocks
+
+
+def _choices(said: str, options: Sequence[str]) -> set[str]:
+    """Find the options that a block or a plain reply names: none, one, or several when it is ambiguous."""
+    lines = _lines(said)
+    if len(lines) == 1 and (found := _in_line(lines[0], options)):
+        return found
+    phrase = _last_phrase("\n".join(lines), options)
+    if phrase is not None:
+        return phrase
+    valid = LETTERS[: len(options)]
+    lone = {letter for line in lines for letter in _lone_letter(line, valid)}
+    return lone or {letter for line in lines for letter in _option_line(line, options)}
+
+
+def _in_line(line: str, options: Sequence[str]) -> set[str]:
+    """Read one line that is nothing but a choice: a letter, an option, or a letter with its option or a reason."""
+    valid = LETTERS[: len(options)]
+    found = _lone_letter(line, valid) or _options_with_text(line, options)
+    if found:
+        return found
+    if several := _LETTER_LIST.match(line):
+        return set(several.groups()) & set(valid)
+    match = _LETTER_AND_TEXT.fullmatch(line)
+    letter = (match.group(1) or match.group(2)).upper() if match else ""
+    if match is None or letter not in valid:
+        return set()
+    return {letter} | _options_with_text(match.group(3), options)
+
+
+def _option_line(line: str, options: Sequence[str]) -> set[str]:
+    """Read a line of a longer reply: only an exact option counts, with or without its letter."""
+    match = _LETTER_AND_TEXT.fullmatch(line)
+    if match and (named := _options_with_text(match.group(3), options)):
+        return named | ({(match.group(1) or match.group(2)).upper()} & set(LETTERS[: len(options)]))
+    return _options_with_text(line, options)
+
+
+def _last_phrase(text: str, options: Sequence[str]) -> set[str] | None:
+    """Find what the last explicit phrase says; None without a phrase, empty when it names no valid letter."""
+    found = [(match.start(1), {match.group(1).upper()}) for match in _LETTER_IS_RIGHT.finditer(text)][-1:]
+    for phrase in list(_PHRASE.finditer(text))[: -_NUM_PHRASES_READ - 1 : -1]:
+        rest = text[phrase.end() : phrase.end() + 2000].split("\n", 1)[0].strip()
+        if named := _after_phrase(rest, options):
+            found.append((phrase.start(), named))
+            break
+    if not found:
+        return None
+    return max(found, key=lambda item: item[0])[1] & set(LETTERS[: len(options)])
+
+
+def _after_phrase(rest: str, options: Sequence[str]) -> set[str]:
+    """Read the words after "the answer is"; letters beyond the options are returned too."""
+    if by_text := _options_with_text(rest, options) or _options_with_text(_first_sentence(rest), options):
+        return by_text
+    match = _PHRASE_LETTER.match(rest)
+    if match is None:
+        return set()
+    bracketed, bare = match.groups()
+    after = rest[match.end() :]
+    if bare:
+        if bare in "AI" and not _GOES_ON_AS_LETTER.match(after):
+            return set()
+        if bare.islower() and not re.match(r" ?(?:$|[.,;:!)])", after):
+            return set()
+        if several := _LETTER_LIST.match(rest[match.start(2) :]):
+            return set(several.groups())
+    elif several := _LETTER_LIST.match(rest[match.start(1) - 1 :]):
+        return set(several.groups())
+    after = after.lstrip(" .:,)]–-")
+    named = _options_with_text(after, options) or _options_with_text(_first_sentence(after), options)
+    return {(bracketed or bare).upper()} | named
+
+
+def _lone_letter(line: str, valid: str) -> set[str]:
+    """Read a line that is one letter and punctuation."""
+    match = _LONE_LETTER.fullmatch(line)
+    return {match.group(1).upper()} & set(valid) if match else set()
+
+
+def _options_with_text(text: str, options: Sequence[str]) -> set[str]:
+    """Find the options whose whole text this is, regardless of case, spaces and punctuation at the ends."""
+    wanted = _bare(text)
+    return {letter for letter, option in _lettered(options) if wanted and _bare(_normalise(option)) == wanted}
+
+
+def _lettered(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return zip(LETTERS, options, strict=False)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines that say something, with single spaces and without the marks of Markdown and LaTeX."""
+    return [line for line in (" ".join(line.split()) for line in _normalise(text).splitlines()) if line]
+
+
+def _normalise(text: str) -> str:
+    """Fold compatible characters and drop the marks of Markdown and LaTeX."""
+    return _MARKUP.sub("", unicodedata.normalize("NFKC", text))
+
+
+def _bare(text: str) -> str:
+    """Return the words of a text for comparison."""
+    return " ".join(text.split()).strip(" .,;:!?'\"()[]").casefold()
+
+
+def _first_sentence(text: str) -> str:
+    return _SENTENCE_END.split(text, maxsplit=1)[0]

@@ -1,0 +1,112 @@
+"""Describing a video segment by segment: a few frames and what was said about the segment before go in, words come out.
+
+A video's segments are asked about one after the other, because each needs the one before; several videos go side by
+side. A segment that can't be described is left out with its reason, and the chain goes on from the last description.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image
+
+from longvideo_reason_data.build_settings import CaptionSettings
+from longvideo_reason_data.language_model import LanguageModel
+from longvideo_reason_data.model_requests import Outcome, Picture, Request
+from longvideo_reason_data.prompt_files import Prompts
+from longvideo_reason_data.segments import Segment, frames_in_segment
+from longvideo_reason_data.videos import VideoFile
+
+_NOTHING_BEFORE = "(nothing: this is the beginning)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """What a segment shows."""
+
+    segment: Segment
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostSegment:
+    """A segment without a description, and why."""
+
+    segment: Segment
+    outcome: Outcome
+    detail: str
+
+
+async def caption_segments(
+    language_model: LanguageModel,
+    video: VideoFile,
+    segments: Sequence[Segment],
+    *,
+    model: str,
+    prompts: Prompts,
+    settings: CaptionSettings,
+    on_segment: Callable[[], None] = lambda: None,
+) -> tuple[list[Caption], list[LostSegment]]:
+    """Describe the segments of a video in order.
+
+    Args:
+        language_model: The server to ask.
+        video: The video.
+        segments: Its segments in order.
+        model: Name of the captioner.
+        prompts: The prompts, of which `caption` is used.
+        settings: How segments are shown.
+        on_segment: Called after each segment, for a progress bar.
+
+    Returns:
+        The descriptions, and the segments that have none.
+
+    Raises:
+        DataError: When the server is of no use at all, or a frame can't be decoded.
+    """
+    captions: list[Caption] = []
+    lost: list[LostSegment] = []
+    digest = await asyncio.to_thread(lambda: video.content_digest)
+    for segment in segments:
+        pictures = _pictures(video, digest, frames_in_segment(video, segment, num_frames=settings.num_frames), settings)
+        text = prompts.fill(
+            "caption",
+            num_frames=len(pictures),
+            start_seconds=f"{segment.start_seconds:.1f}",
+            end_seconds=f"{segment.end_seconds:.1f}",
+            previous=captions[-1].text if captions else _NOTHING_BEFORE,
+        )
+        request = Request(
+            model=model, parts=(*pictures, text), max_tokens=settings.max_tokens, prompt_digest=prompts.digest
+        )
+        reply = await language_model.ask(request)
+        # A description that was cut off is still one; only its last sentence may be half.
+        words = " ".join(reply.text.rpartition("</think>")[2].split())
+        if reply.outcome in (Outcome.ANSWERED, Outcome.TRUNCATED) and words:
+            captions.append(Caption(segment=segment, text=words))
+        else:
+            lost.append(LostSegment(segment=segment, outcome=reply.outcome, detail=reply.text))
+        on_segment()
+    return captions, lost
+
+
+def _pictures(video: VideoFile, digest: str, indices: Sequence[int], settings: CaptionSettings) -> tuple[Picture, ...]:
+    """Make the pictures of a segment; all of them are decoded together when the first one is needed."""
+    jpegs: dict[int, bytes] = {}
+
+    def load(index: int) -> bytes:
+        if index not in jpegs:
+            for place, frame in zip(indices, video.read(indices), strict=True):
+                image = Image.fromarray(frame)
+                image.thumbnail((settings.max_side, settings.max_side))
+                buffer = BytesIO()
+                image.save(buffer, format="JPEG", quality=settings.jpeg_quality)
+                jpegs[place] = buffer.getvalue()
+        return jpegs[index]
+
+    def loader(index: int) -> Callable[[], bytes]:
+        return lambda: load(index)
+
+    shown = f"side {settings.max_side}, quality {settings.jpeg_quality}"
+    return tuple(Picture(identity=f"video {digest}, frame {index}, {shown}", load=loader(index)) for index in indices)

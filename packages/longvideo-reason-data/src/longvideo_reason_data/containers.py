@@ -1,0 +1,119 @@
+"""Is a video file whole, judged by the sizes that its container declares?
+
+A decoder reads a cut file up to the cut and then reports an ordinary end, so half a film would pass for a short one.
+MP4 and QuickTime, Matroska and WebM, and AVI say how long their parts are; this module compares that with the file.
+Containers that don't say so (transport streams, raw streams, live recordings of unknown length) can't be judged and
+are taken as whole.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+# Only these may be opened. Left to itself the library under PyAV also "opens" text, pictures and playlists, and a
+# playlist can name other files or addresses.
+CONTAINER_NAMES = frozenset(
+    {
+        "mov",
+        "mp4",
+        "m4a",
+        "3gp",
+        "3g2",
+        "mj2",
+        "matroska",
+        "webm",
+        "avi",
+        "mpegts",
+        "mpeg",
+        "mpegvideo",
+        "m4v",
+        "h264",
+        "hevc",
+        "flv",
+        "asf",
+        "ogg",
+        "nut",
+        "mxf",
+        "ivf",
+        "dv",
+        "rm",
+        "obu",
+    }
+)
+
+_EBML_MAGIC = b"\x1a\x45\xdf\xa3"
+_SEGMENT_ID = b"\x18\x53\x80\x67"
+_BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+
+
+def missing_bytes(path: Path) -> int:
+    """Count the bytes that the container declares and the file doesn't have.
+
+    Returns:
+        0 for a whole file and for one that can't be judged.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        file.seek(0)
+        if head[4:8] in _BOX_TYPES:
+            end = _end_of_boxes(file, size)
+        elif head[:4] == _EBML_MAGIC:
+            end = _end_of_matroska(file)
+        elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            end = _end_of_riff(file, size)
+        else:
+            end = 0
+    return max(0, end - size)
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """Walk over the outermost boxes of an MP4 or QuickTime file."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(16)
+        length = int.from_bytes(header[:4])
+        if length == 0:  # "up to the end of the file"
+            return size
+        if length == 1:
+            length = int.from_bytes(header[8:16])
+        if length < 8:  # no box, but rubbish behind the last one
+            return position
+        position += length
+    return position
+
+
+def _end_of_matroska(file: BinaryIO) -> int:
+    """Read the declared size of the segment, which holds everything behind the short header."""
+    file.seek(4)
+    header_length = _variable_integer(file)
+    if header_length is None:
+        return 0
+    file.seek(header_length, 1)
+    if file.read(4) != _SEGMENT_ID:
+        return 0
+    length = _variable_integer(file)
+    return 0 if length is None else file.tell() + length
+
+
+def _end_of_riff(file: BinaryIO, size: int) -> int:
+    """Walk over the RIFF parts of an AVI file; long files have several."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        name, length = file.read(4), int.from_bytes(file.read(4), "little")
+        if name != b"RIFF" or length == 0:
+            return position
+        position += 8 + length
+    return position
+
+
+def _variable_integer(file: BinaryIO) -> int | None:
+    """Read one length of Matroska's kind; None when it says "unknown"."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    num_more = 8 - first[0].bit_length()
+    more = file.read(num_more)
+    value = int.from_bytes(bytes([first[0] & (0x7F >> num_more)]) + more)
+    return None if value == (1 << 7 * (num_more + 1)) - 1 else value

@@ -1,0 +1,17 @@
+"""The errors that a user of this package can meet.
+
+Every message is one line that names the value, what was expected, and what to change, so that a command can print
+it without a traceback. The class tells the exit code; nothing here knows about any particular command.
+"""
+
+
+class DataError(Exception):
+    """Something failed that the command line was not to blame for: a damaged file, a full disk, a silent server."""
+
+    exit_code = 1
+
+
+class UsageError(DataError):
+    """The request itself was wrong: a path that isn't there, a value out of range, a file of another version."""
+
+    exit_code = 2

@@ -1,0 +1,69 @@
+"""The prompts: Markdown files with `$names` to be filled in, which a user can replace one by one.
+
+Their digest goes into the key of every answer, so that a changed prompt asks anew and an unchanged one never does.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from longvideo_reason_data.errors import UsageError
+from longvideo_reason_data.records import Skill
+
+_NAMES: Mapping[str, frozenset[str]] = {
+    "caption": frozenset({"num_frames", "start_seconds", "end_seconds", "previous"}),
+    "question": frozenset({"captions", "duration_seconds", "skill", "number"}),
+    **{skill.value: frozenset[str]() for skill in Skill},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """The texts by name, and their common digest."""
+
+    texts: Mapping[str, str]
+    digest: str
+
+    def fill(self, name: str, **values: object) -> str:
+        """Write a prompt with its names filled in."""
+        return Template(self.texts[name]).substitute({key: str(value) for key, value in values.items()})
+
+
+def load_prompts(folder: Path | None = None) -> Prompts:
+    """Read the prompts of this package, and in their place those that a folder has.
+
+    Args:
+        folder: Files `caption.md`, `question.md`, `temporal.md`, `goal.md`, `spatial.md`, `plot.md`; any may be absent.
+
+    Raises:
+        UsageError: When the folder isn't there, holds none of them, or a file uses a name that isn't filled in.
+    """
+    own = resources.files("longvideo_reason_data") / "prompts"
+    texts = {name: (own / f"{name}.md").read_text(encoding="utf-8").strip() for name in _NAMES}
+    if folder is not None:
+        found = {name: folder / f"{name}.md" for name in _NAMES if (folder / f"{name}.md").is_file()}
+        if not found:
+            raise UsageError(
+                f"{folder}: no prompts there; expected one or more of {', '.join(f'{n}.md' for n in _NAMES)}"
+            )
+        for name, path in found.items():
+            try:
+                texts[name] = path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"{path}: not readable as UTF-8 text ({error})") from error
+            _check(path, texts[name], _NAMES[name])
+    joined = "\0".join(f"{name}\0{texts[name]}" for name in sorted(texts))
+    return Prompts(texts=texts, digest=hashlib.sha256(joined.encode()).hexdigest())
+
+
+def _check(path: Path, text: str, allowed: frozenset[str]) -> None:
+    template = Template(text)
+    if not text or not template.is_valid():
+        raise UsageError(f"{path}: empty, or a '$' without a name; write '$$' for a dollar sign")
+    unknown = sorted(set(template.get_identifiers()) - allowed)
+    if unknown:
+        names = ", ".join(f"${name}" for name in sorted(allowed)) or "no names"
+        raise UsageError(f"{path}: ${unknown[0]} is unknown here; this prompt has {names}")

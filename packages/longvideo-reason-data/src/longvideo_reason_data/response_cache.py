@@ -1,0 +1,116 @@
+"""Every paid answer of a language model, kept in a journal so that none is ever paid for twice.
+
+One JSON line per answer is forced to disk before anybody sees the answer. On start the journal is read into memory; a
+line that a killed process left unfinished is cut off. One process at a time may hold a journal.
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longvideo_reason_data.errors import DataError, UsageError
+
+
+class StoredResponse(BaseModel):
+    """What a server answered, as it came.
+
+    Attributes:
+        key: Digest of everything that the answer depends on.
+        model: Who answered.
+        text: The words.
+        finish: Why the server stopped: "stop", "length", "refusal", …
+        prompt_tokens: Tokens read.
+        completion_tokens: Tokens written.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    model: str
+    text: str
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class ResponseCache:
+    """The journal and its index; a context manager that holds the journal for this process.
+
+    Args:
+        path: The journal, made when it doesn't exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._responses: dict[str, StoredResponse] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+b")
+        except OSError as error:
+            raise DataError(
+                f"{self._path}: can't be opened ({error.strerror}); choose another output folder"
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise UsageError(f"{self._path}: another build is using this output folder; wait for it to end") from error
+        try:
+            self._load()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._responses)
+
+    def get(self, key: str) -> StoredResponse | None:
+        """Return what was answered to a request, if it ever was."""
+        return self._responses.get(key)
+
+    def put(self, response: StoredResponse) -> None:
+        """Keep an answer; when this returns, it is on disk.
+
+        Raises:
+            DataError: When it can't be written.
+        """
+        try:
+            self._file.write(response.model_dump_json().encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(f"{self._path}: can't be written ({error.strerror}); free space and run again") from error
+        self._responses[response.key] = response
+
+    def total_tokens(self) -> tuple[int, int]:
+        """Sum the tokens read and written over all answers in the journal, of this run and earlier ones."""
+        responses = self._responses.values()
+        return sum(r.prompt_tokens for r in responses), sum(r.completion_tokens for r in responses)
+
+    def _load(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                break  # the process was killed while it wrote this one; the answer was never used
+            try:
+                response = StoredResponse.model_validate(json.loads(line))
+            except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+                raise DataError(f"{self._path}: line {number} is damaged; remove that line and run again") from error
+            self._responses[response.key] = response
+            whole += len(line)
+        self._file.truncate(whole)
+        self._file.seek(0, os.SEEK_END)

@@ -1,0 +1,127 @@
+"""Draws a world, frame by frame, into a real video file.
+
+Frames are drawn and encoded one at a time, so that a two-hour world takes no more memory than a short one. Nothing
+here decides what happens: it only shows it.
+"""
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from longvideo_reason_data.atomic_files import atomic_path
+from longvideo_reason_data.timeline.world import Action, Scene, World
+
+PALETTE = {
+    "red": (214, 40, 40),
+    "blue": (38, 84, 224),
+    "green": (34, 160, 70),
+    "yellow": (245, 205, 35),
+    "purple": (150, 50, 190),
+    "orange": (245, 130, 30),
+}
+GROUNDS = {"garden": (176, 226, 150), "market": (250, 214, 140), "harbour": (150, 206, 250), "mill": (228, 176, 214)}
+MORNING, EVENING = 1.0, 0.55  # the light fades over the video: every picture tells its hour
+PARCEL = (20, 20, 20)
+PLACE_CENTRES = {"garden": (0.25, 0.25), "market": (0.75, 0.25), "harbour": (0.25, 0.75), "mill": (0.75, 0.75)}
+RADIUS = 0.1
+PAIR_OFFSET = 0.115
+WALK_FRACTION = 0.12
+OVERSAMPLING = 2
+
+
+def draw_frame(world: World, time_seconds: float) -> NDArray[np.uint8]:
+    """The picture at one moment: uint8 array [height, width, 3]."""
+    size = world.settings.size_pixels * OVERSAMPLING
+    image = Image.new("RGB", (size, size))
+    canvas = ImageDraw.Draw(image)
+    light = MORNING + (EVENING - MORNING) * time_seconds / world.settings.seconds
+    for place, (x, y) in PLACE_CENTRES.items():
+        ground = tuple(round(light * channel) for channel in GROUNDS[place])
+        canvas.rectangle(((x - 0.25) * size, (y - 0.25) * size, (x + 0.25) * size, (y + 0.25) * size), fill=ground)
+    for scene in world.scenes:
+        if scene.start_seconds <= time_seconds < scene.end_seconds:
+            _draw_scene(canvas, size, world, scene, time_seconds)
+    final = world.settings.size_pixels
+    return np.asarray(image.resize((final, final), Image.Resampling.BOX))
+
+
+def render_frames(world: World) -> Iterator[NDArray[np.uint8]]:
+    """All frames in order."""
+    num_frames = round(world.settings.seconds * world.settings.frames_per_second)
+    for index in range(num_frames):
+        yield draw_frame(world, index / world.settings.frames_per_second)
+
+
+def write_video(world: World, path: Path) -> None:
+    """Encode the world as H.264 in an MP4 file, streamed to disk; the file appears whole or not at all.
+
+    Raises:
+        DataError: When the file can't be written.
+    """
+    settings = world.settings
+    with atomic_path(path) as unfinished, av.open(unfinished, mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=settings.frames_per_second)
+        stream.width = stream.height = settings.size_pixels
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, settings.frames_per_second)
+        stream.thread_count = 1
+        stream.options = {"preset": "veryfast", "crf": "18", "g": str(settings.frames_per_second * 8)}
+        for picture in render_frames(world):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _draw_scene(canvas: ImageDraw.ImageDraw, size: int, world: World, scene: Scene, time_seconds: float) -> None:
+    progress = (time_seconds - scene.start_seconds) / (scene.end_seconds - scene.start_seconds)
+    spots = {scene.actor: _spot(scene.place, progress, 0.0 if scene.partner is None else -PAIR_OFFSET)}
+    if scene.partner is not None:
+        spots[scene.partner] = _spot(scene.place, progress, PAIR_OFFSET)
+    for colour, (x, y) in spots.items():
+        _draw_shape(canvas, world.shapes[colour], (x * size, y * size), RADIUS * size, PALETTE[colour])
+    if scene.action is Action.TAKE:
+        holder = spots[scene.actor] if progress > 0.5 else PLACE_CENTRES[scene.place]
+        _draw_parcel(canvas, size, holder)
+    elif scene.action is Action.BRING and scene.partner is not None:
+        _draw_parcel(canvas, size, spots[scene.actor if progress < 0.5 else scene.partner])
+
+
+def _spot(place: str, progress: float, offset: float) -> tuple[float, float]:
+    """Where somebody stands: walks in from the near edge, stays, walks off again."""
+    x, y = PLACE_CENTRES[place]
+    away = max(0.0, 1 - min(progress, 1 - progress) / WALK_FRACTION)
+    return x + offset + (x - 0.5) * 1.6 * away, y + (y - 0.5) * 1.6 * away - 0.04
+
+
+def _draw_parcel(canvas: ImageDraw.ImageDraw, size: int, holder: tuple[float, float]) -> None:
+    x, y = holder[0] * size, (holder[1] + 0.16) * size
+    half = 0.045 * size
+    canvas.rectangle((x - 2 * half, y - half, x + 2 * half, y + half), fill=PARCEL)
+
+
+def _draw_shape(
+    canvas: ImageDraw.ImageDraw, shape: str, centre: tuple[float, float], radius: float, fill: tuple[int, int, int]
+) -> None:
+    x, y = centre
+    if shape == "circle":
+        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+        return
+    corners, turn, stretch = {
+        "square": (4, math.pi / 4, 1.2),
+        "triangle": (3, -math.pi / 2, 1.25),
+        "diamond": (4, 0.0, 1.25),
+    }[shape]
+    points = [
+        (
+            x + stretch * radius * math.cos(turn + 2 * math.pi * k / corners),
+            y + stretch * radius * math.sin(turn + 2 * math.pi * k / corners),
+        )
+        for k in range(corners)
+    ]
+    canvas.polygon(points, fill=fill)

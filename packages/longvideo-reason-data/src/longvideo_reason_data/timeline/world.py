@@ -1,0 +1,166 @@
+"""The timeline world: seeded little stories with exact ground truth.
+
+A cast of coloured shapes plays one scene after another on a stage with named places: somebody waits, two meet, one
+takes a parcel and later brings it to another. Between scenes the stage is empty, so that whoever looks at too few
+frames misses a part of the story. A world is a list of scenes with exact times; it knows nothing of pixels
+(`rendering`) and nothing of questions (`questions`).
+
+The same settings describe twenty seconds or two hours: scenes are drawn one after another from one seed.
+"""
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+COLOURS = ("red", "blue", "green", "yellow", "purple", "orange")
+SHAPES = ("circle", "square", "triangle", "diamond")
+PLACES = ("garden", "market", "harbour", "mill")
+
+
+class Action(StrEnum):
+    """What happens in a scene."""
+
+    WAIT = "wait"
+    MEET = "meet"
+    TAKE = "take"
+    BRING = "bring"
+
+    @property
+    def purpose(self) -> str:
+        """What somebody who does this came for."""
+        return {"wait": "rest", "meet": "company", "take": "collection", "bring": "delivery"}[self.value]
+
+
+class WorldSettings(BaseModel):
+    """Length and difficulty of a world; the default is what the quickstart learns from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: float = Field(default=32.0, ge=8.0, description="Length of the video in seconds.")
+    num_scenes: int = Field(
+        default=4, ge=3, description="How many scenes are played; a parcel travels in every run of five."
+    )
+    frames_per_second: int = Field(default=4, ge=1, le=60, description="Frame rate of the rendered file.")
+    size_pixels: int = Field(
+        default=160,
+        ge=64,
+        le=2048,
+        description="Width and height of the picture; a multiple of 16, or the encoder pads at random.",
+    )
+    num_characters: int = Field(
+        default=4, ge=4, le=len(COLOURS), description="How many colours may play a part; more are harder."
+    )
+    scene_seconds: float = Field(default=3.0, gt=0.5, description="How long a scene is on stage: shorter is harder.")
+
+    @model_validator(mode="after")
+    def _scenes_fit(self) -> Self:
+        slot_seconds = self.seconds / self.num_scenes
+        if slot_seconds < self.scene_seconds + 1.0:
+            most = int(self.seconds / (self.scene_seconds + 1.0))
+            raise ValueError(
+                f"{self.num_scenes} scenes of {self.scene_seconds:g} s do not fit into {self.seconds:g} s with a pause "
+                f"between them: at most {most}; set num_scenes, scene_seconds or seconds"
+            )
+        if self.size_pixels % 16:
+            raise ValueError(f"size_pixels must be a multiple of 16, got {self.size_pixels}")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One scene: who does what, with whom, where and when."""
+
+    start_seconds: float
+    end_seconds: float
+    action: Action
+    actor: str
+    partner: str | None
+    place: str
+
+    @property
+    def middle_seconds(self) -> float:
+        """The moment at which everybody who takes part is in place."""
+        return (self.start_seconds + self.end_seconds) / 2
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """Those who are seen in the scene."""
+        return (self.actor,) if self.partner is None else (self.actor, self.partner)
+
+    def sentence(self) -> str:
+        """The scene as a clause, without its time."""
+        match self.action:
+            case Action.WAIT:
+                deed = "waits"
+            case Action.MEET:
+                deed = f"meets {self.partner}"
+            case Action.TAKE:
+                deed = "takes the parcel"
+            case Action.BRING:
+                deed = f"brings the parcel to {self.partner}"
+        return f"{self.actor} {deed} in the {self.place}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """A story: the name it was drawn from, its settings, the shape of each colour and the scenes in order."""
+
+    name: str
+    settings: WorldSettings
+    shapes: dict[str, str]
+    scenes: tuple[Scene, ...]
+
+    @property
+    def characters(self) -> tuple[str, ...]:
+        """The colours that may play a part."""
+        return COLOURS[: self.settings.num_characters]
+
+
+def create_world(name: str, settings: WorldSettings) -> World:
+    """Draw the story that belongs to a name; the name is the seed.
+
+    Scenes fill equal slots, each at a random place inside its slot. Every run of five scenes carries one parcel: it is
+    taken in one scene and brought to somebody in a later one; the others wait or meet.
+    """
+    generator = random.Random(f"world {name}")
+    people = COLOURS[: settings.num_characters]
+    shapes = {colour: generator.choice(SHAPES) for colour in COLOURS}
+    actions: list[tuple[Action, str, str | None]] = []
+    while len(actions) < settings.num_scenes:
+        actions += _draw_chapter(generator, people, min(5, settings.num_scenes - len(actions)))
+    slot_seconds = settings.seconds / settings.num_scenes
+    scenes: list[Scene] = []
+    for index, (action, actor, partner) in enumerate(actions):
+        slack_seconds = slot_seconds - settings.scene_seconds - 0.5
+        start = index * slot_seconds + 0.25 + generator.random() * slack_seconds
+        scenes.append(
+            Scene(
+                start_seconds=round(start, 3),
+                end_seconds=round(start + settings.scene_seconds, 3),
+                action=action,
+                actor=actor,
+                partner=partner,
+                place=generator.choice(PLACES),
+            )
+        )
+    return World(name=name, settings=settings, shapes=shapes, scenes=tuple(scenes))
+
+
+def _draw_chapter(
+    generator: random.Random, people: tuple[str, ...], num_scenes: int
+) -> list[tuple[Action, str, str | None]]:
+    """Draw up to five scenes; with three or more, one parcel is taken and brought."""
+    chapter: list[tuple[Action, str, str | None]] = []
+    for _ in range(num_scenes):
+        actor, partner = generator.sample(people, 2)
+        meets = generator.random() < 0.5
+        chapter.append((Action.MEET, actor, partner) if meets else (Action.WAIT, actor, None))
+    if num_scenes >= 3:
+        taken, brought = sorted(generator.sample(range(num_scenes), 2))
+        carrier, receiver = generator.sample(people, 2)
+        chapter[taken] = (Action.TAKE, carrier, None)
+        chapter[brought] = (Action.BRING, carrier, receiver)
+    return chapter

@@ -1,0 +1,232 @@
+"""Where every frame of a video file stands: found by walking over its packets, without decoding them.
+
+The times are the container's own integers in its own time base, in the order in which frames are shown. A frame that
+no decoder would give out (cut away by an edit list, or before the first key frame) isn't counted. Files whose packets
+carry no presentation times (some AVI) are decoded once from end to end; they can then only be read from the start.
+Nothing here judges whether the pictures make sense.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import SideData
+from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from longvideo_reason_data.containers import CONTAINER_NAMES, missing_bytes
+from longvideo_reason_data.errors import DataError, UsageError
+
+# Rows of the display matrix as quarter turns and mirrors: (a, b, c, d) with x' = a x + c y and y' = b x + d y.
+Orientation = tuple[int, int, int, int]
+UPRIGHT: Orientation = (1, 0, 0, 1)
+_FIXED_POINT_ONE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoIndex:
+    """What a probe finds.
+
+    Attributes:
+        times: int64 [F], when each frame is shown, in units of `time_base`, ascending.
+        time_base: Seconds per unit.
+        last_duration: How long the last frame is shown, in units.
+        key_times: int64 [K], times of the frames that can be decoded by themselves, ascending.
+        seekable: Whether a decoded frame can be recognised by its time, so that reading may begin anywhere.
+        coded_width: Width as stored, before the orientation is applied.
+        coded_height: Height as stored.
+        orientation: How the stored picture is turned and mirrored to be shown.
+        codec: Name of the codec.
+    """
+
+    times: NDArray[np.int64]
+    time_base: Fraction
+    last_duration: int
+    key_times: NDArray[np.int64]
+    seekable: bool
+    coded_width: int
+    coded_height: int
+    orientation: Orientation
+    codec: str
+
+
+@contextmanager
+def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
+    """Open the main video stream of a file, with every other stream left unread.
+
+    Raises:
+        UsageError: When there is no such file.
+        DataError: When it is empty, no video, or has sound only.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a video file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; expected a video file")
+    try:
+        container = av.open(str(path.absolute()), mode="r", metadata_errors="ignore")
+    except (av.FFmpegError, OSError, UnicodeError) as error:
+        missing = missing_bytes(path)
+        if missing:
+            raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again") from error
+        raise DataError(f"{path}: not a video file, or damaged beyond reading ({_reason(error)})") from error
+    with container:
+        stream = _main_stream(container)
+        if stream is None:
+            kinds = sorted({other.type for other in container.streams}) or ["nothing"]
+            raise DataError(f"{path}: it holds {' and '.join(kinds)} only; expected a file with a video stream")
+        if not CONTAINER_NAMES & set(container.format.name.split(",")):
+            raise DataError(f"{path}: not a video file (it looks like {container.format.name!r}); expected a video")
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        # Left to itself a decoder paints over what it can't read, mostly with the neighbouring frame.
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield container, stream
+
+
+def index_video(path: Path) -> VideoIndex:
+    """Walk over the packets of a file and decode its first frame.
+
+    Raises:
+        UsageError: When there is no such file.
+        DataError: When it is empty, truncated, no video, or nothing in it can be decoded.
+    """
+    with open_video(path) as (container, stream):
+        missing = missing_bytes(path)
+        if missing:
+            raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again")
+        time_base = stream.time_base
+        if time_base is None:
+            raise DataError(f"{path}: its video stream has no time base, so its frames have no times")
+        times, key_times, last_duration = _walk(path, container, stream)
+        first = _first_frame(path)
+        # AVI holds no presentation times; for reordered H.264 and HEVC the ones made up by the reader name the wrong
+        # frames, though as a set they are right.
+        is_invented = container.format.name == "avi" and stream.codec_context.has_b_frames > 0
+        seekable = times is not None and not (is_invented and stream.codec_context.name in ("h264", "hevc"))
+        if times is None:
+            times = _decode_times(path)
+        if len(times) > 1 and last_duration <= 0:
+            last_duration = round((int(times[-1]) - int(times[0])) / (len(times) - 1))
+        if last_duration <= 0:
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            last_duration = max(1, round(1 / (rate * time_base)))
+        return VideoIndex(
+            times=times,
+            time_base=time_base,
+            last_duration=last_duration,
+            key_times=key_times,
+            seekable=seekable,
+            coded_width=first.width,
+            coded_height=first.height,
+            orientation=orientation_of(path, first),
+            codec=stream.codec_context.name,
+        )
+
+
+def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
+    """Read how a decoded frame is to be turned and mirrored.
+
+    Raises:
+        DataError: When it is turned by anything but quarter turns.
+    """
+    for data in cast(Iterator[SideData], iter(frame.side_data)):  # declared as a mapping of names, it gives the data
+        if data.type.name == "DISPLAYMATRIX":
+            matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)
+            linear = np.rint(matrix[:2, :2] / _FIXED_POINT_ONE).astype(int)
+            a, b, c, d = (int(value) for value in linear.reshape(-1))
+            if sorted((abs(a), abs(d))) + sorted((abs(b), abs(c))) in ([1, 1, 0, 0], [0, 0, 1, 1]):
+                return a, b, c, d
+            if np.any(linear):
+                raise DataError(f"{path}: its pictures are rotated by {frame.rotation}°, expected quarter turns")
+    return UPRIGHT
+
+
+def _main_stream(container: InputContainer) -> VideoStream | None:
+    """Choose the stream a player would show: no cover art, the default one first."""
+    moving = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & (Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails)
+    ]
+    defaults = [stream for stream in moving if stream.disposition & Disposition.default]
+    return (defaults or moving or [None])[0]
+
+
+def _walk(
+    path: Path, container: InputContainer, stream: VideoStream
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64], int]:
+    """Collect the packets' times.
+
+    Returns:
+        Ascending times, or None when some packets have none; ascending times of key frames; duration of the last.
+    """
+    shown: list[int] = []
+    keys: list[int] = []
+    num_packets = num_timeless = 0
+    last_time, last_duration = -1, 0
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            if packet.is_keyframe and packet.pts is not None:
+                keys.append(packet.pts)
+            if packet.is_discard:  # hidden by an edit list, though others may need it
+                continue
+            num_packets += 1
+            if packet.is_corrupt:
+                raise DataError(f"{path}: damaged, packet {num_packets} of its video stream is incomplete")
+            if packet.pts is None:
+                num_timeless += 1
+                continue
+            shown.append(packet.pts)
+            if packet.pts >= last_time or num_packets == 1:
+                last_time, last_duration = packet.pts, packet.duration or 0
+    except av.FFmpegError as error:
+        raise DataError(f"{path}: damaged, its packets can't be read to the end ({_reason(error)})") from error
+    if num_packets == 0:
+        raise DataError(f"{path}: truncated or empty, its video stream holds no frames")
+    key_times = np.array(sorted(keys), dtype=np.int64)
+    if num_timeless:
+        return None, key_times, 0
+    times = np.array(sorted(shown), dtype=np.int64)
+    if len(key_times):
+        times = times[times >= key_times[0]]
+    return times, key_times, last_duration
+
+
+def _first_frame(path: Path) -> VideoFrame:
+    """Decode one frame: its size and orientation are the real ones, and a file without any is found at once."""
+    with open_video(path) as (container, stream):
+        try:
+            for frame in container.decode(stream):
+                return frame
+        except av.FFmpegError as error:
+            raise DataError(f"{path}: its first frame can't be decoded ({_reason(error)})") from error
+    raise DataError(f"{path}: truncated or damaged, not one frame can be decoded")
+
+
+def _decode_times(path: Path) -> NDArray[np.int64]:
+    """Find the times of a file without presentation times by decoding all of it."""
+    times: list[int] = []
+    with open_video(path) as (container, stream):
+        try:
+            for frame in container.decode(stream):
+                time = frame.pts if frame.pts is not None else frame.dts
+                times.append(time if time is not None else (times[-1] + 1 if times else 0))
+        except av.FFmpegError as error:
+            raise DataError(f"{path}: damaged, frame {len(times)} can't be decoded ({_reason(error)})") from error
+    return np.maximum.accumulate(np.array(times, dtype=np.int64))
+
+
+def _reason(error: Exception) -> str:
+    """Name an error of the library in a few words."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,257 @@
+"""What the tests share: videos whose frames carry their numbers, and a scripted language model server."""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import av
+import hypothesis
+import numpy as np
+import pytest
+
+# A busy machine is no failure; tests that are about time measure the processor's.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
+
+NUM_BITS = 12
+BLOCK = 16
+
+
+def paint_counter(number: int, width: int, height: int) -> np.ndarray:
+    """Paint a frame: number in three rows of four blocks from the top left, a red bar at the right edge."""
+    frame = np.full((height, width, 3), 90, dtype=np.uint8)
+    for bit in range(NUM_BITS):
+        row, column = divmod(bit, 4)
+        value = 235 if number >> bit & 1 else 16
+        frame[row * BLOCK : (row + 1) * BLOCK, column * BLOCK : (column + 1) * BLOCK] = value
+    frame[:, width - 8 :] = (220, 20, 20)
+    return frame
+
+
+def _read_counter(frame: np.ndarray) -> int:
+    """Read the number of a decoded frame, and check that it stands upright."""
+    height, width, _ = frame.shape
+    bar = frame[height // 2, width - 4].astype(int)
+    assert bar[0] > bar[1] + 60, f"no red bar at the right edge: {bar}"
+    number = 0
+    for bit in range(NUM_BITS):
+        row, column = divmod(bit, 4)
+        number |= int(frame[row * BLOCK + 8, column * BLOCK + 8].mean() > 125) << bit
+    return number
+
+
+MakeVideo = Callable[..., Path]
+
+
+@pytest.fixture
+def make_video(tmp_path: Path) -> MakeVideo:
+    """Give a function that writes a counter video."""
+
+    def make(
+        name: str = "video.mp4",
+        *,
+        num_frames: int = 60,
+        codec: str = "libx264",
+        pixel_format: str = "yuv420p",
+        width: int = 96,
+        height: int = 64,
+        rate: int = 25,
+        gop: int = 12,
+        times: Sequence[int] | None = None,
+        options: dict[str, str] | None = None,
+        format_options: dict[str, str] | None = None,
+        rotation: int | None = None,
+        turn: Callable[[np.ndarray], np.ndarray] = lambda frame: frame,
+        audio: bool = False,
+        first_number: int = 0,
+    ) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w", options=format_options or {}) as container:
+            stream = container.add_stream(codec, rate=rate, options=options or {})
+            first = turn(paint_counter(0, width, height))
+            stream.height, stream.width = first.shape[:2]
+            stream.pix_fmt = pixel_format
+            stream.gop_size = gop
+            if rotation is not None:
+                stream.set_display_rotation(rotation)
+            sound = container.add_stream("aac", rate=16000, layout="mono") if audio else None
+            for number in range(num_frames):
+                frame = av.VideoFrame.from_ndarray(
+                    np.ascontiguousarray(turn(paint_counter(first_number + number, width, height))), format="rgb24"
+                )
+                frame.pts = times[number] if times is not None else number
+                frame.time_base = Fraction(1, 1000) if times is not None else Fraction(1, rate)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+            if sound is not None:
+                _write_tone(container, sound)
+        return path
+
+    return make
+
+
+def add_tone(container: av.container.OutputContainer) -> None:
+    """Add a second of quiet to a container."""
+    stream = container.add_stream("aac", rate=16000, layout="mono")
+    _write_tone(container, stream)
+
+
+def _write_tone(container: av.container.OutputContainer, stream: av.AudioStream) -> None:
+    for start in range(0, 16000, 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+@pytest.fixture
+def read_counter() -> Callable[[np.ndarray], int]:
+    """Give the function that reads the number of a decoded frame."""
+    return _read_counter
+
+
+@pytest.fixture
+def sound_only(tmp_path: Path) -> Path:
+    """Give an MP4 file with sound and no picture."""
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        add_tone(container)
+    return path
+
+
+@pytest.fixture
+def real_media() -> Path:
+    """Give the folder of real recordings, or skip."""
+    folder = Path(os.environ.get("LONGRL_MEDIA", Path(__file__).parents[4] / "shared" / "media"))
+    if not folder.is_dir():
+        pytest.skip("no folder of real recordings; set LONGRL_MEDIA")
+    return folder
+
+
+class ScriptedServer:
+    """A real HTTP server on the loopback that speaks the chat protocol and answers from the request's own words.
+
+    Attributes:
+        base_url: Its address.
+        bodies: Every request body it got for a chat, in order.
+        answered: The bodies that it answered with an ordinary reply.
+        fail: Called with a body and how often it came before; returns (status, headers, payload) to fail, or None.
+        reply: Called with a body; returns the text, or a whole message to be sent.
+        served: Names of the models it lists; None to have no list.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.answered: list[str] = []
+        self.fail: Callable[[dict[str, Any], int], tuple[int, dict[str, str], bytes] | None] = lambda body, times: None
+        self.reply: Callable[[dict[str, Any]], str | dict[str, Any]] = answer_like_a_model
+        self.served: list[str] | None = ["model", "seer"]
+        self.num_parallel = self.most_parallel = 0
+        self.delay_seconds = 0.0
+        self._lock = threading.Lock()
+        self._seen: Counter[str] = Counter()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the library's
+                pass
+
+            def do_GET(self) -> None:
+                if outer.served is None:
+                    self._send(404, {}, b"{}")
+                    return
+                models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in outer.served]
+                self._send(200, {}, json.dumps({"object": "list", "data": models}).encode())
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["content-length"]))
+                with outer._lock:
+                    outer.num_parallel += 1
+                    outer.most_parallel = max(outer.most_parallel, outer.num_parallel)
+                time.sleep(outer.delay_seconds)
+                try:
+                    self._send(*outer._handle(raw))
+                finally:
+                    with outer._lock:
+                        outer.num_parallel -= 1
+
+            def _send(self, status: int, headers: dict[str, str], payload: bytes) -> None:
+                if status == 0:  # drop the connection
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for name, value in {"content-type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda request, client_address: None  # clients that are killed hang up
+        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def _handle(self, raw: bytes) -> tuple[int, dict[str, str], bytes]:
+        body = json.loads(raw)
+        name = json.dumps(body, sort_keys=True)
+        with self._lock:
+            self.bodies.append(body)
+            times = self._seen[name]
+            self._seen[name] += 1
+        failure = self.fail(body, times)
+        if failure is not None:
+            return failure
+        reply = self.reply(body)
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
+        if isinstance(reply, dict):
+            choice = {"index": 0, "finish_reason": "stop", **reply}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        with self._lock:
+            self.answered.append(name)
+        payload = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
+        return 200, {}, json.dumps({**payload, "choices": [choice], "usage": usage}).encode()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def answer_like_a_model(body: dict[str, Any]) -> str:
+    """Describe pictures, and write a fit question with everything in it."""
+    content = body["messages"][-1]["content"]
+    mark = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:6]
+    if any(part["type"] == "image_url" for part in content):
+        return f"A figure {mark} crosses the room."
+    options = [f"towards the {place} {mark}" for place in ("door", "roof", "wall", "lake")]
+    return json.dumps(
+        {
+            "reasoning": "From 0.2 s to 0.6 s the figure leaves its place for the door, so option A is right.",
+            "question": f"Where does figure {mark} go after the first moment?",
+            "options": options,
+            "answer": "A",
+            "evidence": [{"start_seconds": 0.2, "end_seconds": 0.6}],
+        }
+    )
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    """Give a running server."""
+    running = ScriptedServer()
+    yield running
+    running.close()

@@ -1,0 +1,209 @@
+"""The answer grammar: one table of real ways to answer, the five classic failures, and properties."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longvideo_reason_data.answers import ParseStatus, format_prompt, format_response, parse_response
+
+OPTIONS = ("the red circle", "the blue square", "a green star", "nobody")
+
+# What a model wrote → the letter, "-" for no answer, "?" for an ambiguous one.
+CASES = [
+    # The five failures of a widely used extractor.
+    ("A man enters the room with a box and puts it down, so the answer is C.", "C"),
+    ("Answer: B because A is wrong", "B"),
+    ("The correct option is (B), not A.", "B"),
+    ("Based on the video it is impossible to tell.", "-"),
+    ("A person walks by and nothing else happens.", "-"),
+    # The answer block.
+    ("<think>It meets the square.</think><answer>B</answer>", "B"),
+    ("<think>x</think>\n<answer>\nB\n</answer>\n", "B"),
+    ("<think>x</think><answer>b</answer>", "B"),
+    ("<think>x</think><answer>a</answer>", "A"),
+    ("<think>x</think><answer>(C)</answer>", "C"),
+    ("<think>x</think><answer>C.</answer>", "C"),
+    ("<think>x</think><answer>[D]</answer>", "D"),
+    ("<think>x</think><answer>**D**</answer>", "D"),
+    ("<think>x</think><answer>\\boxed{D}</answer>", "D"),
+    ("<think>x</think><answer>$\\boxed{\\text{A}}$</answer>", "A"),
+    ("<think>x</think><answer>Option C</answer>", "C"),
+    ("<think>x</think><answer>Answer: C</answer>", "C"),
+    ("<think>x</think><answer>C. a green star</answer>", "C"),
+    ("<think>x</think><answer>(C) a green star.</answer>", "C"),
+    ("<think>x</think><answer>C: A green star</answer>", "C"),
+    ("<think>x</think><answer>a green star</answer>", "C"),
+    ("<think>x</think><answer>A Green  Star.</answer>", "C"),
+    ("<think>x</think><answer>The answer is D.</answer>", "D"),
+    ("<think>x</think><answer>B, because A leaves first</answer>", "B"),
+    ("<think>x</think><answer>Ｂ</answer>", "B"),
+    ("<think>x</think><answer>（Ｂ）</answer>", "B"),
+    ("<ANSWER>B</ANSWER>", "B"),
+    ("<think>The answer is A.</think><answer>B</answer>", "B"),
+    ("<think>x</think>The answer is A.<answer>B</answer>", "B"),
+    ("<think>x</think><answer>C. the blue square</answer>", "?"),
+    ("<think>x</think><answer>A or B</answer>", "?"),
+    ("<think>x</think><answer>A, B</answer>", "?"),
+    ("<think>x</think><answer>(A) and (C)</answer>", "?"),
+    ("<think>x</think><answer>A/B</answer>", "?"),
+    ("<think>x</think><answer>A</answer><answer>B</answer>", "?"),
+    ("<answer>B</answer> again <answer>B</answer>", "B"),
+    ("<think>x</think><answer></answer>", "-"),
+    ("<think>x</think><answer> </answer> The answer is B.", "-"),
+    ("<think>x</think><answer>E</answer>", "-"),
+    ("<think>x</think><answer>A red ball</answer>", "-"),
+    ("<think>x</think><answer>A-frame houses</answer>", "-"),
+    ("<think>x</think><answer>I don't know</answer>", "-"),
+    ("<think>x</think><answer>red</answer>", "-"),
+    ("<think>x</think><answer>ABCD</answer>", "-"),
+    ("<think>x</think><answer>:</answer>", "-"),
+    ("<think>x</think><answer>B", "B"),
+    ("reasoning without its opening tag</think><answer>B</answer>", "B"),
+    # Reasoning that never ends was cut off: nothing in it is an answer.
+    ("<think>The answer is B. But let me check", "-"),
+    ("<think>so <answer>B</answer>", "-"),
+    ("<think>The answer is B.</think>", "-"),
+    # Explicit phrases, the last one counts.
+    ("The answer is B.", "B"),
+    ("The answer is: (B)", "B"),
+    ("**Answer:** B", "B"),
+    ("Answer: $\\boxed{C}$", "C"),
+    ("Final answer: D", "D"),
+    ("final answer - see below\nAnswer:\nD", "D"),
+    ("The correct answer is option C", "C"),
+    ("Therefore, the best choice would be (A).", "A"),
+    ("The answer is A because it comes first.", "A"),
+    ("First I thought the answer is A. Wait. The answer is B.", "B"),
+    ("The answer is A or B. After watching again, the answer is B.", "B"),
+    ("The answer is the blue square.", "B"),
+    ("The answer is B. the blue square", "B"),
+    ("The answer is B. the red circle", "?"),
+    ("The answer is A or B.", "?"),
+    ("I would choose C since it glows.", "C"),
+    ("So B is correct.", "B"),
+    ("Option D is the correct answer.", "D"),
+    ("The answer is B. A is correct only at the start.", "B"),
+    ("The answer is not A.", "-"),
+    ("The answer is E.", "-"),
+    ("The answer is A red ball.", "-"),
+    ("the answer is a matter of taste", "-"),
+    ("The answer is Beautiful.", "-"),
+    ("The answer is I think unknown.", "-"),
+    # Bare letters and options.
+    ("B", "B"),
+    ("b.", "B"),
+    (" (D) \n", "D"),
+    ("B. the blue square", "B"),
+    ("The square turns up twice.\n\nB", "B"),
+    ("The square turns up twice.\nB. the blue square", "B"),
+    ("A. the red circle\nB. the blue square\nC. a green star\nD. nobody\n\nD", "D"),
+    ("A. the red circle\nB. the blue square\nC. a green star\nD. nobody", "?"),
+    ("A\nB", "?"),
+    ("nobody", "D"),
+    ("Nobody carries the box.", "-"),
+    ("I saw the red circle and the blue square.", "-"),
+    ("", "-"),
+    ("\n\n", "-"),
+    ("<answer></answer></think><think>", "-"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), CASES)
+def test_table(text: str, expected: str) -> None:
+    parsed = parse_response(text, OPTIONS)
+    shown = {ParseStatus.NO_ANSWER: "-", ParseStatus.AMBIGUOUS: "?", ParseStatus.OK: parsed.letter}[parsed.status]
+    assert shown == expected
+    assert (parsed.letter is None) == (parsed.status is not ParseStatus.OK)
+
+
+def test_the_table_is_large_enough() -> None:
+    assert len({text for text, _ in CASES}) >= 60
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>why</think><answer>B</answer>", True),
+        (" <think>\nwhy\n</think>\n\n<answer>B</answer>\n", True),
+        ("<think></think><answer>B</answer>", False),
+        ("<think> \n</think><answer>B</answer>", False),
+        ("<think>why</think><answer></answer>", False),
+        ("<think>why</think><answer>\t</answer>", False),
+        ("<answer>B</answer><think>why</think>", False),
+        ("<think>why</think><think>why</think><answer>B</answer>", False),
+        ("<think>why</think><answer>B</answer><answer>B</answer>", False),
+        ("<think>why</think> so <answer>B</answer>", False),
+        ("Well, <think>why</think><answer>B</answer>", False),
+        ("<think>why</think><answer>B</answer>.", False),
+        ("<think>why<answer>B</answer></think>", False),
+        ("<think>why</think><answer>B", False),
+        ("why</think><answer>B</answer>", False),
+        ("</think>why<think><answer>B</answer>", False),
+        ("<think>why</think></answer>B<answer>", False),
+        ("<THINK>why</THINK><ANSWER>B</ANSWER>", False),
+        ("B", False),
+    ],
+)
+def test_well_formed(text: str, expected: bool) -> None:
+    assert parse_response(text, OPTIONS).well_formed is expected
+
+
+def test_reasoning_and_text_are_kept() -> None:
+    parsed = parse_response("<think> it turns </think><answer> (B) </answer>", OPTIONS)
+    assert (parsed.reasoning, parsed.text, parsed.letter) == ("it turns", "(B)", "B")
+    assert parse_response("B", OPTIONS).reasoning is None
+
+
+def test_open_questions_keep_the_text() -> None:
+    parsed = parse_response("<think>x</think><answer>A red ball</answer>", ())
+    assert (parsed.status, parsed.letter, parsed.text) == (ParseStatus.OK, None, "A red ball")
+    assert parse_response("just this", ()).text == "just this"
+    assert parse_response("<think>cut", ()).status is ParseStatus.NO_ANSWER
+    assert parse_response("<answer>x</answer><answer>y</answer>", ()).status is ParseStatus.AMBIGUOUS
+
+
+def test_options_with_the_same_text_are_ambiguous_and_letters_win_over_texts() -> None:
+    assert parse_response("<answer>red</answer>", ("red", "Red.", "c", "d")).status is ParseStatus.AMBIGUOUS
+    assert parse_response("<answer>A</answer>", ("B", "A", "x", "y")).letter == "A"
+
+
+def test_prompt_has_one_line_per_option() -> None:
+    assert format_prompt(" Who?\n", ("x", "y")) == "Who?\nA. x\nB. y"
+    assert format_prompt("Who?", ()) == "Who?"
+
+
+@given(st.text(), st.lists(st.text(), max_size=8))
+def test_never_crashes(text: str, options: list[str]) -> None:
+    parsed = parse_response(text, options)
+    assert parsed.letter is None or parsed.letter in "ABCDEFGH"[: len(options)]
+
+
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "A", "B", "(", ")", " or ", "The answer is ", ". ", "\n", "x"]
+
+
+@settings(max_examples=400)
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_well_formed_means_the_whole_form(text: str) -> None:
+    parsed = parse_response(text, OPTIONS)
+    if parsed.well_formed:
+        assert parsed.reasoning
+        assert parsed.text
+        rebuilt = format_response(parsed.reasoning, parsed.text)
+        assert "".join(rebuilt.split()) == "".join(text.split())
+
+
+@given(st.sampled_from("ABCD"), st.text(alphabet=st.characters(exclude_characters="<>"), min_size=1).filter(str.strip))
+def test_round_trip(letter: str, reasoning: str) -> None:
+    parsed = parse_response(format_response(reasoning, letter), OPTIONS)
+    assert (parsed.letter, parsed.well_formed, parsed.reasoning) == (letter, True, reasoning.strip())
+
+
+@pytest.mark.parametrize(
+    "piece", ["<think>", "<answer>", "</think>", "The answer is ", "answer ", "A or ", "(", "A. ", " "]
+)
+def test_endless_repetition_is_read_in_linear_time(piece: str) -> None:
+    start = time.process_time()
+    parse_response(piece * 30_000, OPTIONS)
+    assert time.process_time() - start < 3

@@ -1,0 +1,145 @@
+"""The command as a user meets it: in its own process, with one clear line for every mistake."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longvideo_reason_data.cli import main
+
+MakeVideo = Callable[..., Path]
+PROGRAM = "import sys; from longvideo_reason_data.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def failed(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
+    assert result.returncode == code, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in result.stderr
+    assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1
+
+
+def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command here, which saves loading everything anew for each of many mistakes."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def films(make_video: MakeVideo, tmp_path: Path) -> Path:
+    for number in range(2):
+        make_video(f"films/film {number}.mp4", num_frames=30, first_number=100 * number)
+    return tmp_path / "films"
+
+
+def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    arguments = ("--videos", films, "--output", dataset, "--base-url", server.base_url, "--model", "model")
+    built = command("build", *arguments, OPENAI_API_KEY="secret-key")
+    assert built.returncode == 0, built.stderr
+    assert "questions: 8 of 8 kept" in built.stdout
+    assert "calls: 10 made, 0 from the journal" in built.stdout
+    everything = built.stdout + built.stderr
+    written = [path for path in dataset.rglob("*") if path.is_file() and path.suffix != ".mp4"]
+    assert "secret-key" not in everything + "".join(path.read_text(errors="replace") for path in written)
+
+    checked = command("check", dataset)
+    assert (checked.returncode, checked.stdout) == (0, f"{dataset}: sound\n")
+    counted = command("stats", dataset)
+    assert counted.returncode == 0
+    numbers = json.loads(counted.stdout)
+    assert (numbers["questions"], numbers["videos"]) == (8, 2)
+    assert sum(numbers["right_letters"].values()) == 8
+
+    next((dataset / "videos").iterdir()).unlink()
+    broken = command("check", dataset)
+    failed(broken, 1, "problem")
+    assert "is missing" in broken.stdout
+
+
+@pytest.mark.parametrize("name", ["timeline", "build", "check", "stats"])
+def test_help_has_an_example(name: str) -> None:
+    result = in_process(name, "--help")
+    assert result.returncode == 0
+    assert f"Example: longvideo-data {name}" in result.stdout
+
+
+def test_timeline(tmp_path: Path) -> None:
+    made = in_process("timeline", "--output", tmp_path / "world", "--videos", "10", "--seconds", "16", "--scenes", "3")
+    assert made.returncode == 0, made.stderr
+    numbers = json.loads(in_process("stats", tmp_path / "world").stdout)
+    assert numbers["videos_by_split"] == {"held_out": 1, "train_rl": 6, "train_sft": 3}
+    failed(in_process("timeline", "--output", tmp_path / "none", "--videos", "0"), 2, "videos")
+    failed(in_process("timeline", "--output", tmp_path / "none", "--seconds", "1"), 2, "seconds")
+
+
+def test_wrong_use(server: Any, films: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dataset"
+    good = {"--videos": films, "--output": output, "--base-url": server.base_url, "--model": "model"}
+
+    def build(**changes: object) -> subprocess.CompletedProcess[str]:
+        merged = {**good, **{f"--{name.replace('_', '-')}": value for name, value in changes.items()}}
+        return in_process("build", *(word for pair in merged.items() for word in pair))
+
+    (tmp_path / "empty").mkdir()
+    failed(build(videos=tmp_path / "empty"), 2, "no videos in this folder")
+    failed(build(videos=tmp_path / "none"), 2, "no such file or folder")
+    failed(build(model="nobody"), 2, "doesn't serve 'nobody'")
+    failed(build(base_url="http://127.0.0.1:9/v1"), 1, "no server answers there")
+    failed(build(prompts=tmp_path / "empty"), 2, "no prompts there")
+    (tmp_path / "file").write_text("")
+    failed(build(output=tmp_path / "file" / "below"), 1, "choose another output folder")
+    (tmp_path / "bad.mp4").write_text("no video")
+    failed(build(videos=tmp_path / "bad.mp4"), 1, "none of the 1 videos can be read")
+    assert not (output / "records.parquet").exists()
+    for wrong in (
+        {"window_seconds": "-1"},
+        {"window_seconds": "ten"},
+        {"no_such_setting": "1"},
+        {"splits.train_sft": "7"},
+    ):
+        result = build(**wrong)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_wrong_datasets(tmp_path: Path) -> None:
+    failed(command("check", tmp_path / "none"), 2, "no such folder")
+    failed(in_process("check", tmp_path), 2, "no such records file")
+    (tmp_path / "records.parquet").write_bytes(b"hello")
+    failed(command("stats", tmp_path), 1, "not a readable Parquet file")
+
+
+def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
+    modules = "records answers videos cli dataset_folder pipeline timeline.world"
+    program = "; ".join(f"import longvideo_reason_data.{name}" for name in modules.split())
+    found = "print(sorted({'torch', 'transformers', 'vllm', 'ray', 'decord'} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; {program}; {found}"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+    light = "import sys; import longvideo_reason_data.cli; print('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,283 @@
+"""Whole builds against a real server: nothing lost, nothing paid twice, the same dataset after every kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.dataset_folder import check_dataset, hash_records, read_dataset
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.pipeline import build
+from longvideo_reason_data.records import QuestionRecord, Split, write_records
+
+MakeVideo = Callable[..., Path]
+QUICK = BuildSettings(window_seconds=1.0, first_wait_seconds=0.01, source="test", license="CC0")
+
+
+@pytest.fixture
+def films(make_video: MakeVideo, tmp_path: Path) -> Path:
+    for number in range(6):
+        make_video(f"films/film {number}.mp4", num_frames=60 + number, first_number=100 * number)
+    return tmp_path / "films"
+
+
+def run(server: Any, films: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    settings = QUICK.model_copy(update=changes)
+    return build([films], output, base_url=server.base_url, model="model", captioner="seer", settings=settings)
+
+
+def holds(manifest: dict[str, Any]) -> bool:
+    """Kept and dropped are all, at every stage."""
+    return all(
+        manifest["kept"][stage] + sum(manifest["dropped_by_stage"][stage].values()) == manifest["input"][stage]
+        for stage in ("videos", "segments", "questions")
+    ) and sum(manifest["dropped"].values()) == sum(manifest["input"].values()) - sum(manifest["kept"].values())
+
+
+def test_a_build(server: Any, films: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dataset"
+    manifest = run(server, films, output, prompt_price=10.0, completion_price=100.0)
+    assert manifest["input"] == manifest["kept"] == {"videos": 6, "segments": 18, "questions": 24}
+    assert manifest["dropped"] == {}
+    assert manifest["calls"] == {"made": 18 + 24, "cached": 0, "failed": {}}
+    assert manifest["tokens"] == {"prompt": 4200, "completion": 420}
+    assert manifest["cost"] == pytest.approx(0.084)
+    assert json.loads((output / "manifest.json").read_text()) == manifest
+    records = read_dataset(output)
+    assert len(records) == 24
+    assert manifest["dataset_hash"] == hash_records(records)
+    assert {record.license for record in records} == {"CC0"}
+    for record in records:
+        assert record.options["ABCD".index(record.answer)].startswith("towards the door")
+        assert f"option {record.answer} is right" in record.reasoning
+        assert (output / record.video_path).samefile(
+            next(films.glob(f"{record.video_path[7:13].replace('_', ' ')}.mp4"))
+        )
+    assert check_dataset(output) == []
+    captions = [body for body in server.bodies if body["model"] == "seer"]
+    assert len(captions) == 18
+    assert all(sum(part["type"] == "image_url" for part in body["messages"][0]["content"]) == 4 for body in captions)
+
+
+def test_the_caption_before_is_the_context_of_the_next(server: Any, films: Path, tmp_path: Path) -> None:
+    run(server, films, tmp_path / "dataset")
+    texts = [body["messages"][0]["content"][-1]["text"] for body in server.bodies if body["model"] == "seer"]
+    assert sum("(nothing: this is the beginning)" in text for text in texts) == 6
+    assert sum("crosses the room" in text for text in texts) == 12
+
+
+def test_a_second_build_pays_nothing_and_gives_the_same(server: Any, films: Path, tmp_path: Path) -> None:
+    first = run(server, films, tmp_path / "dataset")
+    num_asked = len(server.bodies)
+    second = run(server, films, tmp_path / "dataset")
+    assert len(server.bodies) == num_asked
+    assert second["dataset_hash"] == first["dataset_hash"]
+    assert second["calls"] == {"made": 0, "cached": first["calls"]["made"], "failed": {}}
+    assert second["tokens"] == first["tokens"]
+    other = run(server, films, tmp_path / "other")
+    assert other["dataset_hash"] == first["dataset_hash"]
+
+
+def test_a_changed_prompt_asks_anew(server: Any, films: Path, tmp_path: Path) -> None:
+    run(server, films, tmp_path / "dataset")
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "goal.md").write_text("Ask for the purpose.")
+    manifest = build(
+        [films],
+        tmp_path / "dataset",
+        base_url=server.base_url,
+        model="model",
+        captioner="seer",
+        prompts_folder=tmp_path / "prompts",
+        settings=QUICK,
+    )
+    assert manifest["calls"]["made"] == 42
+
+
+def test_a_bad_server_loses_nothing(server: Any, films: Path, tmp_path: Path) -> None:
+    clean = run(server, films, tmp_path / "clean")
+
+    def fail(body: dict[str, Any], times: int) -> Any:
+        generator = random.Random(f"{json.dumps(body, sort_keys=True)}{times}")
+        if generator.random() > 0.3:
+            return None
+        return generator.choice(
+            [(429, {"retry-after": "0"}, b"{}"), (429, {}, b"{}"), (500, {}, b""), (0, {}, b""), (200, {}, b"{")]
+        )
+
+    server.fail = fail
+    manifest = run(server, films, tmp_path / "dataset", num_attempts=12)
+    assert manifest["dataset_hash"] == clean["dataset_hash"]
+    assert sum(manifest["calls"]["failed"].values()) > 0
+    assert manifest["tokens"] == clean["tokens"]
+
+
+def test_every_loss_has_its_reason(server: Any, films: Path, make_video: MakeVideo, tmp_path: Path) -> None:
+    (films / "notes.mp4").write_text("no video")
+    (films / "copy.mp4").write_bytes((films / "film 0.mp4").read_bytes())
+    cut = make_video("films/cut.mp4")
+    os.truncate(cut, cut.stat().st_size // 2)
+    ordinary = server.reply
+    kinds: Counter[str] = Counter()
+
+    def reply(body: dict[str, Any]) -> Any:
+        text = json.dumps(body)
+        if body["model"] == "seer":
+            return {"finish_reason": "stop", "message": {"refusal": "no"}} if "2.0 s to" in text else ordinary(body)
+        for skill, name in (("Skill: time", "prose"), ("Skill: goals", "cut"), ("Skill: space", "late")):
+            if skill in text:
+                kinds[name] += 1
+                if name == "prose":
+                    return "I'd rather not use JSON."
+                if name == "cut":
+                    return {"finish_reason": "length", "message": {"content": '{"reasoning": "'}}
+                return str(ordinary(body)).replace("0.6 s", "66 s")
+        return ordinary(body)
+
+    server.reply = reply
+    manifest = run(server, films, tmp_path / "dataset")
+    assert manifest["input"]["videos"] == 9
+    assert manifest["dropped_by_stage"] == {
+        "videos": {"video_duplicate": 1, "video_unreadable": 2},
+        "segments": {"caption_refused": 6},
+        "questions": {"question_invalid": 6, "question_truncated": 6, "reasoning_time_outside": 6},
+    }
+    assert manifest["kept"] == {"videos": 6, "segments": 12, "questions": 6}
+    assert holds(manifest)
+    assert kinds == {"prose": 18, "cut": 18, "late": 6}
+    budgets = {body["max_tokens"] for body in server.bodies if "Skill: goals" in json.dumps(body)}
+    assert budgets == {2048, 4096, 8192}
+    dropped = [json.loads(line) for line in (tmp_path / "dataset" / "dropped.jsonl").read_text().splitlines()]
+    assert len(dropped) == sum(manifest["dropped"].values())
+    assert any(item["item"].endswith("cut.mp4") and "truncated" in item["detail"] for item in dropped)
+    assert check_dataset(tmp_path / "dataset") == []
+
+
+def test_a_video_that_breaks_off_inside_loses_its_segments_only(server: Any, films: Path, tmp_path: Path) -> None:
+    path = films / "film 3.mp4"
+    content = bytearray(path.read_bytes())
+    middle = content.index(b"mdat") + 4 + (len(content) - content.index(b"mdat")) // 3
+    content[middle : middle + 400] = random.Random(1).randbytes(400)
+    path.write_bytes(content)
+    manifest = run(server, films, tmp_path / "dataset")
+    assert manifest["dropped_by_stage"]["segments"].keys() == {"caption_damaged_input"}
+    assert holds(manifest)
+    assert manifest["kept"]["videos"] == 6
+
+
+def test_a_server_that_dies_ends_the_build_and_keeps_what_was_paid(server: Any, films: Path, tmp_path: Path) -> None:
+    server.fail = lambda body, times: (0, {}, b"") if len(server.answered) >= 10 else None
+    with pytest.raises(DataError, match="run again to go on"):
+        run(server, films, tmp_path / "dataset", num_attempts=2, num_parallel=1)
+    assert not (tmp_path / "dataset" / "records.parquet").exists()
+    server.fail = lambda body, times: None
+    manifest = run(server, films, tmp_path / "dataset")
+    assert manifest["calls"]["cached"] >= 10
+    assert max(Counter(server.answered).values()) == 1
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(server: Any, films: Path, tmp_path: Path) -> None:
+    expected = run(server, films, tmp_path / "undisturbed")["dataset_hash"]
+    server.answered.clear()
+    server.delay_seconds = 0.02
+    output = tmp_path / "dataset"
+    program = "import sys; from longvideo_reason_data.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "build", "--videos", str(films), "--output", str(output)]
+    command += ["--base-url", server.base_url, "--model", "model", "--captioner", "seer", "--window-seconds", "1"]
+    command += ["--source", "test", "--license", "CC0", "--num-parallel", "2"]
+    generator = random.Random(0)
+    kills = 0
+    while kills < 3:
+        already = len(server.answered)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wanted = already + generator.randrange(4, 14)
+        while process.poll() is None and len(server.answered) < wanted:
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        if process.returncode == 0:
+            break
+    assert kills >= 2
+    final = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert final.returncode == 0, final.stderr
+    assert json.loads((output / "manifest.json").read_text())["dataset_hash"] == expected
+    # An answer that was under way when the client died can't be known to it; at most two were, at each kill.
+    repeated = sum(count - 1 for count in Counter(server.answered).values())
+    assert repeated <= 2 * kills
+    assert check_dataset(output) == []
+
+
+def test_nothing_to_build_from(server: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no videos in this folder"):
+        run(server, tmp_path, tmp_path / "dataset")
+    (tmp_path / "a.mp4").write_text("x")
+    with pytest.raises(DataError, match="none of the 1 videos can be read"):
+        run(server, tmp_path, tmp_path / "dataset")
+    with pytest.raises(UsageError, match="no videos given"):
+        build([], tmp_path / "dataset", base_url=server.base_url, model="model")
+
+
+def test_output_inside_the_input_is_not_its_own_input(server: Any, films: Path) -> None:
+    for _ in range(2):
+        manifest = run(server, films, films / "dataset")
+        assert manifest["input"]["videos"] == 6
+
+
+# Checking a dataset.
+
+
+@pytest.fixture
+def dataset(server: Any, films: Path, tmp_path: Path) -> Path:
+    run(server, films, tmp_path / "dataset")
+    return tmp_path / "dataset"
+
+
+def rewrite(dataset: Path, change: Callable[[list[QuestionRecord]], list[QuestionRecord]]) -> list[str]:
+    write_records(dataset / "records.parquet", change(read_dataset(dataset)))
+    return check_dataset(dataset)
+
+
+def test_check_finds_what_is_wrong(dataset: Path) -> None:
+    assert check_dataset(dataset) == []
+    first = read_dataset(dataset)[0]
+    problems = rewrite(
+        dataset, lambda records: [r.model_copy(update={"video_duration_seconds": 99.0}) for r in records]
+    )
+    assert any("the record says 99.000 s" in problem for problem in problems)
+    assert any("dataset_hash isn't that of the records" in problem for problem in problems)
+    video = dataset / first.video_path
+    content = video.read_bytes()
+    video.unlink()
+    assert any("is missing" in problem for problem in check_dataset(dataset))
+    video.write_bytes(content + b"\0")
+    assert any("is another file" in problem for problem in check_dataset(dataset))
+    video.write_bytes(content[: len(content) // 2])
+    assert any("truncated" in problem for problem in check_dataset(dataset))
+
+
+def test_check_finds_leaks_and_unbalanced_letters(dataset: Path) -> None:
+    def leak(records: list[QuestionRecord]) -> list[QuestionRecord]:
+        other = Split.HELD_OUT if records[0].split is not Split.HELD_OUT else Split.TRAIN_RL
+        return [records[0].model_copy(update={"split": other}), *records[1:]]
+
+    assert any("in several splits" in problem for problem in rewrite(dataset, leak))
+
+    def always_b(records: list[QuestionRecord]) -> list[QuestionRecord]:
+        return [r.model_copy(update={"answer": "B", "split": Split.TRAIN_RL}) for r in records]
+
+    assert any("train_rl: the right letters are unbalanced" in problem for problem in rewrite(dataset, always_b))
+    assert any("no questions" in problem for problem in rewrite(dataset, lambda records: []))

@@ -1,0 +1,1 @@
+"""Attention over packed rows: the plan, the computation, and its registration in transformers."""

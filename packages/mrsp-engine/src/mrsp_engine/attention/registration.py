@@ -1,0 +1,61 @@
+"""The engine's entrance into transformers: an attention implementation by the name of `mrsp`.
+
+Models of any architecture that go through transformers' attention registry can run under it. A forward pass that
+carries a plan (keyword `attention_plan`) is computed as the plan says; one without is ordinary `sdpa`, masks included,
+so generation, caches and plain rows work unchanged.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from mrsp_engine.attention.packed import packed_attention
+from mrsp_engine.attention.plan import AttentionPlan
+
+ATTENTION_NAME = "mrsp"
+
+
+def register_attention() -> str:
+    """Make the implementation known to transformers and return its name; calling it again changes nothing."""
+    if ATTENTION_NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(ATTENTION_NAME, attention_forward)
+        AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    return ATTENTION_NAME
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    attention_plan: AttentionPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as transformers asks.
+
+    Takes query [1, heads, L, C], key and value [1, key heads, L, C]; returns [1, L, heads, C] and no weights.
+
+    Raises:
+        ValueError: The model's settings (dropout, a mask, several rows) can't be honoured exactly under a plan.
+    """
+    if attention_plan is None:
+        plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return plain(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    if dropout or attention_mask is not None or query.shape[0] != 1:
+        raise ValueError(
+            f"packed attention needs one row without dropout or mask; got {query.shape[0]} rows, dropout {dropout}, "
+            f"{'a' if attention_mask is not None else 'no'} mask"
+        )
+    keys, values = key[0], value[0]
+    if attention_plan.shards is not None:
+        # One exchange for keys and values, tokens first: [L, 2, key heads, C] to [S, 2, key heads, C].
+        local = torch.stack((keys, values)).permute(2, 0, 1, 3)
+        keys, values = attention_plan.shards.gather(local).permute(1, 2, 0, 3).unbind(0)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return packed_attention(query[0], keys, values, attention_plan.calls, scale=scale)[None], None

@@ -1,0 +1,73 @@
+"""What an embedding depends on, in one value whose digest is its name.
+
+Two media share an embedding only if nothing that could change a single number differs: the file's bytes, the frames
+and their times, the size after resizing, the processor's settings, the encoder's weights, the number format and the
+family. The module doesn't know how any of these are obtained.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EmbeddingKey", "encoder_fingerprint", "tensor_digest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingKey:
+    """Everything that shapes the embedding of one medium.
+
+    Attributes:
+        content_digest: SHA-256 of the file's bytes.
+        frame_indices: Frames that were encoded, in order.
+        timestamps: Their times in whole microseconds.
+        height: Height in pixels after resizing.
+        width: Width in pixels after resizing.
+        processor_digest: Digest of the processor's settings.
+        encoder_fingerprint: Fingerprint of the encoder's weights, see `encoder_fingerprint`.
+        dtype: Number format in which the encoder ran, such as "float32".
+        family: Name of the model family whose code encodes.
+    """
+
+    content_digest: str
+    frame_indices: tuple[int, ...]
+    timestamps: tuple[int, ...]
+    height: int
+    width: int
+    processor_digest: str
+    encoder_fingerprint: str
+    dtype: str
+    family: str
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted names, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def encoder_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names, shapes, number formats and bytes of a module's parameters and saved buffers."""
+    state = module.state_dict()
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -1,0 +1,117 @@
+"""The border between the engine and one family of models.
+
+A family knows how its checkpoints are loaded, how pixels become embeddings, how a conversation becomes tokens and
+positions, and how its language model is run over embeddings. It does not know groups, losses, ranks of a trainer or
+the sampler. `Policy` is one loaded checkpoint of a family.
+
+Shape legend: P prompt tokens, S tokens of a packed row, D hidden size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mrsp_engine.attention.plan import AttentionPlan
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.media import MediaReference
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.video import Video
+
+
+class Policy(ABC):
+    """One loaded checkpoint.
+
+    Attributes:
+        name: The family's name, equal to `model_type` in the checkpoint's config.json.
+        folder: Where the checkpoint was loaded from.
+        model: The Hugging Face model.
+        tokenizer: The checkpoint's tokenizer.
+        store: Where embeddings are kept.
+        end_token_ids: Tokens that end a response.
+        vocab_size: Number of rows of the language model's head.
+    """
+
+    name: ClassVar[str]
+    folder: Path
+    model: nn.Module
+    tokenizer: Any
+    store: EmbeddingStore
+    end_token_ids: tuple[int, ...]
+    vocab_size: int
+
+    @abstractmethod
+    def encode_video(self, video: Video, frame_indices: Sequence[int]) -> MediaReference:
+        """Refer to the given frames, encoding them only if the store does not hold them yet."""
+
+    @abstractmethod
+    def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
+        """Lay out one user turn (media first, then `text`) followed by the start of the assistant's turn."""
+
+    @abstractmethod
+    def build_shared_prompt(
+        self, media: Sequence[MediaReference], *, system: str | None = None
+    ) -> tuple[Prompt, Callable[[str], tuple[int, ...]]]:
+        """Split a prompt where questions begin to differ.
+
+        Returns the part up to and including the media, and a function from a question's text to the tokens that
+        remain: `prefix.expanded_ids + tail(text) == build_prompt(text, media).expanded_ids` for every text.
+        """
+
+    @abstractmethod
+    def embed(self, prompt: Prompt) -> Tensor:
+        """Return the prompt's input embeddings [P, D] with media taken from the store."""
+
+    @abstractmethod
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Return the embeddings of plain tokens: int64 [S] to [S, D]."""
+
+    @abstractmethod
+    def hidden_states(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan | None = None) -> Tensor:
+        """Run the language model over one row of embeddings [S, D] at positions [3, S]; returns [S, D].
+
+        Without a plan the row is one ordinary causal sequence. With a plan, attention follows it.
+        """
+
+    @property
+    @abstractmethod
+    def language_model_head(self) -> nn.Module:
+        """The module that turns hidden states into logits."""
+
+    @abstractmethod
+    def freeze_vision(self) -> None:
+        """Exclude the encoder of media (tower and projector) from training."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write a complete checkpoint in the family's ordinary Hugging Face layout; whole or not at all."""
+
+    @abstractmethod
+    def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights a sampler must take over after an update, under the checkpoint's names."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters live."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the language model's parameters."""
+        return next(self.language_model_head.parameters()).dtype
+
+
+class Family(Protocol):
+    """What an entry point in the group `mrsp_engine.families` provides; its name is the checkpoint's `model_type`."""
+
+    @property
+    def model_type(self) -> str:
+        """The `model_type` of the checkpoints this family loads."""
+        ...
+
+    def load_policy(self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device) -> Policy:
+        """Load the checkpoint in `folder`."""
+        ...

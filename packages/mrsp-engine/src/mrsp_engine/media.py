@@ -1,0 +1,21 @@
+"""A reference to an encoded medium: what travels through the program in place of pixels and embeddings."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaReference:
+    """Names an embedding in the store and says how it lies in space and time.
+
+    Attributes:
+        key: Digest of the store's key; covers content, frames, processor, encoder weights and dtype.
+        grid_thw: Patches in time, height and width before the encoder merges neighbours.
+        seconds_per_grid: Seconds between two temporal patches, already rounded to float32 because that is what the
+            sampler computes positions from.
+        num_tokens: Rows of the embedding, and so the number of placeholder tokens in an expanded prompt.
+    """
+
+    key: str
+    grid_thw: tuple[int, int, int]
+    seconds_per_grid: float
+    num_tokens: int

@@ -1,0 +1,73 @@
+"""Rotary positions, made once and used by sampler and trainer alike.
+
+transformers (since 5.3) starts the text behind a video at the video's spatial extent; Qwen2.5-VL was trained, and vLLM
+samples, with text starting behind the largest index of any axis. For an hour of video the two lie thousands apart, so
+the engine makes positions itself and never asks the model for them.
+
+Shape legend: P prompt tokens, S tokens of a packed row.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mrsp_engine.media import MediaReference
+
+
+def qwen2_5_vl_positions(
+    expanded_ids: Sequence[int],
+    media: Sequence[MediaReference],
+    *,
+    placeholder_id: int,
+    merge_size: int,
+    tokens_per_second: float,
+) -> Tensor:
+    """Lay an expanded prompt out in time, height and width: int64 [3, P].
+
+    Text advances all three axes together. A medium's temporal axis advances by `seconds_per_grid × tokens_per_second`
+    per temporal patch, truncated only after multiplying by the patch's index; its spatial axes count merged patches.
+    What follows starts one behind the largest index used so far.
+    """
+    pieces: list[npt.NDArray[np.int64]] = []
+    cursor, start = 0, 0  # next token, next free index
+    remaining = iter(media)
+    while cursor < len(expanded_ids):
+        if expanded_ids[cursor] == placeholder_id:
+            medium = next(remaining, None)
+            if medium is None:
+                raise ValueError(f"placeholder at token {cursor} has no medium; {len(media)} media were given")
+            piece = _medium_positions(medium, merge_size=merge_size, tokens_per_second=tokens_per_second)
+        else:
+            length = _text_length(expanded_ids, cursor, placeholder_id)
+            piece = np.broadcast_to(np.arange(length), (3, length))
+        pieces.append(piece + start)
+        cursor += piece.shape[1]
+        start += int(piece.max()) + 1
+    if cursor != len(expanded_ids) or next(remaining, None) is not None:
+        raise ValueError(f"{len(media)} media don't account for the placeholders of a {len(expanded_ids)}-token prompt")
+    return torch.from_numpy(np.concatenate(pieces, axis=1)) if pieces else torch.empty((3, 0), dtype=torch.int64)
+
+
+def continue_positions(prompt_positions: Tensor, branch_lengths: Sequence[int]) -> Tensor:
+    """Positions of a whole packed row: [3, P] to [3, S]; every branch starts one behind the prompt's largest index."""
+    start = int(prompt_positions.max()) + 1
+    branches = [torch.arange(start, start + length, device=prompt_positions.device) for length in branch_lengths]
+    rows = prompt_positions.shape[0]
+    return torch.cat([prompt_positions, *(branch.expand(rows, -1) for branch in branches)], dim=1)
+
+
+def _text_length(expanded_ids: Sequence[int], start: int, placeholder_id: int) -> int:
+    end = start
+    while end < len(expanded_ids) and expanded_ids[end] != placeholder_id:
+        end += 1
+    return end - start
+
+
+def _medium_positions(medium: MediaReference, *, merge_size: int, tokens_per_second: float) -> npt.NDArray[np.int64]:
+    frames, height, width = medium.grid_thw
+    grid = np.indices((frames, height // merge_size, width // merge_size)).astype(np.int64)
+    grid[0] = (grid[0] * (medium.seconds_per_grid * tokens_per_second)).astype(np.int64)
+    return grid.reshape(3, -1)

@@ -1,0 +1,73 @@
+"""Making a vision tower with random weights see.
+
+Only the last two layers of a Qwen2.5-VL tower are set, from videos like those it will see or from pictures drawn here;
+it is then frozen for good.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import Qwen2VLVideoProcessor
+
+__all__ = ["calibrate_vision", "patches_of_pictures", "patches_of_videos"]
+
+
+WHITENING_FLOOR = 1e-3  # directions weaker than this share of the strongest are noise and stay small
+
+
+@torch.no_grad()
+def calibrate_vision(tower: nn.Module, scale: float, patches_SP: Tensor, grid_thw: Tensor) -> None:
+    """Centre, whiten and scale the tower's output over the given patches [S, P] and their grids [N, 3].
+
+    Fresh weights give tokens that are nearly alike: the mean of all pictures dominates, then overall brightness, and
+    what tells two objects apart is a hundredth of it. Removing the mean and giving every direction the same size lets
+    all of it reach the language model.
+    """
+    merger = cast(Any, tower).merger
+    for linear in (merger.mlp[0], merger.mlp[2]):
+        nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+    tokens_SD = cast(Any, tower)(patches_SP, grid_thw=grid_thw).pooler_output.double()
+    mean_D = tokens_SD.mean(dim=0)
+    centred_SD = tokens_SD - mean_D
+    variances_D, directions_DD = torch.linalg.eigh(centred_SD.T @ centred_SD / len(centred_SD))
+    floor = WHITENING_FLOOR * variances_D.max()
+    whiten_DD = directions_DD @ torch.diag((variances_D.clamp(min=0.0) + floor).rsqrt()) @ directions_DD.T
+    whiten_DD *= scale / (centred_SD @ whiten_DD).pow(2).mean().sqrt()
+    merger.mlp[2].weight.copy_(whiten_DD.T @ merger.mlp[2].weight.double())
+    merger.mlp[2].bias.copy_((merger.mlp[2].bias.double() - mean_D) @ whiten_DD)
+
+
+def patches_of_videos(processor: Qwen2VLVideoProcessor, videos: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+    """Patches [S, P] and grids [N, 3] of videos, each uint8 [F, H, W, 3], by the checkpoint's own processor."""
+    inputs = processor(
+        videos=[torch.from_numpy(video) for video in videos], do_sample_frames=False, return_tensors="pt"
+    )
+    return inputs["pixel_values_videos"], inputs["video_grid_thw"]
+
+
+def patches_of_pictures(
+    config: Any, *, num_pictures: int = 256, num_patches_per_side: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Pictures of coloured rectangles as patches [S, channels × time × height × width], and their grids [N, 3]."""
+    patch_size, merge_size = int(config.patch_size), int(config.spatial_merge_size)
+    side = num_patches_per_side * patch_size
+    pictures = torch.rand(num_pictures, 3, 1, 1).mul(0.5).repeat(1, 1, side, side)
+    for picture in pictures:
+        for _ in range(6):
+            top, left = (int(edge) for edge in torch.randint(0, side - patch_size, (2,)))
+            height, width = (int(edge) for edge in torch.randint(patch_size // 2, side // 2, (2,)))
+            picture[:, top : top + height, left : left + width] = torch.rand(3, 1, 1)
+    mean, deviation = Qwen2VLVideoProcessor.image_mean, Qwen2VLVideoProcessor.image_std
+    pictures = (pictures - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+    half = num_patches_per_side // merge_size
+    patches = pictures.view(num_pictures, 3, half, merge_size, patch_size, half, merge_size, patch_size)
+    patches = (
+        patches.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).repeat(1, 1, 1, 1, 1, 1, config.temporal_patch_size, 1, 1)
+    )
+    grid_thw = torch.tensor([[1, num_patches_per_side, num_patches_per_side]] * num_pictures)
+    return patches.reshape(num_pictures * num_patches_per_side**2, -1), grid_thw

@@ -1,0 +1,44 @@
+"""What the engine needs to know of a video.
+
+Any reader that has these members can be handed to `Policy.encode_video`; the engine knows no container, codec or file
+path. Sizes are those of the frames that `read` returns, that is after any rotation.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Video(Protocol):
+    """A source of exact frames."""
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 (hex) of what the frames come from; equal digests mean equal frames."""
+        ...
+
+    @property
+    def frame_count(self) -> int:
+        """Number of frames that can be read."""
+        ...
+
+    @property
+    def timestamps(self) -> npt.NDArray[np.float64]:
+        """Presentation time of every frame in seconds, strictly increasing, shape [frame_count]."""
+        ...
+
+    @property
+    def height(self) -> int:
+        """Rows of every frame that `read` returns."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Columns of every frame that `read` returns."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Return the frames at `indices` as RGB, shape [F, H, W, 3]."""
+        ...

@@ -1,0 +1,45 @@
+"""What the engine's tests share: one tiny checkpoint, an embedding store and a synthetic video."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families import load_policy
+from mrsp_engine.families.base import Policy
+from mrsp_engine.testing import NoiseVideo
+from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+
+CORPUS = (
+    "Which shape left first?",
+    "The red circle met the blue square at 00:12.",
+    "A. red\nB. blue\nC. green\nD. none",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    create_tiny_qwen2_5_vl(
+        folder, corpus=CORPUS, hidden_size=96, num_heads=3, num_key_value_heads=1, num_layers=2, intermediate_size=128
+    )
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "embeddings")
+
+
+@pytest.fixture
+def policy(tiny_folder: Path, store: EmbeddingStore) -> Policy:
+    """The tiny checkpoint in float64 with a frozen tower."""
+    policy = load_policy(tiny_folder, dtype=torch.float64, store=store)
+    policy.freeze_vision()
+    return policy
+
+
+@pytest.fixture
+def video() -> NoiseVideo:
+    return NoiseVideo()

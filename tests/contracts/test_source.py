@@ -1,0 +1,144 @@
+"""The shape of the source: small modules that say what they are, declared dependencies, and no trace of one machine."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MEMBERS = sorted([*ROOT.glob("packages/*"), ROOT / "apps"])
+MODULES = sorted(path for member in MEMBERS for path in member.glob("src/**/*.py"))
+
+MOST_LINES, MOST_FUNCTION_LINES = 450, 70
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "misc", "manager"}
+
+# Addresses and folders of the machine a file was written on; written so that they don't match themselves.
+TRACES = re.compile(
+    r"""(?<![\w.~-])/(?:work|root|home|Users)/[\w.]   # somebody's folders
+    | \b(?!127\.0\.0\.1:|0\.0\.0\.0:)(?:\d{1,3}\.){3}\d{1,3}:\d+      # somebody's servers
+    | \b(?:files\.)?py(?:pi|thonhosted)\.org\b | //[\w.:-]+/(?:simple|pypi)\b   # where packages came from
+    """,
+    re.VERBOSE,
+)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines that do something: without signature and docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def tracked_files() -> list[Path]:
+    """What git tracks or would add."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_a_module_is_short_and_says_what_it_is(path):
+    tree = parse(path)
+    assert ast.get_docstring(tree), "no module docstring"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+    assert path.stem not in VAGUE_NAMES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert num_lines(node) <= MOST_FUNCTION_LINES, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=relative)
+def test_a_package_is_typed(member):
+    assert len(list(member.glob("src/*/py.typed"))) == 1
+
+
+def test_no_file_tells_where_it_was_written():
+    found: list[str] = []
+    for path in tracked_files():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{relative(path)}:{number}" for number, line in enumerate(lines, 1) if TRACES.search(line)]
+    assert found == []
+
+
+def project(member: Path) -> dict[str, Any]:
+    return tomllib.loads((member / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Distribution names of requirements, in their normal form."""
+    return {normal(re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]) for requirement in requirements}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(paths: Iterator[Path]) -> dict[str, str]:
+    """Top-level names that are imported anywhere in the files, and a place where."""
+    found: dict[str, str] = {}
+    for path in paths:
+        for node in ast.walk(parse(path)):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules = [node.module]
+            for module in modules:
+                found.setdefault(module.partition(".")[0], f"{relative(path)}:{node.lineno}")
+    return found
+
+
+def undeclared(paths: Iterator[Path], declared: set[str]) -> dict[str, str]:
+    """Imports that no declared distribution provides."""
+    providers = packages_distributions()
+    return {
+        name: place
+        for name, place in imported(paths).items()
+        if name not in sys.stdlib_module_names and not declared.intersection(map(normal, providers.get(name, [name])))
+    }
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=relative)
+def test_a_package_imports_what_it_declares(member):
+    tables = project(member)["project"]
+    extras = [requirement for extra in tables.get("optional-dependencies", {}).values() for requirement in extra]
+    declared = names([tables["name"], *tables["dependencies"], *extras])
+    assert undeclared(member.glob("src/**/*.py"), declared) == {}
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=relative)
+def test_a_package_is_tested_with_what_it_declares(member):
+    # Other libraries may come through a dependency; another package of this workspace must not be taken for granted.
+    tables = project(member)["project"]
+    others = names([project(other)["project"]["name"] for other in MEMBERS])
+    missing = undeclared(member.glob("tests/**/*.py"), names([tables["name"], *tables["dependencies"]]))
+    assert {name: place for name, place in missing.items() if normal(name) in others} == {}
+
+
+def test_the_members_have_one_version():
+    assert len({project(member)["project"]["version"] for member in MEMBERS}) == 1
