@@ -1,5 +1,8 @@
 """The timeline world: what is asked follows from what happens, and what happens is what the file shows."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -170,3 +173,32 @@ def test_only_demonstrations_for_sft_are_guesses_and_their_source_says_so(tmp_pa
 def test_no_video_asked_for_is_refused(tmp_path):
     with pytest.raises(UsageError, match="0 videos asked for"):
         write_small(tmp_path, videos={Split.HELD_OUT: 0})
+
+
+RENDER = """
+import sys
+from hashlib import sha256
+from pathlib import Path
+from longvideo_reason_data.timeline.rendering import write_video
+from longvideo_reason_data.timeline.world import WorldSettings, create_world
+
+settings = WorldSettings(seconds=16.0, num_scenes=4, scene_seconds=2.0, frames_per_second=2, size_pixels=112)
+for name in "abcdefgh":
+    path = Path(sys.argv[1], name + ".mp4")
+    write_video(create_world(name, settings), path)
+    print(sha256(path.read_bytes()).hexdigest())
+"""
+
+
+def test_a_file_depends_on_nothing_that_lies_in_memory(tmp_path):
+    said: set[str] = set()
+    for fill in ("0", "85", "170", "255"):  # glibc fills fresh memory with this byte
+        done = subprocess.run(
+            [sys.executable, "-c", RENDER, tmp_path],
+            env=os.environ | {"MALLOC_PERTURB_": fill},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said.add(done.stdout)
+    assert len(said) == 1

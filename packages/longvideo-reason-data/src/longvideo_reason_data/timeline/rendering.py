@@ -71,7 +71,9 @@ def write_video(world: World, path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, settings.frames_per_second)
         stream.thread_count = 1
-        stream.options = {"preset": "veryfast", "crf": "18", "g": str(settings.frames_per_second * 8)}
+        # x264's macroblock tree reads memory that it never wrote, so the same pictures would not always give the same file.
+        keyframe_interval = str(settings.frames_per_second * 8)
+        stream.options = {"preset": "veryfast", "crf": "18", "g": keyframe_interval, "mbtree": "0"}
         for picture in render_frames(world):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(frame))
