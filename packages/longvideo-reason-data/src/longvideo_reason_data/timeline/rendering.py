@@ -71,7 +71,7 @@ def write_video(world: World, path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, settings.frames_per_second)
         stream.thread_count = 1
-        # x264's macroblock tree reads memory that it never wrote, so the same pictures would not always give the same file.
+        # The macroblock tree of x264 reads memory that it never wrote, so one story could give two files.
         keyframe_interval = str(settings.frames_per_second * 8)
         stream.options = {"preset": "veryfast", "crf": "18", "g": keyframe_interval, "mbtree": "0"}
         for picture in render_frames(world):
