@@ -29,6 +29,7 @@ from longvideo_reason_data.videos import VideoFile, sample_frames
 
 EVALUATIONS = "evaluations"
 CALIBRATION_VIDEOS = 32
+SERVE_OPTIONS = "--dtype float32 --gpu-memory-utilization 0.5"  # on CPUs a share of the main memory
 
 
 def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console: Console) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def print_summary(config: QuickstartConfig, summary: Mapping[str, Any], console:
     console.print(f"report      {config.output / REPORT_NAME}", soft_wrap=True, highlight=False)
     console.print(f"checkpoint  {model}", soft_wrap=True, highlight=False)
     console.print(
-        f"serve it    python -m vllm.entrypoints.openai.api_server --model {model} --dtype float32",
+        f"serve it    python -m vllm.entrypoints.openai.api_server --model {model} {SERVE_OPTIONS}",
         soft_wrap=True,
         highlight=False,
     )

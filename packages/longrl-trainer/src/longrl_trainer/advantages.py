@@ -10,9 +10,9 @@ advantage, and its siblings are compared without it. Knows nothing of tokens, pr
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
-AdvantageName = Literal["grpo", "dr_grpo", "rloo"]
+from longrl_trainer.config import AdvantageName
+
 STANDARD_DEVIATION_FLOOR = 1e-6
 # Rewards are short sums of weights; what differs by less than this differs only by rounding.
 EQUAL_REWARDS = 1e-9

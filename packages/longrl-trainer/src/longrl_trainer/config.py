@@ -1,7 +1,8 @@
 """What can be set: one frozen model per stage, made of sections that the stages share.
 
 The models check what a value is (type, range, known key). What only a run can know (does the folder exist, which
-rewards are installed) is checked where it is used. Paths are relative to the folder the command is started in.
+rewards are installed) is checked where it is used. Paths are relative to the folder the command is started in. Imports
+nothing heavy, so that a command can show its settings at once.
 """
 
 from pathlib import Path
@@ -9,10 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from longrl_trainer.advantages import AdvantageName
-from longrl_trainer.losses import AggregationName
-from longrl_trainer.optimizer import OptimizerName
-
+AdvantageName = Literal["grpo", "dr_grpo", "rloo"]
+AggregationName = Literal["token", "sequence", "constant"]
+OptimizerName = Literal["adamw", "muon"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
 SplitName = Literal["train_sft", "train_rl", "held_out"]
 

@@ -7,12 +7,11 @@ after the other, in any order, with the same result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-AggregationName = Literal["token", "sequence", "constant"]
+from longrl_trainer.config import AggregationName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

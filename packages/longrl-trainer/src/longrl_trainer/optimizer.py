@@ -9,14 +9,13 @@ bfloat16 weight is otherwise rounded away. Knows nothing of losses or of where t
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from longrl_trainer.config import OptimizerName
 from longrl_trainer.errors import TrainerError
 
-OptimizerName = Literal["adamw", "muon"]
 FINE_DTYPES = (torch.float32, torch.float64)
 MASTER = "master"
 
