@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from itertools import islice
 
@@ -202,3 +203,17 @@ def test_a_file_depends_on_nothing_that_lies_in_memory(tmp_path):
         )
         said.add(done.stdout)
     assert len(said) == 1
+
+
+def test_killing_the_renderer_leaves_no_process_behind(tmp_path):
+    line = "from longvideo_reason_data.cli import main; main()"
+    arguments = ["timeline", "--output", tmp_path / "world", "--videos", "500", "--seconds", "60"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", line, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not list(tmp_path.glob("world/videos/*.mp4")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.kill()
+    running.communicate(timeout=60)  # the pipe is open as long as a worker lives
+    assert 0 < len(list(tmp_path.glob("world/videos/*.mp4"))) < 500

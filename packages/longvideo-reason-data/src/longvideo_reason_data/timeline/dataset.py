@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -91,12 +92,24 @@ def _render(jobs: list[tuple[World, Path]], progress: Progress | None) -> dict[s
     num_workers = min(len(os.sched_getaffinity(0)), len(jobs))
     context = multiprocessing.get_context("spawn")
     digests: dict[str, str] = {}
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_leave_with_parent) as pool:
         for (world, _), digest in zip(jobs, pool.map(_render_one, jobs, chunksize=4), strict=True):
             digests[world.name] = digest
             if progress is not None:
                 progress(len(digests), len(jobs))
     return digests
+
+
+def _leave_with_parent() -> None:
+    """Let a worker end when its parent is killed; it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+
+    def wait_and_leave() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_and_leave, daemon=True).start()
 
 
 def _render_one(job: tuple[World, Path]) -> str:
