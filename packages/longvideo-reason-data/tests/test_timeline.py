@@ -1,6 +1,7 @@
 """The timeline world: what is asked follows from what happens, and what happens is what the file shows."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ from longvideo_reason_data.timeline.world import Action, WorldSettings, create_w
 from longvideo_reason_data.videos import VideoFile
 
 SETTINGS = WorldSettings()
+LONG_WORLDS = [
+    create_world(f"long/{seconds}", WorldSettings(seconds=seconds, num_scenes=int(seconds / 8), scene_seconds=2.0))
+    for seconds in (100.0, 777.7, 7200.0)
+]
 WORLDS = [create_world(f"test/{number}", SETTINGS) for number in range(60)]
 
 
@@ -70,6 +75,10 @@ def test_the_file_shows_each_scene_at_its_time(tmp_path):
 def answers_from_scenes(world, question):
     """Work the answer out again from the scenes, by another way than the questions were made."""
     scenes = world.scenes
+    if between := re.match(r"Between (\S+)s and (\S+)s: ", question):
+        start, end = map(float, between.groups())
+        scenes = [scene for scene in scenes if start < scene.start_seconds and scene.end_seconds < end]
+        question = question[between.end() :].capitalize()
     words = question.rstrip("?").split()
 
     def told(text):
@@ -90,7 +99,7 @@ def answers_from_scenes(world, question):
     return bring.partner if "in the end" in question else bring.actor
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [*WORLDS, *LONG_WORLDS])
 def test_every_answer_follows_from_the_scenes(world):
     questions = create_questions(world, deal_letters("test"), 12)
     assert len({question.question for question in questions}) == len(questions) >= 5
@@ -98,8 +107,10 @@ def test_every_answer_follows_from_the_scenes(world):
         right = question.options["ABCD".index(question.answer)]
         assert right == answers_from_scenes(world, question.question)
         assert len(set(question.options)) == NUM_OPTIONS
-        told = [scene.sentence() for scene in world.scenes if scene.sentence() in question.reasoning]
-        assert len(told) == len(question.evidence)
+        starts = {interval.start_seconds for interval in question.evidence}
+        told = [scene.sentence() for scene in world.scenes if scene.start_seconds in starts]
+        assert len(told) == len(question.evidence) == question.reasoning.count("Around")
+        assert all(sentence in question.reasoning for sentence in told)
         seen = {word for sentence in told for word in sentence.split()}
         assert right in seen or question.skill is Skill.GOAL
 

@@ -7,12 +7,12 @@ evenly, so that neither letters nor wording give the answer away. Nothing here h
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.records import Interval, Skill
-from longvideo_reason_data.timeline.world import PLACES, Action, Scene, World
+from longvideo_reason_data.timeline.world import CHAPTER_SCENES, PLACES, Action, Scene, World
 
 NUM_OPTIONS = 4
 CLOCK_SECONDS = 4
@@ -39,13 +39,35 @@ class _Draft:
     scenes: tuple[Scene, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Excerpt:
+    """The part of a story that a question is about, and the words that say which."""
+
+    scenes: tuple[Scene, ...]
+    characters: tuple[str, ...]
+    between: str = ""
+
+    def scenes_of(self, action: Action) -> tuple[Scene, ...]:
+        return tuple(scene for scene in self.scenes if scene.action is action)
+
+    def tells_once(self, scene: Scene) -> bool:
+        """Whether the words describe one scene only; who met whom reads both ways."""
+
+        def same(other: Scene) -> bool:
+            return other.action is scene.action and (
+                set(other.people) == set(scene.people) if scene.action is Action.MEET else other.people == scene.people
+            )
+
+        return sum(same(other) for other in self.scenes) == 1
+
+
 def create_questions(world: World, letters: Iterator[str], num_questions: int) -> list[WorldQuestion]:
     """Draw questions about one world, skills in turn; `letters` deals the place of the right option.
 
     Returns fewer than asked for where the story does not hold that many different questions.
     """
     generator = random.Random(f"questions {world.name}")
-    drafts = [draft for draft in _drafts(world) if len(draft.wrong) >= NUM_OPTIONS - 1]
+    drafts = [draft for part in _excerpts(world) for draft in _drafts(part) if len(draft.wrong) >= NUM_OPTIONS - 1]
     chosen: list[_Draft] = []
     by_skill = {skill: [draft for draft in drafts if draft.skill is skill] for skill in Skill}
     for waiting in by_skill.values():
@@ -86,106 +108,72 @@ def _finish(draft: _Draft, world: World, letter: str, generator: random.Random) 
     )
 
 
-def _others(values: tuple[str, ...], *excluded: str | None) -> tuple[str, ...]:
-    return tuple(value for value in values if value not in excluded)
+def _draft(skill: Skill, question: str, right: str, kind: tuple[str, ...], *scenes: Scene) -> _Draft:
+    """A question whose wrong options are everything else of the right one's kind."""
+    return _Draft(
+        skill=skill,
+        question=question,
+        right=right,
+        wrong=tuple(value for value in kind if value != right),
+        scenes=scenes,
+    )
 
 
-def _drafts(world: World) -> Iterator[_Draft]:
-    yield from _temporal(world)
-    yield from _goal(world)
-    yield from _spatial(world)
-    yield from _plot(world)
+def _excerpts(world: World) -> Iterator[_Excerpt]:
+    """The whole story, and in a longer one each chapter by its times: little happens only once in two hours."""
+    yield _Excerpt(scenes=world.scenes, characters=world.characters)
+    if len(world.scenes) > CHAPTER_SCENES:
+        slot_seconds = world.settings.seconds / len(world.scenes)
+        for start in range(0, len(world.scenes), CHAPTER_SCENES):
+            scenes = world.scenes[start : start + CHAPTER_SCENES]
+            edges = (round(index * slot_seconds, 1) for index in (start, start + len(scenes)))
+            between = "Between {:g}s and {:g}s: ".format(*edges)
+            yield _Excerpt(scenes=scenes, characters=world.characters, between=between)
 
 
-def _temporal(world: World) -> Iterator[_Draft]:
-    scenes = world.scenes
+def _drafts(excerpt: _Excerpt) -> Iterator[_Draft]:
+    for draft in (*_temporal(excerpt), *_goal(excerpt), *_spatial(excerpt), *_plot(excerpt)):
+        question = draft.question
+        if excerpt.between:
+            question = excerpt.between + question[0].lower() + question[1:]
+        yield replace(draft, question=question)
+
+
+def _temporal(excerpt: _Excerpt) -> Iterator[_Draft]:
+    scenes = excerpt.scenes
     if scenes[0].partner is None:
-        first = scenes[0].actor
-        yield _Draft(
-            skill=Skill.TEMPORAL,
-            question="Who is seen first?",
-            right=first,
-            wrong=_others(world.characters, first),
-            scenes=scenes[:1],
-        )
+        yield _draft(Skill.TEMPORAL, "Who is seen first?", scenes[0].actor, excerpt.characters, scenes[0])
     for before, after in pairwise(scenes):
-        if after.partner is None and after.actor not in before.people and _told_once(world, before):
-            yield _Draft(
-                skill=Skill.TEMPORAL,
-                question=f"Who is seen right after {_deed(before)}?",
-                right=after.actor,
-                wrong=_others(world.characters, after.actor),
-                scenes=(before, after),
-            )
+        if after.partner is None and after.actor not in before.people and excerpt.tells_once(before):
+            question = f"Who is seen right after {_deed(before)}?"
+            yield _draft(Skill.TEMPORAL, question, after.actor, excerpt.characters, before, after)
 
 
-def _goal(world: World) -> Iterator[_Draft]:
+def _goal(excerpt: _Excerpt) -> Iterator[_Draft]:
     purposes = tuple(action.purpose for action in Action)
-    for scene in world.scenes:
-        if sum(scene.actor in other.people for other in world.scenes) == 1:
-            right = scene.action.purpose
-            yield _Draft(
-                skill=Skill.GOAL,
-                question=f"For what does {scene.actor} come?",
-                right=right,
-                wrong=_others(purposes, right),
-                scenes=(scene,),
-            )
-    deliveries = [scene for scene in world.scenes if scene.action is Action.BRING]
-    for scene in deliveries:
-        if len(deliveries) == 1 and scene.partner is not None:
-            yield _Draft(
-                skill=Skill.GOAL,
-                question=f"For whom does {scene.actor} take the parcel?",
-                right=scene.partner,
-                wrong=_others(world.characters, scene.partner),
-                scenes=(scene,),
-            )
+    for scene in excerpt.scenes:
+        if sum(scene.actor in other.people for other in excerpt.scenes) == 1:
+            yield _draft(Skill.GOAL, f"For what does {scene.actor} come?", scene.action.purpose, purposes, scene)
+    brought = excerpt.scenes_of(Action.BRING)
+    if len(brought) == 1:
+        question = f"For whom does {brought[0].actor} take the parcel?"
+        yield _draft(Skill.GOAL, question, brought[0].people[1], excerpt.characters, brought[0])
 
 
-def _spatial(world: World) -> Iterator[_Draft]:
-    for scene in world.scenes:
-        if _told_once(world, scene):
-            yield _Draft(
-                skill=Skill.SPATIAL,
-                question=f"Where is it that {_deed(scene)}?",
-                right=scene.place,
-                wrong=_others(PLACES, scene.place),
-                scenes=(scene,),
-            )
+def _spatial(excerpt: _Excerpt) -> Iterator[_Draft]:
+    for scene in excerpt.scenes:
+        if excerpt.tells_once(scene):
+            yield _draft(Skill.SPATIAL, f"Where is it that {_deed(scene)}?", scene.place, PLACES, scene)
 
 
-def _plot(world: World) -> Iterator[_Draft]:
-    taken = [scene for scene in world.scenes if scene.action is Action.TAKE]
-    brought = [scene for scene in world.scenes if scene.action is Action.BRING]
+def _plot(excerpt: _Excerpt) -> Iterator[_Draft]:
+    taken, brought = excerpt.scenes_of(Action.TAKE), excerpt.scenes_of(Action.BRING)
     if len(brought) == 1 and len(taken) == 1:
-        carrier, receiver = brought[0].actor, brought[0].partner or ""
-        yield _Draft(
-            skill=Skill.PLOT,
-            question="Who has the parcel in the end?",
-            right=receiver,
-            wrong=_others(world.characters, receiver),
-            scenes=(taken[0], brought[0]),
-        )
-        yield _Draft(
-            skill=Skill.PLOT,
-            question="Who carries the parcel?",
-            right=carrier,
-            wrong=_others(world.characters, carrier),
-            scenes=(taken[0], brought[0]),
-        )
+        carrier, receiver = brought[0].people
+        told = (taken[0], brought[0])
+        yield _draft(Skill.PLOT, "Who has the parcel in the end?", receiver, excerpt.characters, *told)
+        yield _draft(Skill.PLOT, "Who carries the parcel?", carrier, excerpt.characters, *told)
 
 
 def _deed(scene: Scene) -> str:
     return scene.sentence().removesuffix(f" in the {scene.place}")
-
-
-def _told_once(world: World, scene: Scene) -> bool:
-    """Whether the words describe one scene only; who met whom reads both ways."""
-
-    def same(other: Scene) -> bool:
-        return other.action is scene.action and (
-            set(other.people) == set(scene.people) if scene.action is Action.MEET else other.people == scene.people
-        )
-
-    return sum(same(other) for other in world.scenes) == 1

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "diamond")
 PLACES = ("garden", "market", "harbour", "mill")
+CHAPTER_SCENES = 5
 
 
 class Action(StrEnum):
@@ -68,6 +69,11 @@ class WorldSettings(BaseModel):
             raise ValueError(f"size_pixels must be a multiple of 16, got {self.size_pixels}")
         return self
 
+    @property
+    def characters(self) -> tuple[str, ...]:
+        """The colours that may play a part."""
+        return COLOURS[: self.num_characters]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
@@ -116,21 +122,21 @@ class World:
     @property
     def characters(self) -> tuple[str, ...]:
         """The colours that may play a part."""
-        return COLOURS[: self.settings.num_characters]
+        return self.settings.characters
 
 
 def create_world(name: str, settings: WorldSettings) -> World:
     """Draw the story that belongs to a name; the name is the seed.
 
-    Scenes fill equal slots, each at a random place inside its slot. Every run of five scenes carries one parcel: it is
+    Scenes fill equal slots, each at a random place inside its slot. Each chapter of five scenes has one parcel: it is
     taken in one scene and brought to somebody in a later one; the others wait or meet.
     """
     generator = random.Random(f"world {name}")
-    people = COLOURS[: settings.num_characters]
+    people = settings.characters
     shapes = {colour: generator.choice(SHAPES) for colour in COLOURS}
     actions: list[tuple[Action, str, str | None]] = []
     while len(actions) < settings.num_scenes:
-        actions += _draw_chapter(generator, people, min(5, settings.num_scenes - len(actions)))
+        actions += _draw_chapter(generator, people, min(CHAPTER_SCENES, settings.num_scenes - len(actions)))
     slot_seconds = settings.seconds / settings.num_scenes
     scenes: list[Scene] = []
     for index, (action, actor, partner) in enumerate(actions):
@@ -152,7 +158,7 @@ def create_world(name: str, settings: WorldSettings) -> World:
 def _draw_chapter(
     generator: random.Random, people: tuple[str, ...], num_scenes: int
 ) -> list[tuple[Action, str, str | None]]:
-    """Draw up to five scenes; with three or more, one parcel is taken and brought."""
+    """Draw up to a chapter of scenes; with three or more, one parcel is taken and brought."""
     chapter: list[tuple[Action, str, str | None]] = []
     for _ in range(num_scenes):
         actor, partner = generator.sample(people, 2)
