@@ -1,4 +1,7 @@
-"""How stored embeddings are written into a sampler's request, for every modality.
+"""How media are written into a sampler's request, for every modality.
+
+A request either carries the embeddings, or only says how large they are and how they lie in time, and vLLM's worker
+reads them from the store by their names (`mrsp_engine.rollout.embedding_connector`).
 
 Video is the engine's own case. A family with other media brings its own through an entry point in the group
 `mrsp_engine.sampler_media`, under the checkpoint's `model_type`; nothing here names one.
@@ -6,14 +9,14 @@ Video is the engine's own case. A family with other media brings its own through
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mrsp_engine.media import MediaReference
 
-__all__ = ["SamplerMedia", "VideoSamplerMedia", "find_sampler_media"]
+__all__ = ["SamplerMedia", "StoredSamplerMedia", "VideoSamplerMedia", "find_sampler_media"]
 
 ENTRY_POINT_GROUP = "mrsp_engine.sampler_media"
 
@@ -37,7 +40,16 @@ class SamplerMedia(Protocol):
         ...
 
     def data(self, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
-        """The modality's entry in a request."""
+        """The modality's entry in a request that carries embeddings."""
+        ...
+
+
+@runtime_checkable
+class StoredSamplerMedia(SamplerMedia, Protocol):
+    """A modality whose embeddings vLLM's worker can read from the store itself."""
+
+    def reference(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        """The modality's entry in a request that carries none."""
         ...
 
 
@@ -50,8 +62,11 @@ class VideoSamplerMedia:
 
     def data(self, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
         """See `SamplerMedia.data`."""
+        return {"video_embeds": torch.cat(list(embeddings))} | self.reference(media)
+
+    def reference(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        """See `StoredSamplerMedia.reference`."""
         return {
-            "video_embeds": torch.cat(list(embeddings)),
             "video_grid_thw": torch.tensor([medium.grid_thw for medium in media]),
             "second_per_grid_ts": torch.tensor([medium.seconds_per_grid for medium in media]),
         }
