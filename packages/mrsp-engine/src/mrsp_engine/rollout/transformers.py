@@ -15,7 +15,14 @@ from transformers import DynamicCache
 from mrsp_engine.errors import EngineError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout.base import Rollout, SamplingSettings, WeightSource, language_weights
+from mrsp_engine.rollout.base import (
+    Refusal,
+    RefusalReason,
+    Rollout,
+    SamplingSettings,
+    WeightSource,
+    language_weights,
+)
 
 __all__ = ["TransformersRolloutEngine"]
 
@@ -32,7 +39,7 @@ class TransformersRolloutEngine:
         self._policy: Policy | None = policy
         self._generator = torch.Generator().manual_seed(seed)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
         """See `RolloutEngine.generate`."""
         policy = self._require_open()
         generator = self._generator
@@ -58,6 +65,10 @@ class TransformersRolloutEngine:
                     raise EngineError(f"weight {name} {tuple(tensor.shape)}: this engine's model has none such")
                 targets[name].copy_(tensor)
 
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`; the only memory here is the policy's own."""
+        self._require_open()
+
     def close(self) -> None:
         """See `RolloutEngine.close`."""
         self._policy = None
@@ -68,10 +79,15 @@ class TransformersRolloutEngine:
         return self._policy
 
 
-def _sample(policy: Policy, prompt: Prompt, sampling: SamplingSettings, generator: torch.Generator) -> list[Rollout]:
+def _sample(
+    policy: Policy, prompt: Prompt, sampling: SamplingSettings, generator: torch.Generator
+) -> list[Rollout] | Refusal:
     """Draw G = num_samples responses to one prompt of P tokens."""
+    try:
+        embeddings_1PD = policy.embed(prompt)[None]
+    except EngineError as error:  # an embedding that is missing, or is another model's
+        return Refusal(reason=RefusalReason.EMBEDDING_UNUSABLE, message=str(error))
     cache = DynamicCache()
-    embeddings_1PD = policy.embed(prompt)[None]
     positions = prompt.positions.to(policy.device)  # [axes, P]
     next_position = int(positions.max()) + 1
     hidden = _run(policy, embeddings_1PD, positions[:, None], cache)
