@@ -126,7 +126,7 @@ def create_tiny_qwen3_vl(folder: Path, seed: int = 0) -> None:
         image_processor=Qwen2VLImageProcessor(size=image_size, patch_size=PATCH_SIZE, merge_size=MERGE_SIZE),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(
-            size={"shortest_edge": unit, "longest_edge": 256 * unit}, cap_pixels_per_frame=False
+            size={"shortest_edge": unit, "longest_edge": 1024 * unit}, cap_pixels_per_frame=False
         ),
         chat_template=CHAT_TEMPLATE,
     )
