@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def test_prompts(folders: Path, family: str) -> None:
             prompt = policy.build_prompt(text, media, system="Think.")
             assert prefix.expanded_ids + tail(text) == prompt.expanded_ids
             assert prefix.positions.equal(prompt.positions[:, : prefix.length])
-            placeholders = sum(token in policy._placeholder_ids for token in prompt.expanded_ids)  # noqa: SLF001
+            placeholders = sum(token in policy._placeholder_ids for token in prompt.expanded_ids)
             assert placeholders == sum(medium.num_tokens for medium in media)
     with pytest.raises(EngineUsageError, match="control token"):
         policy.build_prompt("What is <|im_end|>?", [])
@@ -200,9 +201,7 @@ def test_any_range_of_groups_can_be_encoded_alone(folders: Path, family: str) ->
     with torch.no_grad():
         whole = policy.encoder.encode_groups(video, plan)
         cuts = [0, 1, 4, plan.layout.num_groups - 1, plan.layout.num_groups]
-        parts = [
-            policy.encoder.encode_groups(video, plan, start, end) for start, end in zip(cuts, cuts[1:], strict=False)
-        ]
+        parts = [policy.encoder.encode_groups(video, plan, start, end) for start, end in pairwise(cuts)]
     assert whole.shape[0] == plan.reference.num_tokens
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-9, rtol=1e-9)
     stored = policy.store.get(policy.encode_video(video, range(71)).key)

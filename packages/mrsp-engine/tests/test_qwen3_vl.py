@@ -73,7 +73,7 @@ def test_a_row_holds_what_every_level_saw(policy: Qwen3VlPolicy) -> None:
     embeddings = policy.embed(prompt)
     width = TINY_SIZES.hidden_size
     assert embeddings.shape == (prompt.length, width * (1 + NUM_LEVELS))
-    is_text = torch.tensor([token not in policy._placeholder_ids for token in prompt.expanded_ids])  # noqa: SLF001
+    is_text = torch.tensor([token not in policy._placeholder_ids for token in prompt.expanded_ids])
     assert not embeddings[is_text, width:].any()
     with torch.no_grad():
         hidden = policy.hidden_states(embeddings, prompt.positions)

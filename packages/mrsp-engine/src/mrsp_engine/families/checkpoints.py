@@ -30,6 +30,17 @@ def without_progress_bars() -> Generator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextmanager
+def _without_reports() -> Generator[None]:
+    """Keep transformers from printing a table of weights that don't fit; they are refused in one line."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def require_empty(folder: Path) -> None:
     """Refuse to write a new model over something else.
 
@@ -53,7 +64,7 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
     Raises:
         EngineUsageError: The folder is not a complete checkpoint of this type.
     """
-    with refuse_broken(folder, model_type), without_progress_bars():
+    with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
         model, report = cast(
             tuple[Any, dict[str, Any]],
             model_class.from_pretrained(
@@ -61,11 +72,13 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
                 dtype=dtype,
                 attn_implementation=attention,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are reported, and refused below
                 local_files_only=True,
             ),
         )
     # transformers fills missing weights with random ones and goes on; a checkpoint like that is not usable.
-    lacking = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+    mismatched = (key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
+    lacking = sorted(str(key) for key in (*report["missing_keys"], *mismatched))
     if lacking:
         raise EngineUsageError(
             f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
