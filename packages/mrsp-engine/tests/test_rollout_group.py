@@ -86,7 +86,9 @@ def split_over_ranks(folder: str, store_folder: str) -> dict[str, Any]:
     except EngineUsageError as error:
         wrong = str(error)
     engine = open_engine(folder, store, 2)
-    rows = engine._llm.apply_model(lambda model: model.language_model.model.layers[0].mlp.down_proj.weight.shape[1])
+    rows = engine._llm.apply_model(
+        lambda model: model.language_model.model.layers[0].mlp.down_proj.input_size_per_partition
+    )
     start, _ = gap(policy, prompts, engine)
     engine.sleep()
     changed = changed_policy(Path(folder), store)

