@@ -16,7 +16,9 @@ from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import Rollout, SamplingSettings, require_rollouts
+from mrsp_engine.rollout.long_media import MODEL_SUFFIX, VLLM_MODULES, allow_long_media
 from mrsp_engine.rollout.vllm import VllmRolloutEngine
+from mrsp_engine.rollout.vllm_process import confined_import
 from mrsp_engine.testing import NoiseVideo
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
@@ -38,7 +40,7 @@ def policy(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Polic
 
 @pytest.fixture(scope="module")
 def prompts(policy: Policy) -> list[Prompt]:
-    # 60 frames are 360 tokens: more than one batch below, and more than vLLM's own bound for this processor, 112.
+    # 60 frames are 360 tokens, more than a batch of the first test below.
     media = [policy.encode_video(NoiseVideo(seed=seed, frame_count=60), range(60)) for seed in (1, 2)]
     assert media[0].num_tokens == 360
     return [policy.build_prompt("Which shape left first?", [medium]) for medium in media]
@@ -54,6 +56,21 @@ def agreement(policy: Policy, prompts: list[Prompt], groups: list[list[Rollout]]
         for rollout, scored in zip(group, scores.logprobs, strict=True):
             worst = max(worst, float((torch.tensor(rollout.logprobs) - scored).abs().max()))
     return worst
+
+
+def test_a_medium_may_fill_the_context_whatever_vllm_expects(tiny_folder: Path, prompts: list[Prompt]) -> None:
+    with confined_import():
+        from vllm.config import ModelConfig
+        from vllm.multimodal import MULTIMODAL_REGISTRY
+
+        assert all(allow_long_media(stem + MODEL_SUFFIX) for stem in VLLM_MODULES)
+        assert not allow_long_media("Qwen2AudioForConditionalGeneration")
+        config = ModelConfig(model=str(tiny_folder), max_model_len=MAX_MODEL_LEN)
+        info = MULTIMODAL_REGISTRY.create_processor(config).info
+    asked = (MAX_MODEL_LEN, {"video": 1})
+    (medium,) = prompts[0].media
+    assert super(type(info), info).get_mm_max_tokens_per_item(*asked)["video"] < medium.num_tokens
+    assert info.get_mm_max_tokens_per_item(*asked) == {"image": MAX_MODEL_LEN, "video": MAX_MODEL_LEN}
 
 
 def test_reading_the_store_gives_what_carrying_the_embeddings_gives(

