@@ -35,6 +35,7 @@ from mrsp_engine.rollout.vllm_requests import RequestWriter, SamplerCheckpoint, 
 
 __all__ = ["VllmRolloutEngine"]
 
+DTYPES = ("float32", "bfloat16", "float16")
 SMALL_HIDDEN_SIZE = 512
 REPLICA_SEED_STRIDE = 0x9E3779B9  # torch's CPU generator reads the low 32 bits of a seed alone
 
@@ -92,6 +93,8 @@ class VllmRolloutEngine:
         read_store: bool = True,
     ) -> None:
         _require_vllm()
+        if dtype not in DTYPES:
+            raise EngineUsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = SamplerCheckpoint(checkpoint_folder)
         self._placement = Placement.find(tensor_parallel_size)
         is_reading_store = read_store and isinstance(checkpoint.media, StoredSamplerMedia)
@@ -109,6 +112,7 @@ class VllmRolloutEngine:
         if num_threads is None:
             num_threads = 1 if checkpoint.hidden_size <= SMALL_HIDDEN_SIZE else torch.get_num_threads()
         self._num_threads = num_threads
+        self._is_eager = enforce_eager
         options: dict[str, Any] = _FIXED_OPTIONS | {
             "max_model_len": max_model_len,
             "kv_cache_memory_bytes": memory_bytes,
@@ -165,7 +169,7 @@ class VllmRolloutEngine:
         this together.
         """
         self._require_alive()
-        with sampling_threads(self._num_threads):
+        with sampling_threads(self._num_threads, is_eager=self._is_eager):
             try:
                 if not self._has_weights:
                     self._llm.wake_up(tags=["weights"])
@@ -221,7 +225,7 @@ class VllmRolloutEngine:
 
     def _run(self, requests: list[dict[str, Any]], sampling: SamplingSettings) -> list[Any]:
         seed = int(torch.randint(2**62, (), generator=self._seeds)) if sampling.seed is None else sampling.seed
-        with sampling_threads(self._num_threads):
+        with sampling_threads(self._num_threads, is_eager=self._is_eager):
             # Not the request's own seed: vLLM's CPU sampler can't combine it with chunked prompts.
             torch.manual_seed((seed + self._placement.replica * REPLICA_SEED_STRIDE) % 2**63)
             try:

@@ -162,13 +162,13 @@ def own_random_numbers() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def sampling_threads(num_threads: int) -> Generator[None]:
-    """Run vLLM inside with this many threads, without compiling and without touching the caller's random numbers."""
+def sampling_threads(num_threads: int, *, is_eager: bool) -> Generator[None]:
+    """Run vLLM inside with this many threads, without touching the caller's random numbers, compiling or not."""
     previous = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         # vLLM compiles its sampler on first use even in eager mode: half a minute that pays only on large machines.
-        with own_random_numbers(), torch.compiler.set_stance("force_eager"):
+        with own_random_numbers(), torch.compiler.set_stance("force_eager" if is_eager else "default"):
             yield
     finally:
         torch.set_num_threads(previous)

@@ -39,11 +39,11 @@ class SamplerCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         config = _read_json(folder / "config.json")
-        if config is None:
+        text_config = cast(dict[str, Any], (config or {}).get("text_config", config or {}))
+        if config is None or "hidden_size" not in text_config:
             raise EngineUsageError(
                 f"{folder / 'config.json'}: not readable as a model's configuration; choose a checkpoint folder"
             )
-        text_config = cast(dict[str, Any], config.get("text_config", config))
         self.architecture = str(next(iter(config.get("architectures") or ()), ""))
         self.hidden_size = int(text_config["hidden_size"])
         self.media: SamplerMedia = find_sampler_media(str(config.get("model_type")))
