@@ -6,7 +6,7 @@ it. The module doesn't know where embeddings come from; the policy does.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -87,11 +87,10 @@ def _sample(
         embeddings_1PD = policy.embed(prompt)[None]
     except EngineError as error:  # an embedding that is missing, or is another model's
         return Refusal(reason=RefusalReason.EMBEDDING_UNUSABLE, message=str(error))
-    decoder = cast(Any, policy.model).get_decoder()
     cache = DynamicCache()
     positions = prompt.positions.to(policy.device)  # [axes, P]
     next_position = int(positions.max()) + 1
-    hidden = _run(decoder, embeddings_1PD, positions[:, None], cache)
+    hidden = _run(policy, embeddings_1PD, positions[:, None], cache)
     cache.batch_repeat_interleave(sampling.num_samples)
     logits_GV = policy.language_model_head(hidden[:, -1]).expand(sampling.num_samples, -1)
     ends = torch.tensor(policy.end_token_ids)
@@ -107,7 +106,7 @@ def _sample(
             break
         positions = torch.full((prompt.positions.shape[0], sampling.num_samples, 1), next_position + step)
         embeddings_G1D = policy.embed_tokens(token_G.to(policy.device))[:, None]
-        logits_GV = policy.language_model_head(_run(decoder, embeddings_G1D, positions.to(policy.device), cache)[:, -1])
+        logits_GV = policy.language_model_head(_run(policy, embeddings_G1D, positions.to(policy.device), cache)[:, -1])
     return _collect(policy, torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1))
 
 
@@ -134,11 +133,12 @@ def _nucleus(logits_GV: Tensor, top_p: float) -> Tensor:
     return torch.empty_like(values_GV).scatter(1, order_GV, values_GV)
 
 
-def _run(decoder: Any, embeddings: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+def _run(policy: Policy, embeddings: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
     """Last hidden states [B, S, D] of embeddings [B, S, D] at positions [axes, B, S] that follow the cache."""
     if positions.shape[0] == 1:
         positions = positions[0]
-    output = decoder(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True)
+    inputs = policy.decoder_inputs(embeddings)
+    output = policy.decoder(**inputs, position_ids=positions, past_key_values=cache, use_cache=True)
     return cast(Tensor, output.last_hidden_state)
 
 

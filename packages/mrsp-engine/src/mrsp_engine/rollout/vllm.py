@@ -123,6 +123,7 @@ class VllmRolloutEngine:
             "enforce_eager": enforce_eager,
             "limit_mm_per_prompt": dict(checkpoint.media.limits),
         }
+        options |= checkpoint.media.options
         threads_before = torch.get_num_threads()
         try:
             with own_random_numbers(), confined_import(self._placement):

@@ -25,11 +25,12 @@ class SamplerCheckpoint:
     """What the sampler's side must know of a checkpoint.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where the model that vLLM runs lies.
         architecture: The model class it names.
         hidden_size: Width of the language model.
         media: How its media are written into requests.
-        placeholder_id: Token that stands for a medium.
+        embedding_width: Columns of a medium's embedding.
+        placeholder_ids: Tokens that stand for media.
         end_token_ids: Tokens that end a response.
 
     Raises:
@@ -37,17 +38,19 @@ class SamplerCheckpoint:
     """
 
     def __init__(self, folder: Path) -> None:
+        config = _read_config(folder)
+        self.media: SamplerMedia = find_sampler_media(str(config.get("model_type")))
+        if self.media.subfolder:
+            folder = folder / self.media.subfolder
+            config = _read_config(folder)
         self.folder = folder
-        config = _read_json(folder / "config.json")
-        text_config = cast(dict[str, Any], (config or {}).get("text_config", config or {}))
-        if config is None or "hidden_size" not in text_config:
-            raise EngineUsageError(
-                f"{folder / 'config.json'}: not readable as a model's configuration; choose a checkpoint folder"
-            )
+        text_config = cast(dict[str, Any], config.get("text_config", config))
+        if "hidden_size" not in text_config:
+            raise EngineUsageError(f"{folder / 'config.json'}: names no hidden_size; choose a language model's folder")
         self.architecture = str(next(iter(config.get("architectures") or ()), ""))
         self.hidden_size = int(text_config["hidden_size"])
-        self.media: SamplerMedia = find_sampler_media(str(config.get("model_type")))
-        self.placeholder_id = int(config.get(self.media.placeholder_key, -1))
+        self.embedding_width = self.media.embedding_width(config)
+        self.placeholder_ids = self.media.placeholder_ids(folder, config)
         generation = _read_json(folder / "generation_config.json") or {}
         end = cast(int | list[int] | None, generation.get("eos_token_id", text_config.get("eos_token_id")))
         if end is None:
@@ -89,10 +92,10 @@ class RequestWriter:
             EngineUsageError: If the prompt was built for another checkpoint.
         """
         checkpoint = self._checkpoint
-        if prompt.token_ids.count(checkpoint.placeholder_id) != len(prompt.media):
+        if sum(token in checkpoint.placeholder_ids for token in prompt.token_ids) != len(prompt.media):
             raise EngineUsageError(
                 f"prompt with {len(prompt.media)} media: expected as many placeholder tokens "
-                f"({checkpoint.placeholder_id}) in token_ids; build the prompt with this checkpoint's policy"
+                f"({sorted(checkpoint.placeholder_ids)}) in token_ids; build the prompt with this checkpoint's policy"
             )
         if prompt.length + sampling.max_tokens > self._max_model_len:
             return Refusal(
@@ -100,9 +103,8 @@ class RequestWriter:
                 message=f"prompt of {prompt.length} tokens and max_tokens={sampling.max_tokens}: expected at most "
                 f"{self._max_model_len} together; raise max_model_len, or lower max_tokens or the number of frames",
             )
-        request: dict[str, Any] = {"prompt_token_ids": list(prompt.token_ids)}
         if not prompt.media:
-            return request
+            return {"prompt_token_ids": list(prompt.token_ids)}
         embeddings: list[Tensor] = []
         for medium in prompt.media:
             found = self._find(medium)
@@ -111,16 +113,12 @@ class RequestWriter:
             embeddings.append(found)
         media = checkpoint.media
         if self._is_reading_store and isinstance(media, StoredSamplerMedia):
-            data = media.reference(prompt.media)
-        else:
-            data = media.data(prompt.media, [embedding.to(self._dtype) for embedding in embeddings])
-        request["multi_modal_data"] = {media.modality: data}
-        request["multi_modal_uuids"] = {media.modality: [medium_name(medium) for medium in prompt.media]}
-        return request
+            return media.reference_request(prompt, medium_name)
+        return media.request(prompt, [embedding.to(self._dtype) for embedding in embeddings], medium_name)
 
     def _find(self, medium: MediaReference) -> Tensor | Refusal:
         tensor = self._source.get(medium.key)
-        expected = (medium.num_tokens, self._checkpoint.hidden_size)
+        expected = (medium.num_tokens, self._checkpoint.embedding_width)
         if tensor is None:
             fault = f"isn't in {self._source.folder}; encode it with the store of this engine"
         elif medium in self._checked:
@@ -161,6 +159,15 @@ def read_rollouts(output: Any, tokenizer: Any) -> list[Rollout] | Refusal:
 
 
 _ENDS = ("stop", "length")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = _read_json(folder / "config.json")
+    if config is None or "model_type" not in config:
+        raise EngineUsageError(
+            f"{folder / 'config.json'}: not readable as a model's configuration; choose a checkpoint folder"
+        )
+    return config
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
