@@ -86,7 +86,9 @@ def split_over_ranks(folder: str, store_folder: str) -> dict[str, Any]:
     except EngineUsageError as error:
         wrong = str(error)
     engine = open_engine(folder, store, 2)
-    rows = engine._llm.apply_model(lambda model: model.language_model.model.layers[0].mlp.down_proj.weight.shape[1])
+    rows = engine._llm.apply_model(
+        lambda model: model.language_model.model.layers[0].mlp.down_proj.input_size_per_partition
+    )
     start, _ = gap(policy, prompts, engine)
     engine.sleep()
     changed = changed_policy(Path(folder), store)
@@ -148,6 +150,8 @@ def test_replicas_sample_together_and_a_killed_one_is_told_by_the_others(folder:
     assert "\n" not in line
 
 
-def test_several_ranks_per_model_need_as_many_processes(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_start_is_told_at_once(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineUsageError, match="torchrun"):
         open_engine(str(folder), EmbeddingStore(tmp_path), 2)
+    with pytest.raises(EngineUsageError, match="bfloat16"):
+        VllmRolloutEngine(folder, EmbeddingStore(tmp_path), max_model_len=64, dtype="bf16")

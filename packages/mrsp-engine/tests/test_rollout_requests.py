@@ -130,6 +130,9 @@ def test_a_prompt_of_another_checkpoint_is_a_mistake(tiny_folder: Path, source: 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineUsageError, match=r"config\.json"):
         SamplerCheckpoint(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(EngineUsageError, match=r"config\.json"):
+        SamplerCheckpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2", "hidden_size": 8}')
     with pytest.raises(EngineUsageError, match="eos_token_id"):
         SamplerCheckpoint(tmp_path)

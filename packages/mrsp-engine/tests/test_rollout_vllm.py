@@ -1,13 +1,12 @@
 """Real vLLM in this process, fed from the embedding store: agreement with the trainer, before and after updates."""
 
-import contextlib
 import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from mrsp_engine.testing import NoiseVideo
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
+CountTokens = Callable[[VllmRolloutEngine], AbstractContextManager[list[int]]]
 MAX_MODEL_LEN = 224
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=24, num_samples=6, seed=5)
 
@@ -253,37 +253,18 @@ def test_an_embedding_that_leaves_the_store_fails_its_request_alone(
 
 
 def test_samples_of_a_prompt_share_its_computation(
-    engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
+    engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt], count_tokens: CountTokens
 ) -> None:
     engine.update_weights(trained)  # which empties the prefix cache
     sampling = dataclasses.replace(SAMPLING, num_samples=8, max_tokens=4)
-    with counted_tokens(engine) as counts:
+    with count_tokens(engine) as counts:
         engine.generate(prompts[:1], sampling)
     # Full blocks of 128 tokens are computed once; the rest of the prompt, and all of a response but its last token,
     # are each sample's own.
     assert sum(counts) == 128 + 8 * (prompts[0].length - 128) + 8 * 3
-    with counted_tokens(engine) as counts:  # another question about the same video, found already
+    with count_tokens(engine) as counts:  # another question about the same video, found already
         engine.generate(prompts[1:2], dataclasses.replace(sampling, num_samples=1))
     assert sum(counts) < prompts[1].length - 120
-
-
-@contextlib.contextmanager
-def counted_tokens(engine: VllmRolloutEngine) -> Iterator[list[int]]:
-    """The tokens that vLLM's language model computes, step by step."""
-    counts: list[int] = []
-
-    def hook(model: Any) -> Any:
-        layer = model.language_model.model.layers[0]
-        return layer.register_forward_pre_hook(
-            lambda _, arguments, named: counts.append(len(named.get("positions", arguments[0] if arguments else ()).T)),
-            with_kwargs=True,
-        )
-
-    (handle,) = engine._llm.apply_model(hook)
-    try:
-        yield counts
-    finally:
-        handle.remove()
 
 
 def test_one_engine_at_a_time(engine: VllmRolloutEngine, tiny_folder: Path, shelf: Shelf) -> None:

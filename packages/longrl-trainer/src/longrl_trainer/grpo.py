@@ -96,6 +96,7 @@ def train_grpo(
             prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
             with clock("rollout"):
                 drawn = draw_responses(sampler, prompts, config, step=step)
+                sampler.sleep()
             with clock("reward"):
                 groups = [
                     judge_group(question, prompt, outcome, rewards=rewards, advantage=config.advantage)

@@ -32,15 +32,16 @@ def allow_long_media(architecture: str) -> bool:
 @cache
 def _create_model_class(stem: str) -> type:
     from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing import BaseProcessingInfo
 
     module: Any = importlib.import_module(f"vllm.model_executor.models.{VLLM_MODULES[stem]}")
-    base_info = getattr(module, f"{stem}ProcessingInfo")
+    base_info: type[BaseProcessingInfo] = getattr(module, f"{stem}ProcessingInfo")
 
     class LongMediaInfo(base_info):
         """The family's own processing with a longer longest item."""
 
         def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-            own: Mapping[str, int] = super().get_mm_max_tokens_per_item(seq_len, mm_counts)
+            own = super().get_mm_max_tokens_per_item(seq_len, mm_counts) or {}
             return {modality: max(num_tokens, seq_len) for modality, num_tokens in own.items()}
 
     model_class = type(f"LongMedia{stem}", (getattr(module, stem + MODEL_SUFFIX),), {"__module__": __name__})

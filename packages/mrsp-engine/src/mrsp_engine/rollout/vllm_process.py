@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 _LOG_LEVEL = "VLLM_LOGGING_LEVEL"
+CPU_WORKER_NAME = "GroupedCpuWorker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +86,14 @@ class Placement:
         """What vLLM has to be told."""
         if not self.is_grouped:
             return {}
-        return {
+        options: dict[str, Any] = {
             "distributed_executor_backend": "external_launcher",
             "tensor_parallel_size": self.tensor_parallel_size,
             "data_parallel_size": self.num_replicas,
         }
+        if not torch.cuda.is_available():
+            options["worker_cls"] = f"{__name__}.{CPU_WORKER_NAME}"
+        return options
 
     def environment(self) -> dict[str, str]:
         """What a launcher would have set; vLLM reads its rank from there."""
@@ -118,6 +123,38 @@ def confined_import(placement: Placement | None = None) -> Generator[None]:
         os.environ.update(environment)
 
 
+@cache
+def _create_cpu_worker() -> type:
+    """VLLM's worker on CPUs, whose ranks talk through the process group.
+
+    By itself it shares memory under a name that is the same for all launched jobs of a machine, is never given back,
+    and waits forever for a rank that died. Ranks that disagree on the name don't share.
+    """
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    class GroupedCpuWorker(CPUWorker):
+        """See above."""
+
+        def __init__(
+            self,
+            vllm_config: Any,
+            local_rank: int,
+            rank: int,
+            distributed_init_method: str,
+            is_driver_worker: bool = False,
+        ) -> None:
+            own_name = f"{distributed_init_method}:rank-{rank}"  # vLLM takes the name from what follows the last colon
+            super().__init__(vllm_config, local_rank, rank, own_name, is_driver_worker)
+
+    return GroupedCpuWorker
+
+
+def __getattr__(name: str) -> Any:
+    if name == CPU_WORKER_NAME:
+        return _create_cpu_worker()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def own_random_numbers() -> contextlib.AbstractContextManager[None]:
     """Inside, random numbers may be drawn and seeded; afterwards the caller's go on as if nothing had been."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -125,13 +162,13 @@ def own_random_numbers() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def sampling_threads(num_threads: int) -> Generator[None]:
-    """Run vLLM inside with this many threads, without compiling and without touching the caller's random numbers."""
+def sampling_threads(num_threads: int, *, is_eager: bool) -> Generator[None]:
+    """Run vLLM inside with this many threads, without touching the caller's random numbers, compiling or not."""
     previous = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         # vLLM compiles its sampler on first use even in eager mode: half a minute that pays only on large machines.
-        with own_random_numbers(), torch.compiler.set_stance("force_eager"):
+        with own_random_numbers(), torch.compiler.set_stance("force_eager" if is_eager else "default"):
             yield
     finally:
         torch.set_num_threads(previous)

@@ -45,6 +45,8 @@ class SamplerCheckpoint:
             config = _read_config(folder)
         self.folder = folder
         text_config = cast(dict[str, Any], config.get("text_config", config))
+        if "hidden_size" not in text_config:
+            raise EngineUsageError(f"{folder / 'config.json'}: names no hidden_size; choose a language model's folder")
         self.architecture = str(next(iter(config.get("architectures") or ()), ""))
         self.hidden_size = int(text_config["hidden_size"])
         self.embedding_width = self.media.embedding_width(config)
@@ -161,7 +163,7 @@ _ENDS = ("stop", "length")
 
 def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
-    if config is None:
+    if config is None or "model_type" not in config:
         raise EngineUsageError(
             f"{folder / 'config.json'}: not readable as a model's configuration; choose a checkpoint folder"
         )
