@@ -98,6 +98,11 @@ class VilaModel(nn.Module):
         return self.mm_projector(patches.unflatten(1, (self.patches_per_side, -1)))
 
     @property
+    def config(self) -> Any:
+        """The language model's configuration, as the classes of transformers have one."""
+        return self.llm.config
+
+    @property
     def patches_per_side(self) -> int:
         """Patches per side of a frame, which the tower takes in one size only."""
         config = self.vision_tower.config
