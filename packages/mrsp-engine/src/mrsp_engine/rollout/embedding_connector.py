@@ -64,7 +64,8 @@ class StoreReader:
     """
 
     def __init__(self, folder: str) -> None:
-        self._source = _shared.get(folder) or EmbeddingStore(Path(folder))
+        shared = _shared.get(folder)
+        self._source: EmbeddingSource = EmbeddingStore(Path(folder)) if shared is None else shared
 
     def find(self, name: str) -> Tensor | None:
         """The embedding of a medium, or None if the store holds it no more."""
