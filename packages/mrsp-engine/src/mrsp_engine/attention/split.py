@@ -96,7 +96,7 @@ def choose_split(
     candidates = [
         RowSplit(head_ranks=head_ranks, token_ranks=num_ranks // head_ranks, exchange=exchange)
         for head_ranks in ([settings.head_ranks] if settings.head_ranks else possible)
-        for exchange in ([settings.exchange] if settings.exchange else EXCHANGES)
+        for exchange in ((settings.exchange,) if settings.exchange else EXCHANGES)
     ]
     rates = settings.rates or MachineRates.nominal(device_type)
     return min(candidates, key=lambda split: predict_seconds(layout, heads, split, rates, item_bytes=item_bytes))
