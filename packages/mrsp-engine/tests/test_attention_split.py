@@ -1,10 +1,13 @@
 """Any number of heads on any number of ranks, and the cost model that divides them."""
 
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mrsp_engine.attention.heads import AttentionHeads
+from mrsp_engine.attention.plan import plan_attention
 from mrsp_engine.attention.split import (
     AttentionSettings,
     Exchange,
@@ -15,6 +18,7 @@ from mrsp_engine.attention.split import (
 )
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.process_groups import SequenceGroup
 
 HOUR = PackedLayout((GroupLengths(262_144, (1024,) * 8),))
 GPU = MachineRates.nominal("cuda")
@@ -57,6 +61,13 @@ def test_what_cannot_be_divided_is_refused() -> None:
         choose_split(HOUR, QWEN_7B, 8, AttentionSettings(head_ranks=8), item_bytes=2, device_type="cuda")
     with pytest.raises(EngineUsageError, match="exchange='mail': expected one of gather, ring"):
         AttentionSettings(exchange="mail")  # type: ignore[arg-type]
+
+
+def test_a_row_too_short_for_its_ranks_is_refused() -> None:
+    group = SequenceGroup(process_group=cast(Any, None), rank=0, size=4)  # planning sends nothing
+    short = PackedLayout((GroupLengths(1, (2,)),))
+    with pytest.raises(EngineUsageError, match="a row of 3 tokens leaves some of 4 ranks without any"):
+        plan_attention(short, QWEN_7B, group=group)
 
 
 def seconds(heads: AttentionHeads, head_ranks: int, exchange: Exchange, rates: MachineRates) -> float:

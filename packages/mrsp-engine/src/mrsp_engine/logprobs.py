@@ -28,8 +28,9 @@ from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rows import PackedRow, PromptGroup
 
-LOGIT_BYTES = 64 << 20
-"""What one chunk's logits may take; what is computed from them takes a few times as much."""
+LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
+"""What one chunk's logits may take; what is computed from them takes a few times as much. Accelerators need the larger
+product; on CPUs what fits the caches and the allocator's pool is faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,16 +136,16 @@ def token_logprobs(
     call the head equally often.
     """
     num_chunks = max(1, -(-len(targets) // chunk_tokens)) if num_chunks is None else num_chunks
-    if num_chunks == 1:
-        return _chunk_logprobs(hidden, targets, head, temperature)
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for of_hidden, of_targets in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
-        part = checkpoint(
-            _chunk_logprobs, of_hidden, of_targets, head, temperature, use_reentrant=False, preserve_rng_state=False
-        )
-        logprobs.append(part[0])
-        entropies.append(part[1])
+        entropy: list[Tensor] = []
+        inputs = (of_hidden, of_targets, head, temperature, entropy)
+        if num_chunks == 1:
+            logprobs.append(_chunk_logprobs(*inputs))
+        else:
+            logprobs.append(checkpoint(_chunk_logprobs, *inputs, use_reentrant=False, preserve_rng_state=False))
+        entropies += entropy[:1]
     return torch.cat(logprobs), torch.cat(entropies)
 
 
@@ -155,7 +156,8 @@ class _Head:
         self.module = policy.language_model_head
         self.temperature = temperature
         item_bytes = max(policy.dtype.itemsize, torch.float32.itemsize)
-        self.chunk_tokens = chunk_tokens or max(1, LOGIT_BYTES // (policy.vocab_size * item_bytes))
+        budget = LOGIT_BYTES.get(policy.device.type, LOGIT_BYTES["cuda"])
+        self.chunk_tokens = chunk_tokens or max(1, budget // (policy.vocab_size * item_bytes))
 
     def score(self, hidden: Tensor, targets: Tensor, most_tokens: int) -> tuple[Tensor, Tensor]:
         """See `token_logprobs`; `most_tokens` is the largest N of any rank."""
@@ -215,12 +217,16 @@ def _score_evenly(hidden: Tensor, row: PackedRow, shards: SequenceShards, head: 
     return whole[:, 0], whole[:, 1].detach()
 
 
-def _chunk_logprobs(hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+def _chunk_logprobs(
+    hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float, entropies: list[Tensor]
+) -> Tensor:
+    """Log-probabilities of a chunk. Entropies go to an empty list: once, not again when backward recomputes."""
     logits = head(hidden)  # [N, V]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:
         logits = logits / temperature
     distribution = torch.log_softmax(logits, dim=-1)
-    with torch.no_grad():
-        entropies = -(distribution.exp() * distribution).sum(-1)
-    return distribution.gather(1, targets[:, None]).squeeze(1), entropies
+    if not entropies:
+        with torch.no_grad():
+            entropies.append(-distribution.exp().mul_(distribution).sum(-1))
+    return distribution.gather(1, targets[:, None]).squeeze(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mrsp_engine.attention.exchange import GatherExchange, KeyValueExchange, NoExchange, RingExchange
 from mrsp_engine.attention.heads import AttentionHeads, HeadExchange
 from mrsp_engine.attention.split import AttentionSettings, RowSplit, choose_split
+from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import PackedLayout, TokenRange
 from mrsp_engine.process_groups import SequenceGroup
 
@@ -67,13 +68,19 @@ def plan_attention(
     """Work out this rank's part of a packed row; without a group it is the whole row.
 
     Raises:
-        EngineUsageError: The settings can't be kept with these heads and ranks.
+        EngineUsageError: The settings can't be kept with these heads and ranks, or the row is too short for them.
     """
     settings, device = settings or AttentionSettings(), device or torch.device("cpu")
     if group is None or group.size == 1:
         return AttentionPlan(exchange=NoExchange(layout.attention_calls()), backend=settings.backend)
     split = choose_split(layout, heads, group.size, settings, item_bytes=dtype.itemsize, device_type=device.type)
     by_rank = layout.split(split.token_ranks, split.head_ranks)
+    if not all(by_rank):
+        # The models' own layers can't compute an empty sequence.
+        raise EngineUsageError(
+            f"a row of {layout.total} tokens leaves some of {group.size} ranks without any; use a smaller sequence "
+            "group, or pack more groups into a row (row_tokens)"
+        )
     token_rank, head_rank = divmod(group.rank, split.head_ranks)
     members = tuple(range(token_rank * split.head_ranks, (token_rank + 1) * split.head_ranks))
     uneven = heads.uneven_key_heads(head_rank, split.head_ranks)
