@@ -44,7 +44,9 @@ def run_on_ranks(
 
     The function must stand at the top level of its file, which may be a test file that can't be imported by name.
     Inside it the default process group exists. Arguments and results are pickled, so they may hold tensors and plain
-    containers but no types of a test file. If one rank fails, the others are stopped and the failure is raised.
+    containers but no types of a test file. The processes are forked from a server that starts with the first call of a
+    session: environment variables set after that don't reach them. If one rank fails, the others are stopped and the
+    failure is raised.
 
     Raises:
         RankError: A rank failed or the time ran out.
