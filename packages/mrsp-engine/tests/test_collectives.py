@@ -5,35 +5,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mrsp_engine.collectives import gather_results, gather_tokens, sum_gradients
+from mrsp_engine.attention.rates import measure_rates
+from mrsp_engine.attention.split import MachineRates
+from mrsp_engine.collectives import gather_results, sum_gradients, swap
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.process_groups import SequenceGroup, create_sequence_group
 from mrsp_engine.testing import RankError, run_on_ranks
 
-Findings = tuple[dict[str, Tensor] | None, dict[str, Tensor], str]
-"""What one rank saw: the exchange (if it took part), the summed gradients, the refusal of a bad group size."""
+Findings = tuple[dict[str, Tensor] | None, dict[str, Tensor], str, MachineRates]
+"""What one rank saw: the exchange (if it took part), the summed gradients, the refusal of a bad group size,
+and what it measured."""
 
 LENGTHS = (3, 0, 4)
 
 
 def exchange(group: SequenceGroup) -> dict[str, Tensor]:
-    """Gather in both ways; each rank weighs the tokens differently, and the results alike."""
+    """Trade pieces of other rows and widths for every pair of ranks; gather results, which every rank weighs alike."""
+    pieces = [torch.full((group.rank + to, to + 1), float(group.rank), dtype=torch.float64) for to in range(group.size)]
+    for piece in pieces:
+        piece.requires_grad_()
+    swapped = swap(pieces, [sender + group.rank for sender in range(group.size)], group)
+    torch.stack([part.sum() * (group.rank + 1) * (sender + 1) for sender, part in enumerate(swapped)]).sum().backward()
+
     start = sum(LENGTHS[: group.rank])
     whole = torch.arange(sum(LENGTHS) * 2, dtype=torch.float64).view(-1, 2)
-    mine = whole[start : start + LENGTHS[group.rank]]
-    tokens, results = mine.clone().requires_grad_(), mine.clone().requires_grad_()
-    gathered = gather_tokens(tokens, LENGTHS, group)
-    (gathered * whole * (group.rank + 1)).sum().backward()
-    of_results = gather_results(results, LENGTHS, group)
-    (of_results * whole).sum().backward()
-    assert tokens.grad is not None
+    results = whole[start : start + LENGTHS[group.rank]].clone().requires_grad_()
+    gathered = gather_results(results, LENGTHS, group)
+    (gathered * whole).sum().backward()
     assert results.grad is not None
-    return {
-        "tokens": gathered.detach(),
-        "results": of_results.detach(),
-        "d tokens": tokens.grad,
-        "d results": results.grad,
-    }
+    found = {"results": gathered.detach(), "d results": results.grad}
+    for rank, (piece, part) in enumerate(zip(pieces, swapped, strict=True)):
+        assert piece.grad is not None
+        found |= {f"from {rank}": part.detach(), f"d to {rank}": piece.grad}
+    return found
 
 
 def sum_of_gradients() -> dict[str, Tensor]:
@@ -60,7 +64,8 @@ def everything() -> Findings:
     """All checks in one start of four ranks; the exchange runs on the first three."""
     three = dist.new_group([0, 1, 2])
     exchanged = exchange(SequenceGroup.of(three)) if dist.get_rank() < 3 else None
-    return exchanged, sum_of_gradients(), refuse_group()
+    rates = measure_rates(create_sequence_group(2), torch.device("cpu"), torch.float32)
+    return exchanged, sum_of_gradients(), refuse_group(), rates
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +73,38 @@ def by_rank() -> list[Findings]:
     return run_on_ranks(everything, 4)
 
 
-def test_both_gathers_join_the_slices(by_rank: list[Findings]) -> None:
+def test_pieces_arrive_and_their_gradients_return(by_rank: list[Findings]) -> None:
+    for rank, found in enumerate(by_rank[:3]):
+        assert found[0] is not None
+        for other in range(3):
+            assert found[0][f"from {other}"].equal(torch.full((other + rank, rank + 1), float(other)).double())
+            gradient = torch.full((rank + other, other + 1), (other + 1.0) * (rank + 1)).double()
+            assert found[0][f"d to {other}"].equal(gradient)
+
+
+def test_results_are_joined_and_each_rank_takes_its_gradient(by_rank: list[Findings]) -> None:
     whole = torch.arange(sum(LENGTHS) * 2, dtype=torch.float64).view(-1, 2)
-    for exchanged, _, _ in by_rank[:3]:
-        assert exchanged is not None
-        assert exchanged["tokens"].equal(whole)
-        assert exchanged["results"].equal(whole)
+    for found, own in zip(by_rank[:3], whole.split(LENGTHS), strict=True):
+        assert found[0] is not None
+        assert found[0]["results"].equal(whole)
+        assert found[0]["d results"].equal(own)
 
 
-def test_gradients_of_tokens_add_up_and_those_of_results_do_not(
-    by_rank: list[Findings],
-) -> None:
-    slices = torch.arange(sum(LENGTHS) * 2, dtype=torch.float64).view(-1, 2).split(LENGTHS)
-    for (exchanged, _, _), own in zip(by_rank[:3], slices, strict=True):
-        assert exchanged is not None
-        assert exchanged["d tokens"].equal(own * (1 + 2 + 3))
-        assert exchanged["d results"].equal(own)
+def test_ranks_agree_on_measured_rates(by_rank: list[Findings]) -> None:
+    rates = [found[3] for found in by_rank]
+    assert rates[0] == rates[1]
+    assert rates[2] == rates[3]
+    for measured in rates:
+        assert measured.flops_per_second > 1e6
+        assert measured.bytes_per_second > 1e6
+        assert 0 < measured.message_seconds < 10
 
 
 def test_parameter_gradients_are_summed_within_the_group(
     by_rank: list[Findings],
 ) -> None:
-    weights = [summed["weight"][0, 0].item() for _, summed, _ in by_rank]
-    biases = [summed["bias"][0].item() for _, summed, _ in by_rank]
+    weights = [summed["weight"][0, 0].item() for _, summed, _, _ in by_rank]
+    biases = [summed["bias"][0].item() for _, summed, _, _ in by_rank]
     assert weights == [10.0, 10.0, 30.0, 30.0]
     assert biases == [1.0, 1.0, 5.0, 5.0]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrsp_engine import logprobs as logprobs_module
+from mrsp_engine import rows as rows_module
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
@@ -143,14 +143,14 @@ def test_a_wrong_position_is_noticed(
 ) -> None:
     """The comparison has teeth: one branch token misplaced by one breaks it."""
     plain = run(exact_policy, prompt, branches, share_prompt=False)
-    right = logprobs_module.continue_positions
+    right = rows_module.continue_positions
 
     def misplaced(positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
         row = right(positions, lengths).clone()
         row[:, positions.shape[1] + lengths[0] + 3] += 1
         return row
 
-    monkeypatch.setattr(logprobs_module, "continue_positions", misplaced)
+    monkeypatch.setattr(rows_module, "continue_positions", misplaced)
     with pytest.raises(AssertionError):
         assert_equal(run(exact_policy, prompt, branches), plain)
 

@@ -1,19 +1,15 @@
 """What the ranks of a sequence group exchange, with gradients.
 
-Two gathers that look alike and differ in their backward pass:
+One transport serves all: messages between pairs of ranks, posted together and waited for together. Slices may be uneven
+or empty, nothing is padded, and whatever is computed between posting and waiting overlaps with the transfer.
 
-- `gather_tokens` joins slices that *different work* on every rank will consume (keys and values). The gradients that
-  arrive on the ranks are parts of one sum, so backward adds them up and hands each rank its slice.
-- `gather_results` joins slices that *the same loss* on every rank will consume (log-probs). Every rank then holds the
-  same gradient already, so backward takes the rank's own slice and sends nothing.
-
-With both, the gradient a rank ends up with covers only the work it did, and summing parameter gradients over the group
-(`sum_gradients`) gives exactly what one rank alone would have computed. The loss itself is not summed.
-
-Slices run along the first dimension, may be uneven, and may be empty.
+With `swap` and `gather_results` the gradient a rank ends up with covers only the work it did, and summing parameter
+gradients over the group (`sum_gradients`) gives exactly what one rank alone would have computed. The loss itself is not
+summed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -23,13 +19,63 @@ from torch import Tensor, nn
 from mrsp_engine.process_groups import SequenceGroup
 
 
-def gather_tokens(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
-    """Join the ranks' slices in rank order: [lengths[rank], …] to [sum(lengths), …]; backward sums over ranks."""
-    return cast(Tensor, _GatherTokens.apply(local, tuple(lengths), group))
+@dataclass(frozen=True, slots=True, eq=False)
+class Transfer:
+    """Messages under way: what was posted, and the buffers that must live until they have arrived."""
+
+    works: Sequence[dist.Work]
+    sent: Sequence[Tensor]
+    received: Mapping[int, Tensor]
+
+    def wait(self) -> Mapping[int, Tensor]:
+        """Wait for all messages and return what came, by rank."""
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
+def start_transfer(sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], group: SequenceGroup) -> Transfer:
+    """Post messages to and from other ranks of the group.
+
+    Messages between two ranks are matched in the order of posting, so all ranks must post their transfers alike.
+
+    Args:
+        sends: A tensor for each receiving rank; empty ones are not sent.
+        receives: A contiguous buffer for each sending rank, of the size that is sent.
+        group: The ranks.
+    """
+    sent = {rank: tensor.contiguous() for rank, tensor in sends.items() if tensor.numel()}
+    operations = [
+        dist.P2POp(dist.isend, tensor, group=group.process_group, group_peer=rank) for rank, tensor in sent.items()
+    ]
+    operations += [
+        dist.P2POp(dist.irecv, buffer, group=group.process_group, group_peer=rank)
+        for rank, buffer in receives.items()
+        if buffer.numel()
+    ]
+    works = dist.batch_isend_irecv(operations) if operations else []
+    return Transfer(works, tuple(sent.values()), receives)
+
+
+def swap(pieces: Sequence[Tensor], rows: Sequence[int], group: SequenceGroup) -> tuple[Tensor, ...]:
+    """Hand one piece to every rank and take one from each; backward sends the gradients the same way back.
+
+    Args:
+        pieces: A piece [rows, …] for each rank of the group, the own one included.
+        rows: Number of rows that come from each rank; beyond the first dimension they have the shape of the own piece.
+        group: The ranks; every one must take part, with empty pieces if need be.
+
+    Returns:
+        What came from each rank, in rank order.
+    """
+    return cast(tuple[Tensor, ...], _Swap.apply(tuple(rows), group, *pieces))
 
 
 def gather_results(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
-    """Join the ranks' slices in rank order; backward takes the own slice of a gradient all ranks have in common."""
+    """Join the ranks' slices [lengths[rank], …] in rank order for a loss that every rank computes alike.
+
+    Every rank then holds the same gradient, so backward takes the rank's own slice and sends nothing.
+    """
     return cast(Tensor, _GatherResults.apply(local, tuple(lengths), group))
 
 
@@ -53,40 +99,31 @@ def sum_gradients(parameters: nn.Module | Iterable[nn.Parameter], group: Sequenc
             gradient.copy_(summed.view_as(gradient))
 
 
-def _all_gather(local: Tensor, lengths: tuple[int, ...], group: SequenceGroup) -> Tensor:
-    """Gather slices of uneven length by padding each to the longest."""
-    longest = max(lengths)
-    padded = local.new_zeros((longest, *local.shape[1:]))
-    padded[: local.shape[0]] = local
-    received = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(received, padded, group=group.process_group)
-    return torch.cat([part[:length] for part, length in zip(received, lengths, strict=True)])
+def _swapped(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: SequenceGroup) -> tuple[Tensor, ...]:
+    own = pieces[group.rank]
+    others = [rank for rank in range(group.size) if rank != group.rank]
+    buffers = {rank: own.new_empty(tuple(shapes[rank])) for rank in others}
+    received = start_transfer({rank: pieces[rank] for rank in others}, buffers, group).wait()
+    # The own piece stays; a copy, because an autograd function must not hand out its input as an output.
+    return tuple(own.clone() if rank == group.rank else received[rank] for rank in range(group.size))
 
 
-class _GatherTokens(torch.autograd.Function):
+class _Swap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: Tensor, lengths: tuple[int, ...], group: SequenceGroup) -> Tensor:
-        ctx.lengths, ctx.group = lengths, group
-        return _all_gather(local, lengths, group)
+    def forward(ctx: Any, rows: tuple[int, ...], group: SequenceGroup, *pieces: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes, ctx.group = [piece.shape for piece in pieces], group
+        return _swapped(pieces, [(count, *pieces[group.rank].shape[1:]) for count in rows], group)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        lengths: tuple[int, ...] = ctx.lengths
-        group: SequenceGroup = ctx.group
-        (gradient,) = grad_outputs
-        padded = gradient.new_zeros((len(lengths), max(lengths), *gradient.shape[1:]))
-        for row, part in zip(padded, gradient.split(lengths), strict=True):
-            row[: part.shape[0]] = part
-        mine = torch.empty_like(padded[0])
-        dist.reduce_scatter(mine, list(padded.unbind(0)), group=group.process_group)
-        return mine[: lengths[group.rank]], None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_swapped(grad_outputs, ctx.shapes, ctx.group)
 
 
 class _GatherResults(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, lengths: tuple[int, ...], group: SequenceGroup) -> Tensor:
         ctx.lengths, ctx.group = lengths, group
-        return _all_gather(local, lengths, group)
+        return torch.cat(_swapped([local] * group.size, [(length, *local.shape[1:]) for length in lengths], group))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:

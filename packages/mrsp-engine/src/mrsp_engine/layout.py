@@ -1,13 +1,16 @@
-"""Who sees whom, and who owns what, in a packed row `[prompt | branch 0 | branch 1 | …]`.
+"""Who sees whom, and who owns what, in a packed row of groups `[prompt | branch 0 | branch 1 | …][prompt | …]…`.
 
-Pure arithmetic over token indices: no tensors, no processes, no model. A branch sees the whole prompt and itself,
-causally, and no other branch. From that rule follow the attention calls a rank has to make for the tokens it owns.
+Pure arithmetic over token indices: no tensors, no processes, no model. A branch sees the whole prompt of its group and
+itself, causally; it sees no other branch, and groups don't see each other. From that rule follow the attention calls
+that join any set of queries with any set of keys.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+
+from mrsp_engine.errors import EngineUsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,125 +32,193 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class TokenRange:
-    """Tokens `start` to `end` (exclusive) of a packed row."""
+    """Tokens `start` to `end` (exclusive)."""
 
     start: int
     end: int
 
     def __len__(self) -> int:
-        return self.end - self.start
+        return max(0, self.end - self.start)
+
+    def within(self, other: "TokenRange") -> "TokenRange":
+        """The tokens that both have; empty if there are none."""
+        return TokenRange(max(self.start, other.start), min(self.end, other.end))
+
+    def moved(self, distance: int) -> "TokenRange":
+        """The same number of tokens, further on."""
+        return TokenRange(self.start + distance, self.end + distance)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """One block of attention: some queries of a rank against a run of keys.
+    """One block of attention: a run of queries against a run of keys.
 
     Attributes:
-        queries: Range in the rank's own order of tokens.
-        keys: Range in the packed row.
-        causal: Queries and keys are the same tokens and each sees itself and what came before.
-        merge: An earlier call already covered these queries; the two results are joined by log-sum-exp.
+        queries: Range in the queries' own order.
+        keys: Range in the keys' own order.
+        causal: Queries and keys are the same tokens, and each sees itself and what came before. Otherwise every query
+            sees every key.
     """
 
     queries: TokenRange
     keys: TokenRange
     causal: bool
-    merge: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLengths:
+    """Number of tokens of one group's prompt and of its branches."""
+
+    prompt: int
+    branches: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.prompt < 1:
+            raise ValueError(f"prompt={self.prompt}: a group needs a prompt of at least one token")
+        if any(length < 0 for length in self.branches):
+            raise ValueError(f"branches={self.branches}: lengths can't be negative")
+
+    @property
+    def total(self) -> int:
+        """Tokens of prompt and branches together."""
+        return self.prompt + sum(self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRanges:
+    """Where one group lies in its row."""
+
+    prompt: TokenRange
+    branches: tuple[TokenRange, ...]
+
+    @property
+    def responses(self) -> TokenRange:
+        """All branches together."""
+        return TokenRange(self.prompt.end, self.branches[-1].end if self.branches else self.prompt.end)
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """The lengths that make up one packed row."""
+    """The groups that make up one packed row."""
 
-    prompt_length: int
-    branch_lengths: tuple[int, ...]
+    groups: tuple[GroupLengths, ...]
 
     def __post_init__(self) -> None:
-        if self.prompt_length < 1:
-            raise ValueError(f"prompt_length={self.prompt_length}: a packed row needs a prompt of at least one token")
-        if any(length < 0 for length in self.branch_lengths):
-            raise ValueError(f"branch_lengths={self.branch_lengths}: lengths can't be negative")
-
-    @classmethod
-    def of(cls, prompt_length: int, branches: Sequence[Branch]) -> "PackedLayout":
-        """Lay out `branches` behind a prompt."""
-        return cls(prompt_length, tuple(len(branch.token_ids) for branch in branches))
+        if not self.groups:
+            raise ValueError("a packed row needs at least one group")
 
     @cached_property
-    def branches(self) -> tuple[TokenRange, ...]:
-        """Where each branch lies in the row."""
-        ranges: list[TokenRange] = []
-        start = self.prompt_length
-        for length in self.branch_lengths:
-            ranges.append(TokenRange(start, start + length))
-            start += length
-        return tuple(ranges)
-
-    @property
-    def branch_starts(self) -> tuple[int, ...]:
-        """First token of each branch."""
-        return tuple(branch.start for branch in self.branches)
+    def ranges(self) -> tuple[GroupRanges, ...]:
+        """Where each group lies."""
+        found: list[GroupRanges] = []
+        start = 0
+        for group in self.groups:
+            bounds = [start, start + group.prompt]
+            for length in group.branches:
+                bounds.append(bounds[-1] + length)
+            prompt, *branches = (TokenRange(low, high) for low, high in pairwise(bounds))
+            found.append(GroupRanges(prompt, tuple(branches)))
+            start = bounds[-1]
+        return tuple(found)
 
     @property
     def total(self) -> int:
         """Number of tokens S in the row."""
-        return self.prompt_length + sum(self.branch_lengths)
+        return sum(group.total for group in self.groups)
 
-    def split(self, num_ranks: int) -> tuple[tuple[TokenRange, ...], ...]:
-        """Divide the row among ranks: for each rank its ranges, in row order; together they are the whole row.
+    @property
+    def num_visible_pairs(self) -> int:
+        """Pairs of a query and a key it sees; what attention has to compute."""
+        pairs = 0
+        for group in self.groups:
+            responses = sum(group.branches)
+            pairs += group.prompt * (group.prompt + 1) // 2 + responses * group.prompt
+            pairs += sum(length * (length + 1) // 2 for length in group.branches)
+        return pairs
 
-        The prompt is cut into twice as many pieces as ranks and each rank takes one from either end, which evens out
-        causal attention; the branches, whose tokens all cost about the same, are cut into one piece per rank. Pieces
-        may be uneven and, in a short row, empty.
+    def split(self, token_ranks: int, head_ranks: int = 1) -> tuple[tuple[TokenRange, ...], ...]:
+        """Divide the row among `token_ranks × head_ranks` ranks: for each its ranges, in row order.
+
+        Every group's prompt is cut into twice as many pieces as there are token ranks and each takes one from either
+        end, which evens out causal attention (zigzag); the branches, whose tokens all cost about the same, are cut into
+        one piece per token rank. What a token rank owns is then cut evenly among its head ranks, which are neighbours:
+        rank = token rank × head_ranks + head rank. Pieces may be uneven and, in a short row, empty.
         """
-        if num_ranks < 1:
-            raise ValueError(f"num_ranks={num_ranks}: expected at least one rank")
-        prompt = _cut(0, self.prompt_length, 2 * num_ranks)
-        responses = _cut(self.prompt_length, self.total, num_ranks)
-        return tuple(
-            _joined((prompt[rank], prompt[2 * num_ranks - 1 - rank], responses[rank])) for rank in range(num_ranks)
+        if token_ranks < 1 or head_ranks < 1:
+            raise ValueError(f"token_ranks={token_ranks}, head_ranks={head_ranks}: expected at least one of each")
+        by_rank: list[tuple[TokenRange, ...]] = []
+        for rank in range(token_ranks):
+            pieces: list[TokenRange] = []
+            for group in self.ranges:
+                prompt = _cut(group.prompt, 2 * token_ranks)
+                pieces += prompt[rank], prompt[2 * token_ranks - 1 - rank], _cut(group.responses, token_ranks)[rank]
+            owned = _joined(pieces)
+            whole = TokenRange(0, sum(map(len, owned)))
+            by_rank += [_taken(owned, part) for part in _cut(whole, head_ranks)]
+        return tuple(by_rank)
+
+    def attention_calls(
+        self, queries: Sequence[TokenRange] | None = None, keys: Sequence[TokenRange] | None = None
+    ) -> tuple[AttentionCall, ...]:
+        """The calls between two sets of row tokens; nothing said means the whole row.
+
+        Causal calls come first. Where the keys contain the queries, those calls cover every query exactly once.
+
+        Raises:
+            ValueError: The keys contain some tokens of a run of queries, but not all.
+        """
+        whole = (TokenRange(0, self.total),)
+        own_queries, own_keys = (
+            _numbered(whole if queries is None else queries),
+            _numbered(whole if keys is None else keys),
         )
-
-    def attention_calls(self, owned: Sequence[TokenRange] | None = None) -> tuple[AttentionCall, ...]:
-        """The calls that give every owned token its attention; all of the row is owned if nothing is said."""
-        owned = (TokenRange(0, self.total),) if owned is None else owned
-        return tuple(self._prompt_calls(owned)) + tuple(self._branch_calls(owned))
-
-    def _prompt_calls(self, owned: Sequence[TokenRange]) -> Iterator[AttentionCall]:
-        offset = 0
-        for run in owned:
-            start, end = run.start, min(run.end, self.prompt_length)
-            if start < end:
-                queries = TokenRange(offset, offset + end - start)
-                if start > 0:
-                    yield AttentionCall(queries, TokenRange(0, start), causal=False, merge=False)
-                yield AttentionCall(queries, TokenRange(start, end), causal=True, merge=start > 0)
-            offset += len(run)
-
-    def _branch_calls(self, owned: Sequence[TokenRange]) -> Iterator[AttentionCall]:
-        own_calls: list[AttentionCall] = []
-        first_query: int | None = None
-        offset = 0
-        for run in owned:
-            for branch in self.branches:
-                start, end = max(run.start, branch.start), min(run.end, branch.end)
-                if start >= end:
-                    continue
-                queries = TokenRange(offset + start - run.start, offset + end - run.start)
-                first_query = queries.start if first_query is None else first_query
-                if start > branch.start:
-                    own_calls.append(AttentionCall(queries, TokenRange(branch.start, start), causal=False, merge=True))
-                own_calls.append(AttentionCall(queries, TokenRange(start, end), causal=True, merge=True))
-            offset += len(run)
-        if first_query is not None:
-            # A rank's ranges are in row order, so its branch tokens are the end of its own order: one call for all.
-            prompt = TokenRange(0, self.prompt_length)
-            yield AttentionCall(TokenRange(first_query, offset), prompt, causal=False, merge=False)
-            yield from own_calls
+        causal: list[AttentionCall] = []
+        seen_by: dict[TokenRange, list[TokenRange]] = {}
+        for group in self.ranges:
+            for segment in (group.prompt, *group.branches):
+                for query, to_query in _clipped(own_queries, segment):
+                    own = query.moved(to_query)
+                    for key, to_key in _clipped(own_keys, segment):
+                        same = key.within(query)
+                        if len(same) and same != query:
+                            raise ValueError(f"keys {key} cover a part of queries {query}")
+                        if len(same):
+                            causal.append(AttentionCall(own, same.moved(to_key), causal=True))
+                        before = key.within(TokenRange(segment.start, query.start))
+                        if len(before):
+                            seen_by.setdefault(before.moved(to_key), []).append(own)
+                    if segment is not group.prompt:
+                        for key, to_key in _clipped(own_keys, group.prompt):
+                            seen_by.setdefault(key.moved(to_key), []).append(own)
+        full = [AttentionCall(query, key, causal=False) for key, seers in seen_by.items() for query in _joined(seers)]
+        return tuple(causal + full)
 
 
-def _cut(start: int, end: int, num_pieces: int) -> list[TokenRange]:
-    bounds = [start + (end - start) * piece // num_pieces for piece in range(num_pieces + 1)]
+def pack_rows(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
+    """Put groups of the given lengths into rows of at most `row_tokens`: the indices of each row's groups.
+
+    Longest first, each into the first row with room (first-fit decreasing); a group longer than a row gets its own.
+    Without a limit every group has its own row.
+    """
+    if row_tokens is None:
+        return [[index] for index in range(len(lengths))]
+    if row_tokens < 1:
+        raise EngineUsageError(f"row_tokens={row_tokens}: expected at least 1, or nothing for one group per row")
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = next((row for row, room in enumerate(free) if lengths[index] <= room), None)
+        if place is None:
+            rows.append([index])
+            free.append(row_tokens - lengths[index])
+        else:
+            rows[place].append(index)
+            free[place] -= lengths[index]
+    return [sorted(row) for row in sorted(rows, key=min)]
+
+
+def _cut(run: TokenRange, num_pieces: int) -> list[TokenRange]:
+    bounds = [run.start + len(run) * piece // num_pieces for piece in range(num_pieces + 1)]
     return [TokenRange(low, high) for low, high in pairwise(bounds)]
 
 
@@ -162,3 +233,26 @@ def _joined(ranges: Sequence[TokenRange]) -> tuple[TokenRange, ...]:
         else:
             joined.append(run)
     return tuple(joined)
+
+
+def _numbered(ranges: Sequence[TokenRange]) -> list[tuple[TokenRange, int]]:
+    """Ranges with the distance from a row index to the index in the ranges' own order."""
+    numbered: list[tuple[TokenRange, int]] = []
+    offset = 0
+    for run in ranges:
+        numbered.append((run, offset - run.start))
+        offset += len(run)
+    return numbered
+
+
+def _clipped(numbered: Sequence[tuple[TokenRange, int]], segment: TokenRange) -> Iterator[tuple[TokenRange, int]]:
+    for run, distance in numbered:
+        part = run.within(segment)
+        if len(part):
+            yield part, distance
+
+
+def _taken(ranges: Sequence[TokenRange], part: TokenRange) -> tuple[TokenRange, ...]:
+    """The row tokens at the places `part` of the ranges' own order."""
+    taken = [part.within(run.moved(distance)).moved(-distance) for run, distance in _numbered(ranges)]
+    return tuple(run for run in taken if len(run))

@@ -2,30 +2,35 @@
 
 The G branches of a group form one packed row behind their prompt. Because attention is causal, what the prompt computes
 does not depend on any branch, so the one copy serves all of them, and gradients arriving from the branches add up: the
-result equals G separate rows exactly. `share_prompt=False` computes those separate rows with the model's ordinary
-forward pass instead; it is the oracle the other path is tested against.
+result equals G separate rows exactly. `share_prompt=False` computes those separate rows instead; on one rank with the
+model's ordinary forward pass, the oracle that all else is tested against.
 
 With a sequence group every rank calls with the same arguments, computes the tokens it owns, and returns the complete
 result. The caller computes the same loss on every rank and calls backward on every rank; each then holds its share of
 the parameter gradients, and `collectives.sum_gradients` adds the shares. No factor is to be applied to the loss.
 
-Shape legend: P prompt tokens, S tokens of a row, N scored tokens, D hidden size, V vocabulary.
+Shape legend: S tokens of a row, L tokens this rank owns, N scored tokens, D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mrsp_engine.attention.plan import SequenceShards, plan_attention
-from mrsp_engine.collectives import gather_results
+from mrsp_engine.attention.split import AttentionSettings
+from mrsp_engine.collectives import gather_results, swap
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import Branch, PackedLayout
-from mrsp_engine.positions import continue_positions
+from mrsp_engine.layout import Branch, pack_rows
 from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.prompts import Prompt
+from mrsp_engine.rows import PackedRow, PromptGroup
+
+LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 128 << 20}
+"""What one chunk's logits may take; what is computed from them takes a few times as much. Not less on CPUs: blocks
+below 32 MiB come from glibc's heap, which they fragment until the process holds many times what is in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,145 +54,179 @@ def score_branches(
     temperature: float = 1.0,
     share_prompt: bool = True,
     sequence_group: SequenceGroup | None = None,
-    chunk_tokens: int = 1024,
+    attention: AttentionSettings | None = None,
+    chunk_tokens: int | None = None,
     prompt_embeddings: Tensor | None = None,
 ) -> BranchScores:
-    """Score the tokens of every branch.
+    """Score the tokens of every branch of one group; see `score_groups`."""
+    group = PromptGroup(prompt=prompt, branches=branches, prompt_embeddings=prompt_embeddings)
+    return score_groups(
+        policy,
+        [group],
+        temperature=temperature,
+        share_prompt=share_prompt,
+        sequence_group=sequence_group,
+        attention=attention,
+        chunk_tokens=chunk_tokens,
+    )[0]
+
+
+def score_groups(
+    policy: Policy,
+    groups: Sequence[PromptGroup],
+    *,
+    temperature: float = 1.0,
+    share_prompt: bool = True,
+    row_tokens: int | None = None,
+    sequence_group: SequenceGroup | None = None,
+    attention: AttentionSettings | None = None,
+    chunk_tokens: int | None = None,
+) -> list[BranchScores]:
+    """Score the tokens of every branch of every group.
 
     Args:
         policy: The model.
-        prompt: What all branches continue.
-        branches: Their tokens, in any lengths.
+        groups: Prompts with their branches, of any lengths and with any media.
         temperature: Divides the logits, as it did when the branches were sampled.
-        share_prompt: Compute the prompt once; otherwise once per branch.
-        sequence_group: Ranks among which the row is split; needs `share_prompt`.
-        chunk_tokens: Scored tokens whose logits exist at the same time; with more, logits are recomputed in backward.
-        prompt_embeddings: Used instead of `policy.embed(prompt)`, [P, D], to take gradients with respect to them.
+        share_prompt: Compute a prompt once; otherwise once per branch.
+        row_tokens: Pack groups into common rows of at most so many tokens; None gives every group its own row.
+        sequence_group: Ranks among which every row is split.
+        attention: How; what isn't set is chosen per row.
+        chunk_tokens: Scored tokens whose logits exist at the same time, chosen by the vocabulary if None; with more,
+            logits are recomputed in backward.
+
+    Raises:
+        EngineUsageError: The attention settings can't be kept on these ranks.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: expected a positive number (score greedy samples at 1.0)")
-    embeddings = policy.embed(prompt) if prompt_embeddings is None else prompt_embeddings
-    if embeddings.shape[0] != prompt.length:
-        raise ValueError(f"{embeddings.shape[0]} prompt embeddings for a prompt of {prompt.length} tokens")
-    groups = [branches] if share_prompt else [[branch] for branch in branches]
-    if not share_prompt and sequence_group is not None:
-        raise ValueError("a sequence group splits a packed row; use share_prompt=True")
-    logprobs: list[Tensor] = []
-    entropies: list[Tensor] = []
-    for members in groups:
-        row = _PackedRow.of(prompt, members, policy.device)
-        if share_prompt:
-            of_row = _score_packed(policy, embeddings, row, temperature, sequence_group, chunk_tokens)
-        else:
-            of_row = _score_plain(policy, embeddings, row, temperature, chunk_tokens)
-        logprobs += of_row[0].split(row.num_scored)
-        entropies += of_row[1].split(row.num_scored)
-    return BranchScores(logprobs=logprobs, entropies=entropies)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _PackedRow:
-    """A row as tensors: its branch tokens [S-P], positions [3, S], and N pairs of predicting row index and target."""
-
-    layout: PackedLayout
-    branch_ids: Tensor
-    positions: Tensor
-    predictors: Tensor
-    targets: Tensor
-    num_scored: list[int]
-
-    @classmethod
-    def of(cls, prompt: Prompt, branches: Sequence[Branch], device: torch.device) -> "_PackedRow":
-        layout = PackedLayout.of(prompt.length, branches)
-        predictors: list[int] = []
-        targets: list[int] = []
-        for branch, where in zip(branches, layout.branches, strict=True):
-            # A token is predicted by the one before it; the first of every branch by the prompt's last token.
-            before = [prompt.length - 1, *range(where.start, where.end - 1)] if len(where) else []
-            predictors += before[branch.scored_from :]
-            targets += branch.token_ids[branch.scored_from :]
-        branch_ids = [token for branch in branches for token in branch.token_ids]
-        return cls(
-            layout=layout,
-            branch_ids=torch.tensor(branch_ids, dtype=torch.int64, device=device),
-            positions=continue_positions(prompt.positions, layout.branch_lengths).to(device),
-            predictors=torch.tensor(predictors, dtype=torch.int64, device=device),
-            targets=torch.tensor(targets, dtype=torch.int64, device=device),
-            num_scored=[len(branch.token_ids) - branch.scored_from for branch in branches],
+    if sequence_group is None:
+        groups = [_with_embeddings(policy, group) for group in groups]
+    parts = groups if share_prompt else [replace(g, branches=[branch]) for g in groups for branch in g.branches]
+    is_plain = not share_prompt and sequence_group is None and row_tokens is None
+    scores: list[list[tuple[Tensor, Tensor]]] = [[] for _ in parts]
+    for members in pack_rows([part.lengths.total for part in parts], row_tokens):
+        row = PackedRow.of([parts[member] for member in members], policy.device)
+        head = _Head(policy, temperature, chunk_tokens)
+        logprobs_N, entropies_N = (
+            _score_plain(policy, row, head) if is_plain else _score_packed(policy, row, head, sequence_group, attention)
         )
-
-
-def _score_plain(
-    policy: Policy, prompt_embeddings: Tensor, row: _PackedRow, temperature: float, chunk_tokens: int
-) -> tuple[Tensor, Tensor]:
-    embeddings = torch.cat([prompt_embeddings, policy.embed_tokens(row.branch_ids)])
-    hidden = policy.hidden_states(embeddings, row.positions)
-    head = policy.language_model_head
-    return token_logprobs(hidden[row.predictors], row.targets, head, temperature, chunk_tokens)
-
-
-def _score_packed(
-    policy: Policy,
-    prompt_embeddings: Tensor,
-    row: _PackedRow,
-    temperature: float,
-    group: SequenceGroup | None,
-    chunk_tokens: int,
-) -> tuple[Tensor, Tensor]:
-    plan = plan_attention(row.layout, group=group, device=policy.device)
-    embeddings = torch.cat([prompt_embeddings, policy.embed_tokens(row.branch_ids)])
-    head = policy.language_model_head
-    if plan.shards is None:
-        hidden = policy.hidden_states(embeddings, row.positions, plan)
-        return token_logprobs(hidden[row.predictors], row.targets, head, temperature, chunk_tokens)
-    own = plan.shards.own_tokens
-    hidden = policy.hidden_states(embeddings[own], row.positions[:, own], plan)
-    return _score_own_pairs(hidden, row, plan.shards, head, temperature, chunk_tokens)
-
-
-def _score_own_pairs(
-    hidden: Tensor, row: _PackedRow, shards: SequenceShards, head: nn.Module, temperature: float, chunk_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Score the pairs whose predicting token this rank owns and exchange the results."""
-    owners = shards.owners[row.predictors]
-    own_pairs = torch.nonzero(owners == shards.group.rank).squeeze(1)
-    local_index = torch.empty_like(shards.owners)
-    local_index[shards.own_tokens] = torch.arange(len(shards.own_tokens), device=local_index.device)
-    # A rank may own no pair; it still takes part in every exchange, forward and backward, through its empty slice.
-    chosen = hidden[local_index[row.predictors[own_pairs]]]
-    logprobs, entropies = token_logprobs(chosen, row.targets[own_pairs], head, temperature, chunk_tokens)
-    lengths: list[int] = torch.bincount(owners, minlength=shards.group.size).tolist()
-    rank_order = torch.argsort(owners, stable=True)
-    back = torch.argsort(rank_order)
-    whole = gather_results(torch.stack((logprobs, entropies.to(logprobs.dtype)), dim=1), lengths, shards.group)[back]
-    return whole[:, 0], whole[:, 1].detach()
+        of_branches = zip(logprobs_N.split(row.num_scored), entropies_N.split(row.num_scored), strict=True)
+        for member in members:
+            scores[member] = [next(of_branches) for _ in parts[member].branches]
+    flat = iter([pair for of_part in scores for pair in of_part])
+    of_groups = [[next(flat) for _ in group.branches] for group in groups]
+    return [
+        BranchScores(logprobs=[pair[0] for pair in pairs], entropies=[pair[1] for pair in pairs]) for pairs in of_groups
+    ]
 
 
 def token_logprobs(
-    hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float = 1.0, chunk_tokens: int = 1024
+    hidden: Tensor,
+    targets: Tensor,
+    head: nn.Module,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
+    num_chunks: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution: hidden [N, D], targets [N] to [N] and [N].
 
     Logits exist for `chunk_tokens` tokens at a time, in float32 at least. With a single chunk they are kept for
-    backward; with more they are computed again there.
+    backward; with more they are computed again there. `num_chunks` sets their number, so that ranks with unequal N can
+    call the head equally often.
     """
-    if len(targets) <= chunk_tokens:
-        return _chunk_logprobs(hidden, targets, head, temperature)
+    num_chunks = max(1, -(-len(targets) // chunk_tokens)) if num_chunks is None else num_chunks
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
-    for of_hidden, of_targets in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
-        part = checkpoint(_chunk_logprobs, of_hidden, of_targets, head, temperature, use_reentrant=False)
-        logprobs.append(part[0])
-        entropies.append(part[1])
+    for of_hidden, of_targets in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
+        entropy: list[Tensor] = []
+        inputs = (of_hidden, of_targets, head, temperature, entropy)
+        if num_chunks == 1:
+            logprobs.append(_chunk_logprobs(*inputs))
+        else:
+            logprobs.append(checkpoint(_chunk_logprobs, *inputs, use_reentrant=False, preserve_rng_state=False))
+        entropies += entropy[:1]
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _chunk_logprobs(hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+class _Head:
+    """The policy's vocabulary projection with the settings it is used with."""
+
+    def __init__(self, policy: Policy, temperature: float, chunk_tokens: int | None) -> None:
+        self.module = policy.language_model_head
+        self.temperature = temperature
+        item_bytes = max(policy.dtype.itemsize, torch.float32.itemsize)
+        budget = LOGIT_BYTES.get(policy.device.type, LOGIT_BYTES["cuda"])
+        self.chunk_tokens = chunk_tokens or max(1, budget // (policy.vocab_size * item_bytes))
+
+    def score(self, hidden: Tensor, targets: Tensor, most_tokens: int) -> tuple[Tensor, Tensor]:
+        """See `token_logprobs`; `most_tokens` is the largest N of any rank."""
+        num_chunks = max(1, -(-most_tokens // self.chunk_tokens))
+        return token_logprobs(hidden, targets, self.module, self.temperature, num_chunks=num_chunks)
+
+
+def _with_embeddings(policy: Policy, group: PromptGroup) -> PromptGroup:
+    if group.prompt_embeddings is not None:
+        return group
+    return replace(group, prompt_embeddings=policy.embed(group.prompt))
+
+
+def _score_plain(policy: Policy, row: PackedRow, head: _Head) -> tuple[Tensor, Tensor]:
+    """One prompt with one branch, by the model's ordinary forward pass."""
+    hidden = policy.hidden_states(row.embed(policy), row.positions)
+    return head.score(hidden[row.predictors], row.targets, len(row.targets))
+
+
+def _score_packed(
+    policy: Policy,
+    row: PackedRow,
+    head: _Head,
+    group: SequenceGroup | None,
+    settings: AttentionSettings | None,
+) -> tuple[Tensor, Tensor]:
+    plan = plan_attention(
+        row.layout, policy.attention_heads, group=group, settings=settings, device=policy.device, dtype=policy.dtype
+    )
+    if plan.shards is None:
+        hidden = policy.hidden_states(row.embed(policy), row.positions, plan)
+        return head.score(hidden[row.predictors], row.targets, len(row.targets))
+    own = plan.shards.own_tokens
+    hidden = policy.hidden_states(row.embed(policy, own), row.positions[:, own], plan)
+    return _score_evenly(hidden, row, plan.shards, head)
+
+
+def _score_evenly(hidden: Tensor, row: PackedRow, shards: SequenceShards, head: _Head) -> tuple[Tensor, Tensor]:
+    """Score an equal share of the pairs on every rank, wherever their hidden states [L, D] are, and exchange results.
+
+    A rank may own no predicting token, or score none; it still takes part in every exchange, forward and backward.
+    """
+    group, num_pairs = shards.group, len(row.targets)
+    bounds = [num_pairs * rank // group.size for rank in range(group.size + 1)]
+    shares = [slice(bounds[rank], bounds[rank + 1]) for rank in range(group.size)]
+    owners = shards.owners[row.predictors]
+    local = torch.searchsorted(shards.own_tokens.cpu(), row.predictors)
+    pieces = [hidden[local[share][owners[share] == group.rank].to(hidden.device)] for share in shares]
+    own_share = shares[group.rank]
+    rows: list[int] = torch.bincount(owners[own_share], minlength=group.size).tolist()
+    # They arrive rank by rank; `arrival` puts them in the order of the pairs.
+    arrival = torch.argsort(torch.argsort(owners[own_share], stable=True)).to(hidden.device)
+    chosen = torch.cat(swap(pieces, rows, group)).index_select(0, arrival)
+    lengths = [share.stop - share.start for share in shares]
+    logprobs_N, entropies_N = head.score(chosen, row.targets[own_share], max(lengths))
+    whole = gather_results(torch.stack((logprobs_N, entropies_N.to(logprobs_N.dtype)), dim=1), lengths, group)
+    return whole[:, 0], whole[:, 1].detach()
+
+
+def _chunk_logprobs(
+    hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float, entropies: list[Tensor]
+) -> Tensor:
+    """Log-probabilities of a chunk. Entropies go to an empty list: once, not again when backward recomputes."""
     logits = head(hidden)  # [N, V]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:
         logits = logits / temperature
     distribution = torch.log_softmax(logits, dim=-1)
-    with torch.no_grad():
-        entropies = -(distribution.exp() * distribution).sum(-1)
-    return distribution.gather(1, targets[:, None]).squeeze(1), entropies
+    if not entropies:
+        with torch.no_grad():
+            entropies.append(-distribution.exp().mul_(distribution).sum(-1))
+    return distribution.gather(1, targets[:, None]).squeeze(1)

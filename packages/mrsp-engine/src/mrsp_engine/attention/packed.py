@@ -1,39 +1,48 @@
-"""Exact attention over a packed row, as the calls of a plan joined by log-sum-exp.
+"""Exact attention over a packed row, as blocks joined by log-sum-exp.
 
-Knows nothing of models or ranks: it is given this rank's queries, all keys and values, and a list of calls.
+Knows nothing of models or of how keys and values come here: an exchange shows them, with the calls to make on them.
+Results are joined, and gradients added up, in float32 at least.
 
-Shape legend: K key heads, N query heads per key head, L own tokens, S tokens of the row, C head channels.
+Shape legend: K key heads, N query heads per key head, L own tokens, T visited tokens, C head channels.
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mrsp_engine.attention.kernels import BlockKernel, choose_kernel
-from mrsp_engine.layout import AttentionCall, TokenRange
+from mrsp_engine.attention.backends import AttentionBackend
+from mrsp_engine.attention.exchange import Calls, KeyValueExchange
+from mrsp_engine.layout import TokenRange
 
 
 def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    calls: Sequence[AttentionCall],
+    exchange: KeyValueExchange,
     *,
     scale: float,
-    kernel: BlockKernel | None = None,
+    backend: AttentionBackend,
+    key_heads: Tensor | None = None,
 ) -> Tensor:
-    """Attend: query [N·K, L, C], key and value [K, S, C]; returns [L, N·K, C], the layout the next projection reads."""
-    grouped = query.unflatten(0, (key.shape[0], -1))  # [K, N, L, C]
-    kernel = choose_kernel(query.device) if kernel is None else kernel
-    output = _PackedAttention.apply(grouped, key, value, tuple(calls), scale, kernel)
+    """Attend with the own queries to the whole row.
+
+    Args:
+        query: Own queries [heads, L, C].
+        key: Own keys [key heads, L, C].
+        value: Own values [key heads, L, C].
+        exchange: Brings the keys and values of other ranks, and knows the calls.
+        scale: Factor of the scores.
+        backend: Computes a block.
+        key_heads: Which key head serves each equal run of query heads, int64 [K]; the key heads in order if None.
+
+    Returns:
+        [L, heads, C], the layout the next projection reads.
+    """
+    grouped = query.unflatten(0, (key.shape[0] if key_heads is None else len(key_heads), -1))  # [K, N, L, C]
+    output = _PackedAttention.apply(grouped, key, value, exchange, scale, backend, key_heads)
     return cast(Tensor, output).permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _rows(tensor: Tensor, run: TokenRange) -> Tensor:
-    """Tokens of `run`; dimension 2 in every tensor here."""
-    return tensor.narrow(2, run.start, run.end - run.start)
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -43,65 +52,85 @@ class _PackedAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        calls: tuple[AttentionCall, ...],
+        exchange: KeyValueExchange,
         scale: float,
-        kernel: BlockKernel,
+        backend: AttentionBackend,
+        key_heads: Tensor | None,
     ) -> Tensor:
         num_key_heads, group_size, num_tokens, channels = query.shape
-        # Both are laid out token by token, as the fused operator returns and wants them.
-        output = query.new_empty((num_tokens, num_key_heads, group_size, channels)).permute(1, 2, 0, 3)
-        accumulator = torch.promote_types(query.dtype, torch.float32)
-        logsumexp = query.new_empty((num_key_heads, num_tokens, group_size), dtype=accumulator).transpose(1, 2)
-        for call in calls:
-            part, part_logsumexp = kernel.forward(
-                _rows(query, call.queries),
-                _expanded(_keys(key, call), group_size),
-                _expanded(_keys(value, call), group_size),
-                causal=call.causal,
-                scale=scale,
-            )
-            target, target_logsumexp = _rows(output, call.queries), _rows(logsumexp, call.queries)
-            if call.merge:
-                joined = torch.logaddexp(target_logsumexp, part_logsumexp)
-                target.mul_(torch.exp(target_logsumexp - joined)[..., None])
-                target.add_(part * torch.exp(part_logsumexp - joined)[..., None])
-                target_logsumexp.copy_(joined)
-            else:
-                target.copy_(part)
-                target_logsumexp.copy_(part_logsumexp)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        # Laid out token by token, as fused operators return and want them.
+        output = query.new_empty((num_tokens, num_key_heads, group_size, channels), dtype=dtype).permute(1, 2, 0, 3)
+        logsumexp = query.new_empty((num_key_heads, num_tokens, group_size), dtype=dtype).transpose(1, 2)
+
+        def visit(keys: Tensor, values: Tensor, calls: Calls) -> None:
+            keys, values = _served(keys, key_heads), _served(values, key_heads)
+            for call in calls:
+                part, part_logsumexp = backend.forward(
+                    _rows(query, call.queries),
+                    _rows(keys, call.keys),
+                    _rows(values, call.keys),
+                    causal=call.causal,
+                    scale=scale,
+                )
+                target, target_logsumexp = _rows(output, call.queries), _rows(logsumexp, call.queries, dim=2)
+                if call.causal:
+                    # Causal calls come first and are the first of their queries.
+                    target.copy_(part)
+                    target_logsumexp.copy_(part_logsumexp)
+                else:
+                    joined = torch.logaddexp(target_logsumexp, part_logsumexp)
+                    target.mul_(torch.exp(target_logsumexp - joined)[..., None])
+                    target.addcmul_(part.to(dtype), torch.exp(part_logsumexp - joined)[..., None])
+                    target_logsumexp.copy_(joined)
+
+        exchange.circulate(key, value, visit)
+        output = output.to(query.dtype)
         ctx.save_for_backward(query, key, value, output, logsumexp)
-        ctx.calls, ctx.scale, ctx.kernel = calls, scale, kernel
+        ctx.exchange, ctx.scale, ctx.backend, ctx.key_heads = exchange, scale, backend, key_heads
         return output
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, logsumexp = cast(tuple[Tensor, ...], ctx.saved_tensors)
-        calls: tuple[AttentionCall, ...] = ctx.calls
-        kernel: BlockKernel = ctx.kernel
+        exchange: KeyValueExchange = ctx.exchange
+        backend: AttentionBackend = ctx.backend
+        key_heads: Tensor | None = ctx.key_heads
         (gradient,) = grad_outputs
-        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for call in calls:
-            of_query, of_key, of_value = kernel.backward(
-                _rows(gradient, call.queries),
-                _rows(query, call.queries),
-                _expanded(_keys(key, call), query.shape[1]),
-                _expanded(_keys(value, call), query.shape[1]),
-                _rows(output, call.queries),
-                _rows(logsumexp, call.queries),
-                causal=call.causal,
-                scale=ctx.scale,
-            )
-            _rows(grad_query, call.queries).add_(of_query)
-            _keys(grad_key, call).add_(of_key.sum(1))
-            _keys(grad_value, call).add_(of_value.sum(1))
-        return grad_query, grad_key, grad_value, None, None, None
+        grad_query = torch.zeros_like(query, dtype=logsumexp.dtype)
+
+        def visit(keys: Tensor, values: Tensor, grad_keys: Tensor, grad_values: Tensor, calls: Calls) -> None:
+            keys, values = _served(keys, key_heads), _served(values, key_heads)
+            for call in calls:
+                of_query, of_key, of_value = backend.backward(
+                    _rows(gradient, call.queries),
+                    _rows(query, call.queries),
+                    _rows(keys, call.keys),
+                    _rows(values, call.keys),
+                    _rows(output, call.queries),
+                    _rows(logsumexp, call.queries, dim=2),
+                    causal=call.causal,
+                    scale=ctx.scale,
+                )
+                _rows(grad_query, call.queries).add_(of_query)
+                _add_served(_rows(grad_keys, call.keys), of_key, key_heads)
+                _add_served(_rows(grad_values, call.keys), of_value, key_heads)
+
+        grad_key, grad_value = exchange.circulate_back(key, value, visit)
+        return grad_query.to(query.dtype), grad_key, grad_value, None, None, None, None
 
 
-def _keys(tensor: Tensor, call: AttentionCall) -> Tensor:
-    """The call's keys (or values, or their gradients): [K, S, C] to [K, T, C]."""
-    return tensor.narrow(1, call.keys.start, len(call.keys))
+def _rows(tensor: Tensor, run: TokenRange, dim: int = -2) -> Tensor:
+    """Tokens of `run`, which lie in the last dimension but one unless said otherwise."""
+    return tensor.narrow(dim, run.start, len(run))
 
 
-def _expanded(tensor: Tensor, group_size: int) -> Tensor:
-    """Give every query head its key head without copying: [K, T, C] to [K, N, T, C]."""
-    return tensor[:, None].expand(-1, group_size, -1, -1)
+def _served(tensor: Tensor, key_heads: Tensor | None) -> Tensor:
+    return tensor if key_heads is None else tensor.index_select(0, key_heads)
+
+
+def _add_served(target: Tensor, gradient: Tensor, key_heads: Tensor | None) -> None:
+    if key_heads is None:
+        target.add_(gradient)
+    else:
+        target.index_add_(0, key_heads, gradient.to(target.dtype))

@@ -6,14 +6,17 @@ layers, forward and backward.
 Shape legend: S tokens of the packed row, L tokens this rank owns.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from mrsp_engine.collectives import gather_tokens
-from mrsp_engine.layout import AttentionCall, PackedLayout, TokenRange
+from mrsp_engine.attention.exchange import GatherExchange, KeyValueExchange, NoExchange, RingExchange
+from mrsp_engine.attention.heads import AttentionHeads, HeadExchange
+from mrsp_engine.attention.split import AttentionSettings, RowSplit, choose_split
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.layout import PackedLayout, TokenRange
 from mrsp_engine.process_groups import SequenceGroup
 
 
@@ -23,58 +26,110 @@ class SequenceShards:
 
     Attributes:
         group: The ranks.
-        lengths: Number of tokens on each rank.
-        own_tokens: Row indices of this rank's tokens, int64 [L].
-        row_order: Indices that turn the ranks' slices, joined in rank order, into row order; int64 [S].
-        owners: Rank that owns each token of the row, int64 [S].
+        split: How they divide attention.
+        own_tokens: Row indices of this rank's tokens, in row order, int64 [L].
+        owners: Rank that owns each token of the row, int64 [S], on the CPU.
     """
 
     group: SequenceGroup
-    lengths: tuple[int, ...]
+    split: RowSplit
     own_tokens: Tensor
-    row_order: Tensor
     owners: Tensor
-
-    def gather(self, local: Tensor) -> Tensor:
-        """Join the ranks' slices [L, …] into the whole row [S, …]; backward sums what the ranks make of it."""
-        return gather_tokens(local, self.lengths, self.group).index_select(0, self.row_order)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionPlan:
-    """The calls of this rank, and how to get the keys and values it doesn't own."""
+    """The calls of this rank, and how to get the keys and values it doesn't own.
 
-    calls: tuple[AttentionCall, ...] = field(repr=False)
+    Attributes:
+        exchange: Shows this rank all keys and values, with the calls on them.
+        head_exchange: How heads are traded for tokens before and after, if they are split.
+        key_heads: See `packed_attention`.
+        shards: Who owns what; None on one rank.
+        backend: Name of the attention backend; the best one if None.
+    """
+
+    exchange: KeyValueExchange = field(repr=False)
+    head_exchange: HeadExchange | None = None
+    key_heads: Tensor | None = None
     shards: SequenceShards | None = None
+    backend: str | None = None
 
 
 def plan_attention(
-    layout: PackedLayout, *, group: SequenceGroup | None = None, device: torch.device | None = None
+    layout: PackedLayout,
+    heads: AttentionHeads,
+    *,
+    group: SequenceGroup | None = None,
+    settings: AttentionSettings | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> AttentionPlan:
-    """Work out this rank's part of a packed row; without a group it is the whole row."""
+    """Work out this rank's part of a packed row; without a group it is the whole row.
+
+    Raises:
+        EngineUsageError: The settings can't be kept with these heads and ranks, or the row is too short for them.
+    """
+    settings, device = settings or AttentionSettings(), device or torch.device("cpu")
     if group is None or group.size == 1:
-        return AttentionPlan(calls=layout.attention_calls())
-    by_rank = layout.split(group.size)
-    shards = _shard(by_rank, group, layout.total, device)
-    return AttentionPlan(calls=layout.attention_calls(by_rank[group.rank]), shards=shards)
-
-
-def _shard(
-    by_rank: tuple[tuple[TokenRange, ...], ...], group: SequenceGroup, total: int, device: torch.device | None
-) -> SequenceShards:
-    tokens = [
-        torch.cat([torch.arange(run.start, run.end) for run in ranges] or [torch.empty(0, dtype=torch.int64)])
-        for ranges in by_rank
-    ]
-    lengths = tuple(len(part) for part in tokens)
-    row_order, owners = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
-    for rank, (part, start) in enumerate(zip(tokens, accumulate(lengths, initial=0), strict=False)):
-        row_order[part] = torch.arange(start, start + len(part))
-        owners[part] = rank
-    return SequenceShards(
-        group=group,
-        lengths=lengths,
-        own_tokens=tokens[group.rank].to(device),
-        row_order=row_order.to(device),
-        owners=owners.to(device),
+        return AttentionPlan(exchange=NoExchange(layout.attention_calls()), backend=settings.backend)
+    split = choose_split(layout, heads, group.size, settings, item_bytes=dtype.itemsize, device_type=device.type)
+    by_rank = layout.split(split.token_ranks, split.head_ranks)
+    if not all(by_rank):
+        # The models' own layers can't compute an empty sequence.
+        raise EngineUsageError(
+            f"a row of {layout.total} tokens leaves some of {group.size} ranks without any; use a smaller sequence "
+            "group, or pack more groups into a row (row_tokens)"
+        )
+    token_rank, head_rank = divmod(group.rank, split.head_ranks)
+    members = tuple(range(token_rank * split.head_ranks, (token_rank + 1) * split.head_ranks))
+    uneven = heads.uneven_key_heads(head_rank, split.head_ranks)
+    trade = HeadExchange(
+        group=group, heads=heads, members=members, lengths=tuple(_length(by_rank[rank]) for rank in members)
     )
+    owners = torch.empty(layout.total, dtype=torch.int64)
+    for rank, ranges in enumerate(by_rank):
+        owners[_indices(ranges)] = rank
+    return AttentionPlan(
+        exchange=_plan_exchange(layout, group, split, device),
+        head_exchange=trade if split.head_ranks > 1 else None,
+        key_heads=None if uneven is None else torch.tensor(uneven, device=device),
+        shards=SequenceShards(
+            group=group, split=split, own_tokens=_indices(by_rank[group.rank]).to(device), owners=owners
+        ),
+        backend=settings.backend,
+    )
+
+
+def _plan_exchange(
+    layout: PackedLayout, group: SequenceGroup, split: RowSplit, device: torch.device
+) -> KeyValueExchange:
+    """The exchange among the ranks that have the same heads and other tokens."""
+    if split.token_ranks == 1:
+        return NoExchange(layout.attention_calls())
+    place, head_rank = divmod(group.rank, split.head_ranks)
+    ranks = [head_rank + other * split.head_ranks for other in range(split.token_ranks)]
+    slices = layout.split(split.token_ranks)
+    own = slices[place]
+    if split.exchange == "ring":
+        held = [slices[(place - step) % split.token_ranks] for step in range(split.token_ranks)]
+        return RingExchange(
+            group=group,
+            ring=ranks,
+            lengths=[_length(ranges) for ranges in slices],
+            calls_by_step=[layout.attention_calls(own, keys) for keys in held],
+        )
+    return GatherExchange(
+        group=group,
+        slices={rank: _indices(ranges).to(device) for rank, ranges in zip(ranks, slices, strict=True)},
+        own_calls=tuple(call for call in layout.attention_calls(own, own) if call.causal),
+        row_calls=tuple(call for call in layout.attention_calls(own) if not call.causal),
+    )
+
+
+def _length(ranges: Sequence[TokenRange]) -> int:
+    return sum(map(len, ranges))
+
+
+def _indices(ranges: Sequence[TokenRange]) -> Tensor:
+    return torch.cat([torch.arange(run.start, run.end) for run in ranges] or [torch.empty(0, dtype=torch.int64)])

@@ -7,11 +7,11 @@ so generation, caches and plain rows work unchanged.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from mrsp_engine.attention.backends import choose_backend
 from mrsp_engine.attention.packed import packed_attention
 from mrsp_engine.attention.plan import AttentionPlan
 
@@ -52,10 +52,17 @@ def attention_forward(
             f"packed attention needs one row without dropout or mask; got {query.shape[0]} rows, dropout {dropout}, "
             f"{'a' if attention_mask is not None else 'no'} mask"
         )
-    keys, values = key[0], value[0]
-    if attention_plan.shards is not None:
-        # One exchange for keys and values, tokens first: [L, 2, key heads, C] to [S, 2, key heads, C].
-        local = torch.stack((keys, values)).permute(2, 0, 1, 3)
-        keys, values = attention_plan.shards.gather(local).permute(1, 2, 0, 3).unbind(0)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return packed_attention(query[0], keys, values, attention_plan.calls, scale=scale)[None], None
+    queries, keys, values = query[0], key[0], value[0]
+    trade = attention_plan.head_exchange
+    if trade is not None:
+        queries, keys, values = trade.to_heads(queries, keys, values)
+    output = packed_attention(
+        queries,
+        keys,
+        values,
+        attention_plan.exchange,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        backend=choose_backend(query, attention_plan.backend),
+        key_heads=attention_plan.key_heads,
+    )
+    return (output if trade is None else trade.to_tokens(output))[None], None

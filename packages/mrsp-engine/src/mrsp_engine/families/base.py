@@ -11,11 +11,12 @@ states: a family that adds to several layers carries all of that side by side.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.media import MediaReference
@@ -74,6 +75,13 @@ class Policy(ABC):
     def embed(self, prompt: Prompt) -> Tensor:
         """Return the prompt's input embeddings [P, D] with media taken from the store."""
 
+    def embed_rows(self, prompt: Prompt, tokens: Tensor) -> Tensor:
+        """Return the input embeddings of some of the prompt's tokens: int64 [T], ascending, to [T, D].
+
+        A family whose store can read a part of a medium reads no more than that.
+        """
+        return self.embed(prompt).index_select(0, tokens)
+
     @abstractmethod
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """Return the embeddings of plain tokens: int64 [S] to [S, D]."""
@@ -110,6 +118,15 @@ class Policy(ABC):
     @abstractmethod
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights a sampler must take over after an update, under the checkpoint's names."""
+
+    @property
+    def attention_heads(self) -> AttentionHeads:
+        """The heads of the language model."""
+        config = cast(Any, self.model).config.get_text_config()
+        channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return AttentionHeads(
+            query=int(config.num_attention_heads), key=int(config.num_key_value_heads), channels=int(channels)
+        )
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,83 @@
+"""Backends of attention: one block of queries against one block of keys, with its log-sum-exp, and the way back.
+
+The log-sum-exp is what lets blocks be joined exactly. Backward is given the output and log-sum-exp of the *joined*
+result: with them each block's probabilities come out as its share of the whole, and its gradients simply add up.
+
+A backend is a class without arguments behind an entry point of the group `mrsp_engine.attention`. Of those that accept
+the tensors at hand the one with the highest preference is used, unless one is named.
+
+Shape legend: K key heads, N query heads per key head, Q queries, T keys, C head channels.
+"""
+
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from mrsp_engine.errors import EngineUsageError
+
+ENTRY_POINT_GROUP = "mrsp_engine.attention"
+
+
+class AttentionBackend(Protocol):
+    """Forward and backward of one block. A causal block is square: queries and keys are the same tokens."""
+
+    @property
+    def preference(self) -> int:
+        """The highest wins among the backends that accept."""
+        ...
+
+    def refusal(self, query: Tensor) -> str | None:
+        """Why tensors like this (device, dtype, channels) can't be computed here; None if they can."""
+        ...
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Take query [K, N, Q, C], key and value [K, T, C]; return output [K, N, Q, C], log-sum-exp [K, N, Q]."""
+        ...
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        logsumexp: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of query [K, N, Q, C], key and value [K, T, C]."""
+        ...
+
+
+def choose_backend(query: Tensor, name: str | None = None) -> AttentionBackend:
+    """Return the backend called `name`, or the best one for tensors like `query`.
+
+    Raises:
+        EngineUsageError: There is no such backend, or none accepts.
+    """
+    backends = load_backends()
+    if name is not None:
+        if name not in backends:
+            raise EngineUsageError(f"attention backend {name!r}: expected one of {', '.join(sorted(backends))}")
+        reason = backends[name].refusal(query)
+        if reason is not None:
+            raise EngineUsageError(f"attention backend {name!r} {reason}; set another backend, or none to choose one")
+        return backends[name]
+    accepting = [backend for backend in backends.values() if backend.refusal(query) is None]
+    if not accepting:
+        raise EngineUsageError(
+            f"no attention backend for {query.dtype} on {query.device.type} with {query.shape[-1]} channels; "
+            f"installed are {', '.join(sorted(backends))}"
+        )
+    return max(accepting, key=lambda backend: backend.preference)
+
+
+@cache
+def load_backends() -> dict[str, AttentionBackend]:
+    """Every installed backend by the name of its entry point."""
+    return {entry.name: cast(AttentionBackend, entry.load()()) for entry in entry_points(group=ENTRY_POINT_GROUP)}
