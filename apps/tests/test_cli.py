@@ -132,6 +132,15 @@ def test_a_tiny_model_needs_no_data(longrl, tmp_path):
     assert_one_line(longrl("tiny-model", "--output", tmp_path / "model", *sizes), 2, "not an empty folder")
 
 
+def test_a_tiny_model_of_another_family(longrl, tmp_path):
+    done = longrl("tiny-model", "--output", tmp_path / "model", "--family", "vila")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / "mm_projector" / "model.safetensors").is_file()
+    refused = longrl("tiny-model", "--output", tmp_path / "other", "--family", "vila", "--hidden-size", "64")
+    assert_one_line(refused, 2, "--family vila: comes as it is")
+    assert_one_line(longrl("tiny-model", "--output", tmp_path / "other", "--family", "x"), 2, "expected one of qwen2")
+
+
 def test_videos_are_encoded_and_unusable_ones_reported(longrl, finished, tmp_path):
     films = tmp_path / "films"
     shutil.copytree(finished.folder / "dataset" / "videos", films)

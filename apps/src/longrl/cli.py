@@ -20,6 +20,8 @@ from mrsp_engine.errors import EngineError
 
 DESCRIPTION = "Reinforcement learning on long videos: the whole pipeline, its stages one by one, and the report."
 
+TRAINABLE_FAMILY = "qwen2_5_vl"
+
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
 Folder = Annotated[Path, tyro.conf.Positional]
 
@@ -58,6 +60,7 @@ def tiny_model(
     dataset: Path | None = None,
     corpus: tuple[Path, ...] = (),
     seed: int = 0,
+    family: str = TRAINABLE_FAMILY,
     sizes: Annotated[TinyModelSettings, tyro.conf.arg(name="")] = TinyModelSettings(),  # noqa: B008 - shown as default
 ) -> None:
     """Build a Qwen2.5-VL of a few million parameters, in the ordinary Hugging Face layout.
@@ -69,13 +72,25 @@ def tiny_model(
 
     Example: longrl tiny-model --output tiny --dataset world --hidden-size 256 --num-heads 8
 
+    Example: longrl tiny-model --output tiny --family qwen3_vl
+
     Args:
         output: Folder of the checkpoint; it must not exist or be empty.
         dataset: Train the tokenizer on this dataset's questions and reasoning.
         corpus: Train the tokenizer on these text files.
         seed: Seed of the weights.
+        family: Another family, such as qwen3_vl or vila, in one size and with a tokenizer of its own; to try, not to
+            train.
         sizes: Sizes of the model.
     """
+    if family != TRAINABLE_FAMILY:
+        from mrsp_engine.tiny_families import build_tiny
+
+        if dataset is not None or corpus or sizes != TinyModelSettings():
+            raise AppUsageError(f"--family {family}: comes as it is; leave out --dataset, --corpus and the sizes")
+        build_tiny(family, output, seed)
+        print(output)
+        return
     from longrl.corpus import corpus_of_records, corpus_of_stories
     from longvideo_reason_data.dataset_folder import read_dataset
 

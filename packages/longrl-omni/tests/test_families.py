@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from longrl_omni.audio import AudioFile
-from longrl_omni.families.language_policy import LanguagePolicy
 from longrl_omni.tiny_tasks import make_tone, write_sound
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt

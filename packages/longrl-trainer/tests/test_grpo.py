@@ -153,6 +153,31 @@ def test_a_sampler_that_is_not_the_trainers_model_stops_the_run(started, world, 
     assert not (config.output / "result.json").exists()
 
 
+@pytest.mark.parametrize("num_lost", [1, 2])
+def test_refused_prompts_are_counted_and_nothing_takes_their_place(started, tmp_path, num_lost):
+    config = started.grpo(tmp_path / "run", steps=1, max_response_tokens=24)
+    engine = TransformersRolloutEngine(open_policy(config.model, "float32"))
+    generate = engine.generate
+
+    def without_embeddings(prompt):
+        return dataclasses.replace(
+            prompt, media=tuple(dataclasses.replace(medium, key="0" * 64) for medium in prompt.media)
+        )
+
+    def generate_with_loss(prompts, sampling):
+        return generate([*map(without_embeddings, prompts[:num_lost]), *prompts[num_lost:]], sampling)
+
+    engine.generate = generate_with_loss
+    if num_lost == 2:
+        with pytest.raises(TrainerError, match="refused every prompt of this step: embedding"):
+            train_grpo(config, engine=engine)
+        return
+    train_grpo(config, engine=engine)
+    (line,) = read_json_lines(config.output / "metrics.jsonl")
+    assert line["groups"] == 1
+    assert line["prompts_refused"] == {"embedding_unusable": 1}
+
+
 def test_the_gap_is_measured_even_when_no_group_has_spread(world, tmp_path):
     config = world.grpo(tmp_path / "run", steps=1)  # the untrained model is never right
     train_grpo(config)

@@ -1,6 +1,9 @@
 """What the engine's tests share: one tiny checkpoint, an embedding store and a synthetic video."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,3 +46,27 @@ def policy(tiny_folder: Path, store: EmbeddingStore) -> Policy:
 @pytest.fixture
 def video() -> NoiseVideo:
     return NoiseVideo()
+
+
+@pytest.fixture
+def count_tokens() -> Callable[[Any], AbstractContextManager[list[int]]]:
+    """Opens a list that grows by the number of tokens that an engine's vLLM computes in each step."""
+
+    @contextmanager
+    def count(engine: Any) -> Iterator[list[int]]:
+        counts: list[int] = []
+
+        def hook(model: Any) -> Any:
+            def note(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+                positions = named["positions"] if "positions" in named else arguments[0]
+                counts.append(positions.shape[-1])
+
+            return model.language_model.model.layers[0].register_forward_pre_hook(note, with_kwargs=True)
+
+        (handle,) = engine._llm.apply_model(hook)
+        try:
+            yield counts
+        finally:
+            handle.remove()
+
+    return count

@@ -15,7 +15,7 @@ from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout import RolloutEngine, SamplingSettings
+from mrsp_engine.rollout import Refusal, RefusalReason, RolloutEngine, SamplingSettings, require_rollouts
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine, draw
 from mrsp_engine.testing import NoiseVideo
 
@@ -101,9 +101,22 @@ def test_weights_of_another_policy_are_taken_over(
     assert after == TransformersRolloutEngine(other).generate(prompts[1:], SAMPLING)
 
 
+def test_a_sample_without_its_embedding_is_refused_alone(engine: RolloutEngine, prompts: list[Prompt]) -> None:
+    absent = dataclasses.replace(prompts[0].media[0], key="0" * 64)
+    refused, answered = engine.generate([dataclasses.replace(prompts[0], media=(absent,)), prompts[1]], SAMPLING)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == RefusalReason.EMBEDDING_UNUSABLE
+    assert "0" * 12 in refused.message
+    assert "\n" not in refused.message
+    assert len(require_rollouts(answered)) == 5
+
+
 def test_closed_engine_says_so(engine: RolloutEngine, prompts: list[Prompt]) -> None:
+    engine.sleep()
     engine.close()
     engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.sleep()
     with pytest.raises(EngineError, match="closed"):
         engine.generate(prompts, SAMPLING)
 

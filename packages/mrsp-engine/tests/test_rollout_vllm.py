@@ -4,7 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,15 @@ from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
-from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout import Rollout, SamplingSettings
+from mrsp_engine.rollout import Refusal, RefusalReason, Rollout, SamplingSettings, require_rollouts
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 from mrsp_engine.rollout.vllm import VllmRolloutEngine
 from mrsp_engine.testing import NoiseVideo
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
+CountTokens = Callable[[VllmRolloutEngine], AbstractContextManager[list[int]]]
 MAX_MODEL_LEN = 224
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=24, num_samples=6, seed=5)
 
@@ -86,10 +87,12 @@ def prompts(trained: Policy) -> list[Prompt]:
     return [*(trained.build_prompt(text, [medium]) for text in texts), trained.build_prompt("Blind?", [])]
 
 
-def gap(policy: Policy, prompts: list[Prompt], groups: list[list[Rollout]], temperature: float = 0.9) -> Tensor:
+def gap(
+    policy: Policy, prompts: list[Prompt], outcomes: Sequence[list[Rollout] | Refusal], temperature: float = 0.9
+) -> Tensor:
     """Distance of the sampler's log-probs from the trainer's, of every token."""
     gaps: list[Tensor] = []
-    for prompt, group in zip(prompts, groups, strict=True):
+    for prompt, group in zip(prompts, map(require_rollouts, outcomes), strict=True):
         branches = [Branch(token_ids=rollout.token_ids) for rollout in group]
         with torch.no_grad():
             scores = score_branches(policy, prompt, branches, temperature=temperature)
@@ -204,37 +207,64 @@ def test_two_videos_in_one_prompt(engine: VllmRolloutEngine, trained: Policy) ->
     assert gap(trained, both, engine.generate(both, SAMPLING)).max() < 1e-4
 
 
-def refusal(engine: VllmRolloutEngine, prompt: Prompt, sampling: SamplingSettings = SAMPLING) -> str:
-    with pytest.raises(EngineError) as caught:
-        engine.generate([prompt], sampling)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def test_what_the_engine_cannot_use_is_refused_and_the_engine_lives_on(
+def test_refused_samples_are_accounted_for_and_the_others_are_answered(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt], shelf: Shelf
 ) -> None:
-    assert "max_model_len" in refusal(engine, prompts[0], dataclasses.replace(SAMPLING, max_tokens=MAX_MODEL_LEN))
     (medium,) = prompts[0].media
-    rows, width = medium.num_tokens, 96
-    shelf.own = {
-        "wide": torch.zeros(rows, width * 2),
-        "short": torch.zeros(rows - 1, width),
-        "nan": torch.full((rows, width), float("nan")),
-    }
+    shelf.own = {"nan": torch.full((medium.num_tokens, 96), float("nan"))}
 
     def with_embedding(key: str) -> Prompt:
         return dataclasses.replace(prompts[0], media=(dataclasses.replace(medium, key=key),))
 
-    assert str(shelf.folder) in refusal(engine, with_embedding("0" * 64))
-    assert f"expected ({rows}, {width})" in refusal(engine, with_embedding("wide"))
-    assert f"expected ({rows}, {width})" in refusal(engine, with_embedding("short"))
-    assert "finite" in refusal(engine, with_embedding("nan"))
-    no_media: tuple[MediaReference, ...] = ()
-    assert "placeholder" in refusal(engine, dataclasses.replace(prompts[2], media=prompts[0].media))
-    assert "placeholder" in refusal(engine, dataclasses.replace(prompts[0], media=no_media))
-    assert gap(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4
+    long = trained.build_prompt("Which?" * MAX_MODEL_LEN, [medium])
+    asked = [prompts[0], long, with_embedding("0" * 64), prompts[1], with_embedding("nan"), prompts[2]]
+    outcomes = engine.generate(asked, SAMPLING)
+    assert [outcome.reason if isinstance(outcome, Refusal) else len(outcome) for outcome in outcomes] == [
+        6,
+        RefusalReason.PROMPT_TOO_LONG,
+        RefusalReason.EMBEDDING_UNUSABLE,
+        6,
+        RefusalReason.EMBEDDING_UNUSABLE,
+        6,
+    ]
+    assert gap(trained, prompts, [outcomes[0], outcomes[3], outcomes[5]]).max() < 1e-4
+    with pytest.raises(EngineError, match="max_model_len"):
+        require_rollouts(outcomes[1])
+
+
+def test_an_embedding_that_leaves_the_store_fails_its_request_alone(
+    engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt], shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = trained.encode_video(NoiseVideo(seed=9), range(24))
+    asked = [prompts[0], trained.build_prompt("Which?", [lost]), prompts[2]]
+    find = shelf.get
+    seen: list[str] = []
+
+    def get_once(key: str, /) -> Tensor | None:
+        seen.append(key)
+        return None if key == lost.key and seen.count(key) > 1 else find(key)
+
+    monkeypatch.setattr(shelf, "get", get_once)
+    outcomes = engine.generate(asked, SAMPLING)
+    assert isinstance(outcomes[1], Refusal)
+    assert outcomes[1].reason == RefusalReason.SAMPLER_GAVE_UP
+    assert "\n" not in outcomes[1].message
+    assert gap(trained, [prompts[0], prompts[2]], [outcomes[0], outcomes[2]]).max() < 1e-4
+
+
+def test_samples_of_a_prompt_share_its_computation(
+    engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt], count_tokens: CountTokens
+) -> None:
+    engine.update_weights(trained)  # which empties the prefix cache
+    sampling = dataclasses.replace(SAMPLING, num_samples=8, max_tokens=4)
+    with count_tokens(engine) as counts:
+        engine.generate(prompts[:1], sampling)
+    # Full blocks of 128 tokens are computed once; the rest of the prompt, and all of a response but its last token,
+    # are each sample's own.
+    assert sum(counts) == 128 + 8 * (prompts[0].length - 128) + 8 * 3
+    with count_tokens(engine) as counts:  # another question about the same video, found already
+        engine.generate(prompts[1:2], dataclasses.replace(sampling, num_samples=1))
+    assert sum(counts) < prompts[1].length - 120
 
 
 def test_one_engine_at_a_time(engine: VllmRolloutEngine, tiny_folder: Path, shelf: Shelf) -> None:

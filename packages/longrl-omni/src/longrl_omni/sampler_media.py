@@ -5,22 +5,21 @@ requests it writes. It knows vLLM's names for things, and imports nothing of it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from mrsp_engine.media import MediaReference
+from mrsp_engine.rollout.sampler_media import SamplerMedia
 
 
-class AudioSamplerMedia:
+class AudioSamplerMedia(SamplerMedia):
     """Requests of Qwen2-Audio."""
 
-    modality = "audio"
-    limits: Mapping[str, int] = {"audio": 0}
+    limits: ClassVar[Mapping[str, int]] = {"audio": 0}
     """No audio tower in the sampler; embeddings still pass."""
-    placeholder_key = "audio_token_index"
-    """Where config.json names the placeholder token."""
+    placeholder_keys = ("audio_token_index",)
 
-    def data(self, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
-        """The modality's entry in a request; positions are one-dimensional, so there is no timing to pass on."""
+    def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
+        """See `SamplerMedia.data`; positions are one-dimensional, so there is no timing to pass on."""
         return {"audio_embeds": list(embeddings)}

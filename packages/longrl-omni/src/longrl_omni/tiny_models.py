@@ -1,40 +1,34 @@
-"""Real Qwen2 and Qwen2-Audio checkpoints of a few million parameters, built on the spot.
+"""A real Qwen2-Audio checkpoint of a few million parameters, built on the spot.
 
-They are to text and audio what `mrsp_engine.tiny_model` is to video: transformers and vLLM load the folders unchanged,
-the tokenizer is trained on the caller's texts, and the randomly initialised audio tower is calibrated so that what it
-hears reaches the language model. A folder depends on the arguments alone, to the byte.
+It is to audio what `mrsp_engine.tiny_model` is to video: transformers and vLLM load the folder unchanged, the tokenizer
+is trained on the caller's texts, and the randomly initialised audio tower is calibrated so that what it hears reaches
+the language model. A folder depends on the arguments alone, to the byte.
 """
 
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import (
-    GenerationConfig,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     WhisperFeatureExtractor,
 )
 
 from longrl_omni.audio import SAMPLE_RATE
 from longrl_omni.families.qwen2_audio import save_model
-from mrsp_engine.errors import EngineError, EngineUsageError
-from mrsp_engine.families.checkpoints import without_progress_bars
-from mrsp_engine.tiny_tokenizer import DEFAULT_SYSTEM, END_OF_TEXT, END_OF_TURN, train_tokenizer
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
+from mrsp_engine.tiny_language import LanguageSizes, generation_config, language_settings
+from mrsp_engine.tiny_tokenizer import DEFAULT_SYSTEM, train_tokenizer
 
 AUDIO_TOKENS = ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
 MEL_FRAMES_PER_SECOND = 100
-MINIMUM_HEAD_SIZE = 32  # vLLM's attention on CPUs knows nothing smaller
 
 CHAT_TEMPLATE = """\
 {%- set recordings = namespace(count=0) -%}
@@ -61,44 +55,6 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """.replace("@SYSTEM@", DEFAULT_SYSTEM)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LanguageSizes:
-    """Dimensions of a tiny language model.
-
-    Attributes:
-        hidden_size: Width.
-        num_layers: Number of layers.
-        num_heads: Query heads; the head size must be 32 or more.
-        num_key_value_heads: Key heads.
-        intermediate_size: Width of the feed-forward layers.
-        vocabulary_size: Upper bound of the number of tokens, special ones included; a small corpus needs fewer.
-        max_position_embeddings: Longest sequence the configuration allows.
-        initializer_range: Standard deviation of the weights.
-    """
-
-    hidden_size: int = 192
-    num_layers: int = 4
-    num_heads: int = 6
-    num_key_value_heads: int = 2
-    intermediate_size: int = 512
-    vocabulary_size: int = 1024
-    max_position_embeddings: int = 32768
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        head_size, rest = divmod(self.hidden_size, self.num_heads)
-        if rest or head_size < MINIMUM_HEAD_SIZE or head_size % 8:
-            raise EngineUsageError(
-                f"hidden_size={self.hidden_size} with num_heads={self.num_heads}: the head size must be a multiple of "
-                f"8, at least {MINIMUM_HEAD_SIZE}; change hidden_size or num_heads"
-            )
-        if self.num_heads % self.num_key_value_heads:
-            raise EngineUsageError(
-                f"num_key_value_heads={self.num_key_value_heads}: must divide num_heads={self.num_heads}; "
-                "change num_key_value_heads"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,33 +87,6 @@ class AudioSizes:
             raise EngineUsageError(f"window_seconds={self.window_seconds}: expected 1 or more")
 
 
-def create_tiny_qwen2(
-    folder: Path, *, corpus: Iterable[str], seed: int = 0, sizes: LanguageSizes | None = None
-) -> None:
-    """Write a complete, randomly initialised Qwen2 checkpoint in the ordinary Hugging Face layout.
-
-    Args:
-        folder: Where it goes; it must not exist or be empty.
-        corpus: Texts on which the tokenizer is trained (prompts and answers as the model will meet them).
-        seed: Seed of the weights.
-        sizes: Dimensions of the model.
-
-    Raises:
-        EngineUsageError: If the folder isn't empty.
-        EngineError: If the folder can't be written.
-    """
-    _require_empty(folder)
-    sizes = sizes or LanguageSizes()
-    tokenizer = train_tokenizer(corpus, sizes.vocabulary_size, sizes.max_position_embeddings)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    config = Qwen2Config(**_language_settings(sizes, tokenizer), tie_word_embeddings=True, dtype="float32")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config)
-    model.generation_config = _generation_config(config)
-    _write(folder, [model.save_pretrained, tokenizer.save_pretrained])
-
-
 def create_tiny_qwen2_audio(
     folder: Path,
     *,
@@ -179,7 +108,7 @@ def create_tiny_qwen2_audio(
         EngineUsageError: If the folder isn't empty.
         EngineError: If the folder can't be written.
     """
-    _require_empty(folder)
+    require_empty(folder)
     sizes, audio = sizes or LanguageSizes(), audio or AudioSizes()
     with_words = (*corpus, *(f"Audio {number}: \n" for number in range(1, 10)))
     tokenizer = train_tokenizer(with_words, sizes.vocabulary_size - len(AUDIO_TOKENS), sizes.max_position_embeddings)
@@ -188,7 +117,7 @@ def create_tiny_qwen2_audio(
         feature_size=audio.num_mel_bins, sampling_rate=SAMPLE_RATE, chunk_length=audio.window_seconds
     )
     config = Qwen2AudioConfig(
-        text_config={**_language_settings(sizes, tokenizer), "tie_word_embeddings": False},
+        text_config={**language_settings(sizes, tokenizer), "tie_word_embeddings": False},
         audio_config={
             "d_model": audio.hidden_size,
             "encoder_layers": audio.num_layers,
@@ -204,37 +133,14 @@ def create_tiny_qwen2_audio(
         torch.manual_seed(seed)
         model = Qwen2AudioForConditionalGeneration(config)
         _calibrate(model, extractor, audio)
-    model.generation_config = _generation_config(config.text_config)
+    model.generation_config = generation_config(config.text_config)
     processor = Qwen2AudioProcessor(extractor, tokenizer, chat_template=CHAT_TEMPLATE)
-    _write(folder, [partial(save_model, model), processor.save_pretrained])
 
+    def write(temporary: Path) -> None:
+        save_model(model, temporary)
+        processor.save_pretrained(temporary)
 
-def _language_settings(sizes: LanguageSizes, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": sizes.hidden_size,
-        "intermediate_size": sizes.intermediate_size,
-        "num_hidden_layers": sizes.num_layers,
-        "num_attention_heads": sizes.num_heads,
-        "num_key_value_heads": sizes.num_key_value_heads,
-        "max_position_embeddings": sizes.max_position_embeddings,
-        "max_window_layers": sizes.num_layers,
-        "initializer_range": sizes.initializer_range,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
-        "bos_token_id": tokenizer.convert_tokens_to_ids(END_OF_TEXT),
-        "eos_token_id": tokenizer.convert_tokens_to_ids(END_OF_TURN),
-        "pad_token_id": tokenizer.convert_tokens_to_ids(END_OF_TEXT),
-    }
-
-
-def _generation_config(config: Any) -> GenerationConfig:
-    return GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-        do_sample=True,
-    )
+    write_checkpoint(folder, write)
 
 
 @torch.no_grad()
@@ -269,28 +175,3 @@ def _varied_sounds(num_samples: int, *, num_sounds: int) -> Tensor:
     is_heard = (torch.rand(num_sounds, num_segments, 2, 1) > 0.4).float()
     sounds = 0.3 * (tones * is_heard[:, :, 0] + 0.3 * noise * is_heard[:, :, 1])
     return sounds.reshape(num_sounds, -1)[:, :num_samples]
-
-
-def _require_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EngineUsageError(f"{folder}: exists and is not an empty folder; choose another folder for the model")
-
-
-def _write(folder: Path, parts: Sequence[Callable[[Path], object]]) -> None:
-    """Let every part write itself into the folder, whole or not at all."""
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        with without_progress_bars():
-            for write in parts:
-                write(temporary)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except OSError as error:
-        raise EngineError(
-            f"{folder}: can't write the model ({error.strerror or error}); choose another folder"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

@@ -21,7 +21,7 @@ from longrl_trainer.seeds import derive_seed
 from longvideo_reason_data.answers import ParseStatus, parse_response
 from longvideo_reason_data.records import QuestionRecord
 from mrsp_engine.families.base import Policy
-from mrsp_engine.rollout.base import Rollout, RolloutEngine, SamplingSettings
+from mrsp_engine.rollout.base import Rollout, RolloutEngine, SamplingSettings, require_rollouts
 
 # Few enough for a moving progress bar, enough to keep a sampler busy.
 PROMPTS_PER_CALL = 256
@@ -107,7 +107,7 @@ def evaluate(
             )
             asked = questions.kept[start : start + PROMPTS_PER_CALL]
             prompts = [build_question_prompt(policy, question, system) for question in asked]
-            rollouts += [samples[0] for samples in sampler.generate(prompts, settings)]
+            rollouts += [require_rollouts(outcome)[0] for outcome in sampler.generate(prompts, settings)]
             bar.advance(len(asked))
     records = [question.record for question in questions.kept]
     result = summarise(records, rollouts, questions=questions.counts(), settings=config.model_dump(mode="json"))

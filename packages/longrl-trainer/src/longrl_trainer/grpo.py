@@ -6,6 +6,7 @@ group computes its long prompt once. What is measured on the way is in `step_met
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from longrl_trainer.step_metrics import Stopwatch, TokenStatistics, describe_gro
 from mrsp_engine.families.base import Policy
 from mrsp_engine.logprobs import BranchScores, score_branches
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout.base import Rollout, RolloutEngine, SamplingSettings
+from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +96,16 @@ def train_grpo(
             prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
             with clock("rollout"):
                 drawn = draw_responses(sampler, prompts, config, step=step)
+                sampler.sleep()
             with clock("reward"):
                 groups = [
-                    judge_group(question, prompt, rollouts, rewards=rewards, advantage=config.advantage)
-                    for question, prompt, rollouts in zip(asked, prompts, drawn, strict=True)
+                    judge_group(question, prompt, outcome, rewards=rewards, advantage=config.advantage)
+                    for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
+                    if not isinstance(outcome, Refusal)
                 ]
+                refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
+                if not groups:
+                    raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
                 update = update_policy(policy, optimizer, groups, config, learning_rate, reference)
@@ -107,6 +113,7 @@ def train_grpo(
                 sampler.update_weights(policy)
 
             measured = rollout_metrics(groups) | update.metrics() | {"learning_rate": learning_rate}
+            measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in refusals))
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
             for group in groups[: config.journal_groups]:
                 run.rollouts.append(step + 1, describe_group(group))
@@ -134,8 +141,8 @@ def choose_questions(questions: Sequence[Question], config: GrpoConfig, *, step:
 
 def draw_responses(
     engine: RolloutEngine, prompts: Sequence[Prompt], config: GrpoConfig, *, step: int
-) -> list[list[Rollout]]:
-    """G responses per prompt; the same again when the step is repeated."""
+) -> list[list[Rollout] | Refusal]:
+    """G responses per prompt, or why there are none; the same again when the step is repeated."""
     settings = SamplingSettings(
         temperature=config.temperature,
         max_tokens=config.max_response_tokens,

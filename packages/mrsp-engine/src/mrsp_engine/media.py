@@ -13,9 +13,13 @@ class MediaReference:
         seconds_per_grid: Seconds between two temporal patches, already rounded to float32 because that is what the
             sampler computes positions from.
         num_tokens: Rows of the embedding, and so the number of placeholder tokens in an expanded prompt.
+        modality: What kind of medium it is, such as "video", "image" or "audio".
+        grid_seconds: Time of every temporal patch, for families that write it into the prompt; empty for the others.
     """
 
     key: str
     grid_thw: tuple[int, int, int]
     seconds_per_grid: float
     num_tokens: int
+    modality: str = "video"
+    grid_seconds: tuple[float, ...] = ()

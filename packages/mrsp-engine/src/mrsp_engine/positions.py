@@ -7,7 +7,8 @@ the engine makes positions itself and never asks the model for them.
 Shape legend: P prompt tokens, S tokens of a packed row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,22 @@ def qwen2_5_vl_positions(
     if cursor != len(expanded_ids) or next(remaining, None) is not None:
         raise ValueError(f"{len(media)} media don't account for the placeholders of a {len(expanded_ids)}-token prompt")
     return torch.from_numpy(np.concatenate(pieces, axis=1)) if pieces else torch.empty((3, 0), dtype=torch.int64)
+
+
+def qwen3_vl_positions(
+    expanded_ids: Sequence[int], media: Sequence[MediaReference], *, placeholder_ids: Collection[int], merge_size: int
+) -> Tensor:
+    """Lay an expanded prompt of Qwen3-VL out: int64 [3, P].
+
+    Time stands in the text between temporal patches, so every patch is placed like an image: its rows share one
+    temporal position, and what follows starts one behind its largest index.
+    """
+    one = min(placeholder_ids)
+    patches = [
+        replace(medium, grid_thw=(1, *medium.grid_thw[1:])) for medium in media for _ in range(medium.grid_thw[0])
+    ]
+    merged_ids = [one if token in placeholder_ids else token for token in expanded_ids]
+    return qwen2_5_vl_positions(merged_ids, patches, placeholder_id=one, merge_size=merge_size, tokens_per_second=1.0)
 
 
 def continue_positions(prompt_positions: Tensor, branch_lengths: Sequence[int]) -> Tensor:

@@ -6,8 +6,6 @@ tower is calibrated so that what it sees reaches the language model. The folder 
 byte. The module doesn't know what the texts are about or how the model will be trained.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from transformers import (
-    GenerationConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -27,7 +23,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
+from mrsp_engine.tiny_language import MINIMUM_HEAD_SIZE, generation_config
 from mrsp_engine.tiny_tokenizer import (
     CHAT_TEMPLATE,
     DEFAULT_SYSTEM,
@@ -45,7 +43,6 @@ MERGE_SIZE = 2
 TEMPORAL_PATCH_SIZE = 2
 WINDOW_SIZE = 112
 TOKENS_PER_SECOND = 1
-MINIMUM_HEAD_SIZE = 32  # vLLM's attention on CPUs knows nothing smaller
 MERGED_PATCH_SIZE = PATCH_SIZE * MERGE_SIZE
 
 
@@ -152,28 +149,19 @@ def create_tiny_qwen2_5_vl(
         vision_depth=vision_depth,
         max_position_embeddings=max_position_embeddings,
     )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EngineUsageError(f"{folder}: exists and is not an empty folder; choose another folder for the model")
+    require_empty(folder)
     if frame_pixels < MERGED_PATCH_SIZE**2:
         raise EngineUsageError(f"frame_pixels={frame_pixels}: expected {MERGED_PATCH_SIZE**2} or more")
     tokenizer = train_tokenizer(corpus, vocabulary_size, max_position_embeddings)
     processor = _create_processor(tokenizer, frame_pixels)
     config = _create_config(sizes, tokenizer, initializer_range)
     model = _create_model(config, seed, vision_token_scale, processor.video_processor, calibration_videos)
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+
+    def write(temporary: Path) -> None:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EngineError(f"{folder}: can't write the model ({reason}); choose another folder") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    write_checkpoint(folder, write)
 
 
 def _create_config(sizes: _Sizes, tokenizer: Qwen2Tokenizer, initializer_range: float) -> Qwen2_5_VLConfig:
@@ -240,10 +228,7 @@ def _create_model(
             else patches_of_pictures(config.vision_config)
         )
         calibrate_vision(model.model.visual, vision_token_scale, patches_SP, grid_thw)
-    end = cast(Any, config.text_config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=end.bos_token_id, eos_token_id=end.eos_token_id, pad_token_id=end.pad_token_id, do_sample=True
-    )
+    model.generation_config = generation_config(cast(Any, config.text_config))
     return model
 
 

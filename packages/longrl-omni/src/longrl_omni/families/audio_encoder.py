@@ -124,6 +124,7 @@ class AudioEncoder:
             grid_thw=(num_tokens, 1, 1),
             seconds_per_grid=float(np.float32(seconds)),
             num_tokens=num_tokens,
+            modality="audio",
         )
 
     @torch.no_grad()

@@ -4,7 +4,8 @@ A family knows how its checkpoints are loaded, how pixels become embeddings, how
 positions, and how its language model is run over embeddings. It does not know groups, losses, ranks of a trainer or
 the sampler. `Policy` is one loaded checkpoint of a family.
 
-Shape legend: P prompt tokens, S tokens of a packed row, D hidden size.
+Shape legend: P prompt tokens, S tokens of a packed row, B rows, D hidden size. Embeddings may be wider than the hidden
+states: a family that adds to several layers carries all of that side by side.
 """
 
 from abc import ABC, abstractmethod
@@ -48,6 +49,14 @@ class Policy(ABC):
         """Refer to the given frames, encoding them only if the store does not hold them yet."""
 
     @abstractmethod
+    def encode_image(self, image: Video) -> MediaReference:
+        """Refer to an image, a `Video` of one frame, encoding it only if the store does not hold it yet.
+
+        Raises:
+            EngineUsageError: The model takes no images.
+        """
+
+    @abstractmethod
     def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
         """Lay out one user turn (media first, then `text`) followed by the start of the assistant's turn."""
 
@@ -71,10 +80,19 @@ class Policy(ABC):
 
     @abstractmethod
     def hidden_states(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan | None = None) -> Tensor:
-        """Run the language model over one row of embeddings [S, D] at positions [3, S]; returns [S, D].
+        """Run the language model over one row of embeddings [S, D] at positions [axes, S]; returns [S, D].
 
         Without a plan the row is one ordinary causal sequence. With a plan, attention follows it.
         """
+
+    @property
+    @abstractmethod
+    def decoder(self) -> nn.Module:
+        """The language model without its head; takes `decoder_inputs` and positions, fills a cache if given one."""
+
+    def decoder_inputs(self, embeddings: Tensor) -> dict[str, Any]:
+        """What the decoder is called with for embeddings [B, S, D] as `embed` and `embed_tokens` make them."""
+        return {"inputs_embeds": embeddings}
 
     @property
     @abstractmethod

@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from mrsp_engine.errors import EngineError
+from mrsp_engine.errors import EngineError, EngineUsageError
 
 
 @contextmanager
@@ -26,6 +28,85 @@ def without_progress_bars() -> Generator[None]:
     finally:
         if was_enabled:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_reports() -> Generator[None]:
+    """Keep transformers from printing a table of weights that don't fit; they are refused in one line."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def require_empty(folder: Path) -> None:
+    """Refuse to write a new model over something else.
+
+    Raises:
+        EngineUsageError: The folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EngineUsageError(f"{folder}: exists and is not an empty folder; choose another folder for the model")
+
+
+def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.dtype, attention: Any) -> Any:
+    """Load a model of transformers, complete or not at all.
+
+    Args:
+        folder: The checkpoint.
+        model_type: Named in messages.
+        model_class: The transformers class.
+        dtype: Type of the weights.
+        attention: `attn_implementation` for transformers, one name or one per part.
+
+    Raises:
+        EngineUsageError: The folder is not a complete checkpoint of this type.
+    """
+    with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
+        model, report = cast(
+            tuple[Any, dict[str, Any]],
+            model_class.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are reported, and refused below
+                local_files_only=True,
+            ),
+        )
+    # transformers fills missing weights with random ones and goes on; a checkpoint like that is not usable.
+    mismatched = (key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
+    lacking = sorted(str(key) for key in (*report["missing_keys"], *mismatched))
+    if lacking:
+        raise EngineUsageError(
+            f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
+            "the checkpoint is incomplete, set another model folder"
+        )
+    return model
+
+
+def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> Any:
+    """Load a processor or a tokenizer of transformers.
+
+    Raises:
+        EngineUsageError: The folder doesn't hold it.
+    """
+    with refuse_broken(folder, model_type):
+        return processor_class.from_pretrained(str(folder), local_files_only=True)
+
+
+@contextmanager
+def refuse_broken(folder: Path, model_type: str) -> Generator[None]:
+    """Turn whatever transformers raises for a broken folder, which is many kinds, into one line."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineUsageError(f"{folder}: can't be loaded as {model_type} ({reason}); set the model folder") from error
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:

@@ -1,20 +1,33 @@
 """What a rollout engine is given, what it returns, and what it needs of others.
 
 A rollout carries the log-probability that each of its tokens had in the distribution it was really drawn from, after
-temperature and nucleus. The module doesn't know which library samples.
+temperature and nucleus. A prompt that can't be sampled gets a refusal instead of rollouts, so that one bad sample
+doesn't cost the others and every sample is accounted for. The module doesn't know which library samples.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.prompts import Prompt
 
-__all__ = ["EmbeddingSource", "Rollout", "RolloutEngine", "SamplingSettings", "WeightSource", "language_weights"]
+__all__ = [
+    "EmbeddingSource",
+    "Refusal",
+    "RefusalReason",
+    "Rollout",
+    "RolloutEngine",
+    "SamplingSettings",
+    "WeightSource",
+    "language_weights",
+    "require_rollouts",
+]
 
 VISION_PREFIXES = ("visual.", "model.visual.")
 
@@ -64,6 +77,38 @@ class Rollout:
     finished: bool
 
 
+class RefusalReason(StrEnum):
+    """Why a prompt got no responses."""
+
+    PROMPT_TOO_LONG = "prompt_too_long"
+    EMBEDDING_UNUSABLE = "embedding_unusable"
+    SAMPLER_GAVE_UP = "sampler_gave_up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What a prompt gets in place of responses.
+
+    Attributes:
+        reason: For counting.
+        message: One line for people: what was found, what was expected, which setting to change.
+    """
+
+    reason: RefusalReason
+    message: str
+
+
+def require_rollouts(outcome: list[Rollout] | Refusal) -> list[Rollout]:
+    """The responses of a prompt that must not be refused.
+
+    Raises:
+        EngineError: If it was.
+    """
+    if isinstance(outcome, Refusal):
+        raise EngineError(outcome.message)
+    return outcome
+
+
 class EmbeddingSource(Protocol):
     """Where a rollout engine finds the embeddings a prompt refers to; `EmbeddingStore` is one."""
 
@@ -86,21 +131,29 @@ class WeightSource(Protocol):
 
 
 def language_weights(policy: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """The weights that sampling from embeddings needs: all but those of the vision tower."""
+    """The weights that sampling from embeddings needs: all but those of the vision tower, each one whole.
+
+    A weight that FSDP2 has sharded is gathered when its turn comes, so all its ranks must iterate together.
+    """
     for name, tensor in policy.sampler_weights():
         if not name.startswith(VISION_PREFIXES):
-            yield name, tensor.detach()
+            weight = tensor.detach()
+            yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 class RolloutEngine(Protocol):
     """Samples responses with the latest weights it was given."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout]]:
-        """Draw `num_samples` responses to every prompt, in the order of the prompts."""
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
+        """Draw `num_samples` responses to every prompt, or say why not, in the order of the prompts."""
         ...
 
     def update_weights(self, policy: WeightSource) -> None:
         """Take over the policy's weights and forget everything computed with the old ones."""
+        ...
+
+    def sleep(self) -> None:
+        """Give device memory back while something else needs it; `update_weights` wakes the engine."""
         ...
 
     def close(self) -> None:

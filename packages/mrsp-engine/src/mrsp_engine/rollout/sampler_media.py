@@ -1,63 +1,142 @@
-"""How stored embeddings are written into a sampler's request, for every modality.
+"""How the media of a family are written into a sampler's request.
 
-Video is the engine's own case. A family with other media brings its own through an entry point in the group
-`mrsp_engine.sampler_media`, under the checkpoint's `model_type`; nothing here names one.
+A request either carries the embeddings, or only says how large they are and how they lie in time, and vLLM's worker
+reads them from the store by their names (`mrsp_engine.rollout.embedding_connector`).
+
+A family is found through an entry point in the group `mrsp_engine.sampler_media`, under the checkpoint's `model_type`;
+one that has none reads text only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from mrsp_engine.media import MediaReference
+from mrsp_engine.prompts import Prompt
 
-__all__ = ["SamplerMedia", "VideoSamplerMedia", "find_sampler_media"]
+__all__ = [
+    "Qwen3VlSamplerMedia",
+    "Qwen25VlSamplerMedia",
+    "SamplerMedia",
+    "StoredSamplerMedia",
+    "find_sampler_media",
+]
 
 ENTRY_POINT_GROUP = "mrsp_engine.sampler_media"
 
 
-class SamplerMedia(Protocol):
-    """One modality as vLLM wants it."""
+class SamplerMedia:
+    """A family as vLLM wants it; this one reads text only.
 
-    @property
-    def modality(self) -> str:
-        """VLLM's name of the modality."""
-        ...
+    Attributes:
+        limits: Raw media per prompt: 0 for every modality whose encoder vLLM shouldn't load.
+        options: Further options of vLLM's engine.
+        placeholder_keys: Where config.json names the placeholder tokens.
+        subfolder: Where the model that vLLM runs lies in the checkpoint's folder.
+    """
 
-    @property
-    def limits(self) -> Mapping[str, int]:
-        """Raw media per prompt: 0 for every modality of the model, so that no encoder is loaded."""
-        ...
+    limits: ClassVar[Mapping[str, int]] = {}
+    options: ClassVar[Mapping[str, Any]] = {}
+    placeholder_keys: ClassVar[tuple[str, ...]] = ()
+    subfolder: ClassVar[str] = ""
 
-    @property
-    def placeholder_key(self) -> str:
-        """Where config.json names the placeholder token."""
-        ...
+    def placeholder_ids(self, folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
+        """Tokens that stand for media, in the checkpoint whose model lies in `folder` with this config.json."""
+        return frozenset(int(config[key]) for key in self.placeholder_keys if key in config)
 
-    def data(self, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
-        """The modality's entry in a request."""
-        ...
+    def embedding_width(self, config: Mapping[str, Any]) -> int:
+        """Columns of an embedding."""
+        return int(config.get("text_config", config)["hidden_size"])
 
+    def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
+        """One modality's entry in a request that carries embeddings."""
+        raise NotImplementedError(f"{type(self).__name__} has no media")
 
-class VideoSamplerMedia:
-    """Videos with their grids and timing; positions depend on both."""
+    def request(self, prompt: Prompt, embeddings: Sequence[Tensor], name: Callable[[MediaReference], str]) -> Any:
+        """A request that carries embeddings, those of the prompt's media in order."""
+        return self._request(
+            prompt,
+            name,
+            lambda modality, places: self.data(
+                modality, [prompt.media[place] for place in places], [embeddings[place] for place in places]
+            ),
+        )
 
-    modality = "video"
-    limits: Mapping[str, int] = {"image": 0, "video": 0}
-    placeholder_key = "video_token_id"
-
-    def data(self, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
-        """See `SamplerMedia.data`."""
+    def _request(
+        self,
+        prompt: Prompt,
+        name: Callable[[MediaReference], str],
+        data: Callable[[str, list[int]], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """One entry per modality, whose media keep their order."""
+        places: dict[str, list[int]] = {}
+        for place, medium in enumerate(prompt.media):
+            places.setdefault(medium.modality, []).append(place)
         return {
-            "video_embeds": torch.cat(list(embeddings)),
-            "video_grid_thw": torch.tensor([medium.grid_thw for medium in media]),
-            "second_per_grid_ts": torch.tensor([medium.seconds_per_grid for medium in media]),
+            "prompt_token_ids": list(prompt.token_ids),
+            "multi_modal_data": {modality: data(modality, of_modality) for modality, of_modality in places.items()},
+            "multi_modal_uuids": {
+                modality: [name(prompt.media[place]) for place in of_modality]
+                for modality, of_modality in places.items()
+            },
         }
 
 
+class StoredSamplerMedia(SamplerMedia):
+    """A family whose embeddings vLLM's worker can read from the store itself."""
+
+    def reference(self, modality: str, media: Sequence[MediaReference]) -> dict[str, Any]:
+        """One modality's entry in a request that carries none."""
+        raise NotImplementedError
+
+    def reference_request(self, prompt: Prompt, name: Callable[[MediaReference], str]) -> dict[str, Any]:
+        """A request that carries no embeddings."""
+        return self._request(
+            prompt, name, lambda modality, places: self.reference(modality, [prompt.media[place] for place in places])
+        )
+
+
+class Qwen25VlSamplerMedia(StoredSamplerMedia):
+    """Videos with their grids and timing, on both of which positions depend, and images with their grids."""
+
+    limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 0}
+    placeholder_keys = ("video_token_id", "image_token_id")
+
+    def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
+        """See `SamplerMedia.data`."""
+        return {f"{modality}_embeds": torch.cat(list(embeddings))} | self.reference(modality, media)
+
+    def reference(self, modality: str, media: Sequence[MediaReference]) -> dict[str, Any]:
+        """See `StoredSamplerMedia.reference`."""
+        grids = {f"{modality}_grid_thw": torch.tensor([medium.grid_thw for medium in media])}
+        return grids | (self._timing(media) if modality == "video" else {})
+
+    def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        return {"second_per_grid_ts": torch.tensor([medium.seconds_per_grid for medium in media])}
+
+
+class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
+    """The same with the times that vLLM writes into the prompt, and with the levels of DeepStack in each row.
+
+    vLLM forgets DeepStack if it is told not to load the tower, so it loads it. It is never run, not even to measure.
+    """
+
+    limits: ClassVar[Mapping[str, int]] = {}
+    options: ClassVar[Mapping[str, Any]] = {"skip_mm_profiling": True}
+
+    def embedding_width(self, config: Mapping[str, Any]) -> int:
+        """See `SamplerMedia.embedding_width`."""
+        return super().embedding_width(config) * (1 + len(config["vision_config"]["deepstack_visual_indexes"]))
+
+    def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        return {"timestamps": [list(medium.grid_seconds) for medium in media]}
+
+
 def find_sampler_media(model_type: str) -> SamplerMedia:
-    """The modality of a checkpoint: as its family says, and video if it says nothing."""
+    """How the media of a checkpoint are written, as its family says."""
     entry = next((entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == model_type), None)
-    return VideoSamplerMedia() if entry is None else cast(SamplerMedia, entry.load()())
+    return SamplerMedia() if entry is None else cast(SamplerMedia, entry.load()())

@@ -6,7 +6,7 @@ it. The module doesn't know where embeddings come from; the policy does.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,14 @@ from transformers import DynamicCache
 from mrsp_engine.errors import EngineError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout.base import Rollout, SamplingSettings, WeightSource, language_weights
+from mrsp_engine.rollout.base import (
+    Refusal,
+    RefusalReason,
+    Rollout,
+    SamplingSettings,
+    WeightSource,
+    language_weights,
+)
 
 __all__ = ["TransformersRolloutEngine"]
 
@@ -32,7 +39,7 @@ class TransformersRolloutEngine:
         self._policy: Policy | None = policy
         self._generator = torch.Generator().manual_seed(seed)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
         """See `RolloutEngine.generate`."""
         policy = self._require_open()
         generator = self._generator
@@ -58,6 +65,10 @@ class TransformersRolloutEngine:
                     raise EngineError(f"weight {name} {tuple(tensor.shape)}: this engine's model has none such")
                 targets[name].copy_(tensor)
 
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`; the only memory here is the policy's own."""
+        self._require_open()
+
     def close(self) -> None:
         """See `RolloutEngine.close`."""
         self._policy = None
@@ -68,14 +79,18 @@ class TransformersRolloutEngine:
         return self._policy
 
 
-def _sample(policy: Policy, prompt: Prompt, sampling: SamplingSettings, generator: torch.Generator) -> list[Rollout]:
+def _sample(
+    policy: Policy, prompt: Prompt, sampling: SamplingSettings, generator: torch.Generator
+) -> list[Rollout] | Refusal:
     """Draw G = num_samples responses to one prompt of P tokens."""
-    decoder = cast(Any, policy.model).get_decoder()
+    try:
+        embeddings_1PD = policy.embed(prompt)[None]
+    except EngineError as error:  # an embedding that is missing, or is another model's
+        return Refusal(reason=RefusalReason.EMBEDDING_UNUSABLE, message=str(error))
     cache = DynamicCache()
-    embeddings_1PD = policy.embed(prompt)[None]
     positions = prompt.positions.to(policy.device)  # [axes, P]
     next_position = int(positions.max()) + 1
-    hidden = _run(decoder, embeddings_1PD, positions[:, None], cache)
+    hidden = _run(policy, embeddings_1PD, positions[:, None], cache)
     cache.batch_repeat_interleave(sampling.num_samples)
     logits_GV = policy.language_model_head(hidden[:, -1]).expand(sampling.num_samples, -1)
     ends = torch.tensor(policy.end_token_ids)
@@ -91,7 +106,7 @@ def _sample(policy: Policy, prompt: Prompt, sampling: SamplingSettings, generato
             break
         positions = torch.full((prompt.positions.shape[0], sampling.num_samples, 1), next_position + step)
         embeddings_G1D = policy.embed_tokens(token_G.to(policy.device))[:, None]
-        logits_GV = policy.language_model_head(_run(decoder, embeddings_G1D, positions.to(policy.device), cache)[:, -1])
+        logits_GV = policy.language_model_head(_run(policy, embeddings_G1D, positions.to(policy.device), cache)[:, -1])
     return _collect(policy, torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1))
 
 
@@ -118,11 +133,12 @@ def _nucleus(logits_GV: Tensor, top_p: float) -> Tensor:
     return torch.empty_like(values_GV).scatter(1, order_GV, values_GV)
 
 
-def _run(decoder: Any, embeddings: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+def _run(policy: Policy, embeddings: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
     """Last hidden states [B, S, D] of embeddings [B, S, D] at positions [axes, B, S] that follow the cache."""
     if positions.shape[0] == 1:
         positions = positions[0]
-    output = decoder(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True)
+    inputs = policy.decoder_inputs(embeddings)
+    output = policy.decoder(**inputs, position_ids=positions, past_key_values=cache, use_cache=True)
     return cast(Tensor, output.last_hidden_state)
 
 

@@ -1,0 +1,170 @@
+"""From a question and its media to tokens and positions, through the checkpoint's own chat template.
+
+A prompt is always tokenised from one complete string, and a shared prompt is cut out of the tokens behind a special
+token, where tokenisation can't reach across. The module knows no family: a medium is something the template writes, a
+few tokens that come out of it, and a rule for what stands there once its embedding is known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.media import MediaReference
+from mrsp_engine.prompts import Prompt
+
+__all__ = ["TURN_START", "ChatPrompts", "MediaTokens", "PositionRule", "count_positions"]
+
+TURN_START = "<|im_start|>"
+
+PositionRule = Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
+"""From the expanded tokens of a prompt and its media to its positions, int64 [axes, P]."""
+
+
+def count_positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
+    """Positions of models with one axis: every token is one further, whatever it is; [1, P]."""
+    return torch.arange(len(expanded_ids))[None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaTokens:
+    """How media of one modality are written.
+
+    Attributes:
+        part: What the chat template is given for a medium: a content part such as `{"type": "video"}`, or the
+            characters themselves for templates that take nothing but text.
+        written: Tokens that the template writes for it, the placeholder among them.
+        placeholder_id: Token that stands for embedding rows.
+        expand: What `written` becomes in an expanded prompt, one placeholder per row; repeats the placeholder in its
+            place if None.
+        sampled: What `written` becomes in the sampler's prompt; stays as it is if None.
+    """
+
+    part: dict[str, str] | str
+    written: tuple[int, ...]
+    placeholder_id: int
+    expand: Callable[[MediaReference], tuple[int, ...]] | None = None
+    sampled: tuple[int, ...] | None = None
+
+    def expanded(self, medium: MediaReference) -> tuple[int, ...]:
+        """The tokens of one medium with a placeholder per embedding row."""
+        if self.expand is not None:
+            return self.expand(medium)
+        place = self.written.index(self.placeholder_id)
+        rows = (self.placeholder_id,) * medium.num_tokens
+        return (*self.written[:place], *rows, *self.written[place + 1 :])
+
+
+class ChatPrompts:
+    """Builds prompts for one checkpoint.
+
+    Args:
+        template: A processor or tokenizer with the checkpoint's chat template.
+        tokenizer: The checkpoint's tokenizer.
+        media: How media are written, by modality; empty for a model that only reads.
+        positions: How positions are made.
+    """
+
+    def __init__(
+        self, template: Any, tokenizer: Any, media: Mapping[str, MediaTokens], positions: PositionRule = count_positions
+    ) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._media = dict(media)
+        self._positions = positions
+        self._turn_start_id = cast(int, tokenizer.convert_tokens_to_ids(TURN_START))
+        added = cast(dict[int, Any], tokenizer.added_tokens_decoder)
+        placeholders = {tokens.placeholder_id for tokens in self._media.values()}
+        self._reserved = tuple(str(token) for index, token in added.items() if token.special or index in placeholders)
+
+    def build(self, text: str, media: Sequence[MediaReference], system: str | None) -> Prompt:
+        """One user turn, media first, and the opening of the assistant's turn."""
+        return self._lay_out(self._written_ids(text, media, system), media)
+
+    def build_shared(
+        self, media: Sequence[MediaReference], system: str | None
+    ) -> tuple[Prompt, Callable[[str], tuple[int, ...]]]:
+        """The part before the question's text, and a function from that text to the remaining tokens."""
+        empty = self._written_ids("", media, system)
+        prefix = empty[: self._cut(empty, media)]
+
+        def tail(text: str) -> tuple[int, ...]:
+            written_ids = self._written_ids(text, media, system)
+            if written_ids[: len(prefix)] != prefix:
+                raise EngineError("the chat template puts the question before the media; it can't share a prompt")
+            return written_ids[len(prefix) :]
+
+        return self._lay_out(prefix, media), tail
+
+    def _written_ids(self, text: str, media: Sequence[MediaReference], system: str | None) -> tuple[int, ...]:
+        """The tokens as the template writes them, no medium expanded yet."""
+        for content in (text, system or ""):
+            found = next((token for token in self._reserved if token in content), None)
+            if found is not None:
+                raise EngineUsageError(f"text holds {found!r}, a control token of the model; remove it from the text")
+        messages: list[dict[str, Any]] = [{"role": "user", "content": self._content(text, media)}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        rendered = self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tuple(cast(list[int], self._tokenizer(rendered, add_special_tokens=False)["input_ids"]))
+
+    def _content(self, text: str, media: Sequence[MediaReference]) -> str | list[dict[str, str]]:
+        if not media:
+            return text  # templates of models that only read take nothing else
+        parts: list[dict[str, str] | str] = []
+        for medium in media:
+            if medium.modality not in self._media:
+                takes = f"takes {' and '.join(self._media)} only" if self._media else "only reads"
+                raise EngineUsageError(
+                    f"{medium.modality} for a model that {takes}; ask without it or set another model folder"
+                )
+            parts.append(self._media[medium.modality].part)
+        if all(isinstance(part, str) for part in parts):
+            return "".join(cast(list[str], parts)) + text
+        return [*cast(list[dict[str, str]], parts), {"type": "text", "text": text}]
+
+    def _cut(self, written_ids: tuple[int, ...], media: Sequence[MediaReference]) -> int:
+        """Number of tokens up to and including the last control token before the question's text."""
+        last = self._media[media[-1].modality].written[-1] if media else self._turn_start_id
+        places = [index for index, token in enumerate(written_ids) if token == last]
+        # Without media the text stands in the second to last turn; the last one is the assistant's, still empty.
+        places = places if media else places[:-1]
+        if not places:
+            raise EngineError(f"the chat template writes no token {last} before the question; it can't share a prompt")
+        return places[-1] + 1
+
+    def _lay_out(self, written_ids: tuple[int, ...], media: Sequence[MediaReference]) -> Prompt:
+        sampled: list[int] = []
+        expanded: list[int] = []
+        cursor, found = 0, 0
+        while cursor < len(written_ids):
+            tokens = next((t for t in self._media.values() if _starts_with(written_ids, cursor, t.written)), None)
+            if tokens is None:
+                sampled.append(written_ids[cursor])
+                expanded.append(written_ids[cursor])
+                cursor += 1
+                continue
+            if found < len(media) and self._media[media[found].modality] is tokens:
+                sampled += tokens.written if tokens.sampled is None else tokens.sampled
+                expanded += tokens.expanded(media[found])
+            cursor += len(tokens.written)
+            found += 1
+        placeholders = {tokens.placeholder_id for tokens in self._media.values()}
+        if found != len(media) or sum(token in placeholders for token in sampled) != len(media):
+            raise EngineError(
+                f"the chat template wrote {found} placeholders for {len(media)} media, or not in their order; "
+                "check the checkpoint's chat template"
+            )
+        return Prompt(
+            token_ids=tuple(sampled),
+            expanded_ids=tuple(expanded),
+            positions=self._positions(expanded, media),
+            media=tuple(media),
+        )
+
+
+def _starts_with(token_ids: tuple[int, ...], place: int, pattern: tuple[int, ...]) -> bool:
+    return token_ids[place : place + len(pattern)] == pattern

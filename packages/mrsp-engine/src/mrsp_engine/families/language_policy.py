@@ -1,0 +1,220 @@
+"""What all families share: a causal language model of transformers, run over embeddings from anywhere.
+
+The language model runs under the engine's attention (`mrsp_engine.attention`). Which media a family takes, how they are
+encoded and written, and how positions are made is handed to the constructor; a family is little more than that.
+
+Shape legend: P prompt tokens, S row tokens, D hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mrsp_engine.attention.plan import AttentionPlan
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.base import Policy
+from mrsp_engine.families.chat_prompts import TURN_START, ChatPrompts, MediaTokens, PositionRule, count_positions
+from mrsp_engine.families.checkpoints import write_checkpoint
+from mrsp_engine.families.frame_encoder import FrameEncoder
+from mrsp_engine.media import MediaReference
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.video import Video
+
+__all__ = ["LanguagePolicy", "check_token"]
+
+
+class LanguagePolicy(Policy):
+    """One model with its tokenizer; see `Policy` for the members.
+
+    Args:
+        folder: Where it was loaded from.
+        model: The whole model.
+        processor: What is saved beside the model and holds the chat template: a processor, or the tokenizer itself.
+        tokenizer: The tokenizer.
+        store: Where embeddings are kept.
+        causal_model: The part of `model` with decoder and head; the model itself unless given.
+        media: How media are written, by modality.
+        positions: How positions are made.
+        encoder: What encodes videos and images, for families that see.
+    """
+
+    checkpoint_names: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Beginnings of weights' names in transformers' class, and in checkpoint files where they differ."""
+
+    encoder_prefixes: ClassVar[tuple[str, ...]] = ()
+    """Beginnings, in transformers' class, of the encoder's weights; a sampler fed with embeddings doesn't need them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        processor: Any,
+        tokenizer: Any,
+        store: EmbeddingStore,
+        *,
+        causal_model: Any = None,
+        media: Mapping[str, MediaTokens] | None = None,
+        positions: PositionRule = count_positions,
+        encoder: FrameEncoder | None = None,
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.store = store
+        self.encoder = encoder
+        self._causal_model: Any = model if causal_model is None else causal_model
+        self._decoder: Any = self._causal_model.get_decoder()
+        config = self._decoder.config
+        layer_types: Sequence[str] = getattr(config, "layer_types", None) or ()
+        if "sliding_attention" in layer_types:
+            raise EngineUsageError(f"{folder}: sliding-window attention is not supported; set use_sliding_window=false")
+        check_token(folder, tokenizer, TURN_START)
+        # An explicit "no mask" per kind of layer keeps transformers from building one from the positions.
+        self._no_mask: dict[str, None] | None = dict.fromkeys(layer_types) or None
+        self._placeholder_ids = sorted({tokens.placeholder_id for tokens in (media or {}).values()})
+        self._prompts = ChatPrompts(processor, tokenizer, media or {}, positions)
+        self.vocab_size = int(config.vocab_size)
+        ends = self._causal_model.generation_config.eos_token_id
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self.end_token_ids = tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
+
+    def encode_video(self, video: Video, frame_indices: Sequence[int]) -> MediaReference:
+        """See `Policy.encode_video`."""
+        return self._require_encoder("video").refer(video, frame_indices, self.store)
+
+    def encode_image(self, image: Video) -> MediaReference:
+        """See `Policy.encode_image`."""
+        return self._require_encoder("image").refer_image(image, self.store)
+
+    def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
+        """See `Policy.build_prompt`."""
+        return self._prompts.build(text, media, system)
+
+    def build_shared_prompt(
+        self, media: Sequence[MediaReference], *, system: str | None = None
+    ) -> tuple[Prompt, Callable[[str], tuple[int, ...]]]:
+        """See `Policy.build_shared_prompt`; without media the cut lies at the opening of the user's turn."""
+        return self._prompts.build_shared(media, system)
+
+    def embed(self, prompt: Prompt) -> Tensor:
+        """See `Policy.embed`."""
+        token_ids = torch.tensor(prompt.expanded_ids, dtype=torch.int64, device=self.device)
+        embeddings = self.embed_tokens(token_ids)  # [P, D]
+        if not prompt.media:
+            return embeddings
+        stored = torch.cat([self._stored(medium, embeddings.shape[1]) for medium in prompt.media])
+        is_media = torch.isin(token_ids, torch.tensor(self._placeholder_ids, device=token_ids.device))
+        return embeddings.index_copy(0, torch.nonzero(is_media).squeeze(1), stored.to(embeddings))
+
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """See `Policy.embed_tokens`."""
+        return cast(Tensor, self._decoder.embed_tokens(token_ids))
+
+    def hidden_states(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan | None = None) -> Tensor:
+        """See `Policy.hidden_states`; with a plan split over ranks, the row's own tokens only."""
+        extra = {} if plan is None else {"attention_plan": plan}
+        positions = positions.to(embeddings.device)
+        output = self._decoder(
+            **self.decoder_inputs(embeddings[None]),
+            position_ids=positions if positions.shape[0] == 1 else positions[:, None],
+            attention_mask=self._no_mask,
+            use_cache=False,
+            **extra,
+        )
+        return cast(Tensor, output.last_hidden_state)[0]
+
+    @property
+    def decoder(self) -> nn.Module:
+        """See `Policy.decoder`."""
+        return cast(nn.Module, self._decoder)
+
+    @property
+    def language_model_head(self) -> nn.Module:
+        """See `Policy.language_model_head`."""
+        return cast(nn.Module, self._causal_model.lm_head)
+
+    def freeze_vision(self) -> None:
+        """See `Policy.freeze_vision`; a model that only reads has no encoder to freeze."""
+        if self.encoder is not None:
+            self.encoder.parts.requires_grad_(False)
+
+    def save(self, folder: Path) -> None:
+        """See `Policy.save`."""
+
+        def write(temporary: Path) -> None:
+            self._save_model(temporary)
+            self.processor.save_pretrained(temporary)
+
+        write_checkpoint(folder, write)
+
+    def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Policy.sampler_weights`; the encoder only if it is being trained, a head tied to the input never."""
+        is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
+        is_encoder_trained = any(
+            parameter.requires_grad
+            for name, parameter in self.model.named_parameters()
+            if name.startswith(self.encoder_prefixes)
+        )
+        for name, tensor in self.model.state_dict().items():
+            if name.startswith(self.encoder_prefixes) and not is_encoder_trained:
+                continue
+            if name != "lm_head.weight" or not is_tied:
+                yield self.checkpoint_name(name), tensor
+
+    @classmethod
+    def checkpoint_name(cls, name: str) -> str:
+        """A weight's name in checkpoint files, from its name in transformers' class."""
+        for ours, theirs in cls.checkpoint_names:
+            if name.startswith(ours):
+                return theirs + name.removeprefix(ours)
+        return name
+
+    def _save_model(self, folder: Path) -> None:
+        cast(Any, self.model).save_pretrained(folder)
+
+    def _require_encoder(self, modality: str) -> FrameEncoder:
+        if self.encoder is None:
+            raise EngineUsageError(
+                f"{self.folder}: a model of type {self.name} takes no {modality}; set another model folder"
+            )
+        return self.encoder
+
+    def _stored(self, medium: MediaReference, width: int) -> Tensor:
+        tensor = self.store.get(medium.key)
+        if tensor is None:
+            raise EngineError(
+                f"embedding {medium.key[:12]}… is not in the store {self.store.folder}; "
+                f"encode the {medium.modality} again or set the store folder it was encoded into"
+            )
+        if tuple(tensor.shape) != (medium.num_tokens, width):
+            raise EngineError(
+                f"embedding {medium.key[:12]}… has shape {tuple(tensor.shape)}, expected {(medium.num_tokens, width)}; "
+                "it was made for another model"
+            )
+        return tensor
+
+
+def check_token(folder: Path, tokenizer: Any, token: str, expected_id: int | None = None) -> int:
+    """The id of a special token that the model can't do without, which must be the model's own if that has one.
+
+    Raises:
+        EngineUsageError: The tokenizer lacks it (transformers makes an empty one where the files are missing), or has
+            it under another id than the model.
+    """
+    found = tokenizer.convert_tokens_to_ids(token)
+    if found is None or tokenizer.convert_ids_to_tokens(found) != token:
+        raise EngineUsageError(
+            f"{folder}: the tokenizer has no {token}; tokenizer files are missing or of another model, "
+            "set another model folder"
+        )
+    if expected_id is not None and found != expected_id:
+        raise EngineUsageError(
+            f"{folder}: the tokenizer has {token} as {found}, config.json as {expected_id}; "
+            "tokenizer files are of another model, set another model folder"
+        )
+    return int(found)

@@ -1,0 +1,64 @@
+"""Qwen2, Qwen2.5 and Qwen3 language models: the families without media."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+from mrsp_engine.attention.registration import register_attention
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families.checkpoints import load_model, load_processor
+from mrsp_engine.families.language_policy import LanguagePolicy
+
+
+class Qwen2Policy(LanguagePolicy):
+    """One Qwen2 or Qwen2.5 model with its tokenizer; see `Policy` for the members."""
+
+    name: ClassVar[str] = "qwen2"
+
+
+class Qwen3Policy(LanguagePolicy):
+    """One Qwen3 model with its tokenizer; see `Policy` for the members."""
+
+    name: ClassVar[str] = "qwen3"
+
+
+class _TextFamily:
+    """What both have in common; a subclass names its classes."""
+
+    policy_class: ClassVar[type[LanguagePolicy]]
+    model_class: ClassVar[Any]
+
+    @property
+    def model_type(self) -> str:
+        """See `Family.model_type`."""
+        return self.policy_class.name
+
+    def load_policy(
+        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+    ) -> LanguagePolicy:
+        """See `Family.load_policy`.
+
+        Raises:
+            EngineUsageError: The folder is not a complete checkpoint of this family.
+        """
+        model = load_model(
+            folder, self.model_type, model_class=self.model_class, dtype=dtype, attention=register_attention()
+        )
+        tokenizer = load_processor(folder, self.model_type, processor_class=AutoTokenizer)
+        return self.policy_class(folder, model.to(device).eval(), tokenizer, tokenizer, store)
+
+
+class Qwen2Family(_TextFamily):
+    """Loads Qwen2 and Qwen2.5 checkpoints."""
+
+    policy_class = Qwen2Policy
+    model_class = Qwen2ForCausalLM
+
+
+class Qwen3Family(_TextFamily):
+    """Loads Qwen3 checkpoints."""
+
+    policy_class = Qwen3Policy
+    model_class = Qwen3ForCausalLM

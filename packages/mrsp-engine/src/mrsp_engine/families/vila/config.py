@@ -1,0 +1,132 @@
+"""What the root `config.json` of a VILA checkpoint says about media, read strictly.
+
+Only data is read: class names in the file (`_target_`, `auto_map`) choose between the engine's own code or are refused,
+nothing is imported because of them, and paths in it (`resume_path`) are not followed. The facts are those of the
+published layout; what can't be computed exactly as published (several image scales at once, tiles) is refused instead
+of being approximated.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from mrsp_engine.errors import EngineUsageError
+
+__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig"]
+
+LANGUAGE_FOLDER = "llm"
+TOWER_FOLDER = "vision_tower"
+PROJECTOR_FOLDER = "mm_projector"
+
+_BASIC_ENCODERS = {"BasicImageEncoder", "BasicVideoEncoder"}
+_POOLING_ENCODER = "TSPVideoEncoder"
+_DYNAMIC_POOLING = ((256, 4), (512, 8), (1024, 16))
+_MOST_DYNAMIC_POOLING = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaSyntax:
+    """How an encoded medium stands in the prompt.
+
+    Attributes:
+        start: Text before every frame, or "".
+        end: Text behind every frame, or "".
+        pool: Frames, rows and columns whose mean becomes one; None for frames if their number decides.
+    """
+
+    start: str
+    end: str
+    pool: tuple[int | None, int, int]
+
+    def frames_per_pool(self, num_frames: int) -> int:
+        """Frames whose mean becomes one, in a video of `num_frames` (LongVILA-R1's rule where none is fixed)."""
+        if self.pool[0] is not None:
+            return self.pool[0]
+        return next((factor for most, factor in _DYNAMIC_POOLING if num_frames <= most), _MOST_DYNAMIC_POOLING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VilaConfig:
+    """The parts of a checkpoint's configuration that shape embeddings and prompts."""
+
+    values: dict[str, Any]
+    projector_values: dict[str, Any]
+    projector_type: str
+    select_layer: int
+    video: MediaSyntax
+    image: MediaSyntax | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "VilaConfig":
+        """Read the root and the projector's `config.json`.
+
+        Raises:
+            EngineUsageError: Files are missing, or ask for something that the engine doesn't have.
+        """
+        path = folder / "config.json"
+        values, projector = _read_json(path), _read_json(folder / PROJECTOR_FOLDER / "config.json")
+        for key in ("s2", "dynamic_s2"):
+            if values.get(key):
+                raise EngineUsageError(
+                    f"{path}: {key}={values[key]}: several image scales are not supported; "
+                    "set a model folder whose vision tower sees one scale"
+                )
+        projector_type = projector.get("mm_projector_type", values.get("mm_projector_type"))
+        select_layer = values.get("mm_vision_select_layer", -2)
+        if not isinstance(projector_type, str) or not isinstance(select_layer, int):
+            raise EngineUsageError(
+                f"{folder}: mm_projector_type={projector_type!r}, mm_vision_select_layer={select_layer!r}: expected a "
+                "name and a number; set another model folder"
+            )
+        is_resized = values.get("image_aspect_ratio", "resize") == "resize"  # otherwise images are cut into tiles
+        return cls(
+            values=values,
+            projector_values=projector,
+            projector_type=projector_type,
+            select_layer=select_layer,
+            video=_read_syntax(path, values, "video_encoder"),
+            image=_read_syntax(path, values, "image_encoder") if is_resized else None,
+        )
+
+
+def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax:
+    encoder: Any = values.get(key) or {}
+    if isinstance(encoder, str):
+        encoder = {"_target_": encoder}
+    encoder = cast(dict[str, Any], encoder)
+    name = str(encoder.get("_target_", "BasicVideoEncoder")).rpartition(".")[2]
+    start, end = encoder.get("start_tokens") or "", encoder.get("end_tokens", "\n") or ""
+    is_plain = isinstance(start, str) and isinstance(end, str) and not encoder.get("sep_tokens")
+    pool: tuple[int | None, int, int] = (1, 1, 1)
+    if name == _POOLING_ENCODER and is_plain:
+        sizes = cast(Any, encoder.get("pool_sizes"))
+        is_plain = isinstance(sizes, list) and len(cast(list[Any], sizes)) == 1 and _is_pool(sizes[0])
+        pool = cast(tuple[int, int, int], tuple(sizes[0])) if is_plain else pool
+    elif name not in _BASIC_ENCODERS:
+        is_plain = False
+    elif key == "video_encoder" and values.get("use_tsp_encoder"):
+        pool = (None, 1, 1)
+    if not is_plain:
+        raise EngineUsageError(
+            f"{path}: {key}={json.dumps(encoder)}: expected frames one after another, or {_POOLING_ENCODER} with one "
+            "pool size; set another model folder"
+        )
+    return MediaSyntax(start=start, end=end, pool=pool)
+
+
+def _is_pool(size: Any) -> bool:
+    values = cast(list[Any], size) if isinstance(size, list) else []
+    return len(values) == 3 and all(isinstance(value, int) and value > 0 for value in values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EngineUsageError(f"{path}: can't be read as JSON ({reason}); set the model folder") from error
+    if not isinstance(values, dict):
+        raise EngineUsageError(f"{path}: expected a JSON object; set the model folder")
+    return cast(dict[str, Any], values)

@@ -1,0 +1,121 @@
+"""The three parts of a VILA model, each an ordinary module, read from and written to the published folder layout.
+
+`llm/` and `vision_tower/` are checkpoints of transformers by themselves, `mm_projector/` is a `config.json` with a
+`model.safetensors`. Remote code that lies beside them is neither read nor run.
+
+Shape legend: F frames, H and W patches per side, C channels of the tower, N rows of a frame, D hidden size.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Qwen2ForCausalLM, SiglipVisionModel
+
+from mrsp_engine.attention.registration import register_attention
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoints import load_model, refuse_broken
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, VilaConfig
+from mrsp_engine.families.vila.projector import VilaProjector
+
+__all__ = ["VilaModel"]
+
+PROJECTOR_FILE = "model.safetensors"
+
+
+class VilaModel(nn.Module):
+    """Language model, vision tower and projector.
+
+    Args:
+        llm: The language model with its head.
+        vision_tower: SigLIP.
+        mm_projector: The projector between them.
+        select_layer: Which of the tower's hidden states the projector sees, counted from the end.
+    """
+
+    def __init__(self, llm: Any, vision_tower: Any, mm_projector: VilaProjector, *, select_layer: int) -> None:
+        super().__init__()
+        self.llm = llm
+        self.vision_tower = vision_tower
+        self.mm_projector = mm_projector
+        self.select_layer = select_layer
+
+    @classmethod
+    def load(cls, folder: Path, config: VilaConfig, *, model_type: str, dtype: torch.dtype) -> "VilaModel":
+        """Load all three parts.
+
+        Raises:
+            EngineUsageError: One of them is missing, damaged or doesn't fit the others.
+        """
+        llm = load_model(
+            folder / LANGUAGE_FOLDER,
+            model_type,
+            model_class=Qwen2ForCausalLM,
+            dtype=dtype,
+            attention=register_attention(),
+        )
+        tower = load_model(
+            folder / TOWER_FOLDER, model_type, model_class=SiglipVisionModel, dtype=dtype, attention="sdpa"
+        )
+        projector = VilaProjector(
+            config.projector_type,
+            vision_width=int(tower.config.hidden_size),
+            hidden_size=int(llm.config.hidden_size),
+        )
+        with refuse_broken(folder / PROJECTOR_FOLDER, model_type):
+            weights = load_file(folder / PROJECTOR_FOLDER / PROJECTOR_FILE)
+            expected = {name: tuple(weight.shape) for name, weight in projector.state_dict().items()}
+            found = {name: tuple(weight.shape) for name, weight in weights.items()}
+            if found != expected:
+                name = min(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+                raise EngineUsageError(
+                    f"{folder / PROJECTOR_FOLDER}: weight {name} has shape {found.get(name)}, expected "
+                    f"{expected.get(name)} for {config.projector_type}; set another model folder"
+                )
+            projector.load_state_dict(weights)
+        return cls(llm, tower, projector.to(dtype), select_layer=config.select_layer)
+
+    def save(self, folder: Path, values: dict[str, Any], projector_values: dict[str, Any]) -> None:
+        """Write all three parts into an existing folder, with the configurations of the whole and the projector."""
+        self.llm.save_pretrained(folder / LANGUAGE_FOLDER)
+        # Published files have the tower's weights behind this prefix, which transformers' class dropped.
+        tower_weights = {f"vision_model.{name}": tensor for name, tensor in self.vision_tower.state_dict().items()}
+        self.vision_tower.save_pretrained(folder / TOWER_FOLDER, state_dict=tower_weights)
+        (folder / PROJECTOR_FOLDER).mkdir()
+        weights = {name: tensor.contiguous().cpu() for name, tensor in self.mm_projector.state_dict().items()}
+        save_file(weights, folder / PROJECTOR_FOLDER / PROJECTOR_FILE, metadata={"format": "pt"})
+        _write_json(folder / PROJECTOR_FOLDER / "config.json", projector_values)
+        _write_json(folder / "config.json", values)
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels [F, 3, height, width] to rows [F, N, D]."""
+        parameter = next(self.vision_tower.parameters())
+        output = self.vision_tower(pixels.to(parameter), output_hidden_states=True)
+        patches = cast(Tensor, output.hidden_states[self.select_layer])  # [F, H × W, C]
+        return self.mm_projector(patches.unflatten(1, (self.patches_per_side, -1)))
+
+    @property
+    def config(self) -> Any:
+        """The language model's configuration, as the classes of transformers have one."""
+        return self.llm.config
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches per side of a frame, which the tower takes in one size only."""
+        config = self.vision_tower.config
+        return int(config.image_size) // int(config.patch_size)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """As the classes of transformers have it."""
+        return cast(nn.Module, self.llm.get_input_embeddings())
+
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+        """As the classes of transformers have it; concerns the language model."""
+        self.llm.gradient_checkpointing_enable(**settings)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,195 @@
+"""VILA, NVILA and LongVILA checkpoints behind the engine's interface.
+
+A frame is resized to the one size that SigLIP takes, becomes a square of rows, and is followed by a line break that the
+language model embeds like any text. Checkpoints with temporal pooling replace groups of frames by their mean first. All
+positions have one axis.
+
+Shape legend: F frames, N rows of all frames, R rows per side, D hidden size.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoTokenizer, SiglipImageProcessor
+
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.chat_prompts import MediaTokens
+from mrsp_engine.families.checkpoints import load_processor, write_checkpoint
+from mrsp_engine.families.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
+from mrsp_engine.families.language_policy import LanguagePolicy, check_token
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
+from mrsp_engine.families.vila.model import VilaModel
+from mrsp_engine.families.vila.projector import pool_mean
+from mrsp_engine.media import MediaReference
+
+__all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy"]
+
+MEDIA_TEXTS = {"video": "<vila/video>", "image": "<image>"}
+"""Characters that stand for a medium, each one token of the tokenizer."""
+
+
+class VilaEncoder(FrameEncoder):
+    """Encodes with a checkpoint's image processor, tower and projector.
+
+    Args:
+        model: The three parts.
+        image_processor: The tower's image processor.
+        config: The checkpoint's configuration.
+        family: Name that goes into the key.
+    """
+
+    def __init__(self, model: VilaModel, image_processor: Any, config: VilaConfig, family: str) -> None:
+        self._model = model
+        self._processor = image_processor
+        self._syntax = {"video": config.video} | ({} if config.image is None else {"image": config.image})
+        shared = image_processor.to_dict() | {"select_layer": config.select_layer, "projector": config.projector_type}
+        parts = nn.ModuleDict({"vision_tower": model.vision_tower, "mm_projector": model.mm_projector})
+        super().__init__(
+            parts, family, {modality: shared | {"pool": syntax.pool} for modality, syntax in self._syntax.items()}
+        )
+
+    def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
+        """See `FrameEncoder.lay_out`; every frame is resized to the tower's one size."""
+        num_frames = len(seconds)
+        pool_rows, pool_columns = self._syntax[modality].pool[1:]
+        pool_frames = self._syntax[modality].frames_per_pool(num_frames) if modality == "video" else 1
+        if num_frames % pool_frames:
+            raise EngineUsageError(
+                f"{num_frames} frames: this checkpoint joins {pool_frames} frames into one and needs a multiple of "
+                f"{pool_frames}; change the number of frames"
+            )
+        side = self._model.mm_projector.rows_per_side(self._model.patches_per_side)
+        if side % pool_rows or side % pool_columns:
+            raise EngineUsageError(f"pool of {pool_rows}×{pool_columns}: {side}×{side} rows of a frame don't divide")
+        grid_thw = (num_frames // pool_frames, side // pool_rows, side // pool_columns)
+        config = self._model.vision_tower.config
+        num_patches = self._model.patches_per_side**2
+        return FrameLayout(
+            height=int(self._processor.size["height"]),
+            width=int(self._processor.size["width"]),
+            grid_thw=grid_thw,
+            num_tokens=grid_thw[0] * grid_thw[1] * grid_thw[2],
+            frames_per_group=pool_frames,
+            num_groups=grid_thw[0],
+            operations_per_group=pool_frames
+            * transformer_operations(
+                num_patches,
+                width=int(config.hidden_size),
+                intermediate_size=int(config.intermediate_size),
+                depth=int(config.num_hidden_layers),
+                attended_patches=num_patches,
+            ),
+        )
+
+    def encode(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """See `FrameEncoder.encode`."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        inputs = self._processor(images=list(pixels), input_data_format="channels_first", return_tensors="pt")
+        rows_FND = self._model.encode_frames(inputs["pixel_values"])
+        side = self._model.mm_projector.rows_per_side(self._model.patches_per_side)
+        rows_FRRD = pool_mean(rows_FND.unflatten(1, (side, side)), layout.frames_per_group, 0)
+        for dim, factor in enumerate(self._syntax[modality].pool[1:], start=1):
+            rows_FRRD = pool_mean(rows_FRRD, cast(int, factor), dim)
+        return rows_FRRD.flatten(0, 2)
+
+
+class VilaPolicy(LanguagePolicy):
+    """One VILA model with its tokenizer; see `Policy` for the members."""
+
+    name: ClassVar[str] = "vila"
+
+    def __init__(
+        self,
+        folder: Path,
+        model: VilaModel,
+        tokenizer: Any,
+        image_processor: Any,
+        store: EmbeddingStore,
+        config: VilaConfig,
+    ) -> None:
+        self._config = config
+        self._image_processor = image_processor
+        size = (image_processor.size["height"], image_processor.size["width"])
+        expected = int(model.vision_tower.config.image_size)
+        if size != (expected, expected):
+            raise EngineUsageError(
+                f"{folder / TOWER_FOLDER}: the image processor makes frames of {size[0]}×{size[1]}, the tower takes "
+                f"{expected}×{expected}; set another model folder"
+            )
+        syntax = {"video": config.video} | ({} if config.image is None else {"image": config.image})
+        super().__init__(
+            folder,
+            model,
+            tokenizer,
+            tokenizer,
+            store,
+            causal_model=model.llm,
+            media={
+                modality: _media_tokens(folder, tokenizer, MEDIA_TEXTS[modality], of_modality)
+                for modality, of_modality in syntax.items()
+            },
+            encoder=VilaEncoder(model, image_processor, config, self.name),
+        )
+
+    def save(self, folder: Path) -> None:
+        """See `Policy.save`; in the layout of three folders that it was loaded from."""
+
+        def write(temporary: Path) -> None:
+            cast(VilaModel, self.model).save(temporary, self._config.values, self._config.projector_values)
+            self.tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
+            self._image_processor.save_pretrained(temporary / TOWER_FOLDER)
+
+        write_checkpoint(folder, write)
+
+    def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Policy.sampler_weights`; the sampler has the language model alone."""
+        is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
+        for name, tensor in cast(VilaModel, self.model).llm.state_dict().items():
+            if name != "lm_head.weight" or not is_tied:
+                yield name, tensor
+
+
+def _media_tokens(folder: Path, tokenizer: Any, text: str, syntax: MediaSyntax) -> MediaTokens:
+    """Every frame's rows between the texts that open and close it."""
+    placeholder_id = check_token(folder / LANGUAGE_FOLDER, tokenizer, text)
+    start = cast(list[int], tokenizer(syntax.start, add_special_tokens=False)["input_ids"])
+    end = cast(list[int], tokenizer(syntax.end, add_special_tokens=False)["input_ids"])
+
+    def expand(medium: MediaReference) -> tuple[int, ...]:
+        num_frames = medium.grid_thw[0]
+        rows = [placeholder_id] * (medium.num_tokens // num_frames)
+        return (*start, *rows, *end) * num_frames
+
+    return MediaTokens(part=text, written=(placeholder_id,), placeholder_id=placeholder_id, expand=expand)
+
+
+class VilaFamily:
+    """Loads VILA, NVILA and LongVILA checkpoints in the layout `llm/`, `vision_tower/`, `mm_projector/`."""
+
+    model_type = "vila"
+
+    def load_policy(
+        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+    ) -> VilaPolicy:
+        """See `Family.load_policy`.
+
+        Raises:
+            EngineUsageError: The folder is not a complete VILA checkpoint, or of a kind that isn't supported.
+        """
+        config = VilaConfig.read(folder)
+        model = VilaModel.load(folder, config, model_type=self.model_type, dtype=dtype)
+        tokenizer = load_processor(folder / LANGUAGE_FOLDER, self.model_type, processor_class=AutoTokenizer)
+        images = load_processor(folder / TOWER_FOLDER, self.model_type, processor_class=SiglipImageProcessor)
+        return VilaPolicy(folder, model.to(device).eval(), tokenizer, images, store, config)
+
+
+class LlavaLlamaFamily(VilaFamily):
+    """The same under the model type that checkpoints written by VILA's own trainer carry."""
+
+    model_type = "llava_llama"

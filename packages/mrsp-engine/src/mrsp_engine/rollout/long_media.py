@@ -1,0 +1,53 @@
+"""Media longer than vLLM expects: an hour of video is one item of a quarter of a million tokens.
+
+vLLM keeps room for one item as long as its own processor would make it (114,688 tokens for Qwen2.5-VL) or as one
+batch, whichever is longer, and refuses longer ones. Stored embeddings know no such bound, so the model is registered
+again, out of tree, with a processor that says an item may fill the whole context. The model itself is unchanged.
+"""
+
+import importlib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+__all__ = ["allow_long_media"]
+
+VLLM_MODULES = {"Qwen2_5_VL": "qwen2_5_vl", "Qwen3VL": "qwen3_vl"}
+"""By the beginning of the architecture's name: vLLM's module, whose classes begin alike."""
+
+MODEL_SUFFIX = "ForConditionalGeneration"
+
+
+def allow_long_media(architecture: str) -> bool:
+    """Let an item of this architecture be as long as the context; whether the architecture is one that we know."""
+    stem = architecture.removesuffix(MODEL_SUFFIX)
+    if stem not in VLLM_MODULES:
+        return False
+    from vllm import ModelRegistry
+
+    ModelRegistry.register_model(architecture, _create_model_class(stem))
+    return True
+
+
+@cache
+def _create_model_class(stem: str) -> type:
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing import BaseProcessingInfo
+
+    module: Any = importlib.import_module(f"vllm.model_executor.models.{VLLM_MODULES[stem]}")
+    base_info: type[BaseProcessingInfo] = getattr(module, f"{stem}ProcessingInfo")
+
+    class LongMediaInfo(base_info):
+        """The family's own processing with a longer longest item."""
+
+        def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+            own = super().get_mm_max_tokens_per_item(seq_len, mm_counts) or {}
+            return {modality: max(num_tokens, seq_len) for modality, num_tokens in own.items()}
+
+    model_class = type(f"LongMedia{stem}", (getattr(module, stem + MODEL_SUFFIX),), {"__module__": __name__})
+    register = MULTIMODAL_REGISTRY.register_processor(
+        getattr(module, f"{stem}MultiModalProcessor"),
+        info=LongMediaInfo,
+        dummy_inputs=getattr(module, f"{stem}DummyInputsBuilder"),
+    )
+    return register(model_class)
