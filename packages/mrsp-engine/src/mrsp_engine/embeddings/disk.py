@@ -25,7 +25,15 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from mrsp_engine.embeddings.entries import DamagedEntryError, Entry, Identity, identity_of, refusals, write_entry
+from mrsp_engine.embeddings.entries import (
+    DamagedEntryError,
+    DiskRefusedError,
+    Entry,
+    Identity,
+    identity_of,
+    refusals,
+    write_entry,
+)
 from mrsp_engine.errors import EngineError, EngineUsageError
 
 __all__ = ["Chunks", "DiskTier", "StoreStats"]
@@ -143,31 +151,38 @@ class DiskTier:
             temporary.replace(path)
 
     def join_parts(self, key: str, bounds: Sequence[int]) -> bool:
-        """Write an entry from its parts, the rows between neighbouring `bounds`, and remove the parts.
+        """Write an entry from its parts, the rows between neighbouring `bounds`, whose parts stay.
 
         Raises:
             DiskRefusedError: As from `write`.
             EngineError: A part is missing or damaged.
         """
-        digests = [_digest(_part_key(key, *pair)) for pair in pairwise(bounds)]
+        return self.write(key, bounds[-1], lambda: self.read_parts(key, bounds))
 
-        def rows() -> Iterator[Tensor]:
-            for digest in digests:
-                path = self.path(digest, PART_SUFFIX)
-                try:
-                    with path.open("rb", buffering=0) as file:
-                        entry = Entry(file)
-                        for _, block in entry.blocks(0, entry.layout.num_rows):
-                            yield block
-                except (OSError, DamagedEntryError) as error:
-                    raise EngineError(f"{path}: a part of an embedding is gone or damaged ({error})") from error
+    def read_parts(self, key: str, bounds: Sequence[int]) -> Iterator[Tensor]:
+        """The rows of an entry from its parts, a block at a time.
 
-        try:
-            return self.write(key, bounds[-1], rows)
-        finally:
-            for digest in digests:
-                with contextlib.suppress(OSError):
-                    self.path(digest, PART_SUFFIX).unlink()
+        Raises:
+            EngineError: A part is missing or damaged.
+        """
+        for path in self._parts(key, bounds):
+            try:
+                with path.open("rb", buffering=0) as file:
+                    entry = Entry(file)
+                    for _, block in entry.blocks(0, entry.layout.num_rows):
+                        yield block
+            except (OSError, DamagedEntryError) as error:
+                raise EngineError(f"{path}: a part of an embedding is gone or damaged ({error})") from error
+
+    def remove_parts(self, key: str, bounds: Sequence[int]) -> None:
+        """Remove the parts of an entry."""
+        for path in self._parts(key, bounds):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _parts(self, key: str, bounds: Sequence[int]) -> list[Path]:
+        pairs = [(start, stop) for start, stop in pairwise(bounds) if stop > start]
+        return [self.path(_digest(_part_key(key, *pair)), PART_SUFFIX) for pair in pairs]
 
     def stats(self) -> StoreStats:
         """Number and size of the entries."""
@@ -243,6 +258,8 @@ class DiskTier:
     @contextlib.contextmanager
     def _written(self, folder: Path, key: str, num_rows: int, chunks: Chunks) -> Generator[Path]:
         """A complete entry under a temporary name in `folder`, gone afterwards."""
+        if self.budget_bytes == 0:
+            raise DiskRefusedError("the disk tier is switched off")
         with refusals(), self._locked():
             folder.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)

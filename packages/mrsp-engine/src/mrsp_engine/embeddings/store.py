@@ -107,8 +107,7 @@ class EmbeddingStore:
 
     def contains(self, key: EmbeddingKey | str) -> bool:
         """Whether an entry of this key can be had; a damaged one is removed and counted."""
-        digest = _digest(key)
-        return digest in self._live or self._host.get(digest) is not None or self.disk.contains(digest)
+        return self.holds(key) or self.disk.contains(_digest(key))
 
     def get(self, key: EmbeddingKey | str, /, *, device: torch.device | None = None) -> Tensor | None:
         """The whole embedding of a key, [N, …], or None if there is none.
@@ -162,12 +161,13 @@ class EmbeddingStore:
             EngineError: If numbers aren't finite, or neither disk nor memory can hold the embedding.
         """
         try:
-            if self.limits.disk_bytes == 0:
-                raise DiskRefusedError("the disk tier is switched off")
             is_new = self.disk.write(key.to_json(), num_rows, chunks)
         except DiskRefusedError as error:
-            self._report(error)
-            return self._keep_in_memory(key, chunks, error)
+            self.report(error)
+            if self.holds(key):
+                return False
+            self.hold(key.digest, torch.cat([chunk.detach().cpu() for chunk in chunks()]), is_encode=True)
+            return True
         self._is_disk_refusing = False
         return is_new
 
@@ -189,9 +189,30 @@ class EmbeddingStore:
         """Read every entry on disk and list the digests of damaged ones, leaving them in place."""
         return self.disk.verify()
 
-    def hold(self, digest: str, tensor: Tensor) -> bool:
-        """Keep an embedding in the host's memory only; whether it fits its budget."""
-        return self._host.put(digest, tensor.detach().cpu())
+    def hold(self, digest: str, tensor: Tensor, *, is_encode: bool) -> None:
+        """Keep an embedding that the disk refused in the host's memory.
+
+        Args:
+            digest: Digest of its key.
+            tensor: The embedding.
+            is_encode: Count it as encoded here.
+
+        Raises:
+            EngineError: The budget can't hold it.
+        """
+        if not bool(torch.isfinite(tensor).all()):
+            raise EngineError(f"embedding {digest[:12]}…: not all numbers are finite; check the encoder's dtype")
+        if not self._host.put(digest, tensor):
+            raise EngineError(
+                f"{self.folder}: the disk refuses an embedding of {tensor.nbytes} bytes, and the "
+                f"{self.limits.host_bytes} bytes of memory for embeddings (host_bytes) can't hold it; {_CURE}"
+            )
+        self._kept_in_memory += is_encode
+
+    def holds(self, key: EmbeddingKey | str) -> bool:
+        """Whether the embedding is in this process's memory."""
+        digest = _digest(key)
+        return digest in self._live or self._host.get(digest) is not None
 
     def _find(self, digest: str, rows: tuple[int, int] | None, device: torch.device | None) -> Tensor | None:
         live = self._live.get(digest)
@@ -241,26 +262,13 @@ class EmbeddingStore:
             self._host.put(digest, found)  # a mapped one is larger than the budget and isn't taken
         return found
 
-    def _report(self, refusal: DiskRefusedError) -> None:
+    def report(self, refusal: DiskRefusedError) -> None:
+        """Log that the disk refuses, the first time it does."""
         if not self._is_disk_refusing and self.limits.disk_bytes != 0:
             _logger.warning(
                 "%s: embeddings stay in memory, the disk refuses them (%s); %s", self.folder, refusal, _CURE
             )
         self._is_disk_refusing = True
-
-    def _keep_in_memory(self, key: EmbeddingKey, chunks: Chunks, refusal: DiskRefusedError) -> bool:
-        if self._host.get(key.digest) is not None:
-            return False
-        tensor = torch.cat([chunk.detach().cpu() for chunk in chunks()])
-        if not bool(torch.isfinite(tensor).all()):
-            raise EngineError(f"embedding {key.digest}: not all numbers are finite; check the encoder's dtype")
-        if not self._host.put(key.digest, tensor):
-            raise EngineError(
-                f"{self.folder}: can't store an embedding of {tensor.nbytes} bytes ({refusal}), and the "
-                f"{self.limits.host_bytes} bytes of memory for embeddings (host_bytes) can't hold it; {_CURE}"
-            )
-        self._kept_in_memory += 1
-        return True
 
 
 _CURE = "free space there or choose another folder for the embedding store"
