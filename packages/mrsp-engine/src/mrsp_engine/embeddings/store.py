@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mrsp_engine.embeddings.digests import FileDigests
 from mrsp_engine.embeddings.disk import Chunks, DiskTier, StoreStats
 from mrsp_engine.embeddings.entries import DiskRefusedError, Entry
 from mrsp_engine.embeddings.key import EmbeddingKey
@@ -76,6 +77,10 @@ class EmbeddingStore:
         folder: Where the disk tier lives; made if missing.
         limits: Budgets of the tiers.
 
+    Attributes:
+        disk: The disk tier.
+        digests: Remembered digests of the files that embeddings were made from.
+
     Raises:
         EngineUsageError: If the folder can't be used.
     """
@@ -84,6 +89,7 @@ class EmbeddingStore:
         self.folder = folder
         self.limits = limits or StoreLimits()
         self.disk = DiskTier(folder, self.limits.disk_bytes)
+        self.digests = FileDigests(folder / "digests")
         self._host = MemoryTier(self.limits.host_bytes)
         self._device = MemoryTier(self.limits.device_bytes)
         self._live: dict[str, Tensor] = {}
