@@ -12,7 +12,7 @@ import tyro
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from longrl import recipe_commands
+from longrl import recipe_commands, store_command
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
 from longrl_trainer.errors import TrainerError
@@ -183,6 +183,7 @@ COMMANDS = {
     "grpo": grpo,
     "evaluate": evaluate,
     "report": report,
+    **store_command.COMMANDS,
 }
 
 

@@ -39,6 +39,7 @@ def _encode(videos: list[VideoFile], model: Path, store: Path, num_frames: int) 
     from longrl.progress import choose_progress
     from longrl_trainer.config import ModelSection
     from longrl_trainer.models import open_policy
+    from mrsp_engine.video import FileVideo
 
     policy = open_policy(ModelSection(folder=model, store=store), "float32")
     policy.freeze_vision()
@@ -47,7 +48,8 @@ def _encode(videos: list[VideoFile], model: Path, store: Path, num_frames: int) 
     with choose_progress().task("Encode videos", total=len(videos)) as bar:
         for video in list(videos):
             try:
-                policy.encode_video(video, sample_frames(video, num_frames=num_frames))
+                known = FileVideo(video, video.path, policy.store.digests)
+                policy.encode_video(known, sample_frames(video, num_frames=num_frames))
             except DataError as error:
                 failures.append(error)
                 videos.remove(video)

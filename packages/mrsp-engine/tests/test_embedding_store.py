@@ -1,11 +1,11 @@
 """The embedding store: whole entries or none, whatever happens to the writers, the disk and the files."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore, encoder_fingerprint
+from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore, StoreLimits, encoder_fingerprint
 from mrsp_engine.errors import EngineError, EngineUsageError
 
 KEY = EmbeddingKey(
@@ -38,6 +38,7 @@ OTHER_VALUES = {
     "encoder_fingerprint": "d" * 64,
     "dtype": "bfloat16",
     "family": "other",
+    "content": "features",
 }
 
 # Several processes run this: "put the entries from `first` to `last`, each a tensor filled with its number".
@@ -54,6 +55,9 @@ for number in range(first, last):
     store.put(dataclasses.replace(base, height=number), torch.full((size,), float(number)))
     print(number, flush=True)
 """
+
+
+DISK_ONLY = StoreLimits(host_bytes=0)
 
 
 def writer_key(number: int) -> EmbeddingKey:
@@ -124,7 +128,7 @@ def test_counters_and_stats(tmp_path: Path) -> None:
     store.put(other, torch.zeros(10, 4).T)  # not contiguous
     store.get(KEY)
     store.get(dataclasses.replace(KEY, height=2))
-    assert dataclasses.astuple(store.counters) == (2, 1, 0)
+    assert (store.counters.encodes, store.counters.hits, store.counters.damaged) == (2, 1, 0)
     assert EmbeddingStore(tmp_path).counters.encodes == 2
     assert store.stats().entries == 2
     assert store.stats().bytes >= 2 * 10 * 4 * 4
@@ -152,13 +156,14 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["bit", "key", "cut", "empty", "foreign"])
 @pytest.mark.parametrize("in_new_process", [True, False])
 def test_damaged_entry_is_removed_counted_and_written_again(tmp_path: Path, kind: str, in_new_process: bool) -> None:
-    store = EmbeddingStore(tmp_path)
+    store = EmbeddingStore(tmp_path, DISK_ONLY)
     tensor = torch.randn(10, 4)
     store.put(KEY, tensor)
     assert store.get(KEY) is not None
+    assert store.contains(KEY)
     damage(store.path(KEY), kind)
     if in_new_process:
-        store = EmbeddingStore(tmp_path)
+        store = EmbeddingStore(tmp_path, DISK_ONLY)
     assert store.verify() == [KEY.digest]
     assert store.get(KEY) is None
     assert store.counters.damaged == 1
@@ -217,31 +222,26 @@ def test_killed_writer_leaves_whole_entries_only(tmp_path: Path) -> None:
         assert torch.equal(found, torch.full((500_000,), float(number)))
 
 
-def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    writer = start_writer(tmp_path, 0, 1, 1_000_000, prelude=limit)
-    _, errors = writer.communicate(timeout=120)
-    assert writer.returncode != 0
-    last_line = errors.strip().splitlines()[-1]
-    assert "EngineError" in last_line
-    assert str(tmp_path) in last_line
-    assert "folder" in last_line
-    assert EmbeddingStore(tmp_path).stats().entries == 0
-    assert not list(tmp_path.glob("??/.writing-*"))
-
-
-def test_abandoned_files_are_swept_and_fresh_ones_kept(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_swept_and_a_living_writers_file_kept(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path)
     store.put(KEY, torch.ones(4))
     folder = store.path(KEY).parent
-    old, fresh = folder / ".writing-old", folder / ".writing-fresh"
-    old.write_bytes(b"x")
-    fresh.write_bytes(b"x")
-    os.utime(old, (0, 0))
-    again = EmbeddingStore(tmp_path)
-    assert not old.exists()
-    assert fresh.exists()
-    assert again.stats().entries == 1
+    abandoned = folder / ".writing-abandoned"
+    abandoned.write_bytes(b"x")
+    seen: list[list[Path]] = []
+
+    def chunks() -> Iterator[torch.Tensor]:
+        yield torch.ones(2)
+        seen.append(list(tmp_path.glob("??/.writing-*")))
+        EmbeddingStore(tmp_path)
+        seen.append(list(tmp_path.glob("??/.writing-*")))
+        yield torch.ones(2)
+
+    assert store.put_chunks(dataclasses.replace(KEY, height=1), 4, chunks)
+    assert abandoned in seen[0]
+    assert len(seen[0]) == 2
+    assert seen[1] == [path for path in seen[0] if path != abandoned]
+    assert EmbeddingStore(tmp_path).stats().entries == 2
 
 
 def test_wrong_use_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from longrl_trainer.config import DataSection
 from longvideo_reason_data.videos import VideoFile, sample_frames
 from mrsp_engine.families.base import Policy
 from mrsp_engine.media import MediaReference
+from mrsp_engine.video import FileVideo
 
 ENTRY_POINT_GROUP = "longrl_trainer.media"
 
@@ -50,11 +51,12 @@ class VideoMedium:
     @property
     def content_digest(self) -> str:
         """SHA-256 of the file's bytes."""
-        return self.video.content_digest
+        return self.policy.store.digests.digest(self.video.path)
 
     def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
         """One medium of `num_frames` frames."""
-        return (self.policy.encode_video(self.video, sample_frames(self.video, num_frames=data.num_frames)),)
+        known = FileVideo(self.video, self.video.path, self.policy.store.digests)
+        return (self.policy.encode_video(known, sample_frames(self.video, num_frames=data.num_frames)),)
 
 
 def opener_for(policy: Policy) -> OpenMedium:

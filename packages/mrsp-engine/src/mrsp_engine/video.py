@@ -5,10 +5,13 @@ path. Sizes are those of the frames that `read` returns, that is after any rotat
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from mrsp_engine.embeddings.digests import FileDigests
 
 
 class Video(Protocol):
@@ -42,3 +45,41 @@ class Video(Protocol):
     def read(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return the frames at `indices` as RGB, shape [F, H, W, 3]."""
         ...
+
+
+class FileVideo:
+    """A video whose content digest is remembered between runs; everything else is the wrapped reader's.
+
+    Args:
+        video: Reads the frames of the file.
+        path: The file.
+        digests: Knows digests of files.
+    """
+
+    def __init__(self, video: Video, path: Path, digests: FileDigests) -> None:
+        self._video = video
+        self.content_digest = digests.digest(path)
+
+    @property
+    def frame_count(self) -> int:
+        """See `Video.frame_count`."""
+        return self._video.frame_count
+
+    @property
+    def timestamps(self) -> npt.NDArray[np.float64]:
+        """See `Video.timestamps`."""
+        return self._video.timestamps
+
+    @property
+    def height(self) -> int:
+        """See `Video.height`."""
+        return self._video.height
+
+    @property
+    def width(self) -> int:
+        """See `Video.width`."""
+        return self._video.width
+
+    def read(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """See `Video.read`."""
+        return self._video.read(indices)

@@ -1,6 +1,16 @@
-"""Encode once, refer everywhere: keys that cover everything an embedding depends on, and the store on disk."""
+"""Encode once, refer everywhere: keys that cover everything an embedding depends on, and the store behind them."""
 
-from mrsp_engine.embeddings.key import EmbeddingKey, encoder_fingerprint
-from mrsp_engine.embeddings.store import EmbeddingStore, StoreCounters, StoreStats
+from mrsp_engine.embeddings.digests import FileDigests
+from mrsp_engine.embeddings.key import EmbeddingKey, StoredContent, encoder_fingerprint
+from mrsp_engine.embeddings.store import EmbeddingStore, StoreCounters, StoreLimits, StoreStats
 
-__all__ = ["EmbeddingKey", "EmbeddingStore", "StoreCounters", "StoreStats", "encoder_fingerprint"]
+__all__ = [
+    "EmbeddingKey",
+    "EmbeddingStore",
+    "FileDigests",
+    "StoreCounters",
+    "StoreLimits",
+    "StoreStats",
+    "StoredContent",
+    "encoder_fingerprint",
+]

@@ -9,11 +9,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EmbeddingKey", "encoder_fingerprint", "tensor_digest"]
+__all__ = ["EmbeddingKey", "StoredContent", "encoder_fingerprint", "tensor_bytes"]
+
+StoredContent = Literal["embeddings", "features", "frames"]
+"""What an entry holds: rows for the language model, rows the projector starts from, or resized uint8 frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +31,11 @@ class EmbeddingKey:
         height: Height in pixels after resizing.
         width: Width in pixels after resizing.
         processor_digest: Digest of the processor's settings.
-        encoder_fingerprint: Fingerprint of the encoder's weights, see `encoder_fingerprint`.
+        encoder_fingerprint: Fingerprint of all weights that shaped the entry, see `encoder_fingerprint`: tower and
+            projector for embeddings, the tower alone for features, empty for frames.
         dtype: Number format in which the encoder ran, such as "float32".
         family: Name of the model family whose code encodes.
+        content: What the entry holds.
     """
 
     content_digest: str
@@ -41,6 +47,7 @@ class EmbeddingKey:
     encoder_fingerprint: str
     dtype: str
     family: str
+    content: StoredContent = "embeddings"
 
     def to_json(self) -> str:
         """Canonical JSON: sorted names, no spaces."""
@@ -59,15 +66,11 @@ def encoder_fingerprint(module: nn.Module) -> str:
     for name in sorted(state):
         tensor = state[name]
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        digest.update(_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
-def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(_bytes(tensor)).hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor as plain bytes in row-major order; of the tensor's own memory where that is possible."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -1,37 +1,55 @@
-"""Embeddings on disk, one safetensors file per key.
+"""Embeddings by key, wherever they are: on the device, in this process's memory, or on disk.
 
-Any number of processes may read and write one folder: a file appears whole or not at all, carries its key and the
-checksum of its numbers, and is mapped into memory rather than read. A file that fails its checksum is removed, counted
-and reported as missing, so it is encoded again. The store doesn't know what an embedding means.
+A reader asks for an embedding or for some of its rows and needn't know where they lie. What is read from disk is
+checked every time and may then stay in memory; each tier has a budget of bytes, and what was used longest ago leaves
+first. When the disk refuses, the embedding stays in memory and one line is logged. The store doesn't know what an
+embedding means.
 
-Layout: `ab/abcdef….safetensors` per entry, and `encodes.log` with one line per entry ever written.
+Shape legend: N rows of an entry.
 """
 
-import contextlib
-import hashlib
-import os
-import re
-import tempfile
-import time
-from collections.abc import Iterator
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from mrsp_engine.embeddings.key import EmbeddingKey, tensor_digest
+from mrsp_engine.embeddings.digests import FileDigests
+from mrsp_engine.embeddings.disk import Chunks, DiskTier, StoreStats
+from mrsp_engine.embeddings.entries import DiskRefusedError, Entry
+from mrsp_engine.embeddings.key import EmbeddingKey
+from mrsp_engine.embeddings.memory import MemoryTier
 from mrsp_engine.errors import EngineError, EngineUsageError
 
-__all__ = ["EmbeddingStore", "StoreCounters", "StoreStats"]
+__all__ = ["EmbeddingStore", "StoreCounters", "StoreLimits", "StoreStats"]
 
-TENSOR_NAME = "embeddings"
-JOURNAL_NAME = "encodes.log"
-TEMPORARY_PREFIX = ".writing-"
-ABANDONED_SECONDS = 24 * 3600.0
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLimits:
+    """Budgets of the tiers.
+
+    Attributes:
+        device_bytes: Embeddings kept on the device they were asked for on.
+        host_bytes: Embeddings kept in this process's memory; also where they go when the disk refuses. Larger ones are
+            mapped from disk.
+        disk_bytes: All entries of the folder together; None for as much as the disk takes, 0 to use no disk. Must hold
+            what a run refers to at one time.
+    """
+
+    device_bytes: int = 0
+    host_bytes: int = 1 << 30
+    disk_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("device_bytes", "host_bytes", "disk_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise EngineUsageError(f"{name}={value}: expected 0 or more bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,204 +57,246 @@ class StoreCounters:
     """What happened to a store.
 
     Attributes:
-        encodes: Entries ever written to the folder, by any process; an entry lost and written again counts twice.
-        hits: Entries this object handed out.
+        encodes: Entries ever written to the folder, by any process, and those this object had to keep in memory
+            instead; an entry lost and written again counts twice.
+        hits: Times this object handed something out.
         damaged: Entries this object found damaged.
+        bytes_read: Bytes of entries this object read from disk.
     """
 
     encodes: int
     hits: int
     damaged: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStats:
-    """What a store holds now."""
-
-    entries: int
-    bytes: int
-
-
-class _DamagedEntryError(Exception):
-    """A file of the store isn't what its name says."""
+    bytes_read: int
 
 
 class EmbeddingStore:
-    """A folder of embeddings addressed by key.
+    """Embeddings addressed by key.
 
     Args:
-        folder: Where the entries live; made if missing.
+        folder: Where the disk tier lives; made if missing.
+        limits: Budgets of the tiers.
+
+    Attributes:
+        disk: The disk tier.
+        digests: Remembered digests of the files that embeddings were made from.
 
     Raises:
         EngineUsageError: If the folder can't be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: StoreLimits | None = None) -> None:
         self.folder = folder
+        self.limits = limits or StoreLimits()
+        self.disk = DiskTier(folder, self.limits.disk_bytes)
+        self.digests = FileDigests(folder / "digests")
+        self._host = MemoryTier(self.limits.host_bytes)
+        self._device = MemoryTier(self.limits.device_bytes)
+        self._live: dict[str, Tensor] = {}
         self._hits = 0
-        self._damaged = 0
-        self._verified: dict[str, tuple[int, int, int]] = {}  # digest → inode, size, time of change
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._remove_abandoned()
-        except OSError as error:
-            raise EngineUsageError(f"{folder}: can't hold the embedding store ({error.strerror}); {_CURE}") from error
+        self._kept_in_memory = 0
+        self._is_disk_refusing = False
 
     @property
     def counters(self) -> StoreCounters:
         """Counts so far; `encodes` is that of the folder, over all processes and runs."""
-        return StoreCounters(encodes=self._count_encodes(), hits=self._hits, damaged=self._damaged)
+        return StoreCounters(
+            encodes=self.disk.count_encodes() + self._kept_in_memory,
+            hits=self._hits,
+            damaged=self.disk.damaged,
+            bytes_read=self.disk.bytes_read,
+        )
 
     def path(self, key: EmbeddingKey | str) -> Path:
-        """Where the entry of a key lies or would lie."""
-        digest = key if isinstance(key, str) else key.digest
-        if _DIGEST.fullmatch(digest) is None:
-            raise EngineUsageError(f"embedding key {digest!r}: expected 64 hexadecimal digits")
-        return self.folder / digest[:2] / f"{digest}.safetensors"
+        """Where the entry of a key lies or would lie on disk."""
+        return self.disk.path(_digest(key))
 
     def contains(self, key: EmbeddingKey | str) -> bool:
-        """Whether a whole entry of this key exists; a damaged one is removed and counted."""
-        return self._load(self.path(key)) is not None
+        """Whether an entry of this key can be had; a damaged one is removed and counted."""
+        return self.holds(key) or self.disk.contains(_digest(key))
 
-    def get(self, key: EmbeddingKey | str, /) -> Tensor | None:
-        """The embedding of a key, mapped from disk, or None if there is none.
+    def get(self, key: EmbeddingKey | str, /, *, device: torch.device | None = None) -> Tensor | None:
+        """The whole embedding of a key, [N, …], or None if there is none.
 
         Args:
             key: The key or its digest.
+            device: Where it is needed; in the host's memory if not given.
 
         Returns:
             A tensor that must not be written to, or None.
         """
-        tensor = self._load(self.path(key))
-        self._hits += tensor is not None
-        return tensor
+        return self._find(_digest(key), None, device)
+
+    def read_rows(
+        self, key: EmbeddingKey | str, start: int, stop: int, *, device: torch.device | None = None
+    ) -> Tensor | None:
+        """Some rows of an embedding, [stop - start, …]; only the blocks that hold them are read from disk.
+
+        Args:
+            key: The key or its digest.
+            start: First row.
+            stop: The row behind the last.
+            device: Where they are needed; in the host's memory if not given.
+
+        Returns:
+            A tensor that must not be written to, or None if there is no such embedding.
+
+        Raises:
+            EngineError: The embedding has fewer rows.
+        """
+        if not 0 <= start <= stop:
+            raise ValueError(f"rows {start} to {stop}: expected an ascending range")
+        return self._find(_digest(key), (start, stop), device)
 
     def put(self, key: EmbeddingKey, tensor: Tensor) -> bool:
-        """Write an entry, whole or not at all.
+        """Store an embedding of one piece; see `put_chunks`."""
+        return self.put_chunks(key, tensor.shape[0] if tensor.ndim else 0, lambda: [tensor])
+
+    def put_chunks(self, key: EmbeddingKey, num_rows: int, chunks: Chunks) -> bool:
+        """Store an embedding that is made piece by piece; on its way to disk it is never in memory as a whole.
 
         Args:
             key: What the embedding depends on.
-            tensor: The embedding.
+            num_rows: Its rows N.
+            chunks: Makes its rows in order. Called a second time if the disk refuses, as a rule after its first piece.
 
         Returns:
             Whether the entry is new; False if another process wrote it first.
 
         Raises:
-            EngineError: If numbers aren't finite or the disk refuses.
+            EngineError: If numbers aren't finite, or neither disk nor memory can hold the embedding.
         """
-        if not bool(torch.isfinite(tensor).all()):
-            raise EngineError(f"embedding {key.digest}: not all numbers are finite; check the encoder's dtype")
-        payload = tensor.detach().cpu().contiguous()
-        metadata = {"key": key.to_json(), "sha256": tensor_digest(payload)}
-        path = self.path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._load(path)  # removes a damaged entry, which would otherwise count as present
-            is_new = _write_once(path, to_safetensors({TENSOR_NAME: payload}, metadata=metadata))
-            if is_new:
-                with (self.folder / JOURNAL_NAME).open("a") as journal:
-                    journal.write(f"{key.digest}\n")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise EngineError(
-                f"{self.folder}: can't store an embedding of {payload.nbytes} bytes ({reason}); {_CURE}"
-            ) from error
+            is_new = self.disk.write(key.to_json(), num_rows, chunks)
+        except DiskRefusedError as error:
+            self.report(error)
+            if self.holds(key):
+                return False
+            self.hold(key.digest, torch.cat([chunk.detach().cpu() for chunk in chunks()]), is_encode=True)
+            return True
+        self._is_disk_refusing = False
         return is_new
 
+    @contextmanager
+    def lend(self, tensors: Mapping[str, Tensor]) -> Generator[None]:
+        """Let tensors stand in for entries of their digests within a `with` block, gradients included."""
+        before = self._live
+        self._live = {**before, **tensors}
+        try:
+            yield
+        finally:
+            self._live = before
+
     def stats(self) -> StoreStats:
-        """Number and size of the entries."""
-        sizes: list[int] = []
-        for path in self._entries():
-            with contextlib.suppress(FileNotFoundError):
-                sizes.append(path.stat().st_size)
-        return StoreStats(entries=len(sizes), bytes=sum(sizes))
+        """Number and size of the entries on disk."""
+        return self.disk.stats()
 
     def verify(self) -> list[str]:
-        """Read every entry and list the digests of damaged ones, leaving them in place."""
-        damaged: list[str] = []
-        for path in self._entries():
-            try:
-                _read(path, check=True)
-            except FileNotFoundError:
-                continue
-            except _DamagedEntryError:
-                damaged.append(path.stem)
-        return damaged
+        """Read every entry on disk and list the digests of damaged ones, leaving them in place."""
+        return self.disk.verify()
 
-    def _load(self, path: Path) -> Tensor | None:
-        try:
-            status = path.stat()
-            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
-            tensor = _read(path, check=self._verified.get(path.stem) != identity)
-        except FileNotFoundError:
-            return None
-        except _DamagedEntryError:
-            self._damaged += 1
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return None
-        self._verified[path.stem] = identity
-        return tensor
+    def hold(self, digest: str, tensor: Tensor, *, is_encode: bool) -> None:
+        """Keep an embedding that the disk refused in the host's memory.
 
-    def _entries(self) -> Iterator[Path]:
-        for path in sorted(self.folder.glob("??/*.safetensors")):
-            if _DIGEST.fullmatch(path.stem):
-                yield path
+        Args:
+            digest: Digest of its key.
+            tensor: The embedding.
+            is_encode: Count it as encoded here.
 
-    def _count_encodes(self) -> int:
-        try:
-            lines = (self.folder / JOURNAL_NAME).read_text().splitlines()
-        except FileNotFoundError:
-            lines = []
-        written = [line for line in lines if _DIGEST.fullmatch(line)]
-        # A writer killed between the file and its line leaves an entry without one.
-        unlogged = {path.stem for path in self._entries()}.difference(written)
-        return len(written) + len(unlogged)
+        Raises:
+            EngineError: The budget can't hold it.
+        """
+        if not bool(torch.isfinite(tensor).all()):
+            raise EngineError(f"embedding {digest[:12]}…: not all numbers are finite; check the encoder's dtype")
+        if not self._host.put(digest, tensor):
+            raise EngineError(
+                f"{self.folder}: the disk refuses an embedding of {tensor.nbytes} bytes, and the "
+                f"{self.limits.host_bytes} bytes of memory for embeddings (host_bytes) can't hold it; {_CURE}"
+            )
+        self._kept_in_memory += is_encode
 
-    def _remove_abandoned(self) -> None:
-        oldest = time.time() - ABANDONED_SECONDS
-        for path in self.folder.glob(f"??/{TEMPORARY_PREFIX}*"):
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+    def holds(self, key: EmbeddingKey | str) -> bool:
+        """Whether the embedding is in this process's memory."""
+        digest = _digest(key)
+        return digest in self._live or self._host.get(digest) is not None
+
+    def _find(self, digest: str, rows: tuple[int, int] | None, device: torch.device | None) -> Tensor | None:
+        live = self._live.get(digest)
+        if live is not None:
+            found = live if rows is None else _cut(live, rows, digest)
+        else:
+            found = self._from_device(digest, rows, device) if device is not None else None
+            if found is None:
+                found = self._from_host(digest, rows)
+                if found is not None and device is not None:
+                    found = found.to(device)
+                    self._device.put((digest, rows, device), found)
+        if found is not None:
+            self._hits += 1
+            found = found if device is None else found.to(device)
+        return found
+
+    def _from_device(self, digest: str, rows: tuple[int, int] | None, device: torch.device) -> Tensor | None:
+        found = self._device.get((digest, rows, device))
+        if found is None and rows is not None:
+            whole = self._device.get((digest, None, device))
+            found = None if whole is None else _cut(whole, rows, digest)
+        return found
+
+    def _from_host(self, digest: str, rows: tuple[int, int] | None) -> Tensor | None:
+        whole = self._host.get(digest)
+        if whole is not None:
+            return whole if rows is None else _cut(whole, rows, digest)
+        if rows is None:
+            return self._read_whole(digest)
+        found = self._host.get((digest, rows))
+        if found is None:
+            found = self.disk.read(digest, lambda entry: _read_rows(entry, rows, digest))
+            if found is not None:
+                self._host.put((digest, rows), found)
+        return found
+
+    def _read_whole(self, digest: str) -> Tensor | None:
+        def read(entry: Entry) -> Tensor:
+            num_bytes = entry.layout.num_rows * entry.layout.row_bytes
+            if num_bytes > self._host.budget_bytes:
+                return entry.map(self.disk.path(digest))
+            return entry.read(0, entry.layout.num_rows)
+
+        found = self.disk.read(digest, read)
+        if found is not None:
+            self._host.put(digest, found)  # a mapped one is larger than the budget and isn't taken
+        return found
+
+    def report(self, refusal: DiskRefusedError) -> None:
+        """Log that the disk refuses, the first time it does."""
+        if not self._is_disk_refusing and self.limits.disk_bytes != 0:
+            _logger.warning(
+                "%s: embeddings stay in memory, the disk refuses them (%s); %s", self.folder, refusal, _CURE
+            )
+        self._is_disk_refusing = True
 
 
 _CURE = "free space there or choose another folder for the embedding store"
 
 
-def _read(path: Path, *, check: bool) -> Tensor:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensor: Tensor = file.get_tensor(TENSOR_NAME)
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _DamagedEntryError(str(error)) from error
-    if check:
-        if hashlib.sha256(metadata.get("key", "").encode()).hexdigest() != path.stem:
-            raise _DamagedEntryError("the entry belongs to another key")
-        if tensor_digest(tensor) != metadata.get("sha256"):
-            raise _DamagedEntryError("checksum mismatch")
-    return tensor
+def _digest(key: EmbeddingKey | str) -> str:
+    return key if isinstance(key, str) else key.digest
 
 
-def _write_once(path: Path, data: bytes) -> bool:
-    """Make `path` hold `data` unless it exists; whether it was made here."""
-    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        try:
-            path.hardlink_to(temporary)  # unlike a rename, tells which of two writers was first
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            temporary.replace(path)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
+def _cut(tensor: Tensor, rows: tuple[int, int], digest: str) -> Tensor:
+    _require_rows(tensor.shape[0], rows, digest)
+    return tensor[rows[0] : rows[1]]
+
+
+def _read_rows(entry: Entry, rows: tuple[int, int], digest: str) -> Tensor:
+    _require_rows(entry.layout.num_rows, rows, digest)
+    return entry.read(*rows)
+
+
+def _require_rows(num_rows: int, rows: tuple[int, int], digest: str) -> None:
+    if rows[1] > num_rows:
+        raise EngineError(
+            f"embedding {digest[:12]}… has {num_rows} rows, rows {rows[0]} to {rows[1]} were asked for; "
+            "it was made for another model"
+        )

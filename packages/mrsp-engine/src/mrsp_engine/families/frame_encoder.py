@@ -11,7 +11,7 @@ Shape legend: F frames, N embedding rows, D hidden size.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,8 +155,13 @@ class FrameEncoder(ABC):
             raise EngineUsageError(f"image with {image.frame_count} frames: expected 1; encode it as a video")
         return self.plan(image, [0], modality="image")
 
-    def encode_groups(self, video: Video, plan: EncodingPlan, start: int = 0, end: int | None = None) -> Tensor:
-        """Read and encode groups `start` to `end` (exclusive; all unless given) of a plan: rows [N, D] on the CPU.
+    def encode_groups(
+        self, video: Video, plan: EncodingPlan, start: int = 0, end: int | None = None
+    ) -> Iterator[Tensor]:
+        """Read and encode groups `start` to `end` (exclusive; all unless given) of a plan, a stretch at a time.
+
+        Yields:
+            The rows of a stretch, [n, D], on the CPU.
 
         Raises:
             EngineError: The encoder made another number of rows than was foreseen.
@@ -164,7 +169,6 @@ class FrameEncoder(ABC):
         layout = plan.layout
         end = layout.num_groups if end is None else end
         groups_per_stretch = max(1, FRAMES_PER_STRETCH // layout.frames_per_group)
-        parts: list[Tensor] = []
         for first in range(start, end, groups_per_stretch):
             last = min(first + groups_per_stretch, end)
             chosen = plan.frame_indices[first * layout.frames_per_group : last * layout.frames_per_group]
@@ -174,8 +178,7 @@ class FrameEncoder(ABC):
                     f"{plan.modality} {video.content_digest[:12]}: the encoder made {rows.shape[0]} embeddings of "
                     f"{last - first} groups, expected {plan.rows_per_group} each; check the checkpoint's processor"
                 )
-            parts.append(rows.cpu())
-        return torch.cat(parts)
+            yield rows.cpu()
 
     def refer(self, video: Video, frame_indices: Sequence[int], store: EmbeddingStore) -> MediaReference:
         """Refer to an embedding of the given frames, making it if the store lacks it."""
@@ -188,7 +191,7 @@ class FrameEncoder(ABC):
     def _refer(self, video: Video, plan: EncodingPlan, store: EmbeddingStore) -> MediaReference:
         if not store.contains(plan.key):
             with torch.no_grad():
-                store.put(plan.key, self.encode_groups(video, plan))
+                store.put_chunks(plan.key, plan.layout.num_tokens, lambda: self.encode_groups(video, plan))
         return plan.reference
 
     def _fingerprint(self) -> str:

@@ -1,0 +1,72 @@
+"""`longrl store` on a real store."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from longrl.cli import main
+from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore
+
+
+def key(number: int) -> EmbeddingKey:
+    return EmbeddingKey(
+        content_digest=f"{number:064x}",
+        frame_indices=(0,),
+        timestamps=(0,),
+        height=28,
+        width=28,
+        processor_digest="p",
+        encoder_fingerprint="e",
+        dtype="float32",
+        family="f",
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    store = EmbeddingStore(tmp_path / "embeddings")
+    for number in range(3):
+        store.put(key(number), torch.full((1000, 100), float(number)))
+        os.utime(store.path(key(number)), (number, number))  # used in this order, long ago
+    return store
+
+
+def test_stats(store: EmbeddingStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["store", "stats", str(store.folder)]) == 0
+    assert "3 embeddings, 1.2 MB; 3 encoded so far" in capsys.readouterr().out
+
+
+def test_verify_names_what_is_damaged_and_removes_it(store: EmbeddingStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["store", "verify", str(store.folder)]) == 0
+    assert "3 embeddings, all sound" in capsys.readouterr().out
+    data = bytearray(store.path(key(1)).read_bytes())
+    data[-1] ^= 1
+    store.path(key(1)).write_bytes(bytes(data))
+    assert main(["store", "verify", str(store.folder)]) == 1
+    errors = capsys.readouterr().err
+    assert str(store.path(key(1))) in errors
+    assert "1 of 3 embeddings damaged" in errors
+    assert store.path(key(1)).exists()
+    assert main(["store", "verify", str(store.folder), "--remove"]) == 1
+    assert "1 of 3 embeddings damaged; removed" in capsys.readouterr().err
+    assert main(["store", "verify", str(store.folder)]) == 0
+
+
+def test_prune_keeps_what_was_used_last(store: EmbeddingStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["store", "prune", str(store.folder), "--keep", "0.9MB"]) == 0
+    assert "removed 1 embeddings, 0.4 MB; 2 left, 0.8 MB" in capsys.readouterr().out
+    assert [store.path(key(number)).exists() for number in range(3)] == [False, True, True]
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["stats", str(tmp_path / "none")], "no such folder"),
+        (["prune", str(tmp_path), "--keep", "some"], "--keep 'some': expected a number"),
+    ):
+        assert main(["store", *arguments]) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len(errors) == 1
+        assert expected in errors[0]
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,339 @@
+"""One embedding in one safetensors file, sealed so that any part of it can be read alone and trusted.
+
+The numbers are cut into blocks of whole rows, about a mebibyte each. The file's metadata holds the key, the checksum
+of every block and a seal over all that, so a reader of some rows reads and checks the header and the blocks that hold
+those rows, nothing else. Rows are read into memory of the reader's own and checked there: what is returned can't
+change or vanish when the file does. Whole entries can also be mapped, which costs no memory and gives that up.
+
+The module knows files; which of them exist is the affair of `mrsp_engine.embeddings.disk`.
+
+Shape legend: N rows.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mrsp_engine.embeddings.key import tensor_bytes
+from mrsp_engine.errors import EngineError
+
+__all__ = [
+    "DamagedEntryError",
+    "DiskRefusedError",
+    "Entry",
+    "EntryLayout",
+    "Identity",
+    "identity_of",
+    "refusals",
+    "write_entry",
+]
+
+TENSOR_NAME = "embeddings"
+BLOCK_BYTES = 1 << 20
+CHECKSUM_DIGITS = 32
+LONGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+}
+
+
+Identity = tuple[int, int, int]
+"""Inode, size and time of change of a file."""
+
+
+class DamagedEntryError(Exception):
+    """A file of the store isn't what its name says."""
+
+
+class DiskRefusedError(Exception):
+    """The disk takes no more; the message says why."""
+
+
+@contextmanager
+def refusals() -> Generator[None]:
+    """Turn what the system says about a disk into a `DiskRefusedError`."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskRefusedError(error.strerror or str(error)) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryLayout:
+    """Number format and shape [N, …] of an entry, and how its rows are cut into blocks."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows N."""
+        return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of every block but the last, which may be shorter."""
+        return max(1, BLOCK_BYTES // max(1, self.row_bytes))
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.num_rows // self.block_rows)
+
+    def header(self, key: str, checksums: Iterable[str]) -> bytes:
+        """What precedes the numbers in the file; its length depends on nothing but layout and key."""
+        checks = "".join(checksums)
+        tensor = {
+            "dtype": DTYPE_NAMES[self.dtype],
+            "shape": list(self.shape),
+            "data_offsets": [0, self.num_rows * self.row_bytes],
+        }
+        metadata = {"blocks": checks, "key": key, "seal": _seal(key, checks, tensor)}
+        text = json.dumps({"__metadata__": metadata, TENSOR_NAME: tensor}, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+def write_entry(file: BinaryIO, key: str, num_rows: int, chunks: Iterable[Tensor], most_bytes: int | None) -> None:
+    """Write an entry piece by piece, so that it never has to be in memory as a whole.
+
+    Args:
+        file: Empty, open for writing.
+        key: What the entry depends on, as canonical JSON.
+        num_rows: Rows of all chunks together.
+        chunks: The rows in order, [n, …] each.
+        most_bytes: How large the file may become; None for any size.
+
+    Raises:
+        EngineError: If numbers aren't finite, or the chunks aren't one tensor of `num_rows` rows.
+        DiskRefusedError: For lack of space, as a rule before the second chunk is asked for.
+    """
+    name = hashlib.sha256(key.encode()).hexdigest()[:12]
+    layout: EntryLayout | None = None
+    checksums = _BlockChecksums()
+    num_written = 0
+    for chunk in chunks:
+        if not bool(torch.isfinite(chunk).all()):
+            raise EngineError(f"embedding {name}…: not all numbers are finite; check the encoder's dtype")
+        if layout is None:
+            layout = _layout_of(chunk, num_rows, name)
+            checksums = _BlockChecksums(layout.block_rows * layout.row_bytes)
+            header_bytes = len(layout.header(key, ["0" * CHECKSUM_DIGITS] * layout.num_blocks))
+            with refusals():
+                _reserve(file, header_bytes + num_rows * layout.row_bytes, most_bytes)
+                file.seek(header_bytes)
+        if (chunk.dtype, chunk.shape[1:]) != (layout.dtype, layout.shape[1:]):
+            raise EngineError(f"embedding {name}…: the encoder changed its number format or width halfway")
+        num_written += chunk.shape[0]
+        if num_written > num_rows:
+            break
+        data = tensor_bytes(chunk)
+        checksums.update(data)
+        with refusals():
+            file.write(data)
+    if layout is None or num_written != num_rows:
+        raise EngineError(f"embedding {name}…: the encoder made {num_written} rows, expected {num_rows}")
+    with refusals():
+        file.seek(0)
+        file.write(layout.header(key, checksums.finish(layout.num_blocks)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Entry:
+    """An entry open for reading.
+
+    Args:
+        file: The file, open, without a buffer.
+
+    Attributes:
+        key: What the entry depends on, as canonical JSON.
+        layout: Number format and shape.
+        identity: Which state of which file this is.
+        bytes_read: Bytes read so far.
+
+    Raises:
+        DamagedEntryError: The file is no whole entry, or its header was changed.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self.bytes_read = 0
+        self._read_header()
+
+    def _read_header(self) -> None:
+        status = os.fstat(self._file.fileno())
+        self.identity, size = identity_of(status), status.st_size
+        num_bytes = int.from_bytes(self._read(8), "little")
+        if num_bytes > min(size, LONGEST_HEADER_BYTES):
+            raise DamagedEntryError("no header")
+        try:
+            header: Any = json.loads(self._read(num_bytes))
+            metadata, tensor = cast(dict[str, str], header["__metadata__"]), header[TENSOR_NAME]
+            if metadata["seal"] != _seal(metadata["key"], metadata["blocks"], tensor):
+                raise DamagedEntryError("the header was changed")
+            dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == tensor["dtype"])
+        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+            raise DamagedEntryError("the header can't be read") from error
+        self.key = metadata["key"]
+        self.layout = EntryLayout(dtype=dtype, shape=tuple(tensor["shape"]))
+        blocks = metadata["blocks"]
+        self._checksums = [blocks[at : at + CHECKSUM_DIGITS] for at in range(0, len(blocks), CHECKSUM_DIGITS)]
+        self._start = 8 + num_bytes
+        if size != self._start + self.layout.num_rows * self.layout.row_bytes:
+            raise DamagedEntryError("the file is cut short")
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """Read and check the blocks that hold rows `start` to `stop`, one at a time.
+
+        Yields:
+            The number of a block's first row, and its rows, in memory of the caller's own.
+
+        Raises:
+            DamagedEntryError: A block isn't what was written.
+        """
+        layout = self.layout
+        for block in range(start // layout.block_rows, -(-stop // layout.block_rows)):
+            first = block * layout.block_rows
+            rows = torch.empty((min(layout.block_rows, layout.num_rows - first), *layout.shape[1:]), dtype=layout.dtype)
+            data = tensor_bytes(rows)
+            self._file.seek(self._start + first * layout.row_bytes)
+            self._read_into(data)
+            if _checksum(data) != self._checksums[block]:
+                raise DamagedEntryError(f"block {block} was changed")
+            yield first, rows
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop`, [stop - start, …], in memory of the caller's own.
+
+        Raises:
+            DamagedEntryError: A block that holds some of them isn't what was written.
+        """
+        result = torch.empty((stop - start, *self.layout.shape[1:]), dtype=self.layout.dtype)
+        for first, rows in self.blocks(start, stop) if stop > start else ():
+            begin, end = max(start, first), min(stop, first + rows.shape[0])
+            result[begin - start : end - start] = rows[begin - first : end - first]
+        return result
+
+    def check(self) -> None:
+        """Read every block.
+
+        Raises:
+            DamagedEntryError: One isn't what was written.
+        """
+        for _ in self.blocks(0, self.layout.num_rows):
+            pass
+
+    def map(self, path: Path) -> Tensor:
+        """All rows, mapped: they take no memory of the process and must not be written to.
+
+        They are checked now. Should somebody change the file in place later, the tensor changes with it; the store
+        itself never does that.
+
+        Raises:
+            DamagedEntryError: They aren't what was written.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows = cast(Tensor, file.get_tensor(TENSOR_NAME))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DamagedEntryError(str(error)) from error
+        checksums = _BlockChecksums(self.layout.block_rows * self.layout.row_bytes)
+        checksums.update(tensor_bytes(rows))
+        if checksums.finish(self.layout.num_blocks) != self._checksums:
+            raise DamagedEntryError("a block was changed")
+        self.bytes_read += rows.nbytes
+        return rows
+
+    def _read(self, num_bytes: int) -> bytes:
+        data = bytearray(num_bytes)
+        self._read_into(memoryview(data))
+        return bytes(data)
+
+    def _read_into(self, data: memoryview) -> None:
+        while data:
+            try:
+                num_read = self._file.readinto(data)
+            except OSError as error:
+                raise DamagedEntryError(error.strerror or str(error)) from error
+            if not num_read:
+                raise DamagedEntryError("the file is cut short")
+            self.bytes_read += num_read
+            data = data[num_read:]
+
+
+class _BlockChecksums:
+    """Checksums of consecutive stretches of `block_bytes` bytes, whatever the pieces in which the bytes come."""
+
+    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
+        self._block_bytes = block_bytes
+        self._hash, self._filled = hashlib.sha256(), 0
+        self._finished: list[str] = []
+
+    def update(self, data: memoryview) -> None:
+        while data:
+            piece = data[: self._block_bytes - self._filled]
+            self._hash.update(piece)
+            self._filled += len(piece)
+            data = data[len(piece) :]
+            if self._filled == self._block_bytes:
+                self._close_block()
+
+    def finish(self, num_blocks: int) -> list[str]:
+        while len(self._finished) < num_blocks:  # the last one is shorter; all are empty where rows are
+            self._close_block()
+        return self._finished
+
+    def _close_block(self) -> None:
+        self._finished.append(self._hash.hexdigest()[:CHECKSUM_DIGITS])
+        self._hash, self._filled = hashlib.sha256(), 0
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """Which state of which file this is."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _layout_of(chunk: Tensor, num_rows: int, name: str) -> EntryLayout:
+    if not chunk.ndim or chunk.dtype not in DTYPE_NAMES:
+        raise EngineError(
+            f"embedding {name}…: {chunk.dtype} of shape {tuple(chunk.shape)}, expected rows of one of "
+            f"{', '.join(str(dtype) for dtype in DTYPE_NAMES)}"
+        )
+    return EntryLayout(dtype=chunk.dtype, shape=(num_rows, *chunk.shape[1:]))
+
+
+def _seal(key: str, blocks: str, tensor: Any) -> str:
+    return hashlib.sha256(json.dumps([key, blocks, tensor], sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()[:CHECKSUM_DIGITS]
+
+
+def _reserve(file: BinaryIO, num_bytes: int, most_bytes: int | None) -> None:
+    """Claim the space now, so that a full disk shows before the work and not behind it."""
+    if most_bytes is not None and num_bytes > most_bytes:
+        raise OSError(errno.EFBIG, f"an entry of {num_bytes} bytes is larger than the budget of {most_bytes}")
+    os.posix_fallocate(file.fileno(), 0, num_bytes)

@@ -1,0 +1,50 @@
+"""Embeddings in memory: a number of bytes, filled with what was used last."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from torch import Tensor
+
+__all__ = ["MemoryTier"]
+
+
+class MemoryTier:
+    """Tensors by name; whoever was used longest ago leaves first. May be used by several threads.
+
+    Args:
+        budget_bytes: Most bytes held.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.num_bytes = 0
+        self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def get(self, name: Hashable) -> Tensor | None:
+        """The tensor of this name, or None; it becomes the last used one."""
+        with self._lock:
+            if name not in self._tensors:
+                return None
+            self._tensors.move_to_end(name)
+            return self._tensors[name]
+
+    def put(self, name: Hashable, tensor: Tensor) -> bool:
+        """Hold a tensor, letting others go as needed; whether it fits at all."""
+        with self._lock:
+            self._forget(name)
+            if tensor.nbytes > self.budget_bytes:
+                return False
+            self._tensors[name] = tensor
+            self.num_bytes += tensor.nbytes
+            while self.num_bytes > self.budget_bytes:
+                self._forget(next(iter(self._tensors)))
+            return True
+
+    def _forget(self, name: Hashable) -> None:
+        tensor = self._tensors.pop(name, None)
+        self.num_bytes -= 0 if tensor is None else tensor.nbytes
