@@ -182,7 +182,7 @@ COMMANDS = {
     "grpo": grpo,
     "evaluate": evaluate,
     "report": report,
-    **store_command.COMMANDS,
+    "store": store_command.store,
 }
 
 
