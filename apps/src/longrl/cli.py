@@ -183,7 +183,7 @@ COMMANDS = {
     "grpo": grpo,
     "evaluate": evaluate,
     "report": report,
-    **store_command.COMMANDS,
+    "store": store_command.store,
 }
 
 
