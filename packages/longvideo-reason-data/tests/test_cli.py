@@ -61,7 +61,7 @@ def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None
     built = command("build", *arguments, OPENAI_API_KEY="secret-key")
     assert built.returncode == 0, built.stderr
     assert "questions: 8 of 8 kept" in built.stdout
-    assert "calls: 10 made, 0 from the journal" in built.stdout
+    assert "calls: 18 made, 0 from the journal" in built.stdout
     everything = built.stdout + built.stderr
     written = [path for path in dataset.rglob("*") if path.is_file() and path.suffix != ".mp4"]
     assert "secret-key" not in everything + "".join(path.read_text(errors="replace") for path in written)
@@ -134,7 +134,7 @@ def test_wrong_datasets(tmp_path: Path) -> None:
 
 
 def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
-    modules = "records answers videos cli dataset_folder pipeline timeline.world"
+    modules = "records answers videos cli dataset_folder pipeline ray_engine timeline.world"
     program = "; ".join(f"import longvideo_reason_data.{name}" for name in modules.split())
     found = "print(sorted({'torch', 'transformers', 'vllm', 'ray', 'decord'} & set(sys.modules)))"
     result = subprocess.run(

@@ -39,7 +39,7 @@ def run(server: Any, films: Path, output: Path, **changes: Any) -> dict[str, Any
 def holds(manifest: dict[str, Any]) -> bool:
     """Kept and dropped are all, at every stage."""
     return all(
-        manifest["kept"][stage] + sum(manifest["dropped_by_stage"][stage].values()) == manifest["input"][stage]
+        manifest["kept"][stage] + sum(manifest["stages"][stage]["dropped"].values()) == manifest["input"][stage]
         for stage in ("videos", "segments", "questions")
     ) and sum(manifest["dropped"].values()) == sum(manifest["input"].values()) - sum(manifest["kept"].values())
 
@@ -49,9 +49,9 @@ def test_a_build(server: Any, films: Path, tmp_path: Path) -> None:
     manifest = run(server, films, output, prompt_price=10.0, completion_price=100.0)
     assert manifest["input"] == manifest["kept"] == {"videos": 6, "segments": 18, "questions": 24}
     assert manifest["dropped"] == {}
-    assert manifest["calls"] == {"made": 18 + 24, "cached": 0, "failed": {}}
-    assert manifest["tokens"] == {"prompt": 4200, "completion": 420}
-    assert manifest["cost"] == pytest.approx(0.084)
+    assert manifest["calls"] == {"made": 18 + 2 * 24, "cached": 0, "failed": {}}
+    assert manifest["tokens"] == {"prompt": 6600, "completion": 660}
+    assert manifest["cost"] == pytest.approx(0.132)
     assert json.loads((output / "manifest.json").read_text()) == manifest
     records = read_dataset(output)
     assert len(records) == 24
@@ -101,7 +101,8 @@ def test_a_changed_prompt_asks_anew(server: Any, films: Path, tmp_path: Path) ->
         prompts_folder=tmp_path / "prompts",
         settings=QUICK,
     )
-    assert manifest["calls"]["made"] == 42
+    # Six questions of that skill and their rewrites; captions and the other skills don't hang on this prompt.
+    assert manifest["calls"]["made"] == 12
 
 
 def test_a_bad_server_loses_nothing(server: Any, films: Path, tmp_path: Path) -> None:
@@ -141,16 +142,16 @@ def test_every_loss_has_its_reason(server: Any, films: Path, make_video: MakeVid
                     return "I'd rather not use JSON."
                 if name == "cut":
                     return {"finish_reason": "length", "message": {"content": '{"reasoning": "'}}
-                return str(ordinary(body)).replace("0.6 s", "66 s")
+                return str(ordinary(body)).replace('0.6, "thought"', '66, "thought"')
         return ordinary(body)
 
     server.reply = reply
     manifest = run(server, films, tmp_path / "dataset")
     assert manifest["input"]["videos"] == 9
-    assert manifest["dropped_by_stage"] == {
+    assert {stage: manifest["stages"][stage]["dropped"] for stage in manifest["stages"]} == {
         "videos": {"video_duplicate": 1, "video_unreadable": 2},
         "segments": {"caption_refused": 6},
-        "questions": {"question_invalid": 6, "question_truncated": 6, "reasoning_time_outside": 6},
+        "questions": {"question_invalid": 6, "question_truncated": 6, "rewrite_loses_times": 6},
     }
     assert manifest["kept"] == {"videos": 6, "segments": 12, "questions": 6}
     assert holds(manifest)
@@ -170,7 +171,7 @@ def test_a_video_that_breaks_off_inside_loses_its_segments_only(server: Any, fil
     content[middle : middle + 400] = random.Random(1).randbytes(400)
     path.write_bytes(content)
     manifest = run(server, films, tmp_path / "dataset")
-    assert manifest["dropped_by_stage"]["segments"].keys() == {"caption_damaged_input"}
+    assert manifest["stages"]["segments"]["dropped"].keys() == {"caption_damaged_input"}
     assert holds(manifest)
     assert manifest["kept"]["videos"] == 6
 
