@@ -96,7 +96,8 @@ def test_timeline(tmp_path: Path) -> None:
     failed(in_process("timeline", "--output", tmp_path / "none", "--seconds", "1"), 2, "seconds")
 
 
-def test_wrong_use(server: Any, films: Path, tmp_path: Path) -> None:
+def test_wrong_use(server: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it isn't installed
     output = tmp_path / "dataset"
     good = {"--videos": films, "--output": output, "--base-url": server.base_url, "--model": "model"}
 
@@ -114,12 +115,15 @@ def test_wrong_use(server: Any, films: Path, tmp_path: Path) -> None:
     failed(build(output=tmp_path / "file" / "below"), 1, "choose another output folder")
     (tmp_path / "bad.mp4").write_text("no video")
     failed(build(videos=tmp_path / "bad.mp4"), 1, "none of the 1 videos can be read")
+    failed(build(engine="ray"), 2, "install longvideo-reason-data[ray]")
     assert not (output / "records.parquet").exists()
     for wrong in (
         {"window_seconds": "-1"},
         {"window_seconds": "ten"},
         {"no_such_setting": "1"},
         {"splits.train_sft": "7"},
+        {"engine": "spark"},
+        {"questions.quotas.goal": "-1"},
     ):
         result = build(**wrong)
         assert result.returncode == 2
