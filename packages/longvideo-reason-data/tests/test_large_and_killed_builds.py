@@ -193,4 +193,4 @@ def test_a_thousand_videos_need_no_more_memory_than_a_hundred(
         assert manifest["kept"] == {"videos": number, "segments": 2 * number, "questions": 4 * number}
         peaks[number] = int(result.stderr.split()[-1])
     print(f"peak resident memory in KiB: {peaks}")
-    assert peaks[1000] < peaks[100] + 48 * 1024
+    assert peaks[1000] < peaks[100] + 40 * 1024

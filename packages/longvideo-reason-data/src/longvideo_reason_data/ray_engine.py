@@ -23,6 +23,7 @@ from longvideo_reason_data.generation import generate
 from longvideo_reason_data.language_model import API_KEY_VARIABLE
 from longvideo_reason_data.local_engine import open_client, sum_up
 from longvideo_reason_data.manifest import Spending
+from longvideo_reason_data.model_failures import brief
 from longvideo_reason_data.model_requests import Outcome, Picture, Reply, Request
 from longvideo_reason_data.response_cache import ResponseCache
 from longvideo_reason_data.shards import ShardFolder, VideoShard
@@ -32,18 +33,23 @@ from longvideo_reason_data.sources import SourceVideo, probe_source
 class _ClientActor:
     """The one client of the server: runs in a process of its own, holds the journal and is asked by all tasks."""
 
-    def __init__(self, base_url: str, journal: Path, settings: BuildSettings, api_key: str | None) -> None:
+    def open(self, base_url: str, journal: Path, settings: BuildSettings, api_key: str | None) -> DataError | None:
+        """Take hold of the journal and make the client. An error is returned, for Ray would wrap it."""
         if api_key is not None:  # handed over as an argument, because settings of the environment are logged
             os.environ[API_KEY_VARIABLE] = api_key
-        self._cache = ResponseCache(journal).__enter__()
-        self._client = open_client(base_url, self._cache, settings)
+        try:
+            self._cache = ResponseCache(journal).__enter__()
+            self._client = open_client(base_url, self._cache, settings)
+        except DataError as error:
+            return error
+        return None
 
     def is_known(self, key: str) -> bool:
         """Say whether a request was answered before, so that its pictures needn't be made."""
         return self._cache.get(key) is not None
 
     async def ask(self, request: Request) -> Reply | DataError:
-        """Answer a request. An error that concerns every request is returned, for Ray would wrap it."""
+        """Answer a request. An error that concerns every request is returned too."""
         try:
             return await self._client.ask(request)
         except DataError as error:
@@ -152,19 +158,28 @@ def generate_on_cluster(
     # Every node has a resource of its own name; a little of this one's keeps the actor where the journal is.
     here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
     actor_class = ray.remote(num_cpus=0, resources=here, max_concurrency=1000)(_ClientActor)
-    actor = actor_class.remote(base_url, journal.absolute(), plan.settings, os.environ.get(API_KEY_VARIABLE))
-    rows = [{"source": source.model_dump_json()} for source in sources]
-    for row in _map(rows, lambda row: _generate_row(row, plan, actor)):
-        if row["error"]:
-            raise UsageError(row["error"]) if row["exit_code"] == UsageError.exit_code else DataError(row["error"])
-        shard = VideoShard.model_validate_json(row["shard"])
-        shards.write(shard)
-        progress.advance_shard(num_segments=shard.source.num_segments, num_questions=shard.num_questions)
-        on_spending(ray.get(actor.spending.remote()))
-    spending: Spending = ray.get(actor.spending.remote())
-    ray.get(actor.close.remote())
-    ray.kill(actor)
-    return spending
+    actor = actor_class.remote()
+    try:
+        error = ray.get(
+            actor.open.remote(base_url, journal.absolute(), plan.settings, os.environ.get(API_KEY_VARIABLE))
+        )
+        if error is not None:
+            raise error
+        rows = [{"source": source.model_dump_json()} for source in sources]
+        for row in _map(rows, lambda row: _generate_row(row, plan, actor)):
+            if row["error"]:
+                raise UsageError(row["error"]) if row["exit_code"] == UsageError.exit_code else DataError(row["error"])
+            shard = VideoShard.model_validate_json(row["shard"])
+            shards.write(shard)
+            progress.advance_shard(num_segments=shard.source.num_segments, num_questions=shard.num_questions)
+            on_spending(ray.get(actor.spending.remote()))
+        spending: Spending = ray.get(actor.spending.remote())
+        ray.get(actor.close.remote())
+        return spending
+    except ray.exceptions.RayError as failure:
+        raise DataError(f"the Ray cluster failed ({brief(failure)}); run again to go on") from failure
+    finally:
+        ray.kill(actor)
 
 
 def _generate_row(row: dict[str, Any], plan: BuildPlan, actor: object) -> dict[str, Any]:
@@ -184,17 +199,25 @@ def _map(
     if not rows:
         return
     ray = _start_ray()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield from ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(function, num_cpus=1).iter_rows()
+    from ray import data
+
+    data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield from data.from_items(list(rows), override_num_blocks=len(rows)).map(function, num_cpus=1).iter_rows()
+    except ray.exceptions.RayError as failure:
+        raise DataError(f"the Ray cluster failed ({brief(failure)}); run again to go on") from failure
 
 
 def _start_ray() -> Any:
     try:
         import ray
-        import ray.data  # nothing of the package knows of its submodules until they are imported
     except ImportError as error:
         raise UsageError("--engine ray needs Ray; install longvideo-reason-data[ray]") from error
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            place = os.environ.get("RAY_ADDRESS", "this machine")
+            raise DataError(f"no Ray cluster on {place} ({brief(error)}); check RAY_ADDRESS") from error
     return ray
