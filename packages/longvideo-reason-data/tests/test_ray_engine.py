@@ -77,5 +77,3 @@ def test_two_workers_make_the_same_dataset(cluster: Any, server: Any, make_video
     server.served, server.fail = ["model"], lambda body, times: (0, {}, b"")
     with pytest.raises(DataError, match="run again to go on"):
         run("dying", "ray")
-    with pytest.raises(UsageError, match="not an address"):
-        build([films], tmp_path / "lost", base_url="http://[", model="model", settings=SETTINGS, engine="ray")
