@@ -1,5 +1,6 @@
 """Whole builds against a real server: nothing lost, nothing paid twice, the same dataset after every kill."""
 
+import io
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from longvideo_reason_data.build_settings import BuildSettings, QuestionSettings, SkillQuotas
 from longvideo_reason_data.dataset_folder import check_dataset, hash_records, read_dataset
@@ -185,6 +187,22 @@ def test_a_server_that_dies_ends_the_build_and_keeps_what_was_paid(server: Any, 
     manifest = run(server, films, tmp_path / "dataset")
     assert manifest["calls"]["cached"] >= 10
     assert max(Counter(server.answered).values()) == 1
+
+
+def test_progress_shows_rate_cost_and_time_left(server: Any, films: Path, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=200)
+    settings = QUICK.model_copy(update={"prompt_price": 10.0, "completion_price": 100.0})
+    build([films], tmp_path / "dataset", base_url=server.base_url, model="model", settings=settings, console=console)
+    last = {
+        line.split()[0]: line for line in re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", shown.getvalue()).splitlines()[-3:]
+    }
+    assert last.keys() == {"videos", "segments", "questions"}
+    assert "66 calls, cost 0.1320" in last["questions"]
+    for stage, number in (("videos", 6), ("segments", 18), ("questions", 24)):
+        assert f"{number}/{number}" in last[stage].replace(" ", "")
+        assert re.search(r"\d/s|\d/min", last[stage])
+        assert last[stage].rstrip().endswith("0:00:00")
 
 
 def test_quotas_and_open_questions(server: Any, films: Path, tmp_path: Path) -> None:

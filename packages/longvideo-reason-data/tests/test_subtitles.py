@@ -82,7 +82,7 @@ def mux(video: Path, subtitles: Path, target: Path, codec: str) -> None:
         said.codec_context.subtitle_header = b"[Script Info]\n[Events]\nFormat: Layer, Start, End, Style, Text\n"
         said.time_base = Fraction(1, 1000)
         for packet in pictures.demux(video=0):
-            if packet.dts is not None:
+            if packet.size:
                 packet.stream = shown
                 out.mux(packet)
         for packet in words.demux(subtitles=0):

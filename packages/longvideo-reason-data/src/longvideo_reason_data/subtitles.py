@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.stream import Discard
 from av.subtitles.subtitle import AssSubtitle
 
 from longvideo_reason_data.errors import DataError
@@ -105,6 +106,9 @@ def _cues(container: InputContainer, first_seconds: float) -> list[Cue]:
     stream = next((s for s in container.streams.subtitles if s.codec_context.name in _TEXT_CODECS), None)
     if stream is None:
         return []
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all  # so that pictures and sound of an hour needn't be read
     cues: list[Cue] = []
     for packet in container.demux(stream):
         if packet.size == 0 or packet.pts is None or not packet.duration:
