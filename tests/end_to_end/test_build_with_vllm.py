@@ -40,7 +40,16 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("vllm")
     folder = tmp_path_factory.mktemp("server")
     made = subprocess.run(
-        [BIN / "longrl", "tiny-model", "--output", folder / "tiny", "--num-layers", "2"],
+        [
+            BIN / "longrl",
+            "tiny-model",
+            "--output",
+            folder / "tiny",
+            "--num-layers",
+            "2",
+            "--initializer-range",
+            "0.002",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -89,6 +98,7 @@ def build(base_url: str, films: Path, output: Path, **options: object) -> dict[s
     given = {"--videos": films, "--output": output, "--base-url": base_url, "--model": "tiny"}
     given |= {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     given |= {"--captions.num-frames": 2, "--captions.max-side": 112, "--captions.max-tokens": 24}
+    given |= {"--captions.temperature": 1.0}  # at 0 random weights write one token for ever
     given |= {"--questions.max-tokens": 64, "--questions.num-samples": 2, "--questions.open-ended-share": 0.5}
     command = [BIN / "longvideo-data", "build", *(str(word) for pair in given.items() for word in pair)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)

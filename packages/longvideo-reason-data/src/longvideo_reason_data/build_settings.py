@@ -18,6 +18,7 @@ class CaptionSettings(BaseModel):
         max_side: Longest side of a picture in pixels; larger ones are made smaller.
         jpeg_quality: Quality of a picture, of 100.
         max_tokens: Longest description.
+        temperature: 0 for the likeliest description.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,6 +27,7 @@ class CaptionSettings(BaseModel):
     max_side: Annotated[int, Field(ge=32, le=4096)] = 448
     jpeg_quality: Annotated[int, Field(ge=10, le=95)] = 85
     max_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
 
 
 class SkillQuotas(BaseModel):

@@ -87,6 +87,7 @@ async def caption_segments(
             model=model,
             parts=(*pictures, text),
             max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
             prompt_digest=prompts.digest_of("caption"),
         )
         reply = await language_model.ask(request)
