@@ -237,16 +237,18 @@ def answer_like_a_model(body: dict[str, Any]) -> str:
     mark = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:6]
     if any(part["type"] == "image_url" for part in content):
         return f"A figure {mark} crosses the room."
+    text = json.dumps(content)
+    if "Write the same reasoning as one flowing text" in text:
+        return "From 0.2 s to 0.6 s the figure leaves its place for the door, so option A is right."
+    question: dict[str, Any] = {
+        "question": f"Where does figure {mark} go after the first moment?",
+        "evidence": [{"start_seconds": 0.2, "end_seconds": 0.6}],
+        "reasoning": [{"start_seconds": 0.2, "end_seconds": 0.6, "thought": "It leaves its place for the door."}],
+    }
+    if "There are no options" in text:
+        return json.dumps({**question, "answer": "to the door"})
     options = [f"towards the {place} {mark}" for place in ("door", "roof", "wall", "lake")]
-    return json.dumps(
-        {
-            "reasoning": "From 0.2 s to 0.6 s the figure leaves its place for the door, so option A is right.",
-            "question": f"Where does figure {mark} go after the first moment?",
-            "options": options,
-            "answer": "A",
-            "evidence": [{"start_seconds": 0.2, "end_seconds": 0.6}],
-        }
-    )
+    return json.dumps({**question, "options": options, "answer": "A"})
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None
     built = command("build", *arguments, OPENAI_API_KEY="secret-key")
     assert built.returncode == 0, built.stderr
     assert "questions: 8 of 8 kept" in built.stdout
-    assert "calls: 10 made, 0 from the journal" in built.stdout
+    assert "calls: 18 made, 0 from the journal" in built.stdout
     everything = built.stdout + built.stderr
     written = [path for path in dataset.rglob("*") if path.is_file() and path.suffix != ".mp4"]
     assert "secret-key" not in everything + "".join(path.read_text(errors="replace") for path in written)
@@ -96,7 +96,8 @@ def test_timeline(tmp_path: Path) -> None:
     failed(in_process("timeline", "--output", tmp_path / "none", "--seconds", "1"), 2, "seconds")
 
 
-def test_wrong_use(server: Any, films: Path, tmp_path: Path) -> None:
+def test_wrong_use(server: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it isn't installed
     output = tmp_path / "dataset"
     good = {"--videos": films, "--output": output, "--base-url": server.base_url, "--model": "model"}
 
@@ -114,12 +115,15 @@ def test_wrong_use(server: Any, films: Path, tmp_path: Path) -> None:
     failed(build(output=tmp_path / "file" / "below"), 1, "choose another output folder")
     (tmp_path / "bad.mp4").write_text("no video")
     failed(build(videos=tmp_path / "bad.mp4"), 1, "none of the 1 videos can be read")
+    failed(build(engine="ray"), 2, "install longvideo-reason-data[ray]")
     assert not (output / "records.parquet").exists()
     for wrong in (
         {"window_seconds": "-1"},
         {"window_seconds": "ten"},
         {"no_such_setting": "1"},
         {"splits.train_sft": "7"},
+        {"engine": "spark"},
+        {"questions.quotas.goal": "-1"},
     ):
         result = build(**wrong)
         assert result.returncode == 2
@@ -134,7 +138,7 @@ def test_wrong_datasets(tmp_path: Path) -> None:
 
 
 def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
-    modules = "records answers videos cli dataset_folder pipeline timeline.world"
+    modules = "records answers videos cli dataset_folder pipeline ray_engine timeline.world"
     program = "; ".join(f"import longvideo_reason_data.{name}" for name in modules.split())
     found = "print(sorted({'torch', 'transformers', 'vllm', 'ray', 'decord'} & set(sys.modules)))"
     result = subprocess.run(

@@ -1,10 +1,10 @@
 """What a build can be told, as one strict model that loads nothing heavy."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from longvideo_reason_data.records import NonEmpty
+from longvideo_reason_data.records import NonEmpty, Skill
 from longvideo_reason_data.splits import SplitFractions
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -18,6 +18,7 @@ class CaptionSettings(BaseModel):
         max_side: Longest side of a picture in pixels; larger ones are made smaller.
         jpeg_quality: Quality of a picture, of 100.
         max_tokens: Longest description.
+        temperature: 0 for the likeliest description.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,13 +27,53 @@ class CaptionSettings(BaseModel):
     max_side: Annotated[int, Field(ge=32, le=4096)] = 448
     jpeg_quality: Annotated[int, Field(ge=10, le=95)] = 85
     max_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+
+
+class SkillQuotas(BaseModel):
+    """How many questions are asked about each video.
+
+    Attributes:
+        temporal: Questions about order and duration.
+        goal: Questions about goals and purposes.
+        spatial: Questions about places.
+        plot: Questions about the story.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temporal: Annotated[int, Field(ge=0)] = 1
+    goal: Annotated[int, Field(ge=0)] = 1
+    spatial: Annotated[int, Field(ge=0)] = 1
+    plot: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.total:
+            raise ValueError("the quotas of all skills are 0, expected at least one question")
+        return self
+
+    @property
+    def total(self) -> int:
+        """Questions about each video."""
+        return sum(self.of(skill) for skill in Skill)
+
+    def of(self, skill: Skill) -> int:
+        """Questions of one skill."""
+        return {
+            Skill.TEMPORAL: self.temporal,
+            Skill.GOAL: self.goal,
+            Skill.SPATIAL: self.spatial,
+            Skill.PLOT: self.plot,
+        }[skill]
 
 
 class QuestionSettings(BaseModel):
     """How questions are asked for.
 
     Attributes:
-        questions_per_skill: Questions about each video in each of the four skills.
+        quotas: Questions about each video in each of the four skills.
+        open_ended_share: Share of the questions that have no options; which ones hangs on video, skill and number.
         max_tokens: Longest answer, reasoning included; doubled when it doesn't suffice.
         temperature: 0 for the likeliest answer.
         num_samples: How often an answer in the wrong form is asked for anew.
@@ -40,7 +81,8 @@ class QuestionSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    questions_per_skill: Annotated[int, Field(ge=1)] = 1
+    quotas: SkillQuotas = SkillQuotas()
+    open_ended_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_tokens: Annotated[int, Field(ge=1)] = 2048
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     num_samples: Annotated[int, Field(ge=1)] = 3

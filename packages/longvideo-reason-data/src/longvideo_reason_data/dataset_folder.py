@@ -4,6 +4,8 @@
     videos/           the video files that they name
     manifest.json     how the records came about: what went in, what was dropped and why
     dropped.jsonl     each dropped item with its reason
+    segments.jsonl    what was seen and said in each segment of each video
+    shards/           what became of each video, for going on with a build
     responses.jsonl   paid answers of language models, for going on with a build
 
 Only the first two are needed to train. A check reads every byte of every video; it can't tell whether a question is
@@ -26,17 +28,35 @@ RECORDS_NAME = "records.parquet"
 VIDEOS_NAME = "videos"
 MANIFEST_NAME = "manifest.json"
 DROPPED_NAME = "dropped.jsonl"
+SEGMENTS_NAME = "segments.jsonl"
+SHARDS_NAME = "shards"
 RESPONSES_NAME = "responses.jsonl"
 
 # Chi-square with three degrees of freedom exceeds this once in ten thousand fair draws.
 _LETTERS_LIMIT = 21.1
 
 
+class RecordsHash:
+    """A digest of what records say, for as many as there may be; they are added in the order of their ids."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, record: QuestionRecord) -> None:
+        """Take in the next record."""
+        line = json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        self._digest.update(line.encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """The digest of all so far."""
+        return self._digest.hexdigest()
+
+
 def hash_records(records: Iterable[QuestionRecord]) -> str:
     """Compute a digest of what the records say, whatever their order in the file."""
-    digest = hashlib.sha256()
+    digest = RecordsHash()
     for record in sorted(records, key=lambda record: record.question_id):
-        digest.update(json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        digest.add(record)
     return digest.hexdigest()
 
 

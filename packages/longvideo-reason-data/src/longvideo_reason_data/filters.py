@@ -70,8 +70,7 @@ def check_question(draft: QuestionDraft, duration_seconds: float) -> tuple[Reaso
     Returns:
         The reasons to drop it in a fixed order; none for a fit one.
     """
-    right = LETTERS.index(draft.answer)
-    reasons = [*_check_options(draft.question, draft.options, right)]
+    reasons = _check_options(draft.question, draft.options, LETTERS.index(draft.answer)) if draft.options else []
     latest = duration_seconds + _TOLERANCE_SECONDS
     if any(span.end_seconds > latest or span.start_seconds >= duration_seconds for span in draft.evidence):
         reasons.append(Reason.EVIDENCE_OUTSIDE)
@@ -111,9 +110,10 @@ def _check_reasoning(draft: QuestionDraft, duration_seconds: float) -> list[Reas
         reasons.append(Reason.REASONING_TIME_OUTSIDE)
     if re.search(r"</?(?:think|answer)>", draft.reasoning, re.IGNORECASE):
         reasons.append(Reason.REASONING_HAS_TAGS)
-    concluded = parse_response(draft.reasoning, draft.options)
-    if concluded.status is ParseStatus.AMBIGUOUS or concluded.letter not in (None, draft.answer):
-        reasons.append(Reason.REASONING_CONTRADICTS)
+    if draft.options:
+        concluded = parse_response(draft.reasoning, draft.options)
+        if concluded.status is ParseStatus.AMBIGUOUS or concluded.letter not in (None, draft.answer):
+            reasons.append(Reason.REASONING_CONTRADICTS)
     return reasons
 
 

@@ -1,6 +1,7 @@
 """The prompts: Markdown files with `$names` to be filled in, which a user can replace one by one.
 
-Their digest goes into the key of every answer, so that a changed prompt asks anew and an unchanged one never does.
+The digest of those that shape a request goes into the key of its answer: a changed prompt asks anew what it shapes,
+and nothing else.
 """
 
 import hashlib
@@ -14,29 +15,37 @@ from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.records import Skill
 
 _NAMES: Mapping[str, frozenset[str]] = {
-    "caption": frozenset({"num_frames", "start_seconds", "end_seconds", "previous"}),
-    "question": frozenset({"captions", "duration_seconds", "skill", "number"}),
+    "caption": frozenset({"num_frames", "start_seconds", "end_seconds", "previous", "speech"}),
+    "question": frozenset({"captions", "duration_seconds", "skill", "number", "earlier", "form"}),
+    "choice": frozenset[str](),
+    "open": frozenset[str](),
+    "rewrite": frozenset({"question", "options", "answer", "steps"}),
     **{skill.value: frozenset[str]() for skill in Skill},
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """The texts by name, and their common digest."""
+    """The texts by name."""
 
     texts: Mapping[str, str]
-    digest: str
 
     def fill(self, name: str, **values: object) -> str:
         """Write a prompt with its names filled in."""
         return Template(self.texts[name]).substitute({key: str(value) for key, value in values.items()})
+
+    def digest_of(self, *names: str) -> str:
+        """Compute the common digest of some prompts; of all when none is named."""
+        joined = "\0".join(f"{name}\0{self.texts[name]}" for name in sorted(names or self.texts))
+        return hashlib.sha256(joined.encode()).hexdigest()
 
 
 def load_prompts(folder: Path | None = None) -> Prompts:
     """Read the prompts of this package, and in their place those that a folder has.
 
     Args:
-        folder: Files `caption.md`, `question.md`, `temporal.md`, `goal.md`, `spatial.md`, `plot.md`; any may be absent.
+        folder: Files `caption.md`, `question.md`, `choice.md`, `open.md`, `rewrite.md`, `temporal.md`, `goal.md`,
+            `spatial.md`, `plot.md`; any may be absent.
 
     Raises:
         UsageError: When the folder isn't there, holds none of them, or a file uses a name that isn't filled in.
@@ -55,8 +64,7 @@ def load_prompts(folder: Path | None = None) -> Prompts:
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"{path}: not readable as UTF-8 text ({error})") from error
             _check(path, texts[name], _NAMES[name])
-    joined = "\0".join(f"{name}\0{texts[name]}" for name in sorted(texts))
-    return Prompts(texts=texts, digest=hashlib.sha256(joined.encode()).hexdigest())
+    return Prompts(texts=texts)
 
 
 def _check(path: Path, text: str, allowed: frozenset[str]) -> None:

@@ -1,7 +1,8 @@
 """Every paid answer of a language model, kept in a journal so that none is ever paid for twice.
 
-One JSON line per answer is forced to disk before anybody sees the answer. On start the journal is read into memory; a
-line that a killed process left unfinished is cut off. One process at a time may hold a journal.
+One JSON line per answer is forced to disk before anybody sees the answer. Memory holds only where each line stands, so
+that a journal may be large. A line that a killed process left unfinished is cut off. One process at a time may hold a
+journal.
 """
 
 import fcntl
@@ -47,7 +48,9 @@ class ResponseCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._responses: dict[str, StoredResponse] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        self._num_bytes = 0
+        self._tokens = (0, 0)
 
     def __enter__(self) -> Self:
         try:
@@ -75,11 +78,15 @@ class ResponseCache:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._responses)
+        return len(self._places)
 
     def get(self, key: str) -> StoredResponse | None:
         """Return what was answered to a request, if it ever was."""
-        return self._responses.get(key)
+        place = self._places.get(key)
+        if place is None:
+            return None
+        start, length = place
+        return StoredResponse.model_validate_json(os.pread(self._file.fileno(), length, start))
 
     def put(self, response: StoredResponse) -> None:
         """Keep an answer; when this returns, it is on disk.
@@ -87,22 +94,26 @@ class ResponseCache:
         Raises:
             DataError: When it can't be written.
         """
+        line = response.model_dump_json().encode() + b"\n"
         try:
-            self._file.write(response.model_dump_json().encode() + b"\n")
+            self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DataError(f"{self._path}: can't be written ({error.strerror}); free space and run again") from error
-        self._responses[response.key] = response
+        self._note(response, len(line))
 
     def total_tokens(self) -> tuple[int, int]:
         """Sum the tokens read and written over all answers in the journal, of this run and earlier ones."""
-        responses = self._responses.values()
-        return sum(r.prompt_tokens for r in responses), sum(r.completion_tokens for r in responses)
+        return self._tokens
+
+    def _note(self, response: StoredResponse, length: int) -> None:
+        self._places[response.key] = (self._num_bytes, length)
+        self._num_bytes += length
+        self._tokens = (self._tokens[0] + response.prompt_tokens, self._tokens[1] + response.completion_tokens)
 
     def _load(self) -> None:
         self._file.seek(0)
-        whole = 0
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
                 break  # the process was killed while it wrote this one; the answer was never used
@@ -110,7 +121,6 @@ class ResponseCache:
                 response = StoredResponse.model_validate(json.loads(line))
             except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
                 raise DataError(f"{self._path}: line {number} is damaged; remove that line and run again") from error
-            self._responses[response.key] = response
-            whole += len(line)
-        self._file.truncate(whole)
+            self._note(response, len(line))
+        self._file.truncate(self._num_bytes)
         self._file.seek(0, os.SEEK_END)
