@@ -12,7 +12,7 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.language_model import LanguageModel, Ledger
 from longvideo_reason_data.model_failures import retry_after
 from longvideo_reason_data.model_requests import Outcome, Picture, Reply, Request
-from longvideo_reason_data.questions import extract_json
+from longvideo_reason_data.structured_output import extract_json
 from longvideo_reason_data.response_cache import ResponseCache
 
 JSON_SCHEMA = {"type": "object"}
@@ -117,7 +117,7 @@ PASSING_FAILURES = [
     (429, {}, b"{}", Outcome.RATE_LIMITED),
     (500, {}, b"{}", Outcome.SERVER_ERROR),
     (503, {}, b"<html>busy</html>", Outcome.SERVER_ERROR),
-    (0, {}, b"", Outcome.SERVER_ERROR),
+    (0, {}, b"", Outcome.CONNECTION),
     (200, {}, b"{not json", Outcome.INVALID),
     (200, {}, b'{"choices": []}', Outcome.INVALID),
     (200, {}, b'"text"', Outcome.INVALID),

@@ -5,7 +5,6 @@ object and checked here. An answer that breaks the form is asked for again as an
 room; what still fails is left out with its reason. Whether a question is any good is for the filters to say.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from longvideo_reason_data.language_model import LanguageModel
 from longvideo_reason_data.model_requests import Outcome, Request
 from longvideo_reason_data.prompt_files import Prompts
 from longvideo_reason_data.records import Interval, Skill
+from longvideo_reason_data.structured_output import extract_json
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -123,35 +123,6 @@ async def draft_question(
         lost = LostQuestion(outcome=reply.outcome, detail=reply.text[:200])
         if reply.outcome is Outcome.TRUNCATED:
             max_tokens *= 2
-        elif reply.outcome in (Outcome.RATE_LIMITED, Outcome.TIMEOUT, Outcome.SERVER_ERROR):
+        elif reply.outcome not in (Outcome.INVALID, Outcome.REFUSED):
             break  # the client has already tried again as often as that can help
     return lost
-
-
-def extract_json(text: str) -> dict[str, Any]:
-    """Find the JSON object in an answer, also behind reasoning, inside a code fence, or among other words.
-
-    Returns:
-        The largest object that can be read.
-
-    Raises:
-        ValueError: When there is none.
-    """
-    visible = text.rpartition("</think>")[2]
-    decoder = json.JSONDecoder()
-    found: list[tuple[int, dict[str, Any]]] = []
-    start = visible.find("{")
-    num_tried = 0
-    while start >= 0 and num_tried < 200:  # an answer of nothing but braces must not cost quadratic time
-        num_tried += 1
-        try:
-            value, end = decoder.raw_decode(visible, start)
-        except (json.JSONDecodeError, RecursionError):
-            end = start + 1
-        else:
-            if isinstance(value, dict):
-                found.append((end - start, value))
-        start = visible.find("{", end)
-    if not found:
-        raise ValueError("the answer holds no JSON object")
-    return max(found, key=lambda item: item[0])[1]
