@@ -64,6 +64,7 @@ class ScriptedServer:
         self.served: list[str] | None = ["model", "seer"]
         self.num_parallel = self.most_parallel = 0
         self.delay_seconds = 0.0
+        self._is_closed = False
         self._lock = threading.Lock()
         self._seen: Counter[str] = Counter()
         outer = self
@@ -83,6 +84,9 @@ class ScriptedServer:
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["content-length"]))
+                if outer._is_closed:  # connections outlive the server
+                    self.close_connection = True
+                    return
                 with outer._lock:
                     outer.num_parallel += 1
                     outer.most_parallel = max(outer.most_parallel, outer.num_parallel)
@@ -143,6 +147,7 @@ class ScriptedServer:
 
     def close(self) -> None:
         """Stop answering."""
+        self._is_closed = True
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

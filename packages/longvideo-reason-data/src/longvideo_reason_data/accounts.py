@@ -8,7 +8,7 @@ from typing import Any
 
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.dataset_folder import hash_records
-from longvideo_reason_data.language_model import Ledger
+from longvideo_reason_data.ledger import Ledger
 from longvideo_reason_data.records import QuestionRecord
 
 STAGES = ("videos", "segments", "questions")
@@ -57,16 +57,15 @@ def make_manifest(
     Args:
         records: What is in the dataset.
         accounts: What went in and what was dropped.
-        ledger: What was asked in this run.
+        ledger: What was asked, and what it cost.
         tokens: Tokens read and written in all runs of this build.
         settings: What the build was told.
 
     Returns:
-        The content of `manifest.json`. The cost is that of all runs, or None without prices.
+        The content of `manifest.json`. The cost is that of all runs, or None without prices; `cost_unconfirmed` is the
+        most that calls may have cost besides whose end wasn't seen.
     """
-    cost = None
-    if settings.prompt_price is not None and settings.completion_price is not None:
-        cost = round((tokens[0] * settings.prompt_price + tokens[1] * settings.completion_price) / 1e6, 6)
+    has_prices = bool(ledger.prices)
     return {
         "input": {stage: accounts.num_input[stage] for stage in STAGES},
         "kept": {stage: accounts.num_kept(stage) for stage in STAGES},
@@ -81,7 +80,8 @@ def make_manifest(
             "failed": {str(outcome): count for outcome, count in sorted(ledger.num_failed.items())},
         },
         "tokens": {"prompt": tokens[0], "completion": tokens[1]},
-        "cost": cost,
+        "cost": float(ledger.cost) if has_prices else None,
+        "cost_unconfirmed": float(ledger.unconfirmed_cost) if has_prices else None,
         "settings": settings.model_dump(mode="json"),
         "dataset_hash": hash_records(records),
     }

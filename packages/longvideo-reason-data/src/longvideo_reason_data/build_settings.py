@@ -1,9 +1,12 @@
 """What a build can be told, as one strict model that loads nothing heavy."""
 
-from typing import Annotated
+from decimal import Decimal
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from longvideo_reason_data.model_requests import PICTURE_TOKENS
+from longvideo_reason_data.prices import TokenPrice
 from longvideo_reason_data.records import NonEmpty
 from longvideo_reason_data.splits import SplitFractions
 
@@ -58,8 +61,14 @@ class BuildSettings(BaseModel):
         num_attempts: How often a request is sent before its item is dropped.
         timeout_seconds: Longest wait for one answer.
         first_wait_seconds: Wait before the second attempt.
+        requests_per_minute: Most requests per minute.
+        tokens_per_minute: Most tokens per minute, on average.
         prompt_price: Price of a million tokens read; with both prices given, the manifest states the cost.
         completion_price: Price of a million tokens written.
+        captioner_prompt_price: The same for the captioner; that of the reasoner when not given.
+        captioner_completion_price: The same for the captioner; that of the reasoner when not given.
+        max_cost: Most that this dataset may cost, over all runs; needs the prices.
+        picture_tokens: Most tokens that the server counts for a picture; `max_cost` rests on it.
         source: Where the videos are from, for the records.
         license: Under which licence they are, for the records.
         seed: Decides splits, letters and the order of options.
@@ -75,8 +84,44 @@ class BuildSettings(BaseModel):
     num_attempts: Annotated[int, Field(ge=1)] = 6
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     first_wait_seconds: Annotated[float, Field(ge=0)] = 1.0
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     prompt_price: Price | None = None
     completion_price: Price | None = None
+    captioner_prompt_price: Price | None = None
+    captioner_completion_price: Price | None = None
+    max_cost: Price | None = None
+    picture_tokens: Annotated[int, Field(ge=1)] = PICTURE_TOKENS
     source: NonEmpty = "unknown"
     license: NonEmpty = "unknown"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _limit_needs_prices(self) -> Self:
+        if self.max_cost is not None and (self.prompt_price is None or self.completion_price is None):
+            raise ValueError(
+                f"max_cost {self.max_cost:g} needs prices; give prompt_price and completion_price, per million tokens"
+            )
+        return self
+
+    def prices(self, model: str, captioner: str) -> dict[str, TokenPrice]:
+        """Give the price of each model, as far as prices are known."""
+        if self.prompt_price is None or self.completion_price is None:
+            return {}
+        prompt, completion = self.captioner_prompt_price, self.captioner_completion_price
+        return {
+            captioner: TokenPrice(
+                prompt=_exact(self.prompt_price if prompt is None else prompt),
+                completion=_exact(self.completion_price if completion is None else completion),
+            ),
+            model: TokenPrice(prompt=_exact(self.prompt_price), completion=_exact(self.completion_price)),
+        }
+
+    @property
+    def exact_max_cost(self) -> Decimal | None:
+        """The limit on the cost as it was written, without the error of a binary fraction."""
+        return None if self.max_cost is None else _exact(self.max_cost)
+
+
+def _exact(amount: float) -> Decimal:
+    return Decimal(str(amount))

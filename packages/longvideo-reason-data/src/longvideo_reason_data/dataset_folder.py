@@ -27,6 +27,7 @@ VIDEOS_NAME = "videos"
 MANIFEST_NAME = "manifest.json"
 DROPPED_NAME = "dropped.jsonl"
 RESPONSES_NAME = "responses.jsonl"
+CALLS_NAME = "calls.jsonl"
 
 # Chi-square with three degrees of freedom exceeds this once in ten thousand fair draws.
 _LETTERS_LIMIT = 21.1

@@ -11,7 +11,8 @@ from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.captions import Caption, caption_segments
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filters import check_question
-from longvideo_reason_data.language_model import LanguageModel, Ledger
+from longvideo_reason_data.language_model import LanguageModel
+from longvideo_reason_data.ledger import Ledger
 from longvideo_reason_data.prompt_files import Prompts
 from longvideo_reason_data.questions import LostQuestion, QuestionDraft, draft_question
 from longvideo_reason_data.records import Skill, Split
@@ -47,6 +48,7 @@ class QuestionWriter:
     def __init__(
         self,
         cache: ResponseCache,
+        ledger: Ledger,
         prompts: Prompts,
         settings: BuildSettings,
         accounts: Accounts,
@@ -55,8 +57,8 @@ class QuestionWriter:
         model: str,
         captioner: str,
     ) -> None:
-        self.ledger = Ledger()
-        self._cache, self._prompts, self._settings = cache, prompts, settings
+        self._cache, self._ledger = cache, ledger
+        self._prompts, self._settings = prompts, settings
         self._accounts, self._progress = accounts, progress
         self._model, self._captioner = model, captioner
         self._drafted: list[DraftedQuestion] = []
@@ -70,12 +72,16 @@ class QuestionWriter:
         client = LanguageModel(
             base_url,
             self._cache,
+            ledger=self._ledger,
             num_parallel=settings.num_parallel,
             num_attempts=settings.num_attempts,
             timeout_seconds=settings.timeout_seconds,
             first_wait_seconds=settings.first_wait_seconds,
+            requests_per_minute=settings.requests_per_minute,
+            tokens_per_minute=settings.tokens_per_minute,
+            max_cost=settings.exact_max_cost,
+            picture_tokens=settings.picture_tokens,
         )
-        self.ledger = client.ledger
         # As many videos at a time as there may be requests: a video waits for one caption after the other.
         free = asyncio.Semaphore(settings.num_parallel)
         async with client:

@@ -22,14 +22,11 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.ledger import Ledger
 from longvideo_reason_data.model_calls import ModelCalls
 from longvideo_reason_data.model_failures import AttemptError, RejectedError
-from longvideo_reason_data.model_requests import Outcome, Reply, Request
+from longvideo_reason_data.model_requests import PICTURE_TOKENS, Outcome, Reply, Request
 from longvideo_reason_data.model_server import ModelServer
 from longvideo_reason_data.rate_limits import RateLimits
 from longvideo_reason_data.response_cache import ResponseCache, StoredResponse
 from longvideo_reason_data.structured_output import read_object
-
-PICTURE_TOKENS = 16384
-"""Most tokens of a picture in the Qwen-VL family as it is published; most others make fewer of it."""
 
 _LONGEST_WAIT_SECONDS = 300.0
 _DRAIN_SECONDS = 30.0

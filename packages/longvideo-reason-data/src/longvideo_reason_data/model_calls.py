@@ -7,7 +7,7 @@ failed call is worth another attempt is for the language model to say.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from decimal import Decimal
 
@@ -184,7 +184,7 @@ class ModelCalls:
             )
 
     @contextmanager
-    def _sent(self) -> Iterator[None]:
+    def _sent(self) -> Generator[None]:
         self._num_sent += 1
         self._nothing_sent.clear()
         try:

@@ -9,14 +9,14 @@ import math
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-import httpx
+import httpx2
 import openai
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.model_requests import Outcome
 from longvideo_reason_data.prices import TokenUsage
 
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _GATEWAY_STATUSES = (502, 504)
 _BUSY_STATUSES = (429, 503, 529)
 

@@ -28,6 +28,9 @@ class Outcome(StrEnum):
     OVER_BUDGET = "over_budget"
 
 
+PICTURE_TOKENS = 16384
+"""Most tokens of a picture in the Qwen-VL family as it is published; most others make fewer of it."""
+
 TEMPLATE_TOKENS = 1024
 """Most tokens that a server's chat template may add to a request, its own system message included."""
 

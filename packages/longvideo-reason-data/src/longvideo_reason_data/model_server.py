@@ -7,7 +7,7 @@ import asyncio
 import os
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import openai
 
 from longvideo_reason_data.errors import DataError, UsageError
@@ -33,7 +33,7 @@ class ModelServer:
     def __init__(self, base_url: str, *, num_parallel: int, timeout_seconds: float) -> None:
         self.base_url = base_url
         _check_address(base_url)
-        connections = httpx.Limits(max_connections=num_parallel + 1, max_keepalive_connections=num_parallel + 1)
+        connections = httpx2.Limits(max_connections=num_parallel + 1, max_keepalive_connections=num_parallel + 1)
         self.client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=_read_key(),

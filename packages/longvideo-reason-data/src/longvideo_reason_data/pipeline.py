@@ -21,6 +21,7 @@ from longvideo_reason_data.accounts import Accounts, make_manifest
 from longvideo_reason_data.atomic_files import atomic_path, write_text_atomic
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.dataset_folder import (
+    CALLS_NAME,
     DROPPED_NAME,
     MANIFEST_NAME,
     RECORDS_NAME,
@@ -29,6 +30,7 @@ from longvideo_reason_data.dataset_folder import (
 )
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import DraftedQuestion, QuestionWriter, SourceVideo
+from longvideo_reason_data.ledger import Ledger
 from longvideo_reason_data.option_order import UnclearLetterError, balanced_letters, reorder_options
 from longvideo_reason_data.prompt_files import load_prompts
 from longvideo_reason_data.records import Interval, QuestionRecord, Split, write_records
@@ -82,14 +84,19 @@ def build(
         TimeRemainingColumn(),
         console=console or Console(stderr=True),
     )
-    with ResponseCache(output / RESPONSES_NAME) as cache, progress:
+    captioner = captioner or model
+    with (
+        ResponseCache(output / RESPONSES_NAME) as cache,
+        Ledger(path=output / CALLS_NAME, prices=settings.prices(model, captioner)) as ledger,
+        progress,
+    ):
         sources = _collect_videos(paths, output, settings, accounts, progress)
-        writer = QuestionWriter(cache, prompts, settings, accounts, progress, model=model, captioner=captioner or model)
+        writer = QuestionWriter(cache, ledger, prompts, settings, accounts, progress, model=model, captioner=captioner)
         drafted = asyncio.run(writer.run(sources, base_url))
         tokens = cache.total_tokens()
     records = _balance(drafted, settings, accounts)
     write_records(output / RECORDS_NAME, records)
-    manifest = make_manifest(records, accounts, writer.ledger, tokens, settings)
+    manifest = make_manifest(records, accounts, ledger, tokens, settings)
     write_text_atomic(output / DROPPED_NAME, accounts.dropped_lines())
     write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
     return manifest
