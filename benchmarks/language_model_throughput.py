@@ -34,11 +34,10 @@ async def serve(num_parallel: int, latency_seconds: float) -> None:
     free = asyncio.Semaphore(num_parallel)
     message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": WORDS}}
     usage = {"prompt_tokens": 900, "completion_tokens": 220, "total_tokens": 1120}
-    answers = {
+    answers: dict[bytes, dict[str, object]] = {
         b"GET": {"object": "list", "data": [{"id": "model", "object": "model", "created": 0, "owned_by": "x"}]},
-        b"POST": {"id": "x", "object": "chat.completion", "created": 0, "model": "model", "choices": [message]},
+        b"POST": {"id": "x", "object": "chat.completion", "model": "model", "choices": [message], "usage": usage},
     }
-    answers[b"POST"]["usage"] = usage
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

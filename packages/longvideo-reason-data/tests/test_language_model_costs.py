@@ -47,7 +47,9 @@ def test_the_limit_is_never_broken_however_many_are_under_way(server: Any, tmp_p
     server.fail, server.count_tokens, server.delay_seconds = fail, dear, 0.01
     requests = [request(f"{number}") for number in range(60)]
     limit = Decimal("0.05")  # about half of what all would cost
-    replies, ledger = ask(server, tmp_path, *requests, price=PRICE, max_cost=limit, num_attempts=20)
+    replies, ledger = ask(
+        server, tmp_path, *requests, price=PRICE, max_cost=limit, num_attempts=20, first_wait_seconds=1e-6
+    )
     outcomes = Counter(reply.outcome for reply in replies)
     assert set(outcomes) == {Outcome.ANSWERED, Outcome.OVER_BUDGET}
     assert 0 < charged(server) <= ledger.most_cost <= limit
@@ -57,9 +59,11 @@ def test_the_limit_is_never_broken_however_many_are_under_way(server: Any, tmp_p
 
     # A second run has no purse of its own: with the same limit nothing more is sent.
     num_asked = len(server.bodies)
-    ask(server, tmp_path, *requests, price=PRICE, max_cost=limit, num_attempts=20)
+    ask(server, tmp_path, *requests, price=PRICE, max_cost=limit, num_attempts=20, first_wait_seconds=1e-6)
     assert len(server.bodies) == num_asked
-    replies, ledger = ask(server, tmp_path, *requests, price=PRICE, max_cost=Decimal(1), num_attempts=20)
+    replies, ledger = ask(
+        server, tmp_path, *requests, price=PRICE, max_cost=Decimal(1), num_attempts=20, first_wait_seconds=1e-6
+    )
     assert {reply.outcome for reply in replies} == {Outcome.ANSWERED}
     assert charged(server) <= ledger.most_cost <= 1
     assert max(Counter(server.answered).values()) == 1

@@ -32,7 +32,7 @@ PICTURE_TOKENS = 16384
 """Most tokens of a picture in the Qwen-VL family as it is published; most others make fewer of it."""
 
 TEMPLATE_TOKENS = 1024
-"""Most tokens that a server's chat template may add to a request, its own system message included."""
+"""Most tokens that a chat template, with a system message of its own, and our words around a schema may add."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
