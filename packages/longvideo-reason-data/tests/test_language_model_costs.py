@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import pytest
 from asking import PRICE, ask, request
 from scripted_server import DROPPED, LOST, ScriptedServer
 
+from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.cli import main
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.model_requests import Outcome, Picture, Request
+from longvideo_reason_data.pipeline import build
 from longvideo_reason_data.prices import TokenPrice, TokenUsage
 
 
@@ -141,3 +145,35 @@ def test_a_killed_client_asks_nothing_twice_and_keeps_the_limit(server: Any, tmp
     responses = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len({response["key"] for response in responses}) == len(responses) == 40
     assert sum(response["prompt_tokens"] for response in responses) == ledger.usage.prompt_tokens
+
+
+def test_a_build_stops_at_its_limit_and_goes_on_with_a_higher_one(
+    server: Any, make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    for number in range(3):
+        make_video(f"films/film {number}.mp4", num_frames=50, first_number=100 * number)
+
+    def run(name: str, max_cost: float | None) -> dict[str, Any]:
+        settings = BuildSettings(
+            window_seconds=1.0, prompt_price=10.0, completion_price=100.0, max_cost=max_cost, picture_tokens=100
+        )
+        return build([tmp_path / "films"], tmp_path / name, base_url=server.base_url, model="model", settings=settings)
+
+    whole = run("whole", None)
+    assert (whole["cost"], whole["cost_unconfirmed"]) == (pytest.approx(18 * 0.002), 0)
+    server.answered.clear()
+    stopped = run("limited", 0.055)
+    assert 1 <= len(server.answered) < 6
+    assert stopped["cost"] == pytest.approx(len(server.answered) * 0.002)
+    assert stopped["dropped"]["caption_over_budget"] == 6 - len(server.answered)
+    assert sum(stopped["dropped"].values()) + sum(stopped["kept"].values()) == sum(stopped["input"].values())
+    assert run("limited", 5.0)["dataset_hash"] == whole["dataset_hash"]
+    assert max(Counter(server.answered).values()) == 1
+
+
+def test_the_command_wants_prices_with_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["build", "--videos", str(tmp_path), "--output", str(tmp_path / "dataset"), "--model", "model"]
+    assert main([*arguments, "--base-url", "http://127.0.0.1:9/v1", "--max-cost", "20"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert "--max-cost 20: the prices aren't known" in errors[0]

@@ -1,10 +1,11 @@
 """What a build can be told, as one strict model that loads nothing heavy."""
 
 from decimal import Decimal
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.model_requests import PICTURE_TOKENS
 from longvideo_reason_data.prices import TokenPrice
 from longvideo_reason_data.records import NonEmpty
@@ -96,17 +97,18 @@ class BuildSettings(BaseModel):
     license: NonEmpty = "unknown"
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _limit_needs_prices(self) -> Self:
-        if self.max_cost is not None and (self.prompt_price is None or self.completion_price is None):
-            raise ValueError(
-                f"max_cost {self.max_cost:g} needs prices; give prompt_price and completion_price, per million tokens"
-            )
-        return self
-
     def prices(self, model: str, captioner: str) -> dict[str, TokenPrice]:
-        """Give the price of each model, as far as prices are known."""
+        """Give the price of each model, or none when they aren't known.
+
+        Raises:
+            UsageError: When they aren't known though the cost is limited.
+        """
         if self.prompt_price is None or self.completion_price is None:
+            if self.max_cost is not None:
+                raise UsageError(
+                    f"--max-cost {self.max_cost:g}: the prices aren't known; give --prompt-price and --completion-price, "
+                    "per million tokens"
+                )
             return {}
         prompt, completion = self.captioner_prompt_price, self.captioner_completion_price
         return {

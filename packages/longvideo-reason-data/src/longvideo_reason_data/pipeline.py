@@ -71,6 +71,8 @@ def build(
         DataError: When no video can be read, the server is of no use, or the output can't be written.
     """
     settings = settings or BuildSettings()
+    captioner = captioner or model
+    prices = settings.prices(model, captioner)
     prompts = load_prompts(prompts_folder)
     paths = [path for path in find_videos(videos) if not path.resolve().is_relative_to(output.resolve())]
     if not paths:
@@ -84,10 +86,9 @@ def build(
         TimeRemainingColumn(),
         console=console or Console(stderr=True),
     )
-    captioner = captioner or model
     with (
         ResponseCache(output / RESPONSES_NAME) as cache,
-        Ledger(path=output / CALLS_NAME, prices=settings.prices(model, captioner)) as ledger,
+        Ledger(path=output / CALLS_NAME, prices=prices) as ledger,
         progress,
     ):
         sources = _collect_videos(paths, output, settings, accounts, progress)
