@@ -106,8 +106,8 @@ class BuildSettings(BaseModel):
         if self.prompt_price is None or self.completion_price is None:
             if self.max_cost is not None:
                 raise UsageError(
-                    f"--max-cost {self.max_cost:g}: the prices aren't known; give --prompt-price and --completion-price, "
-                    "per million tokens"
+                    f"--max-cost {self.max_cost:g}: the prices aren't known; "
+                    "give --prompt-price and --completion-price, per million tokens"
                 )
             return {}
         prompt, completion = self.captioner_prompt_price, self.captioner_completion_price
