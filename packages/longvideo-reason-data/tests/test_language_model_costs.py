@@ -162,7 +162,7 @@ def test_a_build_stops_at_its_limit_and_goes_on_with_a_higher_one(
     whole = run("whole", None)
     assert (whole["cost"], whole["cost_unconfirmed"]) == (pytest.approx(18 * 0.002), 0)
     server.answered.clear()
-    stopped = run("limited", 0.055)
+    stopped = run("limited", 0.049)
     assert 1 <= len(server.answered) < 6
     assert stopped["cost"] == pytest.approx(len(server.answered) * 0.002)
     assert stopped["dropped"]["caption_over_budget"] == 6 - len(server.answered)
