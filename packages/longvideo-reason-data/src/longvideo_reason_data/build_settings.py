@@ -4,10 +4,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from longvideo_reason_data.client_settings import ClientSettings, Price, exact
+from longvideo_reason_data.prices import TokenPrice
 from longvideo_reason_data.records import NonEmpty, Skill
 from longvideo_reason_data.splits import SplitFractions
-
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class CaptionSettings(BaseModel):
@@ -88,7 +88,7 @@ class QuestionSettings(BaseModel):
     num_samples: Annotated[int, Field(ge=1)] = 3
 
 
-class BuildSettings(BaseModel):
+class BuildSettings(ClientSettings):
     """Settings of a build that have a default.
 
     Attributes:
@@ -96,29 +96,35 @@ class BuildSettings(BaseModel):
         captions: How segments are shown to the captioner.
         questions: How questions are asked for.
         splits: Shares of the splits.
-        num_parallel: Most requests under way at a time.
-        num_attempts: How often a request is sent before its item is dropped.
-        timeout_seconds: Longest wait for one answer.
-        first_wait_seconds: Wait before the second attempt.
-        prompt_price: Price of a million tokens read; with both prices given, the manifest states the cost.
-        completion_price: Price of a million tokens written.
+        captioner_prompt_price: Price of a million tokens that the captioner reads; that of the others when not given.
+        captioner_completion_price: Price of a million tokens that it writes; that of the others when not given.
         source: Where the videos are from, for the records.
         license: Under which licence they are, for the records.
         seed: Decides splits, letters and the order of options.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     window_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     captions: CaptionSettings = CaptionSettings()
     questions: QuestionSettings = QuestionSettings()
     splits: SplitFractions = SplitFractions()
-    num_parallel: Annotated[int, Field(ge=1)] = 16
-    num_attempts: Annotated[int, Field(ge=1)] = 6
-    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    first_wait_seconds: Annotated[float, Field(ge=0)] = 1.0
-    prompt_price: Price | None = None
-    completion_price: Price | None = None
+    captioner_prompt_price: Price | None = None
+    captioner_completion_price: Price | None = None
     source: NonEmpty = "unknown"
     license: NonEmpty = "unknown"
     seed: int = 0
+
+    def model_prices(self, captioner: str, *models: str | None) -> dict[str, TokenPrice]:
+        """Give the price of the captioner and of the other models, or none when they aren't known.
+
+        Raises:
+            UsageError: When they aren't known though the cost is limited.
+        """
+        prices = self.prices(captioner, *models)
+        if prices and captioner not in models:
+            prompt, completion = self.captioner_prompt_price, self.captioner_completion_price
+            known = prices[captioner]
+            prices[captioner] = TokenPrice(
+                prompt=known.prompt if prompt is None else exact(prompt),
+                completion=known.completion if completion is None else exact(completion),
+            )
+        return prices

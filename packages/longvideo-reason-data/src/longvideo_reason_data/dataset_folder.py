@@ -31,6 +31,7 @@ DROPPED_NAME = "dropped.jsonl"
 SEGMENTS_NAME = "segments.jsonl"
 SHARDS_NAME = "shards"
 RESPONSES_NAME = "responses.jsonl"
+CALLS_NAME = "calls.jsonl"
 
 # Chi-square with three degrees of freedom exceeds this once in ten thousand fair draws.
 _LETTERS_LIMIT = 21.1

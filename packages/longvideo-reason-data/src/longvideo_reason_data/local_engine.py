@@ -5,36 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longvideo_reason_data.build_plan import BuildPlan
-from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.client_session import ClientSession, Spent, open_session
 from longvideo_reason_data.errors import DataError, first_error
 from longvideo_reason_data.generation import Advance, generate
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.manifest import Spending
-from longvideo_reason_data.response_cache import ResponseCache
 from longvideo_reason_data.shards import ShardFolder
 from longvideo_reason_data.sources import SourceVideo
-
-
-def open_client(base_url: str, cache: ResponseCache, settings: BuildSettings) -> LanguageModel:
-    """Make the client that the settings ask for.
-
-    Raises:
-        UsageError: When the address is none.
-    """
-    return LanguageModel(
-        base_url,
-        cache,
-        num_parallel=settings.num_parallel,
-        num_attempts=settings.num_attempts,
-        timeout_seconds=settings.timeout_seconds,
-        first_wait_seconds=settings.first_wait_seconds,
-    )
-
-
-def sum_up(client: LanguageModel, cache: ResponseCache) -> Spending:
-    """Count what was asked so far."""
-    prompt_tokens, completion_tokens = cache.total_tokens()
-    return Spending(ledger=client.ledger, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
 def generate_here(
@@ -43,10 +18,10 @@ def generate_here(
     shards: ShardFolder,
     *,
     base_url: str,
-    journal: Path,
+    output: Path,
     advance: Advance,
-    on_spending: Callable[[Spending], None],
-) -> Spending:
+    on_spent: Callable[[Spent], None],
+) -> Spent:
     """Make the shards of some videos.
 
     Args:
@@ -54,36 +29,35 @@ def generate_here(
         plan: What the build was told.
         shards: Where the shards go.
         base_url: Address of the server.
-        journal: The journal of answers.
+        output: The dataset's folder, with the journal and the ledger.
         advance: Whom to tell about segments and questions.
-        on_spending: Told what was asked so far, after each video.
+        on_spent: Told what was asked so far, after each video.
 
     Raises:
         DataError: When the server is of no use, or something can't be read or written.
     """
-    with ResponseCache(journal) as cache:
-        return asyncio.run(_generate_all(sources, plan, shards, base_url, cache, advance, on_spending))
+    prices = plan.settings.model_prices(plan.captioner, plan.model)
+    with open_session(base_url, output, plan.settings, prices) as session:
+        return asyncio.run(_generate_all(sources, plan, shards, session, advance, on_spent))
 
 
 async def _generate_all(
     sources: Sequence[SourceVideo],
     plan: BuildPlan,
     shards: ShardFolder,
-    base_url: str,
-    cache: ResponseCache,
+    session: ClientSession,
     advance: Advance,
-    on_spending: Callable[[Spending], None],
-) -> Spending:
+    on_spent: Callable[[Spent], None],
+) -> Spent:
     remaining = iter(sources)
-    client = open_client(base_url, cache, plan.settings)
 
     async def work() -> None:
         for source in remaining:  # all workers take from one iterator, so that each video is taken once
-            shard = await generate(source, plan, client, advance)
+            shard = await generate(source, plan, session.model, advance)
             await asyncio.to_thread(shards.write, shard)
-            on_spending(sum_up(client, cache))
+            on_spent(session.spent())
 
-    async with client:
+    async with session.model:
         try:
             async with asyncio.TaskGroup() as tasks:
                 # As many videos at a time as there may be requests: a video waits for one caption after the other.
@@ -91,4 +65,4 @@ async def _generate_all(
                     tasks.create_task(work())
         except* DataError as group:
             raise first_error(group) from None
-        return sum_up(client, cache)
+        return session.spent()

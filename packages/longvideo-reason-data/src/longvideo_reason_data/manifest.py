@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longvideo_reason_data.build_plan import STAGES, BuildPlan
-from longvideo_reason_data.build_settings import BuildSettings
-from longvideo_reason_data.language_model import Ledger
+from longvideo_reason_data.client_session import Spent
 from longvideo_reason_data.shards import Dropped
 
 
@@ -27,32 +26,10 @@ class Accounts:
         return self.num_input[stage] - self.dropped[stage].total()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spending:
-    """What the models were asked.
-
-    Attributes:
-        ledger: In this run.
-        prompt_tokens: Tokens read in all runs of this build.
-        completion_tokens: Tokens written in all runs of this build.
-    """
-
-    ledger: Ledger
-    prompt_tokens: int
-    completion_tokens: int
-
-    def cost(self, settings: BuildSettings) -> float | None:
-        """What all runs cost, or None without prices."""
-        if settings.prompt_price is None or settings.completion_price is None:
-            return None
-        price = self.prompt_tokens * settings.prompt_price + self.completion_tokens * settings.completion_price
-        return round(price / 1e6, 6)
-
-
 def make_manifest(
     plan: BuildPlan,
     accounts: Accounts,
-    spending: Spending,
+    spent: Spent,
     *,
     input_digests: Mapping[str, str],
     num_resumed: int,
@@ -63,7 +40,7 @@ def make_manifest(
     Args:
         plan: What the build was told.
         accounts: What went in and what was dropped.
-        spending: What was asked.
+        spent: What was asked.
         input_digests: Digest of what went into each stage.
         num_resumed: Answers that weren't asked for because their video was settled in an earlier run.
         dataset_hash: Digest of the records.
@@ -71,7 +48,6 @@ def make_manifest(
     Returns:
         The content of `manifest.json`.
     """
-    ledger = spending.ledger
     dropped = sum((accounts.dropped[stage] for stage in STAGES), Counter[str]())
     return {
         "input": {stage: accounts.num_input[stage] for stage in STAGES},
@@ -88,12 +64,13 @@ def make_manifest(
             for stage in STAGES
         },
         "calls": {
-            "made": ledger.num_made,
-            "cached": ledger.num_cached + num_resumed,
-            "failed": {str(outcome): count for outcome, count in sorted(ledger.num_failed.items())},
+            "made": spent.num_made,
+            "cached": spent.num_cached + num_resumed,
+            "failed": dict(spent.num_failed),
         },
-        "tokens": {"prompt": spending.prompt_tokens, "completion": spending.completion_tokens},
-        "cost": spending.cost(plan.settings),
+        "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
+        "cost": spent.cost,
+        "cost_unconfirmed": spent.unconfirmed_cost,
         "models": {"reasoner": plan.model, "captioner": plan.captioner},
         "settings": plan.settings.model_dump(mode="json"),
         "dataset_hash": dataset_hash,

@@ -21,11 +21,12 @@ from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.build_plan import BuildPlan, digest_json
 from longvideo_reason_data.build_progress import BuildProgress
 from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.client_session import Spent
 from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, RESPONSES_NAME, SHARDS_NAME
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import make_dropped
 from longvideo_reason_data.local_engine import generate_here
-from longvideo_reason_data.manifest import Accounts, Spending, make_manifest
+from longvideo_reason_data.manifest import Accounts, make_manifest
 from longvideo_reason_data.prompt_files import load_prompts
 from longvideo_reason_data.records import check_version
 from longvideo_reason_data.response_cache import ResponseCache
@@ -71,6 +72,7 @@ def build(
         DataError: When no video can be read, the server is of no use, or the output can't be written.
     """
     settings = settings or BuildSettings()
+    settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
     plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
     paths = [path for path in find_videos(videos) if not path.resolve().is_relative_to(output.resolve())]
     if not paths:
@@ -79,7 +81,7 @@ def build(
     with BuildProgress(console) as progress:
         sources, dropped = _collect_videos(paths, output, plan, engine, progress)
         shards = ShardFolder(output, plan.config_digests["questions"])
-        spending, num_resumed = _generate(sources, plan, shards, output, base_url, engine, progress)
+        spent, num_resumed = _generate(sources, plan, shards, output, base_url, engine, progress)
     accounts = Accounts()
     accounts.num_input["videos"] = len(paths)
     dataset_hash = assemble(output, sources, shards, settings, accounts, dropped)
@@ -87,7 +89,7 @@ def build(
     manifest = make_manifest(
         plan,
         accounts,
-        spending,
+        spent,
         input_digests={
             "videos": digest_json(digests),
             "segments": digest_json([digests, sorted(source.speech_digest for source in sources)]),
@@ -162,7 +164,7 @@ def _generate(
     base_url: str,
     engine: Engine,
     progress: BuildProgress,
-) -> tuple[Spending, int]:
+) -> tuple[Spent, int]:
     """Make the shards that aren't there yet.
 
     Returns:
@@ -181,18 +183,15 @@ def _generate(
         else:
             pending.append(source)
 
-    def show(spending: Spending) -> None:
-        progress.show_spending(num_calls=spending.ledger.num_made, cost=spending.cost(plan.settings))
+    def show(spent: Spent) -> None:
+        progress.show_spending(num_calls=spent.num_made, cost=spent.cost)
 
-    journal = output / RESPONSES_NAME
     if engine == "ray":
         from longvideo_reason_data.ray_engine import generate_on_cluster
 
-        spending = generate_on_cluster(
-            pending, plan, shards, base_url=base_url, journal=journal, progress=progress, on_spending=show
+        spent = generate_on_cluster(
+            pending, plan, shards, base_url=base_url, output=output, progress=progress, on_spent=show
         )
     else:
-        spending = generate_here(
-            pending, plan, shards, base_url=base_url, journal=journal, advance=advance, on_spending=show
-        )
-    return spending, num_resumed
+        spent = generate_here(pending, plan, shards, base_url=base_url, output=output, advance=advance, on_spent=show)
+    return spent, num_resumed

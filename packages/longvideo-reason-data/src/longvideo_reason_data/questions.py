@@ -5,7 +5,6 @@ object and checked here. An answer that breaks the form is asked for again as an
 room; what still fails is left out with its reason. Whether a question is any good is for the filters to say.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -18,6 +17,7 @@ from longvideo_reason_data.captions import Caption
 from longvideo_reason_data.model_requests import Asks, Outcome, Request
 from longvideo_reason_data.prompt_files import Prompts
 from longvideo_reason_data.records import NUM_OPTIONS, Interval, Skill
+from longvideo_reason_data.structured_output import extract_json
 
 # What may come out better when it is asked for once more; anything else concerns every sample alike.
 WORTH_ANOTHER_SAMPLE = (Outcome.INVALID, Outcome.TRUNCATED, Outcome.REFUSED)
@@ -186,32 +186,3 @@ async def propose_question(
 
 def _lost(outcome: Outcome, detail: str) -> LostQuestion:
     return LostQuestion(reason=f"question_{outcome}", outcome=outcome, detail=detail)
-
-
-def extract_json(text: str) -> dict[str, Any]:
-    """Find the JSON object in an answer, also behind reasoning, inside a code fence, or among other words.
-
-    Returns:
-        The largest object that can be read.
-
-    Raises:
-        ValueError: When there is none.
-    """
-    visible = text.rpartition("</think>")[2]
-    decoder = json.JSONDecoder()
-    found: list[tuple[int, dict[str, Any]]] = []
-    start = visible.find("{")
-    num_tried = 0
-    while start >= 0 and num_tried < 200:  # an answer of nothing but braces must not cost quadratic time
-        num_tried += 1
-        try:
-            value, end = decoder.raw_decode(visible, start)
-        except (json.JSONDecodeError, RecursionError):
-            end = start + 1
-        else:
-            if isinstance(value, dict):
-                found.append((end - start, value))
-        start = visible.find("{", end)
-    if not found:
-        raise ValueError("the answer holds no JSON object")
-    return max(found, key=lambda item: item[0])[1]

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,12 @@ from typing import Any
 from longvideo_reason_data.build_plan import BuildPlan
 from longvideo_reason_data.build_progress import BuildProgress
 from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.client_session import Spent, open_session
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import generate
-from longvideo_reason_data.language_model import API_KEY_VARIABLE
-from longvideo_reason_data.local_engine import open_client, sum_up
-from longvideo_reason_data.manifest import Spending
 from longvideo_reason_data.model_failures import brief
 from longvideo_reason_data.model_requests import Outcome, Picture, Reply, Request
-from longvideo_reason_data.response_cache import ResponseCache
+from longvideo_reason_data.model_server import API_KEY_VARIABLE
 from longvideo_reason_data.shards import ShardFolder, VideoShard
 from longvideo_reason_data.sources import SourceVideo, probe_source
 
@@ -33,36 +32,37 @@ from longvideo_reason_data.sources import SourceVideo, probe_source
 class _ClientActor:
     """The one client of the server: runs in a process of its own, holds the journal and is asked by all tasks."""
 
-    def open(self, base_url: str, journal: Path, settings: BuildSettings, api_key: str | None) -> DataError | None:
-        """Take hold of the journal and make the client. An error is returned, for Ray would wrap it."""
+    def open(self, base_url: str, output: Path, plan: BuildPlan, api_key: str | None) -> DataError | None:
+        """Take hold of journal and ledger and make the client. An error is returned, for Ray would wrap it."""
+        self._files = ExitStack()
         if api_key is not None:  # handed over as an argument, because settings of the environment are logged
             os.environ[API_KEY_VARIABLE] = api_key
         try:
-            self._cache = ResponseCache(journal).__enter__()
-            self._client = open_client(base_url, self._cache, settings)
+            prices = plan.settings.model_prices(plan.captioner, plan.model)
+            self._session = self._files.enter_context(open_session(base_url, output, plan.settings, prices))
         except DataError as error:
             return error
         return None
 
     def is_known(self, key: str) -> bool:
         """Say whether a request was answered before, so that its pictures needn't be made."""
-        return self._cache.get(key) is not None
+        return key in self._session.cache
 
     async def ask(self, request: Request) -> Reply | DataError:
         """Answer a request. An error that concerns every request is returned too."""
         try:
-            return await self._client.ask(request)
+            return await self._session.model.ask(request)
         except DataError as error:
             return error
 
-    def spending(self) -> Spending:
+    def spent(self) -> Spent:
         """What was asked so far."""
-        return sum_up(self._client, self._cache)
+        return self._session.spent()
 
     async def close(self) -> None:
-        """Let go of the server and of the journal."""
-        await self._client.__aexit__(None, None, None)
-        self._cache.__exit__(None, None, None)
+        """Let go of the server and of the files."""
+        await self._session.model.__aexit__(None, None, None)
+        self._files.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +135,10 @@ def generate_on_cluster(
     shards: ShardFolder,
     *,
     base_url: str,
-    journal: Path,
+    output: Path,
     progress: BuildProgress,
-    on_spending: Callable[[Spending], None],
-) -> Spending:
+    on_spent: Callable[[Spent], None],
+) -> Spent:
     """Make the shards of some videos; each is written here as soon as it comes back.
 
     Args:
@@ -146,9 +146,9 @@ def generate_on_cluster(
         plan: What the build was told.
         shards: Where the shards go.
         base_url: Address of the server, as this machine knows it.
-        journal: The journal of answers, on this machine.
+        output: The dataset's folder on this machine, with the journal and the ledger.
         progress: The bars to be moved.
-        on_spending: Told what was asked so far, after each video.
+        on_spent: Told what was asked so far, after each video.
 
     Raises:
         UsageError: When Ray isn't installed, or the address is none.
@@ -160,9 +160,7 @@ def generate_on_cluster(
     actor_class = ray.remote(num_cpus=0, resources=here, max_concurrency=1000)(_ClientActor)
     actor = actor_class.remote()
     try:
-        error = ray.get(
-            actor.open.remote(base_url, journal.absolute(), plan.settings, os.environ.get(API_KEY_VARIABLE))
-        )
+        error = ray.get(actor.open.remote(base_url, output.absolute(), plan, os.environ.get(API_KEY_VARIABLE)))
         if error is not None:
             raise error
         rows = [{"source": source.model_dump_json()} for source in sources]
@@ -172,10 +170,10 @@ def generate_on_cluster(
             shard = VideoShard.model_validate_json(row["shard"])
             shards.write(shard)
             progress.advance_shard(num_segments=shard.source.num_segments, num_questions=shard.num_questions)
-            on_spending(ray.get(actor.spending.remote()))
-        spending: Spending = ray.get(actor.spending.remote())
+            on_spent(ray.get(actor.spent.remote()))
+        spent: Spent = ray.get(actor.spent.remote())
         ray.get(actor.close.remote())
-        return spending
+        return spent
     except ray.exceptions.RayError as failure:
         raise DataError(f"the Ray cluster failed ({brief(failure)}); run again to go on") from failure
     finally:
