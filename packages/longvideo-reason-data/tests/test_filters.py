@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from longvideo_reason_data.drop_reasons import Reason
 from longvideo_reason_data.errors import UsageError
-from longvideo_reason_data.filters import Reason, check_question, times_in
+from longvideo_reason_data.filters import check_question
 from longvideo_reason_data.option_order import UnclearLetterError, balanced_letters, reorder_options
 from longvideo_reason_data.prompt_files import load_prompts
 from longvideo_reason_data.questions import QuestionDraft
+from longvideo_reason_data.reasoning_checks import times_in
 
 GOOD: dict[str, Any] = {
     "question": "Where does the cook put the pan after washing it?",
@@ -151,7 +153,8 @@ def test_prompts_can_be_replaced_and_change_the_digest(tmp_path: Path) -> None:
     changed = load_prompts(tmp_path)
     assert changed.fill("caption", num_frames=3) == "Look at 3 pictures, costs $1."
     assert changed.texts["question"] == own.texts["question"]
-    assert changed.digest != own.digest
+    assert changed.digest_of("caption") != own.digest_of("caption")
+    assert changed.digest_of("question") == own.digest_of("question")
 
 
 @pytest.mark.parametrize(

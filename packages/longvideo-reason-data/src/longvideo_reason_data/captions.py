@@ -78,7 +78,10 @@ async def caption_segments(
             previous=captions[-1].text if captions else _NOTHING_BEFORE,
         )
         request = Request(
-            model=model, parts=(*pictures, text), max_tokens=settings.max_tokens, prompt_digest=prompts.digest
+            model=model,
+            parts=(*pictures, text),
+            max_tokens=settings.max_tokens,
+            prompt_digest=prompts.digest_of("caption"),
         )
         reply = await language_model.ask(request)
         # A description that was cut off is still one; only its last sentence may be half.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 
 class Outcome(StrEnum):
@@ -86,3 +86,15 @@ class Reply:
 
     outcome: Outcome
     text: str
+
+
+class Asks(Protocol):
+    """Whoever answers requests: a client of a server, or something that hands them on to one."""
+
+    async def ask(self, request: Request) -> Reply:
+        """Answer a request.
+
+        Raises:
+            DataError: When no request at all can be answered.
+        """
+        ...

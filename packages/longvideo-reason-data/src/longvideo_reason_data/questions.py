@@ -111,7 +111,7 @@ async def draft_question(
             temperature=settings.temperature,
             schema=SCHEMA,
             sample_index=sample_index,
-            prompt_digest=prompts.digest,
+            prompt_digest=prompts.digest_of("question", skill.value),
         )
         reply = await language_model.ask(request)
         if reply.outcome is Outcome.ANSWERED:
