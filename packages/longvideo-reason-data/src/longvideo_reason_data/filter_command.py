@@ -19,7 +19,7 @@ def filter_dataset(
     num_parallel: int = 16,
     timeout_seconds: float = 300.0,
     seed: int = 0,
-    settings: Annotated[FilterSettings, tyro.conf.arg(name="")] = FilterSettings(),  # noqa: B008 - shown as the default
+    settings: Annotated[FilterSettings, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
 ) -> None:
     """Drop questions that don't need their video, that can't be answered with it, or that repeat others.
 

@@ -3,7 +3,7 @@
 The words of a question become a set of shingles, sets become MinHash signatures, and signatures that agree in a band
 are candidates (Broder 1997; banding after Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*, chapter 3).
 Every candidate pair is then compared exactly, so that hashing can miss a pair but never invent one: at a likeness of
-0.7 it misses two in ten thousand.
+0.6 it misses four in a hundred thousand.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.option_hygiene import plain_words
 from longvideo_reason_data.records import Interval, QuestionRecord
 
-SAME_QUESTION = 0.7
+SAME_QUESTION = 0.6
 
-_NUM_BANDS, _ROWS = 32, 4
+_NUM_BANDS, _ROWS = 42, 3
 _generator = np.random.default_rng(20251107)  # any fixed number: signatures are compared within one run only
 # Multiply-shift hashing (Dietzfelbinger and others 1997): odd factors, the upper half of a 64-bit product.
 _FACTORS = _generator.integers(0, 2**63, _NUM_BANDS * _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
