@@ -200,6 +200,30 @@ def test_round_trip(letter: str, reasoning: str) -> None:
     assert (parsed.letter, parsed.well_formed, parsed.reasoning) == (letter, True, reasoning.strip())
 
 
+NOISE = ["The answer is A.", "A", "(C)", "D. nobody", "a green star", "So C is correct.", "\n", "Answer: D", "hm"]
+
+
+@given(st.sampled_from("ABCD"), st.lists(st.sampled_from(NOISE), max_size=8), st.lists(st.sampled_from(NOISE)))
+def test_nothing_outside_the_answer_block_counts(letter: str, before: list[str], thoughts: list[str]) -> None:
+    text = f"<think>{' '.join(thoughts)}</think>{' '.join(before)}<answer>{letter}</answer>"
+    assert parse_response(text, OPTIONS).letter == letter
+
+
+@given(
+    st.permutations(OPTIONS), st.sampled_from(OPTIONS), st.sampled_from(["{}", "**{}**", "The answer is {}.", " {}. "])
+)
+def test_an_option_by_its_text_is_that_option_wherever_it_stands(options: list[str], said: str, form: str) -> None:
+    for text in (form.format(said), f"<answer>{form.format(said.upper())}</answer>"):
+        assert parse_response(text, options).letter == "ABCD"[options.index(said)]
+
+
+@given(st.sets(st.sampled_from("ABCD"), min_size=2), st.sampled_from([" or ", ", ", "/", " and "]))
+def test_two_letters_are_never_one_answer(letters: set[str], between: str) -> None:
+    said = between.join(sorted(letters))
+    for text in (f"<answer>{said}</answer>", f"The answer is {said}."):
+        assert parse_response(text, OPTIONS).status is ParseStatus.AMBIGUOUS
+
+
 @pytest.mark.parametrize(
     "piece", ["<think>", "<answer>", "</think>", "The answer is ", "answer ", "A or ", "(", "A. ", " "]
 )

@@ -128,9 +128,9 @@ def _array(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _table(path: Path) -> Iterator[tuple[int, Any]]:
-    names = {name for aliases in (_QUESTION_NAMES, _OPTIONS_NAMES, _ID_NAMES, _PATH_NAMES) for name in aliases.choices}
+    known = (*_QUESTION_NAMES.choices, *_OPTIONS_NAMES.choices, *_ID_NAMES.choices, *_PATH_NAMES.choices)
     try:
-        columns = [name for name in pq.read_schema(path).names if name in names]
+        columns = [name for name in pq.read_schema(path).names if name in known]
         rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable as Parquet ({(str(error).splitlines() or [''])[0]})") from error

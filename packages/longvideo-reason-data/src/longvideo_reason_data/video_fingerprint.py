@@ -65,7 +65,7 @@ def compare_footage(ones: Sequence[Fingerprint], others: Sequence[Fingerprint]) 
         return np.zeros((len(ones), len(others)), dtype=np.float32)
     change, other_change = (np.stack([print_.change for print_ in prints]) for prints in (ones, others))
     still, other_still = (np.stack([print_.still for print_ in prints]) for prints in (ones, others))
-    moves, other_moves = change.any(axis=1)[:, None], other_change.any(axis=1)[None]
+    moves, other_moves = np.any(change, axis=1)[:, None], np.any(other_change, axis=1)[None]
     alike = np.where(moves & other_moves, change @ other_change.T, still @ other_still.T)
     return np.where(moves == other_moves, alike, np.float32(0))
 
