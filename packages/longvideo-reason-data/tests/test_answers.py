@@ -48,6 +48,7 @@ CASES = [
     ("<think>x</think><answer>A, B</answer>", "?"),
     ("<think>x</think><answer>(A) and (C)</answer>", "?"),
     ("<think>x</think><answer>A/B</answer>", "?"),
+    ("<think>x</think><answer>A or B or both</answer>", "?"),
     ("<think>x</think><answer>A</answer><answer>B</answer>", "?"),
     ("<answer>B</answer> again <answer>B</answer>", "B"),
     ("<think>x</think><answer></answer>", "-"),
@@ -81,6 +82,12 @@ CASES = [
     ("The answer is B. the blue square", "B"),
     ("The answer is B. the red circle", "?"),
     ("The answer is A or B.", "?"),
+    ("The answer is A or B or C.", "?"),
+    ("The answer is A, B and D", "?"),
+    ("The answer is A; C", "?"),
+    ("I would choose A or maybe B.", "?"),
+    ("The answer is B, or so I think.", "B"),
+    ("The answer is B, A is wrong", "B"),
     ("I would choose C since it glows.", "C"),
     ("So B is correct.", "B"),
     ("Option D is the correct answer.", "D"),
@@ -217,7 +224,9 @@ def test_an_option_by_its_text_is_that_option_wherever_it_stands(options: list[s
         assert parse_response(text, options).letter == "ABCD"[options.index(said)]
 
 
-@given(st.sets(st.sampled_from("ABCD"), min_size=2), st.sampled_from([" or ", ", ", "/", " and "]))
+@given(
+    st.sets(st.sampled_from("ABCD"), min_size=2), st.sampled_from([" or ", ", ", "/", " and ", "; ", " & ", ", or "])
+)
 def test_two_letters_are_never_one_answer(letters: set[str], between: str) -> None:
     said = between.join(sorted(letters))
     for text in (f"<answer>{said}</answer>", f"The answer is {said}."):

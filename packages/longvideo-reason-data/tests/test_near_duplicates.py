@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longvideo_reason_data.benchmarks import read_benchmark
+from longvideo_reason_data.cli import main
 from longvideo_reason_data.decontamination import Net, find_contamination, source_id_of
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.near_duplicates import find_repeated_questions, likeness, similar_pairs
-from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.records import QuestionRecord, write_records
 from longvideo_reason_data.timeline.rendering import draw_frame
 from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
 from longvideo_reason_data.video_fingerprint import (
@@ -29,7 +30,7 @@ from longvideo_reason_data.video_fingerprint import (
     find_same_footage,
     fingerprint_video,
 )
-from longvideo_reason_data.videos import VideoFile
+from longvideo_reason_data.videos import VideoFile, digest_file
 
 GOOD: dict[str, Any] = {
     "question_id": "q1",
@@ -257,3 +258,44 @@ def test_wrong_benchmarks_are_one_clear_line(
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="no such file"):
         read_benchmark(tmp_path / "missing.jsonl")
+
+
+# The check of a folder.
+
+
+def test_check_names_leaks_repeated_questions_and_benchmarks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("first.mp4", "copy.mp4", "other.mp4")
+    encode(create_world("leak", SETTINGS), tmp_path / "videos" / names[0])
+    encode(create_world("leak", SETTINGS), tmp_path / "videos" / names[1], size=80, quality=30)
+    encode(create_world("another", SETTINGS), tmp_path / "videos" / names[2])
+    records = [
+        record(
+            question_id=name,
+            video_path=f"videos/{name}",
+            video_digest=digest_file(tmp_path / "videos" / name),
+            video_duration_seconds=24.0,
+            split="held_out" if name == "copy.mp4" else "train_rl",
+            answer="ABC"[number],
+            question=GOOD["question"] if name != "other.mp4" else "Who comes in while the water runs?",
+        )
+        for number, name in enumerate(names)
+    ]
+    write_records(tmp_path / "records.parquet", [records[0], records[2]])
+    exam = write_lines(tmp_path / "exam.jsonl", {"question": records[0].question, "options": records[0].options})
+    assert main(["check", str(tmp_path)]) == 0
+    assert main(["check", str(tmp_path), "--benchmarks", str(exam)]) == 1
+    assert "first.mp4: is in benchmark exam, row 1, by its wording (100% alike)" in capsys.readouterr().out
+    repeated = records[1].model_copy(update={"answer": "A"})
+    faulty = records[2].model_copy(
+        update={"question_id": "faulty", "reasoning": "The caption at 3 s says who comes in first."}
+    )
+    write_records(tmp_path / "records.parquet", [records[0], repeated, faulty])
+    assert main(["check", str(tmp_path)]) == 1
+    found = capsys.readouterr().out
+    assert "shows what videos/" in found
+    assert "one is in held_out and the other in train_rl" in found or "one is in train_rl and" in found
+    assert "first.mp4: asks what copy.mp4 asks (100% alike)" in found
+    assert "faulty: mentions_captions" in found
+    assert main(["check", str(tmp_path), "--benchmarks", str(tmp_path / "missing.jsonl")]) == 2

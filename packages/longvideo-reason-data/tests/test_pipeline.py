@@ -101,7 +101,7 @@ def test_a_changed_prompt_asks_anew(server: Any, films: Path, tmp_path: Path) ->
         prompts_folder=tmp_path / "prompts",
         settings=QUICK,
     )
-    assert manifest["calls"]["made"] == 42
+    assert manifest["calls"]["made"] == 6
 
 
 def test_a_bad_server_loses_nothing(server: Any, films: Path, tmp_path: Path) -> None:

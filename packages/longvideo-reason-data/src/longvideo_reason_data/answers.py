@@ -32,7 +32,7 @@ _LETTER_AND_TEXT = re.compile(
 )
 # "A or B", "A, B", but not "B, I think" or "B, A is wrong".
 _LETTER_LIST = re.compile(
-    r"[(\[]?([A-Z])[)\]]?(?: ?[,/&|] ?(?:(?:or|and) )?| (?:or|and) )(?:option )?[(\[]?([A-Z])(?![\w'’]| [a-z])"
+    r"[(\[]?([A-Z])[)\]]?(?: ?[,;/&|] ?(?:(?:or|and) )?| (?:or|and) )(?:(?:maybe|perhaps|possibly|option) ){0,2}[(\[]?([A-Z])(?![\w'’]| (?!(?:or|and) )[a-z])"
 )
 _PHRASE = re.compile(
     r"\b(?:(?:answer|option|choice)(?: (?:is|was|would be|must be|should be|has to be)\b| ?[:=])"
