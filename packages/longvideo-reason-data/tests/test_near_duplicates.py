@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from longvideo_reason_data.benchmarks import read_benchmark
 from longvideo_reason_data.cli import main
+from longvideo_reason_data.dataset_checks import check_footage, check_questions
 from longvideo_reason_data.decontamination import Net, find_contamination, source_id_of
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.near_duplicates import find_repeated_questions, likeness, similar_pairs
-from longvideo_reason_data.records import QuestionRecord, write_records
+from longvideo_reason_data.records import QuestionRecord, Split, read_records, write_records
+from longvideo_reason_data.timeline.dataset import HASTY_SOURCE, SOURCE, write_timeline_dataset
 from longvideo_reason_data.timeline.rendering import draw_frame
 from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
 from longvideo_reason_data.video_fingerprint import (
@@ -299,3 +301,18 @@ def test_check_names_leaks_repeated_questions_and_benchmarks(
     assert "first.mp4: asks what copy.mp4 asks (100% alike)" in found
     assert "faulty: mentions_captions" in found
     assert main(["check", str(tmp_path), "--benchmarks", str(tmp_path / "missing.jsonl")]) == 2
+
+
+def test_a_timeline_dataset_with_guessing_authors_is_sound(tmp_path: Path) -> None:
+    write_timeline_dataset(
+        tmp_path,
+        SETTINGS,
+        videos={Split.TRAIN_SFT: 6, Split.HELD_OUT: 3},
+        questions_per_video=4,
+        seed=0,
+        hasty_fraction=0.5,
+    )
+    records = read_records(tmp_path / "records.parquet")
+    assert {record.source for record in records} == {SOURCE, HASTY_SOURCE}
+    assert check_questions(records) == []
+    assert check_footage(tmp_path, records) == []
