@@ -1,5 +1,6 @@
-"""The progress bars of a build: how many, how fast, what it cost so far, and how much time is left."""
+"""The progress bars of builds and filters: how many, how fast, what it cost so far, and how much time is left."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from longvideo_reason_data.client_session import Spent
 from longvideo_reason_data.generation import Advance
 
 
@@ -30,7 +32,7 @@ class _Rate(ProgressColumn):
 
 
 class BuildProgress:
-    """Three bars, one under the other; a context manager.
+    """Bars, one under the other; a context manager.
 
     Args:
         console: Where they are shown; standard error when not given.
@@ -68,7 +70,7 @@ class BuildProgress:
     def start_generation(self, *, num_segments: int, num_questions: int) -> Advance:
         """Show the bars of the stages that ask a model."""
         self._segments = self._bars.add_task("segments", total=num_segments, spent="")
-        self._questions = self._bars.add_task("questions", total=num_questions, spent="")
+        self._spending = self._questions = self._bars.add_task("questions", total=num_questions, spent="")
         return Advance(
             segment=lambda: self._bars.advance(self._segments), question=lambda: self._bars.advance(self._questions)
         )
@@ -78,7 +80,12 @@ class BuildProgress:
         self._bars.advance(self._segments, num_segments)
         self._bars.advance(self._questions, num_questions)
 
-    def show_spending(self, *, num_calls: int, cost: float | None) -> None:
+    def start_filtering(self, num_questions: int) -> Callable[[], None]:
+        """Show the bar of the filters; what is returned counts a question."""
+        self._spending = bar = self._bars.add_task("filtered", total=num_questions, spent="")
+        return lambda: self._bars.advance(bar)
+
+    def show_spent(self, spent: Spent) -> None:
         """Show what was asked so far, and its price when it is known."""
-        spent = f"{num_calls} calls" + (f", cost {cost:.4f}" if cost is not None else "")
-        self._bars.update(self._questions, spent=spent)
+        shown = f"{spent.num_made} calls" + (f", cost {spent.cost:.4f}" if spent.cost is not None else "")
+        self._bars.update(self._spending, spent=shown)

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.dataset_folder import MANIFEST_NAME, check_dataset, describe_dataset
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.filter_command import filter_dataset
 from longvideo_reason_data.records import describe_invalid
 from longvideo_reason_data.splits import SplitFractions, count_videos
 
@@ -120,17 +121,20 @@ def build(
     console.print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}")
 
 
-def check(dataset: Folder) -> None:
-    """Hold a dataset to its rules: records, videos and their digests, splits, balance of letters.
+def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
+    """Hold a dataset to its rules: records, videos, splits, balance, shortcuts, repeated questions, benchmarks.
 
     Prints one line per problem and exits with 1 when there is any.
 
     Example: longvideo-data check dataset
 
+    Example: longvideo-data check dataset --benchmarks videomme.parquet longvideobench.jsonl
+
     Args:
         dataset: Folder of the dataset.
+        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
     """
-    problems = check_dataset(dataset)
+    problems = check_dataset(dataset, benchmarks)
     for problem in problems:
         print(problem)
     if problems:
@@ -160,7 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"timeline": timeline, "build": build, "check": check, "stats": stats},
+            {
+                "timeline": timeline,
+                "build": build,
+                "filter": filter_dataset,
+                "check": check,
+                "stats": stats,
+            },
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,

@@ -3,7 +3,7 @@
 Every command that asks a model opens one, so that they share what was answered and what may still be spent.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class ClientSession:
 @contextmanager
 def open_session(
     base_url: str, dataset: Path, settings: ClientSettings, prices: Mapping[str, TokenPrice]
-) -> Iterator[ClientSession]:
+) -> Generator[ClientSession]:
     """Take hold of a dataset's journal and ledger, and make the client that the settings ask for.
 
     Args:

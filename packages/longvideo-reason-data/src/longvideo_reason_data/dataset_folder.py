@@ -73,8 +73,12 @@ def read_dataset(folder: Path) -> list[QuestionRecord]:
     return read_records(folder / RECORDS_NAME)
 
 
-def check_dataset(folder: Path) -> list[str]:
+def check_dataset(folder: Path, benchmarks: Sequence[Path] = ()) -> list[str]:
     """Hold a dataset to its rules.
+
+    Args:
+        folder: The dataset.
+        benchmarks: Files with questions or videos that must not be in it.
 
     Returns:
         One line per problem; none for a sound dataset.
@@ -83,6 +87,8 @@ def check_dataset(folder: Path) -> list[str]:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When the records can't be read at all.
     """
+    from longvideo_reason_data.dataset_checks import check_footage, check_questions
+
     records = read_dataset(folder)
     problems = [] if records else [f"{folder / RECORDS_NAME}: no questions in it"]
     problems += _check_videos(folder, records)
@@ -95,6 +101,8 @@ def check_dataset(folder: Path) -> list[str]:
     asked = Counter((record.video_digest, record.question, record.options) for record in records)
     problems += [f"asked {count} times about one video: {key[1]!r}" for key, count in asked.items() if count > 1]
     problems += _check_letters(records)
+    problems += check_questions(records)
+    problems += check_footage(folder, records, benchmarks)
     return problems + _check_manifest(folder, records)
 
 
@@ -105,6 +113,8 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When the records can't be read.
     """
+    from longvideo_reason_data.dataset_checks import describe_pass_rates
+
     records = read_dataset(folder)
     durations = {record.video_digest: record.video_duration_seconds for record in records}
     return {
@@ -120,6 +130,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
             sum(span.end_seconds - span.start_seconds for record in records for span in record.evidence), 3
         ),
         "reasoning_words": sum(len(record.reasoning.split()) for record in records),
+        "pass_rates": describe_pass_rates(records),
         "licenses": _counted(record.license for record in records),
         "dataset_hash": hash_records(records),
     }

@@ -183,15 +183,14 @@ def _generate(
         else:
             pending.append(source)
 
-    def show(spent: Spent) -> None:
-        progress.show_spending(num_calls=spent.num_made, cost=spent.cost)
-
     if engine == "ray":
         from longvideo_reason_data.ray_engine import generate_on_cluster
 
         spent = generate_on_cluster(
-            pending, plan, shards, base_url=base_url, output=output, progress=progress, on_spent=show
+            pending, plan, shards, base_url=base_url, output=output, progress=progress, on_spent=progress.show_spent
         )
     else:
-        spent = generate_here(pending, plan, shards, base_url=base_url, output=output, advance=advance, on_spent=show)
+        spent = generate_here(
+            pending, plan, shards, base_url=base_url, output=output, advance=advance, on_spent=progress.show_spent
+        )
     return spent, num_resumed

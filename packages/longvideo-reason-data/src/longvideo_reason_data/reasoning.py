@@ -12,7 +12,6 @@ from enum import StrEnum
 
 from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.build_settings import QuestionSettings
-from longvideo_reason_data.filters import times_in
 from longvideo_reason_data.model_requests import Asks, Outcome, Request
 from longvideo_reason_data.prompt_files import Prompts
 from longvideo_reason_data.questions import (
@@ -22,6 +21,7 @@ from longvideo_reason_data.questions import (
     QuestionProposal,
     ReasoningStep,
 )
+from longvideo_reason_data.reasoning_checks import times_in
 
 
 class RewriteFault(StrEnum):

@@ -19,13 +19,24 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.pass_rates import Condition, PassRate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NUM_OPTIONS = 4
 
 _ROWS_PER_GROUP = 1000
 _VERSION_KEY = b"longvideo_reason_data.schema_version"
 _INTERVAL_TYPE = pa.struct([pa.field("start_seconds", pa.float64()), pa.field("end_seconds", pa.float64())])
+_PASS_RATE_TYPE = pa.struct(
+    [
+        pa.field("condition", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("num_asked", pa.int32()),
+        pa.field("num_right", pa.int32()),
+        pa.field("num_unanswered", pa.int32()),
+        pa.field("num_chosen", pa.list_(pa.int32())),
+    ]
+)
 _SCHEMA = pa.schema(
     [
         pa.field("schema_version", pa.int32(), nullable=False),
@@ -42,6 +53,7 @@ _SCHEMA = pa.schema(
         pa.field("reasoning", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("license", pa.string(), nullable=False),
+        pa.field("pass_rates", pa.list_(_PASS_RATE_TYPE), nullable=False),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -86,12 +98,12 @@ class QuestionRecord(BaseModel):
     """One question about one video, with its answer, the evidence and the reasoning that leads to it.
 
     A choice question has four different options and a letter as its answer; an open-ended one has no options and free
-    text.
+    text. `pass_rates` tell how models answered it, if any were asked; at most one per condition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     question_id: NonEmpty
     video_path: NonEmpty
     video_digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -105,6 +117,7 @@ class QuestionRecord(BaseModel):
     reasoning: str
     source: NonEmpty
     license: NonEmpty
+    pass_rates: tuple[PassRate, ...] = ()
 
     @field_validator("video_path")
     @classmethod
@@ -129,7 +142,16 @@ class QuestionRecord(BaseModel):
                 raise ValueError(
                     f"evidence ends at {interval.end_seconds} s, after the video ({self.video_duration_seconds} s)"
                 )
+        measured = [rate.condition for rate in self.pass_rates]
+        if len(set(measured)) < len(measured):
+            raise ValueError(f"pass rates for {', '.join(measured)}, expected each condition once")
+        if any(rate.num_chosen and len(rate.num_chosen) != len(self.options) for rate in self.pass_rates):
+            raise ValueError(f"a pass rate counts other options than the {len(self.options)} of the question")
         return self
+
+    def pass_rate(self, condition: Condition) -> PassRate | None:
+        """Return how the question was answered under a condition, if that was measured."""
+        return next((rate for rate in self.pass_rates if rate.condition is condition), None)
 
 
 def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
