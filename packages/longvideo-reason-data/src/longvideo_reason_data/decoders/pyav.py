@@ -6,6 +6,7 @@ ITU-R BT.709) by swscale's colour mapping: one fixed function of each pixel, whe
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,14 +19,14 @@ from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from longvideo_reason_data.decoders.base import Pixels
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.frame_decoder import FrameDecoder
-from longvideo_reason_data.video_index import VideoIndex, orientation_of
+from longvideo_reason_data.video_index import DynamicRange, VideoIndex, orientation_of
 
 
 class _Converters(threading.local):
-    """One converter per thread, kept because the table of a colour mapping takes seconds to make."""
+    """Of each thread, one for each range: the table of a colour mapping takes seconds to make and is kept in it."""
 
     def __init__(self) -> None:
-        self.converter = VideoReformatter()
+        self.of_range: dict[DynamicRange, VideoReformatter] = defaultdict(VideoReformatter)
 
 
 _converters = _Converters()
@@ -58,7 +59,7 @@ class PyAVReader:
         if (frame.width, frame.height) != (self._index.coded_width, self._index.coded_height):
             raise DataError(f"{self._path}: frame {frame_index} is of another size than the first; convert the file")
         is_standard = self._index.dynamic_range == "standard"
-        converted = _converters.converter.reformat(
+        converted = _converters.of_range[self._index.dynamic_range].reformat(
             frame,
             format="rgb24",
             dst_color_trc=None if is_standard else ColorTrc.IEC61966_2_1,

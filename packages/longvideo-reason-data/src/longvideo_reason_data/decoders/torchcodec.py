@@ -1,7 +1,8 @@
 """The decoder torchcodec, an extra: it needs torch and the shared libraries of an FFmpeg of this machine.
 
-Its own list of frames, made by its exact mode, and the time of every frame it gives are held to the container's. Bytes
-that are damaged it paints over without a word; only a digest of the file guards against them.
+Its own list of frames, made by its exact mode, may begin with ones before the first key frame. The time of every frame
+that it gives is held to the container's. Bytes that are damaged it paints over without a word; only a digest of the
+file guards against them.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from longvideo_reason_data.decoders.base import (
     DecoderName,
@@ -31,17 +35,36 @@ class TorchCodecReader:
         self._path = path
         self._index = index
         self._decoder = decoder
+        self._num_before = len(decoder) - len(index.times)
+
+    def check(self) -> None:
+        """Look at the first and the last frame.
+
+        Raises:
+            DataError: When they aren't the container's.
+        """
+        num_frames = len(self._index.times)
+        if self._num_before < 0:
+            raise refused(
+                self._path, DecoderName.TORCHCODEC, f"it counts {len(self._decoder)} frames, not {num_frames}"
+            )
+        self._read([0, num_frames - 1])
 
     def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
         """Give each wanted frame."""
         for start in range(0, len(wanted), _NUM_FRAMES_AT_ONCE):
-            several = list(wanted[start : start + _NUM_FRAMES_AT_ONCE])
-            try:
-                batch = self._decoder.get_frames_at(several)
-            except (RuntimeError, IndexError) as error:
-                raise DataError(f"{self._path}: frames {several[0]} to {several[-1]} can't be decoded") from error
-            check_times(self._path, self._index, batch.pts_seconds.numpy(), several, DecoderName.TORCHCODEC)
-            yield from zip(several, batch.data.numpy(), strict=True)
+            several = wanted[start : start + _NUM_FRAMES_AT_ONCE]
+            yield from zip(several, self._read(several), strict=True)
+
+    def _read(self, wanted: Sequence[int]) -> NDArray[np.uint8]:
+        try:
+            batch = self._decoder.get_frames_at([self._num_before + place for place in wanted])
+        except (RuntimeError, IndexError) as error:
+            raise DataError(
+                f"{self._path}: frames {wanted[0]} to {wanted[-1]} can't be decoded by torchcodec"
+            ) from error
+        check_times(self._path, self._index, batch.pts_seconds.numpy(), wanted, DecoderName.TORCHCODEC)
+        return batch.data.numpy()
 
 
 def version() -> str:
@@ -64,9 +87,9 @@ def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> Generator
         )
     except (RuntimeError, ValueError) as error:
         raise refused(path, DecoderName.TORCHCODEC, "it can't open it") from error
-    if len(decoder) != len(index.times):
-        raise refused(path, DecoderName.TORCHCODEC, f"it counts {len(decoder)} frames, not {len(index.times)}")
-    yield TorchCodecReader(path, index, decoder)
+    reader = TorchCodecReader(path, index, decoder)
+    reader.check()
+    yield reader
 
 
 def _load() -> Any:
