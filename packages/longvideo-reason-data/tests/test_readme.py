@@ -1,4 +1,4 @@
-"""The README's example runs as printed."""
+"""The README's examples run as printed, one after another."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
     names: dict[str, Any] = {}
     exec(compile(code, str(README), "exec"), names)
     assert names["frames"].shape == (8, names["video"].height, names["video"].width, 3)
