@@ -156,14 +156,15 @@ class ScriptedServer:
 def answer_like_a_model(body: dict[str, Any]) -> str:
     """Describe pictures, and write a fit question with everything in it."""
     content = body["messages"][-1]["content"]
-    mark = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:6]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    mark, words = digest[:6], " ".join(digest[place : place + 4] for place in range(6, 30, 4))
     if any(part["type"] == "image_url" for part in content):
         return f"A figure {mark} crosses the room."
     text = json.dumps(content)
     if "Write the same reasoning as one flowing text" in text:
         return "From 0.2 s to 0.6 s the figure leaves its place for the door, so option A is right."
     question: dict[str, Any] = {
-        "question": f"Where does figure {mark} go after the first moment?",
+        "question": f"Where does figure {mark} go after {words}?",
         "evidence": [{"start_seconds": 0.2, "end_seconds": 0.6}],
         "reasoning": [{"start_seconds": 0.2, "end_seconds": 0.6, "thought": "It leaves its place for the door."}],
     }

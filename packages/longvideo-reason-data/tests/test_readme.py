@@ -1,4 +1,4 @@
-"""The README's examples run as printed."""
+"""The README's examples run as printed, one after another."""
 
 import asyncio
 import re
