@@ -22,9 +22,9 @@ import pytest
 
 from longvideo_reason_data.language_model import LanguageModel
 from longvideo_reason_data.model_requests import Outcome, Request
-from longvideo_reason_data.questions import extract_json
 from longvideo_reason_data.records import Split
 from longvideo_reason_data.response_cache import ResponseCache
+from longvideo_reason_data.structured_output import extract_json
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.world import WorldSettings
 
@@ -99,6 +99,7 @@ def build(base_url: str, films: Path, output: Path, **options: object) -> dict[s
     given |= {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     given |= {"--captions.num-frames": 2, "--captions.max-side": 112, "--captions.max-tokens": 24}
     given |= {"--captions.temperature": 1.0}  # at 0 random weights write one token for ever
+    given |= {"--filter": "none"}  # random weights neither answer questions nor judge answers
     given |= {"--questions.max-tokens": 64, "--questions.num-samples": 2, "--questions.open-ended-share": 0.5}
     command = [BIN / "longvideo-data", "build", *(str(word) for pair in given.items() for word in pair)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)

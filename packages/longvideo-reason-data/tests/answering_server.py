@@ -8,6 +8,7 @@ It prints its address. Each line of LOG is the digest of a request whose answer 
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,15 +18,20 @@ DELAY_SECONDS = 0.004
 
 
 def answer(body: dict[str, Any]) -> str:
-    """Describe pictures, write questions, and rewrite reasoning; the same for the same words."""
+    """Describe pictures, write questions, rewrite reasoning, answer by what is seen; the same for the same words."""
     content = body["messages"][-1]["content"]
-    mark = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:6]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    mark, words = digest[:6], " ".join(digest[place : place + 4] for place in range(6, 30, 4))
+    if "<answer>one letter</answer>" in content[-1]["text"]:
+        place = "door" if content[0]["type"] == "image_url" else "lake"
+        (letter,) = re.findall(rf"^([A-D])\. towards the {place} ", content[-1]["text"], re.MULTILINE)
+        return f"<think>There it goes.</think><answer>{letter}</answer>"
     if any(part["type"] == "image_url" for part in content):
         return f"A figure {mark} crosses the room."
     if "one flowing text" in content[-1]["text"]:
         return f"From 0.2 s to 0.6 s the figure leaves its place {mark} for the door."
     question: dict[str, Any] = {
-        "question": f"Where does figure {mark} go?",
+        "question": f"Where does figure {mark} go after {words}?",
         "evidence": [{"start_seconds": 0.2, "end_seconds": 0.6}],
         "reasoning": [{"start_seconds": 0.2, "end_seconds": 0.6, "thought": "It leaves for the door."}],
     }

@@ -5,6 +5,7 @@ It keeps its own books of what it charged for, against which the client's are he
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -112,7 +113,10 @@ class ScriptedServer:
                     payload = payload[: len(payload) // 2]
                 self.wfile.write(payload)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # many connections may be made at one moment
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._server.handle_error = lambda request, client_address: None  # clients that are killed hang up
         self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
@@ -157,6 +161,8 @@ def answer_like_a_model(body: dict[str, Any]) -> str:
     """Describe pictures, and write a fit question with everything in it."""
     content = body["messages"][-1]["content"]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    if "<answer>one letter</answer>" in content[-1]["text"]:
+        return _answer_what_is_seen(content)
     mark, words = digest[:6], " ".join(digest[place : place + 4] for place in range(6, 30, 4))
     if any(part["type"] == "image_url" for part in content):
         return f"A figure {mark} crosses the room."
@@ -172,3 +178,10 @@ def answer_like_a_model(body: dict[str, Any]) -> str:
         return json.dumps({**question, "answer": "to the door"})
     options = [f"towards the {place} {mark}" for place in ("door", "roof", "wall", "lake")]
     return json.dumps({**question, "options": options, "answer": "A"})
+
+
+def _answer_what_is_seen(content: list[dict[str, Any]]) -> str:
+    """Choose the way to the door with several pictures in view, else the one to the lake."""
+    place = "door" if sum(part["type"] == "image_url" for part in content) > 1 else "lake"
+    (letter,) = re.findall(rf"^([A-D])\. towards the {place} ", content[-1]["text"], re.MULTILINE)
+    return f"<think>There it goes.</think><answer>{letter}</answer>"

@@ -31,7 +31,8 @@ class BuildPlan:
     def config_digests(self) -> dict[str, str]:
         """SHA-256 of what shapes each stage; a later one covers the earlier ones."""
         settings = self.settings
-        videos = {"window_seconds": settings.window_seconds}
+        cutting = settings.scenes.model_dump(mode="json") if settings.segments == "scenes" else settings.window_seconds
+        videos = {"decoder": settings.decoder, settings.segments: cutting}
         segments = {
             "videos": videos,
             "captions": settings.captions.model_dump(mode="json"),

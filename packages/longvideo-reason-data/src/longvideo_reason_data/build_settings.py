@@ -1,12 +1,14 @@
 """What a build can be told, as one strict model that loads nothing heavy."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longvideo_reason_data.client_settings import ClientSettings, Price, exact
+from longvideo_reason_data.decoders.base import DecoderName
 from longvideo_reason_data.prices import TokenPrice
 from longvideo_reason_data.records import NonEmpty, Skill
+from longvideo_reason_data.scenes import SceneSettings
 from longvideo_reason_data.splits import SplitFractions
 
 
@@ -92,7 +94,10 @@ class BuildSettings(ClientSettings):
     """Settings of a build that have a default.
 
     Attributes:
-        window_seconds: Length of a segment.
+        decoder: Which library makes the pixels, never another in its place; decord and torchcodec are extras.
+        segments: What segments are: windows of equal length, or scenes (extra scenes).
+        window_seconds: Length of a window.
+        scenes: How scenes are found.
         captions: How segments are shown to the captioner.
         questions: How questions are asked for.
         splits: Shares of the splits.
@@ -103,7 +108,10 @@ class BuildSettings(ClientSettings):
         seed: Decides splits, letters and the order of options.
     """
 
+    decoder: DecoderName = DecoderName.PYAV
+    segments: Literal["windows", "scenes"] = "windows"
     window_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    scenes: SceneSettings = SceneSettings()
     captions: CaptionSettings = CaptionSettings()
     questions: QuestionSettings = QuestionSettings()
     splits: SplitFractions = SplitFractions()

@@ -118,5 +118,5 @@ def _pictures(video: VideoFile, digest: str, indices: Sequence[int], settings: C
     def loader(index: int) -> Callable[[], bytes]:
         return lambda: load(index)
 
-    shown = f"side {settings.max_side}, quality {settings.jpeg_quality}"
+    shown = f"decoder {video.decoder}, side {settings.max_side}, quality {settings.jpeg_quality}"
     return tuple(Picture(identity=f"video {digest}, frame {index}, {shown}", load=loader(index)) for index in indices)

@@ -3,15 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from longvideo_reason_data.build_settings import BuildSettings
-from longvideo_reason_data.dataset_folder import MANIFEST_NAME, check_dataset, describe_dataset
+from longvideo_reason_data.build_command import build
+from longvideo_reason_data.dataset_folder import check_dataset, describe_dataset
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filter_command import filter_dataset
 from longvideo_reason_data.records import describe_invalid
@@ -61,64 +61,6 @@ def timeline(
             progress=lambda finished, total: progress.update(bar, completed=finished, total=total),
         )
     print(f"{output}: {len(records)} questions about {videos} videos")
-
-
-def build(
-    videos: tuple[Path, ...],
-    output: Path,
-    base_url: str,
-    model: str,
-    captioner: str | None = None,
-    prompts: Path | None = None,
-    engine: Literal["local", "ray"] = "local",
-    settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
-) -> None:
-    """Turn video files into a dataset with the help of a language model.
-
-    Videos are cut into segments, each segment is described with what is said in it, and from the descriptions
-    questions with options or without, evidence and reasoning are written, checked and balanced. Subtitles are taken
-    from FILM.srt or FILM.vtt beside a video or from a text track inside it. The videos are hard-linked into
-    OUTPUT/videos, or copied when OUTPUT is on another disk.
-
-    Every answer of the model is kept in OUTPUT/responses.jsonl before it is used. Start the same command again after
-    an interruption: what was answered is not asked again. The API key is read from OPENAI_API_KEY.
-
-    Example: longvideo-data build --videos films --output dataset --base-url http://localhost:8000/v1 --model my-model
-
-    Example: longvideo-data build --videos a.mp4 b.mkv --output dataset --base-url http://localhost:8000/v1
-    --model reasoner --captioner seer --window-seconds 5 --questions.quotas.temporal 3
-
-    Args:
-        videos: Video files, or folders that are searched for them.
-        output: Folder of the dataset; made when it doesn't exist.
-        base_url: Address of a server that speaks the OpenAI protocol, up to and including /v1.
-        model: Name of the model that writes the questions.
-        captioner: Name of the model that sees the pictures; the same when not given.
-        prompts: Folder with prompts (caption.md, question.md, rewrite.md, temporal.md, …) to be used in place of the
-            built-in ones.
-        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; videos must have
-            the same paths on all its machines.
-        settings: Further settings.
-    """
-    from longvideo_reason_data.pipeline import build as build_dataset
-
-    manifest = build_dataset(
-        videos,
-        output,
-        base_url=base_url,
-        model=model,
-        captioner=captioner,
-        prompts_folder=prompts,
-        settings=settings,
-        engine=engine,
-    )
-    console = Console()
-    for stage, count in manifest["input"].items():
-        dropped = manifest["stages"][stage]["dropped"]
-        reasons = f" ({', '.join(f'{reason} {number}' for reason, number in dropped.items())})" if dropped else ""
-        console.print(f"{stage}: {manifest['kept'][stage]} of {count} kept{reasons}", highlight=False, soft_wrap=True)
-    calls = manifest["calls"]
-    console.print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}")
 
 
 def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:

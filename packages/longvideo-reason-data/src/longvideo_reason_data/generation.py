@@ -19,7 +19,7 @@ from longvideo_reason_data.questions import LostQuestion, QuestionDraft, propose
 from longvideo_reason_data.reasoning import rewrite_reasoning
 from longvideo_reason_data.records import Skill
 from longvideo_reason_data.shards import DescribedSegment, DraftedQuestion, Dropped, VideoShard
-from longvideo_reason_data.sources import SourceVideo, cut_video
+from longvideo_reason_data.sources import SourceVideo
 from longvideo_reason_data.subtitles import read_subtitles
 from longvideo_reason_data.videos import VideoFile
 
@@ -77,11 +77,11 @@ async def generate(source: SourceVideo, plan: BuildPlan, model: Asks, advance: A
     """
     advance = advance or Advance()
     counted = _Counted(model=model)
-    video = await asyncio.to_thread(VideoFile.open, source.path)
+    video = await asyncio.to_thread(VideoFile.open, source.path, decoder=plan.settings.decoder)
     captions, lost = await caption_segments(
         counted,
         video,
-        cut_video(video, plan.settings),
+        source.segments,
         cues=await asyncio.to_thread(read_subtitles, video),
         model=plan.captioner,
         prompts=plan.prompts,

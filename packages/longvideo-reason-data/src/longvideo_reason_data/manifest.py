@@ -32,6 +32,7 @@ def make_manifest(
     spent: Spent,
     *,
     input_digests: Mapping[str, str],
+    tools: Mapping[str, str],
     num_resumed: int,
     dataset_hash: str,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def make_manifest(
         accounts: What went in and what was dropped.
         spent: What was asked.
         input_digests: Digest of what went into each stage.
+        tools: Names and versions of what read and cut the videos.
         num_resumed: Answers that weren't asked for because their video was settled in an earlier run.
         dataset_hash: Digest of the records.
 
@@ -72,6 +74,7 @@ def make_manifest(
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,
         "models": {"reasoner": plan.model, "captioner": plan.captioner},
+        "tools": dict(tools),
         "settings": plan.settings.model_dump(mode="json"),
         "dataset_hash": dataset_hash,
     }

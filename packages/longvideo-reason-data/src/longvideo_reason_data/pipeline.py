@@ -23,6 +23,7 @@ from longvideo_reason_data.build_progress import BuildProgress
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.client_session import Spent
 from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, RESPONSES_NAME, SHARDS_NAME
+from longvideo_reason_data.decoders.base import decoder_version
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import make_dropped
 from longvideo_reason_data.local_engine import generate_here
@@ -30,6 +31,7 @@ from longvideo_reason_data.manifest import Accounts, make_manifest
 from longvideo_reason_data.prompt_files import load_prompts
 from longvideo_reason_data.records import check_version
 from longvideo_reason_data.response_cache import ResponseCache
+from longvideo_reason_data.scenes import detector_version
 from longvideo_reason_data.shards import Dropped, ShardFolder
 from longvideo_reason_data.sources import SourceVideo, place_video, probe_source
 from longvideo_reason_data.videos import find_videos
@@ -74,6 +76,9 @@ def build(
     settings = settings or BuildSettings()
     settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
     plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
+    tools = {"decoder": decoder_version(settings.decoder)}
+    if settings.segments == "scenes":
+        tools["scenes"] = detector_version()
     paths = [path for path in find_videos(videos) if not path.resolve().is_relative_to(output.resolve())]
     if not paths:
         raise UsageError("no videos given outside of the output folder; expected files or folders")
@@ -92,9 +97,10 @@ def build(
         spent,
         input_digests={
             "videos": digest_json(digests),
-            "segments": digest_json([digests, sorted(source.speech_digest for source in sources)]),
-            "questions": digest_json(sorted(f"{source.digest} {source.num_segments}" for source in sources)),
+            "segments": digest_json(sorted([source.digest, *source.borders] for source in sources)),
+            "questions": digest_json(sorted([source.digest, source.speech_digest] for source in sources)),
         },
+        tools=tools,
         num_resumed=num_resumed,
         dataset_hash=dataset_hash,
     )
@@ -152,6 +158,8 @@ def _probe(paths: Sequence[Path], plan: BuildPlan, engine: Engine) -> Iterator[S
 def _probe_one(path: Path, settings: BuildSettings) -> SourceVideo | DataError:
     try:
         return probe_source(path, settings)
+    except UsageError:
+        raise
     except DataError as error:
         return error
 

@@ -110,11 +110,13 @@ def probe_on_cluster(paths: Sequence[Path], settings: BuildSettings) -> Iterator
         For each file in order what it is, or why it can't be read.
 
     Raises:
-        UsageError: When Ray isn't installed.
+        UsageError: When Ray isn't installed, or the decoder or the detector of scenes on one of the machines.
     """
     rows = [{"place": place, "path": str(path.absolute())} for place, path in enumerate(paths)]
     found: dict[int, SourceVideo | DataError] = {}
     for row in _map(rows, lambda row: _probe_row(row, settings)):
+        if row["is_usage_error"]:
+            raise UsageError(row["error"])
         found[row["place"]] = (
             SourceVideo.model_validate_json(row["source"]) if row["source"] else DataError(row["error"])
         )
@@ -123,10 +125,11 @@ def probe_on_cluster(paths: Sequence[Path], settings: BuildSettings) -> Iterator
 
 def _probe_row(row: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
     try:
-        source, error = probe_source(Path(row["path"]), settings).model_dump_json(), ""
-    except DataError as damage:
-        source, error = "", str(damage)
-    return {"place": row["place"], "source": source, "error": error}
+        source = probe_source(Path(row["path"]), settings).model_dump_json()
+    except DataError as error:
+        is_usage_error = isinstance(error, UsageError)
+        return {"place": row["place"], "source": "", "error": str(error), "is_usage_error": is_usage_error}
+    return {"place": row["place"], "source": source, "error": "", "is_usage_error": False}
 
 
 def generate_on_cluster(

@@ -7,9 +7,10 @@ are joined with their neighbours and long ones are cut into equal parts, so segm
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.segments import Segment, segments_between
@@ -34,6 +35,14 @@ class SceneSettings(BaseModel):
     detector_width: int = Field(default=256, ge=16)
     """The detector sees every n-th pixel of wider frames, n such that at least half this width is left."""
 
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.max_seconds < 2 * self.min_seconds:
+            raise ValueError(
+                f"max_seconds is {self.max_seconds}, expected at least twice min_seconds ({self.min_seconds})"
+            )
+        return self
+
 
 def scene_segments(video: VideoFile, settings: SceneSettings) -> tuple[Segment, ...]:
     """Cut a video at its scenes; every frame is decoded.
@@ -48,6 +57,21 @@ def scene_segments(video: VideoFile, settings: SceneSettings) -> tuple[Segment, 
     )
 
 
+def detector_version() -> str:
+    """Name the detector, as it belongs into a dataset's manifest.
+
+    Raises:
+        UsageError: When the extra isn't installed.
+    """
+    try:
+        import scenedetect
+    except ImportError as error:
+        raise UsageError(
+            f"scenes can't be found ({error}); install longvideo-reason-data[scenes] or use fixed windows"
+        ) from error
+    return f"scenedetect {scenedetect.__version__}"
+
+
 def find_cuts(video: VideoFile, settings: SceneSettings) -> list[int]:
     """Find the frames that begin a new scene, without the first frame of the video; ascending.
 
@@ -55,12 +79,9 @@ def find_cuts(video: VideoFile, settings: SceneSettings) -> list[int]:
         UsageError: When the extra isn't installed.
         DataError: When a frame can't be decoded.
     """
-    try:
-        from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
-    except ImportError as error:
-        raise UsageError(
-            f"scenes can't be found ({error}); install longvideo-reason-data[scenes] or use fixed windows"
-        ) from error
+    detector_version()
+    from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
+
     detector = AdaptiveDetector(
         adaptive_threshold=settings.adaptive_threshold,
         min_scene_len=0,

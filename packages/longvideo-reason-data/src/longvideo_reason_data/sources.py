@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.dataset_folder import VIDEOS_NAME
-from longvideo_reason_data.segments import Segment, check_segments, fixed_windows
+from longvideo_reason_data.scenes import scene_segments
+from longvideo_reason_data.segments import Segment, check_segments, fixed_windows, segments_between
 from longvideo_reason_data.subtitles import digest_cues, read_subtitles
 from longvideo_reason_data.videos import VideoFile
 
@@ -26,7 +27,7 @@ class SourceVideo(BaseModel):
         path: The file that was given.
         digest: SHA-256 of its bytes.
         duration_seconds: Its length.
-        num_segments: How many segments it is cut into.
+        borders: Where its segments begin, and where the last one ends, in seconds.
         speech_digest: Digest of its subtitles.
     """
 
@@ -35,8 +36,18 @@ class SourceVideo(BaseModel):
     path: Path
     digest: str
     duration_seconds: float
-    num_segments: int
+    borders: tuple[float, ...]
     speech_digest: str
+
+    @property
+    def num_segments(self) -> int:
+        """How many segments it is cut into."""
+        return len(self.borders) - 1
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What it is cut into."""
+        return segments_between(self.borders)
 
     @property
     def dataset_path(self) -> str:
@@ -49,21 +60,26 @@ def probe_source(path: Path, settings: BuildSettings) -> SourceVideo:
     """Find out what a file is.
 
     Raises:
-        DataError: When it or its subtitles can't be read.
+        UsageError: When the decoder or the detector of scenes isn't installed.
+        DataError: When it or its subtitles can't be read, or not exactly by this decoder.
     """
-    video = VideoFile.open(path)
+    video = VideoFile.open(path, decoder=settings.decoder)
+    segments = cut_video(video, settings)
     return SourceVideo(
         path=path.absolute(),
         digest=video.content_digest,
         duration_seconds=video.duration_seconds,
-        num_segments=len(cut_video(video, settings)),
+        borders=(*(segment.start_seconds for segment in segments), segments[-1].end_seconds),
         speech_digest=digest_cues(read_subtitles(video)),
     )
 
 
 def cut_video(video: VideoFile, settings: BuildSettings) -> tuple[Segment, ...]:
     """Cut a video as the settings say."""
-    segments = fixed_windows(video.duration_seconds, window_seconds=settings.window_seconds)
+    if settings.segments == "scenes":
+        segments = scene_segments(video, settings.scenes)
+    else:
+        segments = fixed_windows(video.duration_seconds, window_seconds=settings.window_seconds)
     check_segments(segments, video.duration_seconds)
     return segments
 

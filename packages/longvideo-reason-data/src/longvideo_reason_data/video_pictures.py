@@ -37,7 +37,7 @@ class VideoPictures:
             indices: Places of the frames in presentation order.
         """
         plan = tuple(indices)
-        shown = f"side {self._max_side}, quality {self._jpeg_quality}"
+        shown = f"decoder {self.video.decoder}, side {self._max_side}, quality {self._jpeg_quality}"
         return tuple(
             Picture(identity=f"video {self._digest}, frame {index}, {shown}", load=partial(self._load, index, plan))
             for index in plan
