@@ -1,5 +1,6 @@
 """Scenes are found where the picture changes, and their segments cover the video."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.decoders.base import DecoderName
 from longvideo_reason_data.errors import UsageError
+from longvideo_reason_data.pipeline import build
 from longvideo_reason_data.scenes import SceneSettings, find_cuts, scene_segments, segments_from_cuts
 from longvideo_reason_data.segments import check_segments
 from longvideo_reason_data.videos import VideoFile
@@ -51,6 +55,26 @@ def test_scenes_become_segments_at_the_containers_times(film: VideoFile) -> None
     # The scene of 0.4 s is joined with the one after it, and both last 10 s and are cut in two.
     borders = [segment.start_seconds for segment in segments] + [segments[-1].end_seconds]
     assert borders == pytest.approx([0, 2, 7, 12, film.duration_seconds], abs=0.05)
+
+
+def test_a_build_takes_scenes_and_a_decoder(film: VideoFile, server: Any, tmp_path: Path) -> None:
+    pytest.importorskip("scenedetect")
+    pytest.importorskip("decord")
+    settings = BuildSettings(segments="scenes", scenes=SceneSettings(min_seconds=1.0, max_seconds=6.0))
+    other = settings.model_copy(update={"decoder": DecoderName.DECORD})
+
+    def run(name: str, settings: BuildSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        output = tmp_path / name
+        manifest = build([film.path], output, base_url=server.base_url, model="model", settings=settings)
+        return manifest, [json.loads(line) for line in (output / "segments.jsonl").read_text().splitlines()]
+
+    manifest, segments = run("one", settings)
+    assert [segment["start_seconds"] for segment in segments] == pytest.approx([0, 2, 7, 12], abs=0.05)
+    assert manifest["tools"].keys() == {"decoder", "scenes"}
+    assert manifest["tools"]["decoder"].startswith("PyAV")
+    manifest, same = run("two", other)
+    assert [segment["start_seconds"] for segment in same] == [segment["start_seconds"] for segment in segments]
+    assert manifest["tools"]["decoder"].startswith("decord")
 
 
 def test_a_still_picture_has_no_cuts(make_video: MakeVideo) -> None:
