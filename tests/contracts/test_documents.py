@@ -29,7 +29,8 @@ def relative(path: Path) -> str:
 def shell_lines(paper: Path) -> list[list[str]]:
     """Words of every command in the paper's code blocks."""
     blocks = re.findall(r"```bash\n(.*?)```", paper.read_text(encoding="utf-8"), re.DOTALL)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line.strip()]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=relative)
