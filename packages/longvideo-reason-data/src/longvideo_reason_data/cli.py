@@ -15,6 +15,7 @@ from longvideo_reason_data.dataset_folder import MANIFEST_NAME, check_dataset, d
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records import describe_invalid
 from longvideo_reason_data.splits import SplitFractions, count_videos
+from longvideo_reason_data.view_command import view
 
 Folder = Annotated[Path, tyro.conf.Positional]
 
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"timeline": timeline, "build": build, "check": check, "stats": stats},
+            {"timeline": timeline, "build": build, "check": check, "stats": stats, "view": view},
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,
