@@ -13,6 +13,8 @@ from rich.progress import Progress
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.dataset_folder import MANIFEST_NAME, check_dataset, describe_dataset
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.export_command import export
+from longvideo_reason_data.import_command import import_published
 from longvideo_reason_data.records import describe_invalid
 from longvideo_reason_data.splits import SplitFractions, count_videos
 from longvideo_reason_data.view_command import view
@@ -161,7 +163,15 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"timeline": timeline, "build": build, "check": check, "stats": stats, "view": view},
+            {
+                "timeline": timeline,
+                "build": build,
+                "check": check,
+                "stats": stats,
+                "view": view,
+                "export": export,
+                "import": import_published,
+            },
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,

@@ -85,7 +85,6 @@ function showList() {
     : found.length.toLocaleString("en") + " of " + plural(view.items.length, view.one);
   at("status").dataset.found = found.length;
   at("clear").hidden = !(state.search || view.filters.some((name) => state[name]));
-  showRows();
 }
 
 function showRows() {
@@ -277,7 +276,7 @@ function rates(item) {
       const counts = (rate.num_chosen || []).map((count, place) => LETTERS[place] + " " + count);
       if (rate.num_unanswered) counts.push("none " + rate.num_unanswered);
       return make("tr", {}, make("td", {}, label(rate.condition)), make("td", {}, rate.model || ""),
-        make("td", {}, rate.num_right + " of " + rate.num_asked), make("td", {}, make("span", { class: "rate", "aria-hidden": "true" }, fill)), make("td", {}, counts.join("  ")));
+        make("td", {}, rate.num_right + " of " + rate.num_asked), make("td", {}, make("span", { class: "rate", "aria-hidden": "true" }, fill)), make("td", {}, counts.join(" · ")));
     })));
 }
 
@@ -357,9 +356,10 @@ function refresh() {
   document.querySelector("main").classList.toggle("wide", state.view === "about");
   if (state.theme) document.documentElement.dataset.theme = state.theme;
   if (at("search").value !== state.search) at("search").value = state.search;
-  at("list").scrollTop = Math.max(0, chosen) * ROW_PIXELS > at("list").clientHeight ? chosen * ROW_PIXELS : 0;
   showFilters();
   showList();
+  at("list").scrollTop = (chosen + 1) * ROW_PIXELS > at("list").clientHeight ? chosen * ROW_PIXELS : 0;
+  showRows();
   showDetail();
   writeAddress();
 }

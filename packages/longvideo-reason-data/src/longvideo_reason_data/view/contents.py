@@ -1,7 +1,7 @@
 """What the browser shows: records, described segments, dropped items and sums, gathered from a dataset's files.
 
 Only the records have to be there. Files about how the dataset was made are shown as far as they exist; one that exists
-and can't be read is an error, because a page that silently leaves it out would look like a dataset that dropped nothing.
+and can't be read is an error: a page without it would look like that of a dataset that dropped nothing.
 The form is short on purpose (lists instead of objects, a number instead of a video's digest): a page may hold very many
 questions. Nothing here makes pictures or HTML.
 """

@@ -35,9 +35,7 @@ def write_page(dataset: Path, output: Path, *, most_thumbnails: int = MOST_THUMB
         DataError: When one of its files is damaged, or the page can't be written.
     """
     contents, videos = collect_contents(dataset)
-    for video, pictures in zip(
-        contents["videos"], make_thumbnails(dataset, videos, most=most_thumbnails), strict=True
-    ):
+    for video, pictures in zip(contents["videos"], make_thumbnails(dataset, videos, most=most_thumbnails), strict=True):
         video["thumbnails"] = pictures
     write_text_atomic(output, render_page(contents))
     return contents
