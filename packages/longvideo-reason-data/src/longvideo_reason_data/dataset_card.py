@@ -1,7 +1,7 @@
 """The card of a dataset: what is in it, how it was made, under which licences, and what it can't be trusted with.
 
 Everything in it is counted from the records and the manifest, or said to be unknown. The front matter is what Hugging
-Face reads; it names the files of each split, so that `datasets.load_dataset` finds them in a folder as well as on a hub.
+Face reads; it names the files of each split, so that `datasets.load_dataset` finds them in a folder and on a hub.
 """
 
 import json

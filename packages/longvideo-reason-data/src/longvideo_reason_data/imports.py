@@ -8,19 +8,19 @@
 | video | `videos`, a path | `path` |
 
 Both are an array of objects or one object per line. Their videos come separately and rarely all; a question whose video
-isn't there, or that isn't one this package can hold, is dropped with its reason, never mended by guessing. Neither layout
-has evidence or, in most files, a skill; questions get the skill that the user names, or are dropped.
+isn't there, or that isn't one this package can hold, is dropped with its reason, never mended by guessing. Neither
+layout has evidence or, in most files, a skill; questions get the skill that the user names, or are dropped.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longvideo_reason_data.answers import LETTERS, parse_response
 from longvideo_reason_data.atomic_files import write_text_atomic
@@ -28,7 +28,7 @@ from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.dataset_folder import DROPPED_NAME, MANIFEST_NAME, RECORDS_NAME, hash_records
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import make_dropped
-from longvideo_reason_data.records import NUM_OPTIONS, QuestionRecord, Skill, describe_invalid, write_records
+from longvideo_reason_data.records import NUM_OPTIONS, NonEmpty, QuestionRecord, Skill, describe_invalid, write_records
 from longvideo_reason_data.shards import Dropped
 from longvideo_reason_data.sources import SourceVideo, place_video, probe_source
 from longvideo_reason_data.splits import SplitFractions, assign_split
@@ -52,8 +52,7 @@ _SKILLS = {
 _SKILL_NAMES = ("skill", "question_type", "problem_type", "category")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportSettings:
+class ImportSettings(BaseModel):
     """How published questions become records.
 
     Attributes:
@@ -65,10 +64,12 @@ class ImportSettings:
         seed: Decides splits.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     layout: ImportLayout
     skill: Skill | None = None
-    source: str | None = None
-    license: str = "unknown"
+    source: NonEmpty | None = None
+    license: NonEmpty = "unknown"
     splits: SplitFractions = SplitFractions()
     seed: int = 0
 
@@ -214,11 +215,10 @@ def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _Questi
         raise UnusableError("not_a_video", f"its data_type is {kind!r}")
     if settings.layout == "video-r1":
         video, answer, reasoning = _text(item, "path"), _text(item, "solution"), str(item.get("process") or "")
-        question, options = _text(item, "problem"), tuple(str(option) for option in item.get("options") or ())
+        question, options = _text(item, "problem"), _unlabel([str(option) for option in item.get("options") or ()])
     else:
         video, answer, reasoning = _text(item, "videos"), _text(item, "answer"), str(item.get("reasoning") or "")
         question, options = _split_options(_text(item, "problem"))
-    options = tuple(match[2].strip() if (match := _OPTION.match(option)) else option.strip() for option in options)
     if options and len(options) != NUM_OPTIONS:
         raise UnusableError("options_not_four", f"{len(options)} options, expected {NUM_OPTIONS} or none")
     answer = _untag(answer, "answer")
@@ -285,7 +285,15 @@ def _split_options(problem: str) -> tuple[str, tuple[str, ...]]:
     in_order = "".join(match[1] for _, match in tail) == LETTERS[: len(tail)]
     if len(tail) < 2 or not in_order or len(rest) != len(tail) or not "".join(lines[:first]).strip():
         return problem, ()
-    return "\n".join(lines[:first]).strip(), tuple(match[2] for _, match in tail)
+    return "\n".join(lines[:first]).strip(), tuple(match[2].strip() for _, match in tail)
+
+
+def _unlabel(options: Sequence[str]) -> tuple[str, ...]:
+    """Take the letters off options, if every one has its own."""
+    matches = [_OPTION.match(option) for option in options]
+    if all(match and match[1] == letter for match, letter in zip(matches, LETTERS, strict=False)):
+        return tuple(match[2].strip() for match in matches if match)
+    return tuple(option.strip() for option in options)
 
 
 def _named_skills(item: Mapping[str, Any]) -> list[str]:

@@ -132,7 +132,7 @@ def _read_rows(path: Path) -> Iterator[Row]:
             with path.open(encoding="utf-8") as file:
                 yield from (json.loads(line) for line in file)
         else:
-            yield from cast(list[Row], pq.read_table(path).to_pylist())
+            yield from pq.read_table(path).to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable ({(str(error).splitlines() or ['damaged'])[0]})") from error
 

@@ -41,7 +41,7 @@ let state = {}, found = [], chosen = -1;
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   const view = VIEWS[given.get("view")] ? given.get("view") : "questions";
-  state = { view, search: given.get("search") || "", item: given.get("item") || "", theme: given.get("theme") || "" };
+  state = { view, search: given.get("search") || "", item: given.get("item") || "", show: given.get("show") || "", theme: given.get("theme") || "" };
   for (const name of VIEWS[view].filters) state[name] = given.get(name) || "";
 }
 
@@ -111,7 +111,7 @@ function showRows() {
 function choose(place) {
   if (!found.length) return;
   chosen = Math.max(0, Math.min(found.length - 1, place));
-  state.item = identity(found[chosen]);
+  Object.assign(state, { item: identity(found[chosen]), show: "" });
   const list = at("list"), top = chosen * ROW_PIXELS;
   if (top < list.scrollTop) list.scrollTop = top;
   else if (top + ROW_PIXELS > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW_PIXELS - list.clientHeight;
@@ -158,7 +158,8 @@ function timeline(video, evidence) {
       words.append(caption === undefined ? "[" + span(from, to) + "] " + text + " " : text);
       if (said) words.append(make("q", {}, said));
     });
-    figure.dataset.shown = start + "-" + end;
+    state.show = start + "-" + end;
+    writeAddress();
   }
 
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => {
@@ -241,6 +242,8 @@ function question(item) {
   const video = data.videos[item.video];
   const line = video ? timeline(video, item.evidence) : null;
   const show = line ? line.show : () => {};
+  const [from, to] = state.show.split("-").map(parseFloat);
+  if (to >= from) show(from, to);
   const parts = [
     make("p", { class: "kicker" }, make("b", { class: item.reason ? "reason" : null }, item.reason ? "dropped: " + label(item.reason) : label(item.skill)),
       " · " + [item.reason && label(item.skill), label(item.split), item.difficulty, identity(item)].filter(Boolean).join(" · ")),
@@ -301,7 +304,7 @@ function aboutVideo(item, video, show) {
 }
 
 function visit(item) {
-  Object.assign(state, { view: "questions", search: "", skill: "", difficulty: "", split: "", item: item.id });
+  Object.assign(state, { view: "questions", search: "", skill: "", difficulty: "", split: "", item: item.id, show: "" });
   refresh();
   choose(chosen);
 }
@@ -340,7 +343,7 @@ function showFilters() {
       ...values.map((value) => make("option", { value }, label(value) + " (" + counts.get(value).toLocaleString("en") + ")")));
     if (state[name] && !counts.has(state[name])) select.append(make("option", { value: state[name] }, label(state[name]) + " (0)"));
     select.value = state[name];
-    select.addEventListener("change", () => { state[name] = select.value; refresh(); });
+    select.addEventListener("change", () => { state[name] = select.value; state.show = ""; refresh(); at(select.id).focus(); });
     return make("label", {}, make("span", {}, name[0].toUpperCase() + name.slice(1)), select);
   }).filter(Boolean));
 }
@@ -349,7 +352,7 @@ function refresh() {
   search();
   at("views").replaceChildren(...Object.entries(VIEWS).map(([name, view]) => make("button",
     { type: "button", "aria-current": name === state.view ? "page" : null, onclick: () => {
-      state = { view: name, search: "", item: "", theme: state.theme };
+      state = { view: name, search: "", item: "", show: "", theme: state.theme };
       for (const filter of view.filters) state[filter] = "";
       refresh();
     } }, view.title, view.items.length ? make("small", {}, " " + view.items.length.toLocaleString("en")) : "")));
@@ -367,7 +370,7 @@ function refresh() {
 at("name").textContent = data.name;
 at("summary").textContent = [plural(data.counts.questions, "question"), plural(data.counts.videos, "video"), data.counts.hours + " hours"].join(" · ");
 document.title = data.name + " · dataset browser";
-at("search").addEventListener("input", (event) => { state.search = event.target.value; state.item = ""; refresh(); });
+at("search").addEventListener("input", (event) => { Object.assign(state, { search: event.target.value, item: "", show: "" }); refresh(); });
 at("clear").addEventListener("click", () => { for (const name of ["search", ...VIEWS[state.view].filters]) state[name] = ""; refresh(); at("search").focus(); });
 at("list").addEventListener("scroll", showRows);
 addEventListener("resize", showRows);
