@@ -1,4 +1,4 @@
-"""The dataset browser: complete, closed to what a dataset says, and usable with thousands of items in a real browser."""
+"""The dataset browser: complete, closed to what a dataset says, and usable in a real browser with thousands."""
 
 import base64
 import io

@@ -8,11 +8,12 @@ the rest with what that record would be written as; a row that was changed in on
 |---|---|---|
 | `hf` | Parquet | the record |
 | `jsonl` | JSON lines | the record |
-| `trl` | JSON lines | `prompt`, for demonstrations `completion`, as conversations of content blocks, and the record |
+| `trl` | JSON lines | `prompt` and `completion` as conversations of content blocks, and the record |
 | `verl` | Parquet | `data_source`, `prompt`, `videos`, `ability`, `reward_model`, `extra_info` |
 | `easyr1` | Parquet | `problem`, `answer`, `videos`, and the record |
 
 TRL's rows are no Parquet on purpose: a content block has the keys of its type and no others, which columns can't say.
+Every split has a `completion`, because `datasets` gives all splits the same columns; GRPO doesn't look at it.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 from longvideo_reason_data.answers import format_prompt, format_response
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.records import QuestionRecord, Split
+from longvideo_reason_data.records import QuestionRecord
 
 Row = dict[str, Any]
 LayoutName = Literal["hf", "jsonl", "trl", "verl", "easyr1"]
@@ -63,11 +64,12 @@ def _record_row(record: QuestionRecord, video: str, number: int) -> Row:
 
 def _trl_row(record: QuestionRecord, video: str, number: int) -> Row:
     question = {"type": "text", "text": format_prompt(record.question, record.options)}
-    row: Row = {"prompt": [{"role": "user", "content": [{"type": "video", "video": video}, question]}]}
-    if record.split is Split.TRAIN_SFT:
-        response = {"type": "text", "text": format_response(record.reasoning, record.answer)}
-        row["completion"] = [{"role": "assistant", "content": [response]}]
-    return row | record.model_dump(mode="json")
+    response = {"type": "text", "text": format_response(record.reasoning, record.answer)}
+    return {
+        "prompt": [{"role": "user", "content": [{"type": "video", "video": video}, question]}],
+        "completion": [{"role": "assistant", "content": [response]}],
+        **record.model_dump(mode="json"),
+    }
 
 
 def _verl_row(record: QuestionRecord, video: str, number: int) -> Row:
