@@ -85,6 +85,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     filtered = [{"question_id": "question-x", "reason": "blind_passed", "detail": "right in 8 of 8 answers"}]
+    write_records(folder / "unfiltered.parquet", [*records, make_record(7, question_id="question-x", question="Why?")])
     (folder / "filters.json").write_text(json.dumps({"items": filtered}))
     (folder / "manifest.json").write_text(json.dumps({"stages": {"videos": {"input": 31, "kept": 30, "dropped": {}}}}))
     return folder
@@ -245,6 +246,36 @@ def test_a_browser_finds_and_filters(browse, page):
     assert num_found(both) == len(expected)
     assert num_found(browse(page, "view=dropped&reason=letters_unclear")) == 100
     assert "Nothing matches" in browse(page, "search=unicorn")
+
+
+def test_a_browser_shows_what_a_filter_took_out(browse, page):
+    dom = browse(page, "view=dropped&reason=blind_passed")
+    assert num_found(dom) == 1
+    assert "<h2>Why?</h2>" in dom
+    assert "right in 8 of 8 answers" in dom
+    assert "videos/film-07.mp4" in dom
+
+
+def test_a_browser_shows_how_models_answered(browse, tmp_path):
+    write_records(tmp_path / "records.parquet", [make_record(number) for number in range(40)])
+    contents = write_page(tmp_path, tmp_path / "page.html")
+    for number, question in enumerate(contents["questions"]):
+        counts = {
+            "num_asked": 8,
+            "num_right": number % 8,
+            "num_unanswered": 1,
+            "num_chosen": [number % 8, 7 - number % 8, 0, 0],
+        }
+        question["rates"] = [
+            {"condition": "single_frame", "model": "seer", **counts},
+            {"condition": "full", "model": "seer", **counts},
+        ]
+        question["difficulty"] = difficulty_of(question["rates"])
+    (tmp_path / "page.html").write_text(render_page(contents), encoding="utf-8")
+    dom = browse(tmp_path / "page.html", "difficulty=hard&item=question-00002")
+    assert num_found(dom) == sum(number % 8 <= 2 for number in range(40))
+    assert "<td>single frame</td><td>seer</td><td>2 of 8</td>" in dom
+    assert "A 2 · B 5 · C 0 · D 0 · none 1" in dom
 
 
 def test_a_browser_shows_an_item_and_runs_nothing_of_it(browse, page):

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.parquet as pq
-
 from longvideo_reason_data.dataset_folder import (
     DROPPED_NAME,
     MANIFEST_NAME,
@@ -21,7 +19,7 @@ from longvideo_reason_data.dataset_folder import (
     read_dataset,
 )
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.records import QuestionRecord, read_records
 
 FILTERS_NAME = "filters.json"
 UNFILTERED_NAME = "unfiltered.parquet"
@@ -84,7 +82,7 @@ def _describe_video(record: QuestionRecord, segments: list[list[Any]]) -> dict[s
     }
 
 
-def _describe_question(record: QuestionRecord, video: int) -> dict[str, Any]:
+def _describe_question(record: QuestionRecord, video: int | None) -> dict[str, Any]:
     row = record.model_dump(mode="json")
     rates = cast(list[dict[str, Any]], row.get("pass_rates", []))
     return {
@@ -120,24 +118,17 @@ def _read_filtered(dataset: Path, numbers: dict[str, int]) -> list[dict[str, Any
     path = dataset / FILTERS_NAME
     items = _read_object(path).get("items", [])
     unfiltered = dataset / UNFILTERED_NAME
-    rows: dict[str, dict[str, Any]] = {}
+    records: dict[str, QuestionRecord] = {}
     if items and unfiltered.is_file():
-        rows = {row["question_id"]: row for row in pq.read_table(unfiltered).to_pylist()}
+        records = {record.question_id: record for record in read_records(unfiltered)}
     dropped: list[dict[str, Any]] = []
     for item in items:
         if not isinstance(item, dict) or not {"question_id", "reason", "detail"} <= item.keys():
             raise DataError(f"{path}: an item is {item!r}, expected question_id, reason and detail; filter again")
         known = cast(dict[str, Any], item)
         shown = {"stage": "filter", "item": known["question_id"], "reason": known["reason"], "detail": known["detail"]}
-        if row := rows.get(known["question_id"]):
-            names = ("question", "options", "answer", "reasoning", "skill", "split")
-            shown |= {name: row[name] for name in names}
-            shown |= {
-                "video": numbers.get(row["video_digest"]),
-                "evidence": [[span["start_seconds"], span["end_seconds"]] for span in row["evidence"]],
-                "rates": row.get("pass_rates", []),
-                "difficulty": difficulty_of(row.get("pass_rates", [])),
-            }
+        if record := records.get(known["question_id"]):
+            shown |= _describe_question(record, numbers.get(record.video_digest))
         dropped.append(shown)
     return dropped
 
