@@ -13,9 +13,12 @@ from rich.progress import Progress
 from longvideo_reason_data.build_command import build
 from longvideo_reason_data.dataset_folder import check_dataset, describe_dataset
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.export_command import export
 from longvideo_reason_data.filter_command import filter_dataset
+from longvideo_reason_data.import_command import import_published
 from longvideo_reason_data.records import describe_invalid
 from longvideo_reason_data.splits import SplitFractions, count_videos
+from longvideo_reason_data.view_command import view
 
 Folder = Annotated[Path, tyro.conf.Positional]
 
@@ -112,6 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
                 "filter": filter_dataset,
                 "check": check,
                 "stats": stats,
+                "view": view,
+                "export": export,
+                "import": import_published,
             },
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",

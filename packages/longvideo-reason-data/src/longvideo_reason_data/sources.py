@@ -90,11 +90,19 @@ def place_video(source: SourceVideo, output: Path) -> None:
     Raises:
         DataError: When it can't be written.
     """
-    target = output / source.dataset_path
-    if target.exists() and target.stat().st_size == source.path.stat().st_size:
+    place_file(source.path, output / source.dataset_path)
+
+
+def place_file(path: Path, target: Path) -> None:
+    """Bring a file to another place: as a hard link on the same disk, else as a copy. Done once.
+
+    Raises:
+        DataError: When it can't be written.
+    """
+    if target.exists() and target.stat().st_size == path.stat().st_size:
         return
     with atomic_path(target) as temporary:
         try:
-            os.link(source.path.resolve(), temporary)
+            os.link(path.resolve(), temporary)
         except OSError:
-            shutil.copyfile(source.path, temporary)
+            shutil.copyfile(path, temporary)
