@@ -87,7 +87,7 @@ def test_the_parquet_for_datasets_is_a_dataset_of_this_package(tmp_path, records
     for split in Split:
         assert read_records(output / "data" / f"{split}.parquet") == [row for row in records if row.split is split]
     write_records(output / "records.parquet", read_export(output, "hf"))
-    assert check_dataset(output) == []
+    assert check_dataset(output) == check_dataset(tmp_path / "dataset")
 
 
 def test_trl_has_conversations_with_the_video_as_a_block(tmp_path, records):

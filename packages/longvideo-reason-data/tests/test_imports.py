@@ -72,7 +72,9 @@ def bring_in(
     records = read_dataset(tmp_path / "out")
     assert manifest["input"]["questions"] == len(items) == len(records) + len(dropped)
     assert manifest["dropped"] == dict(Counter(item["reason"] for item in dropped))
-    assert check_dataset(tmp_path / "out") == []
+    # The folder is whole; what `check` says about the reasoning is true of what was published.
+    found = {reason for line in check_dataset(tmp_path / "out") for reason in line.partition(": ")[2].split(", ")}
+    assert found <= {"reasoning_too_short", "reasoning_without_times"}
     return records, dropped
 
 
