@@ -71,6 +71,14 @@ def swap(pieces: Sequence[Tensor], rows: Sequence[int], group: SequenceGroup) ->
     return cast(tuple[Tensor, ...], _Swap.apply(tuple(rows), group, *pieces))
 
 
+def gather_tokens(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
+    """Join the ranks' slices [lengths[rank], …] in rank order for work that each rank does differently.
+
+    Backward hands every rank the sum of the gradients that all ranks have for its slice.
+    """
+    return torch.cat(swap([local] * group.size, lengths, group))
+
+
 def gather_results(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
     """Join the ranks' slices [lengths[rank], …] in rank order for a loss that every rank computes alike.
 

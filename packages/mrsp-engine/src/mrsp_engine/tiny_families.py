@@ -93,8 +93,9 @@ def create_tiny_qwen3_vl(folder: Path, seed: int = 0) -> None:
     tokenizer = train_tokenizer(CORPUS, TINY_SIZES.vocabulary_size, TINY_SIZES.max_position_embeddings)
     pairs = TINY_SIZES.head_size // 2
     rotary = {"mrope_section": [pairs - 2 * (pairs // 4), pairs // 4, pairs // 4], "mrope_interleaved": True}
-    text = language_settings(TINY_SIZES, tokenizer) | {"head_dim": TINY_SIZES.head_size}
+    text: dict[str, Any] = {**language_settings(TINY_SIZES, tokenizer), "head_dim": TINY_SIZES.head_size}
     text["rope_parameters"] |= rotary
+    vocabulary = tokenizer.get_vocab()
     config = Qwen3VLConfig(
         text_config=text,
         vision_config={
@@ -107,10 +108,10 @@ def create_tiny_qwen3_vl(folder: Path, seed: int = 0) -> None:
             "deepstack_visual_indexes": [0, 1],
             "out_hidden_size": TINY_SIZES.hidden_size,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        image_token_id=vocabulary["<|image_pad|>"],
+        video_token_id=vocabulary["<|video_pad|>"],
+        vision_start_token_id=vocabulary["<|vision_start|>"],
+        vision_end_token_id=vocabulary["<|vision_end|>"],
         tie_word_embeddings=True,
         dtype="float32",
     )
@@ -185,7 +186,6 @@ def create_tiny_vila(
                 num_attention_heads=TOWER_HEADS,
                 image_size=image_size,
                 patch_size=PATCH_SIZE,
-                vision_use_head=False,
             )
         )
         projector = VilaProjector(

@@ -101,7 +101,7 @@ def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax
     is_plain = isinstance(start, str) and isinstance(end, str) and not encoder.get("sep_tokens")
     pool: tuple[int | None, int, int] = (1, 1, 1)
     if name == _POOLING_ENCODER and is_plain:
-        sizes = cast(Any, encoder.get("pool_sizes"))
+        sizes = encoder.get("pool_sizes")
         is_plain = isinstance(sizes, list) and len(cast(list[Any], sizes)) == 1 and _is_pool(sizes[0])
         pool = cast(tuple[int, int, int], tuple(sizes[0])) if is_plain else pool
     elif name not in _BASIC_ENCODERS:

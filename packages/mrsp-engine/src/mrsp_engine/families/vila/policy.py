@@ -95,7 +95,7 @@ class VilaEncoder(FrameEncoder):
         side = self._model.mm_projector.rows_per_side(self._model.patches_per_side)
         rows_FRRD = pool_mean(rows_FND.unflatten(1, (side, side)), layout.frames_per_group, 0)
         for dim, factor in enumerate(self._syntax[modality].pool[1:], start=1):
-            rows_FRRD = pool_mean(rows_FRRD, cast(int, factor), dim)
+            rows_FRRD = pool_mean(rows_FRRD, factor, dim)
         return rows_FRRD.flatten(0, 2)
 
 
