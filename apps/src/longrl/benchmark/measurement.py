@@ -13,12 +13,21 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from mrsp_engine.attention.backends import choose_backend
+from mrsp_engine.attention.exchange import NoExchange
+from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.packed import packed_attention
+from mrsp_engine.attention.split import BACKWARD_PER_FORWARD
+from mrsp_engine.layout import PackedLayout
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -113,6 +122,68 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     left, right = torch.randn((2, size, size), device=device).to(dtype).unbind(0)
     trials = time_interleaved({"product": lambda: left @ right}, repeats=NUM_TRIALS, device=device)
     return 2 * size**3 / median(trials["product"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRates:
+    """How fast attention over a row is.
+
+    Attributes:
+        forward_seconds: Of one forward pass, the median.
+        backward_seconds: Of one backward pass.
+        forward_rate: Operations per second: 4 per channel, query head and visible pair.
+        backward_rate: The same for backward, which has 2.5 times the operations.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    forward_rate: float
+    backward_rate: float
+
+    @classmethod
+    def of(cls, num_pairs: int, heads: AttentionHeads, forward: list[float], backward: list[float]) -> "AttentionRates":
+        """From the seconds of several passes over a number of pairs."""
+        operations = 4.0 * num_pairs * heads.query * heads.channels
+        return cls(
+            forward_seconds=median(forward),
+            backward_seconds=median(backward),
+            forward_rate=operations / median(forward),
+            backward_rate=BACKWARD_PER_FORWARD * operations / median(backward),
+        )
+
+
+def measure_packed_attention(
+    layout: PackedLayout, heads: AttentionHeads, *, device: torch.device, dtype: torch.dtype, repeats: int
+) -> AttentionRates:
+    """Time the engine's attention over one row on one rank."""
+    query, key, value = random_heads(layout.total, heads, device, dtype)
+    exchange, backend = NoExchange(layout.attention_calls()), choose_backend(query)
+
+    def forward() -> Tensor:
+        return packed_attention(query, key, value, exchange, scale=heads.channels**-0.5, backend=backend)
+
+    output = forward()
+    gradient = torch.randn_like(output)
+    seconds = time_interleaved(
+        {
+            "forward": forward,
+            "backward": lambda: torch.autograd.grad(output, (query, key, value), gradient, retain_graph=True),
+        },
+        repeats=repeats,
+        device=device,
+    )
+    return AttentionRates.of(layout.num_visible_pairs, heads, seconds["forward"], seconds["backward"])
+
+
+def random_heads(
+    num_tokens: int, heads: AttentionHeads, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [H, S, C], keys and values [K, S, C], with gradients; laid out by tokens as projections make them."""
+    query, key, value = (
+        torch.randn(num_tokens, count, heads.channels, device=device).to(dtype).transpose(0, 1).requires_grad_()
+        for count in (heads.query, heads.key, heads.key)
+    )
+    return query, key, value
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,10 +19,12 @@ import torch.distributed as dist
 from longrl.benchmark.measurement import PeakMemory, describe_machine
 from longrl.benchmark.modes import MODES, STAGES, Mode, rotations, run_step
 from longrl.benchmark.plot import draw_steps
+from longrl.benchmark.predictions import describe_errors, measure_accelerator, predict_rows
 from longrl.benchmark.ranks import is_first, open_ranks, same_text, slowest
 from longrl.benchmark.workload import QUESTION, HeldVideo, Models, Workload, build_tiny, load_models
 from longrl.errors import AppUsageError
 from longrl_trainer.durable import write_json
+from mrsp_engine.planner.hardware import Accelerator
 from mrsp_engine.process_groups import SequenceGroup
 
 Row = dict[str, Any]
@@ -74,9 +76,11 @@ def measure_steps(settings: StepSettings, output: Path) -> None:
     with open_ranks(settings.device) as (device, group):
         scratch = Path(same_text(_scratch(output) if is_first(group) else "", group))
         try:
-            rows = _measure(settings, device, group, scratch)
+            folder = settings.model or scratch / "model"
+            rows, accelerator = _measure(settings, device, group, folder, scratch)
             if not is_first(group):
                 return
+            predictions = predict_rows(rows, folder, accelerator, is_checkpointed=settings.checkpointing)
             results = {
                 "machine": describe_machine(device) | {"ranks": rows[0]["ranks"], "dtype": settings.dtype},
                 "model": "tiny" if settings.model is None else settings.model.name,
@@ -84,11 +88,14 @@ def measure_steps(settings: StepSettings, output: Path) -> None:
                 "settings": {"repeats": settings.repeats, "checkpointing": settings.checkpointing},
                 "rows": rows,
                 "ratios": compare_modes(rows),
+                "rates": asdict(accelerator),
+                "predictions": predictions,
             }
             write_json(output, results)
             drawing = output.with_suffix(".svg")
             drawing.write_text(draw_steps(rows), encoding="utf-8")
-            print("\n".join([*describe_rows(rows), *describe_ratios(results["ratios"]), str(output), str(drawing)]))
+            print("\n".join([*describe_rows(rows), *describe_ratios(results["ratios"]), *describe_errors(predictions)]))
+            print(output, drawing, sep="\n")
         finally:
             if is_first(group):
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -139,8 +146,9 @@ def _scratch(output: Path) -> str:
     return tempfile.mkdtemp(prefix=".benchmark-", dir=output.parent)
 
 
-def _measure(settings: StepSettings, device: torch.device, group: SequenceGroup | None, scratch: Path) -> list[Row]:
-    folder = settings.model or scratch / "model"
+def _measure(
+    settings: StepSettings, device: torch.device, group: SequenceGroup | None, folder: Path, scratch: Path
+) -> tuple[list[Row], Accelerator]:
     if settings.model is None and is_first(group):
         build_tiny(folder)
     if group is not None:
@@ -163,7 +171,7 @@ def _measure(settings: StepSettings, device: torch.device, group: SequenceGroup 
             for mode in settings.modes:
                 run_step(work, mode)  # warms up
         rows += _measure_frames(work, settings)
-    return rows
+    return rows, measure_accelerator(models.policy, group)
 
 
 def _measure_frames(work: Workload, settings: StepSettings) -> list[Row]:
