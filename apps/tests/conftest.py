@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,8 +25,15 @@ class Command:
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start it; its standard error stream is piped."""
-        line = self.line(*arguments)
-        return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            self.line(*arguments),
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Tests that run in the background of a shell ignore interrupts, and so would everything they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def line(self, *arguments: str | Path) -> list[str]:
         """What is typed."""

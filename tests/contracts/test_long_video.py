@@ -14,7 +14,7 @@ from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
 NUM_FRAMES = 8192
 
 ENCODE = """
-import resource, sys
+import sys
 from pathlib import Path
 from longvideo_reason_data.videos import VideoFile, sample_frames
 from mrsp_engine.embeddings.store import EmbeddingStore
@@ -23,7 +23,9 @@ policy = load_policy(Path(sys.argv[1]), store=EmbeddingStore(Path(sys.argv[2])))
 policy.freeze_vision()
 video = VideoFile.open(sys.argv[3], num_threads=1)
 medium = policy.encode_video(video, sample_frames(video, num_frames=int(sys.argv[4])))
-print(medium.key, medium.num_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not what getrusage says: that includes what the parent had before this program began.
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(medium.key, medium.num_tokens, int(peak.split()[1]) * 1024)
 """
 
 

@@ -1,9 +1,11 @@
 """`longrl benchmark`: what the engine's ideas are worth on this machine, in seconds and bytes."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-__all__ = ["COMMANDS"]
+import tyro
+
+__all__ = ["benchmark"]
 
 
 def step(
@@ -155,4 +157,15 @@ def rank(
     measure_rank(settings, output)
 
 
-COMMANDS = {"benchmark step": step, "benchmark attention": attention, "benchmark rank": rank}
+Measurement = (
+    Annotated[Any, tyro.conf.subcommand("step", constructor=step)]
+    | Annotated[Any, tyro.conf.subcommand("attention", constructor=attention)]
+    | Annotated[Any, tyro.conf.subcommand("rank", constructor=rank)]
+)
+
+
+def benchmark(measurement: Annotated[Measurement, tyro.conf.arg(name="")]) -> None:
+    """Measure what the engine's ideas are worth on this machine.
+
+    Example: longrl benchmark step --output benchmark.json
+    """

@@ -183,9 +183,9 @@ COMMANDS = {
     "grpo": grpo,
     "evaluate": evaluate,
     "report": report,
-    **store_command.COMMANDS,
-    **plan_command.COMMANDS,
-    **benchmark_commands.COMMANDS,
+    "store": store_command.store,
+    "plan": plan_command.plan,
+    "benchmark": benchmark_commands.benchmark,
 }
 
 

@@ -11,7 +11,7 @@ from longrl.errors import AppUsageError
 if TYPE_CHECKING:
     from mrsp_engine.planner.search import Request, StepPlan
 
-__all__ = ["COMMANDS"]
+__all__ = ["plan"]
 
 SIZE_UNITS = {"GB": 1e9, "GIB": 2.0**30, "TB": 1e12}
 
@@ -120,6 +120,3 @@ def _offloaded(optimizer: bool, activations: bool) -> str:
 def _table(title: str, figures: Mapping[str, float], unit: float, unit_name: str) -> list[str]:
     lines = [f"{title:<24} {sum(figures.values()) / unit:>9.2f} {unit_name}"]
     return [*lines, *(f"  {name:<22} {value / unit:>9.2f}" for name, value in figures.items()), ""]
-
-
-COMMANDS = {"plan": plan}

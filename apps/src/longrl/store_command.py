@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -12,27 +12,27 @@ from longrl.errors import AppError, AppUsageError
 if TYPE_CHECKING:
     from mrsp_engine.embeddings.disk import DiskTier
 
-__all__ = ["COMMANDS"]
+__all__ = ["store"]
 
 Folder = Annotated[Path, tyro.conf.Positional]
 
 SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-def stats(store: Folder = Path("embeddings")) -> None:
+def stats(folder: Folder = Path("embeddings")) -> None:
     """Count the embeddings of a store.
 
     Example: longrl store stats quickstart/embeddings
 
     Args:
-        store: Folder of the embedding store.
+        folder: Folder of the embedding store.
     """
-    disk = _open(store)
+    disk = _open(folder)
     held = disk.stats()
-    print(f"{store}: {held.entries} embeddings, {held.bytes / 1e6:.1f} MB; {disk.count_encodes()} encoded so far")
+    print(f"{folder}: {held.entries} embeddings, {held.bytes / 1e6:.1f} MB; {disk.count_encodes()} encoded so far")
 
 
-def verify(store: Folder = Path("embeddings"), remove: bool = False) -> None:
+def verify(folder: Folder = Path("embeddings"), remove: bool = False) -> None:
     """Read every embedding and compare it with its checksums.
 
     Ends with exit code 1 if one is damaged. Training finds and replaces damaged ones by itself; this finds them now.
@@ -40,12 +40,12 @@ def verify(store: Folder = Path("embeddings"), remove: bool = False) -> None:
     Example: longrl store verify quickstart/embeddings --remove
 
     Args:
-        store: Folder of the embedding store.
+        folder: Folder of the embedding store.
         remove: Remove damaged embeddings, so that they are encoded again.
     """
     from mrsp_engine.embeddings.entries import DiskRefusedError
 
-    disk = _open(store)
+    disk = _open(folder)
     damaged = disk.verify()
     for digest in damaged:
         print(f"damaged: {disk.path(digest)}", file=sys.stderr)
@@ -53,16 +53,16 @@ def verify(store: Folder = Path("embeddings"), remove: bool = False) -> None:
             try:
                 disk.remove(digest)
             except DiskRefusedError as error:
-                raise AppError(f"{store}: can't be changed ({error})") from None
+                raise AppError(f"{folder}: can't be changed ({error})") from None
     if damaged:
         what = "removed" if remove else "remove them with --remove"
         raise AppError(
-            f"{store}: {len(damaged)} of {disk.stats().entries + remove * len(damaged)} embeddings damaged; {what}"
+            f"{folder}: {len(damaged)} of {disk.stats().entries + remove * len(damaged)} embeddings damaged; {what}"
         )
-    print(f"{store}: {disk.stats().entries} embeddings, all sound")
+    print(f"{folder}: {disk.stats().entries} embeddings, all sound")
 
 
-def prune(store: Folder = Path("embeddings"), *, keep: str) -> None:
+def prune(folder: Folder = Path("embeddings"), *, keep: str) -> None:
     """Remove embeddings, the one used longest ago first, until a size is kept.
 
     What a run still needs is encoded again by the next run, not by the one that is going on.
@@ -70,7 +70,7 @@ def prune(store: Folder = Path("embeddings"), *, keep: str) -> None:
     Example: longrl store prune quickstart/embeddings --keep 200GB
 
     Args:
-        store: Folder of the embedding store.
+        folder: Folder of the embedding store.
         keep: How much may stay, such as 500MB or 0B.
     """
     from mrsp_engine.embeddings.entries import DiskRefusedError
@@ -78,14 +78,14 @@ def prune(store: Folder = Path("embeddings"), *, keep: str) -> None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", keep.strip(), re.IGNORECASE)
     if match is None:
         raise AppUsageError(f"--keep {keep!r}: expected a number and one of {', '.join(SIZE_UNITS)}, such as 200GB")
-    disk = _open(store)
+    disk = _open(folder)
     try:
         removed = disk.prune(int(float(match[1]) * SIZE_UNITS[match[2].upper()]))
     except DiskRefusedError as error:
-        raise AppError(f"{store}: can't be changed ({error})") from None
+        raise AppError(f"{folder}: can't be changed ({error})") from None
     kept = disk.stats()
     print(
-        f"{store}: removed {removed.entries} embeddings, {removed.bytes / 1e6:.1f} MB; "
+        f"{folder}: removed {removed.entries} embeddings, {removed.bytes / 1e6:.1f} MB; "
         f"{kept.entries} left, {kept.bytes / 1e6:.1f} MB"
     )
 
@@ -98,4 +98,15 @@ def _open(folder: Path) -> "DiskTier":
     return DiskTier(folder, None)
 
 
-COMMANDS = {"store stats": stats, "store verify": verify, "store prune": prune}
+Action = (
+    Annotated[Any, tyro.conf.subcommand("stats", constructor=stats)]
+    | Annotated[Any, tyro.conf.subcommand("verify", constructor=verify)]
+    | Annotated[Any, tyro.conf.subcommand("prune", constructor=prune)]
+)
+
+
+def store(action: Annotated[Action, tyro.conf.arg(name="")]) -> None:
+    """Look after an embedding store: count it, check it, make it smaller.
+
+    Example: longrl store stats quickstart/embeddings
+    """

@@ -94,9 +94,21 @@ def make_video(tmp_path: Path) -> MakeVideo:
             container.mux(stream.encode(None))
             if sound is not None:
                 _write_tone(container, sound)
+        _leave_realtime()
         return path
 
     return make
+
+
+def _leave_realtime() -> None:
+    """Undo what the encoder SVT-AV1 does as root.
+
+    It gives the thread that opens it a real-time priority for good. All processes started later would inherit it, and
+    two of them that poll, as gloo's threads do, bring a machine with two cores to a stand.
+    """
+    for thread in Path("/proc/self/task").iterdir():
+        if os.sched_getscheduler(int(thread.name)) != os.SCHED_OTHER:
+            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def add_tone(container: av.container.OutputContainer) -> None:

@@ -73,6 +73,7 @@ def encode_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
     held = [without_disk.get(medium.plan.key) for medium in media]
     before = sum(video.num_read for video in videos)
     encode_media(policy.encoder, media, without_disk, group)
+    read_with_memory = sum(video.num_read for video in videos) - before
 
     policy.encoder.parts.requires_grad_(True)
     live = encode_live(policy.encoder, media, group)
@@ -89,13 +90,13 @@ def encode_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
         "encodes": store.counters.encodes,
         "left_over": [path.name for path in Path(folder).glob("??/*") if path.suffix != ".safetensors"],
         "held": held,
-        "read_with_memory": sum(video.num_read for video in videos) - before,
+        "read_with_memory": read_with_memory,
         "live": [live[medium.plan.key.digest].detach() for medium in media],
         "gradients": {name: p.grad for name, p in policy.encoder.parts.named_parameters() if group.rank == 0},
     }
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_share_the_work_and_agree_with_one_process(tiny_folder: Path, tmp_path: Path, num_ranks: int) -> None:
     store = EmbeddingStore(tmp_path / "alone")
     policy: Any = load_policy(tiny_folder, dtype=torch.float64, store=store)
