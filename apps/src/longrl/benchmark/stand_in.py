@@ -4,9 +4,9 @@ What it sends is counted and dropped; what it is sent is of the right size and o
 own code for several ranks runs as it would, so its time and memory are those of one rank, without the waiting.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ VALUE_SCALE = 0.02
 class _Done(dist.Work):
     """Work that is finished when it is posted."""
 
-    def wait(self, *arguments: Any) -> bool:
+    def wait(self, timeout: timedelta = timedelta()) -> bool:
         return True
 
     def is_completed(self) -> bool:
@@ -37,19 +37,19 @@ class StandInGroup(dist.ProcessGroup):
     """
 
     def __init__(self, rank: int, size: int) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # pyright: ignore[reportCallIssue] - the stub knows another constructor only
         self.sent_bytes = 0
 
     def getBackendName(self) -> str:  # noqa: N802 - named by PyTorch
         """See `torch.distributed.ProcessGroup`."""
         return BACKEND
 
-    def send(self, tensors: Sequence[Tensor], *arguments: Any) -> dist.Work:
+    def send(self, tensors: list[Tensor], dstRank: int, tag: int = 0) -> dist.Work:
         """Count."""
         self.sent_bytes += sum(tensor.nbytes for tensor in tensors)
         return _Done()
 
-    def recv(self, tensors: Sequence[Tensor], *arguments: Any) -> dist.Work:
+    def recv(self, tensors: list[Tensor], srcRank: int, tag: int = 0) -> dist.Work:
         """Fill with small numbers, as cheaply as memory allows."""
         for tensor in tensors:
             tensor.fill_(VALUE_SCALE)
@@ -67,24 +67,19 @@ def stand_in_ranks(rank: int, size: int) -> Generator[tuple[SequenceGroup, Stand
         raise AppUsageError(f"--rank {rank} of --ranks {size}: expected a rank from 0 to {size - 1}")
     if dist.is_initialized():
         raise AppUsageError("benchmark rank plays one rank of many in one process; start it without torchrun")
-    made: list[StandInGroup] = []
-
-    def create(store: object, rank: int, size: int, timeout: object) -> dist.ProcessGroup:
-        made.append(StandInGroup(rank, size))
-        return made[-1]
-
     if BACKEND not in dist.Backend.backend_list:
-        dist.Backend.register_backend(BACKEND, lambda *place: _CREATE[-1](*place), devices=["cpu", "cuda"])
-    _CREATE.append(create)
+        dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=rank, world_size=size)
     try:
-        yield SequenceGroup(process_group=made[0], rank=rank, size=size), made[0]
+        group = dist.group.WORLD
+        assert isinstance(group, StandInGroup)
+        yield SequenceGroup.of(group), group
     finally:
         dist.destroy_process_group()
-        _CREATE.pop()
 
 
-_CREATE: list[Any] = []
+def _create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
+    return StandInGroup(rank, size)
 
 
 def random_row(num_tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:

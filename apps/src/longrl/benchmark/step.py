@@ -81,20 +81,21 @@ def measure_steps(settings: StepSettings, output: Path) -> None:
             if not is_first(group):
                 return
             predictions = predict_rows(rows, folder, accelerator, is_checkpointed=settings.checkpointing)
-            results = {
+            ratios = compare_modes(rows)
+            results: dict[str, Any] = {
                 "machine": describe_machine(device) | {"ranks": rows[0]["ranks"], "dtype": settings.dtype},
                 "model": "tiny" if settings.model is None else settings.model.name,
                 "rollout_engine": "TransformersRolloutEngine",
                 "settings": {"repeats": settings.repeats, "checkpointing": settings.checkpointing},
                 "rows": rows,
-                "ratios": compare_modes(rows),
+                "ratios": ratios,
                 "rates": asdict(accelerator),
                 "predictions": predictions,
             }
             write_json(output, results)
             drawing = output.with_suffix(".svg")
             drawing.write_text(draw_steps(rows), encoding="utf-8")
-            print("\n".join([*describe_rows(rows), *describe_ratios(results["ratios"]), *describe_errors(predictions)]))
+            print("\n".join([*describe_rows(rows), *describe_ratios(ratios), *describe_errors(predictions)]))
             print(output, drawing, sep="\n")
         finally:
             if is_first(group):

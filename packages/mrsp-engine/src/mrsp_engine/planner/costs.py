@@ -87,19 +87,25 @@ def encode_operations(shape: ModelShape, sizes: Sizes) -> float:
     return vision.num_groups(sizes.num_frames) * vision.operations_per_group(sizes.frame_pixels) if vision else 0.0
 
 
-def exchanged_bytes(shape: ModelShape, layout: PackedLayout, split: RowSplit) -> float:
-    """Bytes a rank sends in one forward pass over a row; backward sends about twice as many.
+def exchanged_bytes(
+    shape: ModelShape, layout: PackedLayout, split: RowSplit, item_bytes: int = ITEM_BYTES
+) -> tuple[float, float]:
+    """Bytes a rank sends for the attention of all layers in one pass over a row: forward, and backward.
 
-    By heads, of a rank's S / n tokens all queries, keys, values and outputs but its own share, (2 H + 2 K) C each. By
-    tokens, the keys and values 2 K C / h of the S / t tokens of a slice to each of the t - 1 others (h head ranks, t
-    token ranks).
+    By heads, of a rank's S / n tokens all queries, keys, values and outputs but its own share: (2 H + 2 K) C numbers
+    each, and their gradients on the way back. By tokens, the keys and values 2 K C / h of a slice of S / t tokens to
+    each of the t - 1 others (h head ranks, t token ranks); on the way back they travel again, and so do their
+    gradients in float32 at least, in a ring once more than that because they return to their owner.
     """
     heads, head_ranks, token_ranks = shape.heads, split.head_ranks, split.token_ranks
-    traded = layout.total / (head_ranks * token_ranks) * (2 * heads.query + 2 * heads.key) * heads.channels
-    traded *= (head_ranks - 1) / head_ranks
-    key_heads = max(1.0, heads.key / head_ranks)
-    gathered = (token_ranks - 1) * layout.total / token_ranks * 2 * key_heads * heads.channels
-    return (traded + gathered) * ITEM_BYTES * shape.num_layers
+    own_key_heads = -(-heads.key // head_ranks)
+    traded = layout.total / (head_ranks * token_ranks) * (2 * heads.query + 2 * own_key_heads * head_ranks)
+    traded *= heads.channels * item_bytes * (head_ranks - 1) / head_ranks
+    numbers = layout.total / token_ranks * 2 * own_key_heads * heads.channels
+    gathered = (token_ranks - 1) * numbers * item_bytes
+    returns = token_ranks if split.exchange == "ring" and token_ranks > 1 else token_ranks - 1
+    returned = returns * numbers * max(item_bytes, 4)
+    return (traded + gathered) * shape.num_layers, (traded + gathered + returned) * shape.num_layers
 
 
 def predict_stages(
@@ -126,9 +132,10 @@ def predict_stages(
     share = num_ranks if is_split else 1
     linear_seconds = turns * linear / share / hardware.linear_rate
     attention_seconds = turns * attention / share / hardware.attention_rate
-    link_seconds = turns * exchanged_bytes(shape, row, split) / hardware.link_bandwidth
-    forward = linear_seconds + attention_seconds + link_seconds
-    backward = 2 * linear_seconds + BACKWARD_PER_FORWARD * attention_seconds + 2 * link_seconds
+    sent, sent_back = exchanged_bytes(shape, row, split)
+    forward = linear_seconds + attention_seconds + turns * sent / hardware.link_bandwidth
+    backward = 2 * linear_seconds + BACKWARD_PER_FORWARD * attention_seconds
+    backward += turns * sent_back / hardware.link_bandwidth
     once = encode_operations(shape, sizes) / hardware.linear_rate
     weight_bytes = shape.num_parameters * 32 / num_ranks
     return {
@@ -162,14 +169,15 @@ def embedding_bytes(shape: ModelShape, sizes: Sizes) -> float:
 def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit) -> dict[str, float]:
     """Bytes a rank sends in one step: attention in four forward passes and a backward one, gradients, new weights.
 
-    Two passes without gradient, the update's own and its recomputation make four, and backward counts twice. Summed
+    Two passes without gradient, the update's own and its recomputation make four. Summed
     gradients go round in a ring, 2 (n - 1) / n of all weights, and the sampler is given the weights once.
     """
     _, row = sizes.rows("shared")
     num_ranks = split.head_ranks * split.token_ranks
     weight_bytes = float(shape.num_parameters * ITEM_BYTES)
+    sent, sent_back = exchanged_bytes(shape, row, split)
     return {
-        "attention": 6 * exchanged_bytes(shape, row, split),
+        "attention": 4 * sent + sent_back,
         "gradients": 2 * (num_ranks - 1) / num_ranks * weight_bytes,
         "weights to the sampler": weight_bytes,
     }
