@@ -1,6 +1,8 @@
 """`longrl benchmark` and `longrl plan`, with very small settings and everything real."""
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from longrl.benchmark.measurement import PeakMemory, StageClock
-from longrl.benchmark.modes import STAGES, rotations
+from longrl.benchmark.modes import MODES, STAGES, rotations
 from longrl.cli import main
 
 SMALL_STEP = ["--frames", "4", "--response-tokens", "8", "--group-size", "4", "--repeats", "1", "--device", "cpu"]
@@ -36,6 +38,19 @@ def test_steps_are_measured_in_every_mode(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "shared is" in printed
     assert "off by" in printed
+
+
+@pytest.mark.slow
+def test_steps_are_measured_on_two_ranks(tmp_path: Path) -> None:
+    """Three responses, so that the ranks have unequal shares."""
+    output = tmp_path / "step.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = ["--frames", "4", "--response-tokens", "8", "--group-size", "3", "--repeats", "1", "--device", "cpu"]
+    command = [*torchrun, "-m", "longrl.cli", "benchmark", "step", "--output", str(output), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["mode"], row["ranks"]) for row in rows] == [(mode, 2) for mode in MODES]
 
 
 def test_one_rank_of_many_sends_what_the_planner_foresees(tmp_path: Path) -> None:
