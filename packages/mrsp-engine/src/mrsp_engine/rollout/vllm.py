@@ -131,6 +131,8 @@ class VllmRolloutEngine:
                     options |= connector_options(store)
                 self._llm = _start(checkpoint, options | self._placement.engine_options())
         except Exception as error:
+            if not self._placement.is_grouped:
+                _leave_process_group()
             line = _first_line(error)
             if "KV cache" in line:
                 raise EngineUsageError(
@@ -289,6 +291,14 @@ def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
         # A medium has to fit in the encoder cache, which is then as large as a batch.
         options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
     return LLM(model=str(checkpoint.folder), **options)
+
+
+def _leave_process_group() -> None:
+    """Undo what a start that failed has begun; the next engine would take vLLM's process group for the trainer's."""
+    with confined_import():
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
 
 
 def _first_line(error: BaseException) -> str:
