@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from mrsp_engine.attention.heads import AttentionHeads
+from mrsp_engine.attention.head_counts import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.media import MediaReference
