@@ -131,10 +131,10 @@ def test_a_store_that_cannot_be_used_is_one_line(new_world, tmp_path):
     for embed in (lambda: policy.embed(prompt), lambda: policy.embed_rows(prompt, every_second)):
         # Another model's embedding in the place of the right one, then none.
         rows = torch.zeros(question.media[0].num_tokens, 7)
-        with policy.store.lend({question.media[0].key: rows}), pytest.raises(EngineError, match="for another model$"):
+        with policy.store.lend({question.media[0].key: rows}), pytest.raises(EngineError, match=r"for another model$"):
             embed()
+        policy.store = EmbeddingStore(tmp_path / "missing")
         with pytest.raises(EngineError, match=r"is not in the store .*; encode the video again or set the store"):
-            policy.store = EmbeddingStore(tmp_path / "missing")
             embed()
         policy.store = EmbeddingStore(config.model.store)
 
