@@ -23,7 +23,7 @@ def answer(body: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     mark, words = digest[:6], " ".join(digest[place : place + 4] for place in range(6, 30, 4))
     if "<answer>one letter</answer>" in content[-1]["text"]:
-        place = "door" if content[0]["type"] == "image_url" else "lake"
+        place = "door" if any(part["type"] == "image_url" for part in content) else "lake"
         (letter,) = re.findall(rf"^([A-D])\. towards the {place} ", content[-1]["text"], re.MULTILINE)
         return f"<think>There it goes.</think><answer>{letter}</answer>"
     if any(part["type"] == "image_url" for part in content):

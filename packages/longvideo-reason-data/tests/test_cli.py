@@ -66,7 +66,7 @@ def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None
     assert "filtered: 8 of 8 kept" in built.stdout
     manifest = json.loads((dataset / "manifest.json").read_text())
     assert manifest["calls"] == {"made": 18 + 8 * 3 * 2, "cached": 0, "failed": {}}
-    assert manifest["tools"]["decoder"].startswith("PyAV")
+    assert manifest["tools"]["decoder"].startswith("pyav")
     assert manifest["filter"]["pass_rates"]["full"]["right_rate"] == 1
     everything = built.stdout + built.stderr
     written = [path for path in dataset.rglob("*") if path.is_file() and path.suffix != ".mp4"]

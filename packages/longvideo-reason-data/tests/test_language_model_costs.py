@@ -160,7 +160,7 @@ def test_a_build_stops_at_its_limit_and_goes_on_with_a_higher_one(
         return build([tmp_path / "films"], tmp_path / name, base_url=server.base_url, model="model", settings=settings)
 
     whole = run("whole", None)
-    assert (whole["cost"], whole["cost_unconfirmed"]) == (pytest.approx(18 * 0.002), 0)
+    assert (whole["cost"], whole["cost_unconfirmed"]) == (pytest.approx(30 * 0.002), 0)
     server.answered.clear()
     stopped = run("limited", 0.049)
     assert 1 <= len(server.answered) < 6

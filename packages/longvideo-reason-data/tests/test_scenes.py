@@ -71,7 +71,7 @@ def test_a_build_takes_scenes_and_a_decoder(film: VideoFile, server: Any, tmp_pa
     manifest, segments = run("one", settings)
     assert [segment["start_seconds"] for segment in segments] == pytest.approx([0, 2, 7, 12], abs=0.05)
     assert manifest["tools"].keys() == {"decoder", "scenes"}
-    assert manifest["tools"]["decoder"].startswith("PyAV")
+    assert manifest["tools"]["decoder"].startswith("pyav")
     manifest, same = run("two", other)
     assert [segment["start_seconds"] for segment in same] == [segment["start_seconds"] for segment in segments]
     assert manifest["tools"]["decoder"].startswith("decord")

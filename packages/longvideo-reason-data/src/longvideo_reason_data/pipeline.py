@@ -97,8 +97,8 @@ def build(
         spent,
         input_digests={
             "videos": digest_json(digests),
-            "segments": digest_json(sorted([source.digest, *source.borders] for source in sources)),
-            "questions": digest_json(sorted([source.digest, source.speech_digest] for source in sources)),
+            "segments": digest_json(sorted([source.digest, source.speech_digest] for source in sources)),
+            "questions": digest_json(sorted([source.digest, *source.borders] for source in sources)),
         },
         tools=tools,
         num_resumed=num_resumed,
