@@ -13,7 +13,7 @@ from longrl_trainer.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted([*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md")])
-DATA_COMMANDS = {"timeline", "build", "filter", "check", "stats"}
+DATA_COMMANDS = {"timeline", "build", "filter", "check", "stats", "view", "export", "import"}
 IMPORTABLE = re.compile(
     r"`((?:longvideo_reason_data|mrsp_engine|longrl_trainer|longrl_omni|longrl)(?:\.\w+)+)(?:\(.*?\))?`"
 )
