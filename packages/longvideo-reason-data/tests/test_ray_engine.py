@@ -25,6 +25,7 @@ SETTINGS = BuildSettings(
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Give a cluster of two workers with one processor each, besides a head that takes no work."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # read when Ray is imported
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 

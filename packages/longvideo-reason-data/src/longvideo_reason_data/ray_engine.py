@@ -211,6 +211,8 @@ def _map(
 
 def _start_ray() -> Any:
     try:
+        # Under `uv run`, Ray would start every worker by `uv run` too, which sets the environment up anew for each.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         import ray
     except ImportError as error:
         raise UsageError("--engine ray needs Ray; install longvideo-reason-data[ray]") from error
