@@ -32,9 +32,6 @@ def run(command: str, arguments: Sequence[str]) -> None:
     is_first = os.environ.get("RANK", "0") == "0"
     with redirect_stdout(sys.stdout if is_first else io.StringIO()):
         COMMANDS[command](arguments)
-    from longrl_trainer.parallel import leave_ranks
-
-    leave_ranks()
 
 
 def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT], *, example: str) -> ConfigT:

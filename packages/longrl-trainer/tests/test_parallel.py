@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from longrl_trainer.config import GrpoConfig, SftConfig
+from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.metrics import read_json_lines
 from longrl_trainer.models import open_policy
@@ -67,6 +68,9 @@ def train_on_ranks(sft_values: str, grpo_values: str) -> dict[str, Any]:
 
     VideoFile.read = note_and_read
     sft = train_sft(SftConfig.model_validate_json(sft_values))
+    other = SftConfig.model_validate_json(sft_values).model_copy(update={"epochs": 7})
+    with pytest.raises(TrainerUsageError, match=r"holds another run: settings\.epochs was 1 and is now 7"):
+        train_sft(other)  # the first rank alone looks, and all of them stop
     decoded.clear()
 
     config = GrpoConfig.model_validate_json(grpo_values)

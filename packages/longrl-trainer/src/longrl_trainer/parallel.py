@@ -7,6 +7,7 @@ in the engine.
 """
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from longrl_trainer.config import ModelSection
-from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.errors import TrainerError, TrainerUsageError
 from mrsp_engine.collectives import sum_gradients
 from mrsp_engine.process_groups import SequenceGroup, create_sequence_group
 
@@ -68,12 +69,12 @@ class Ranks:
             items: The same on every rank.
             work: One result for every item that it is given; a rank may be given none.
         """
-        shares = self.exchange(work(items[self.rank :: self.size]))
+        shares = self._attempt(lambda: work(items[self.rank :: self.size]))
         return [shares[place % self.size][place // self.size] for place in range(len(items))]
 
     def ask_first(self, work: Callable[[], ResultT]) -> ResultT:
         """What `work` returns on the first rank, which alone does it; the others wait."""
-        return cast(ResultT, self.exchange(work() if self.is_first else None)[0])
+        return cast(ResultT, self._attempt(lambda: work() if self.is_first else None)[0])
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
@@ -83,6 +84,25 @@ class Ranks:
         """Add up what the ranks have of the gradients; each of them then holds the whole."""
         if self.group is not None:
             sum_gradients(model, self.group)
+
+    def _attempt(self, work: Callable[[], ResultT]) -> list[ResultT]:
+        """What `work` returns on every rank; if it fails on one, that is an error on all, told in the same words."""
+        value, error = None, None
+        try:
+            value = work()
+        except Exception as caught:
+            if self.group is None:
+                raise
+            error = caught
+        failure = None if error is None else (str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+        reports = self.exchange((value, failure))
+        if error is not None:
+            raise error
+        for _, failure in reports:
+            if failure is not None:
+                message, exit_code = failure
+                raise TrainerUsageError(message) if exit_code == TrainerUsageError.exit_code else TrainerError(message)
+        return [cast(ResultT, value) for value, _ in reports]
 
 
 ALONE = Ranks()
@@ -115,10 +135,12 @@ def join_ranks(model: ModelSection) -> Ranks:
             torch.cuda.set_device(place)
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=PATIENCE)
+        # Finalizers run in reverse order of their making: at exit, whoever works in the group (vLLM) leaves it first.
+        weakref.finalize(dist, _leave_ranks)
     return Ranks(group=create_sequence_group(dist.get_world_size()))
 
 
-def leave_ranks() -> None:
-    """Part from the other processes at the end of a command; harmless when there are none."""
+def _leave_ranks() -> None:
+    """Part from the other processes; harmless when that is done."""
     if dist.is_initialized():
         dist.destroy_process_group()
