@@ -13,7 +13,7 @@ from longrl_trainer.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted([*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md")])
-DATA_COMMANDS = {"timeline", "build", "check", "stats"}
+DATA_COMMANDS = {"timeline", "build", "filter", "check", "stats", "view", "export", "import"}
 IMPORTABLE = re.compile(
     r"`((?:longvideo_reason_data|mrsp_engine|longrl_trainer|longrl_omni|longrl)(?:\.\w+)+)(?:\(.*?\))?`"
 )
@@ -29,7 +29,8 @@ def relative(path: Path) -> str:
 def shell_lines(paper: Path) -> list[list[str]]:
     """Words of every command in the paper's code blocks."""
     blocks = re.findall(r"```bash\n(.*?)```", paper.read_text(encoding="utf-8"), re.DOTALL)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line.strip()]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=relative)

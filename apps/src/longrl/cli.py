@@ -12,7 +12,7 @@ import tyro
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from longrl import recipe_commands, store_command
+from longrl import benchmark_commands, plan_command, recipe_commands, store_command
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
 from longrl_trainer.errors import TrainerError
@@ -184,6 +184,8 @@ COMMANDS = {
     "evaluate": evaluate,
     "report": report,
     "store": store_command.store,
+    "plan": plan_command.plan,
+    "benchmark": benchmark_commands.benchmark,
 }
 
 

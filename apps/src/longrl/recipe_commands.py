@@ -5,9 +5,10 @@ say can also be typed. Imports the trainer only when a command runs.
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,10 @@ def run(command: str, arguments: Sequence[str]) -> None:
     is_help = any(argument in HELP_OPTIONS for argument in arguments)
     if command in NEED_RECIPE and not _has_recipe(arguments) and not is_help:
         raise AppUsageError(f"longrl {command} needs a recipe as its first argument; see longrl {command} --help")
-    COMMANDS[command](arguments)
+    # Under torchrun all processes do the same, and the first one speaks for them.
+    is_first = os.environ.get("RANK", "0") == "0"
+    with redirect_stdout(sys.stdout if is_first else io.StringIO()):
+        COMMANDS[command](arguments)
 
 
 def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT], *, example: str) -> ConfigT:
@@ -86,7 +90,10 @@ def grpo(arguments: Sequence[str]) -> None:
         "grpo",
         arguments,
         GrpoConfig,
-        example="longrl grpo apps/recipes/qwen2_5_vl_3b_grpo.toml --group-size 16 --output runs/wide",
+        example=(
+            "longrl grpo apps/recipes/qwen2_5_vl_3b_grpo.toml --group-size 16 --output runs/wide\n"
+            "On 8 GPUs: torchrun --nproc-per-node 8 --no-python longrl grpo RECIPE"
+        ),
     )
     from longrl.progress import choose_progress
     from longrl_trainer.grpo import train_grpo

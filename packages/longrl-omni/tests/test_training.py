@@ -11,7 +11,7 @@ import torch
 from longrl_omni.media import AudioClip, SourceText
 from longrl_omni.tiny_tasks import make_tone, write_sound
 from longrl_trainer.config import DataSection, GrpoConfig, SftConfig
-from longrl_trainer.groups import judge_group
+from longrl_trainer.groups import judge_groups
 from longrl_trainer.grpo import draw_responses, train_grpo, update_policy
 from longrl_trainer.metrics import read_json_lines
 from longrl_trainer.optimizer import Optimizer
@@ -80,10 +80,7 @@ def test_two_grpo_steps_with_the_trainers_own_parts(
         asked = questions[2 * step : 2 * step + 2]
         prompts = [build_question_prompt(policy, question, None) for question in asked]
         drawn = draw_responses(engine, prompts, config, step=step)
-        groups = [
-            judge_group(question, prompt, rollouts, rewards=rewards, advantage="grpo")
-            for question, prompt, rollouts in zip(asked, prompts, drawn, strict=True)
-        ]
+        groups = judge_groups(list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, advantage="grpo")
         # An untrained model is never right; give it something to learn, or no group would be computed.
         groups = [_with_spread(group) for group in groups]
         statistics = update_policy(policy, optimizer, groups, config, config.learning_rate, None)

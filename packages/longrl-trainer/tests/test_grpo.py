@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.groups import judge_group
+from longrl_trainer.groups import judge_groups
 from longrl_trainer.grpo import (
     choose_questions,
     draw_responses,
@@ -74,10 +74,7 @@ def step(started, tmp_path):
     prompts = [build_question_prompt(policy, question, None) for question in asked]
     drawn = draw_responses(TransformersRolloutEngine(policy), prompts, config, step=0)
     rewards = load_rewards(config.rewards)
-    groups = [
-        judge_group(question, prompt, rollouts, rewards=rewards, advantage="grpo")
-        for question, prompt, rollouts in zip(asked, prompts, drawn, strict=True)
-    ]
+    groups = judge_groups(list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, advantage="grpo")
     return config, policy, groups
 
 

@@ -1,6 +1,7 @@
 """Kept + dropped = all, nothing is put in another's place, and every video is encoded exactly once."""
 
 import pytest
+import torch
 
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.evaluation import evaluate
@@ -12,6 +13,7 @@ from longrl_trainer.samples import build_question_prompt, load_questions, longes
 from longrl_trainer.sft import train_sft
 from longvideo_reason_data.records import Split, write_records
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.errors import EngineError, EngineUsageError
 
 
 def load(world, tmp_path, **options):
@@ -103,6 +105,38 @@ def test_every_video_is_encoded_once_in_all_stages_together(new_world, tmp_path)
             evaluate(config)
     evaluate(world.evaluation(tmp_path / "blind.json", blind=True, data__num_frames=3))
     assert store.counters.encodes == 8 + 2 * 4
+
+
+def test_an_encoder_that_fails_stops_the_run_in_one_line(new_world, tmp_path):
+    """Unlike a file that can't be read, which costs its own questions only."""
+    config = new_world(splits=[Split.TRAIN_SFT]).sft(tmp_path / "run")
+    policy = open_policy(config.model, "float32")
+    with torch.no_grad():
+        policy.model.model.visual.merger.mlp[-1].bias.fill_(torch.nan)
+    with pytest.raises(EngineError, match=r"^embedding \w+…: not all numbers are finite; check the encoder's dtype$"):
+        train_sft(config, policy=policy)
+
+
+def test_a_store_that_cannot_be_used_is_one_line(new_world, tmp_path):
+    world = new_world(splits=[Split.TRAIN_SFT])
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(EngineUsageError, match=r"^\S*file\S*: can't hold the embedding store \(.*\); choose another"):
+        train_sft(world.sft(tmp_path / "run", model__store=tmp_path / "file" / "store"))
+
+    config = world.sft(tmp_path / "run")
+    policy = open_policy(config.model, "float32")
+    question = load_questions(config.data, policy, progress=SilentProgress()).kept[0]
+    prompt = build_question_prompt(policy, question, None)
+    every_second = torch.arange(0, prompt.length, 2)
+    for embed in (lambda: policy.embed(prompt), lambda: policy.embed_rows(prompt, every_second)):
+        # Another model's embedding in the place of the right one, then none.
+        rows = torch.zeros(question.media[0].num_tokens, 7)
+        with policy.store.lend({question.media[0].key: rows}), pytest.raises(EngineError, match=r"for another model$"):
+            embed()
+        policy.store = EmbeddingStore(tmp_path / "missing")
+        with pytest.raises(EngineError, match=r"is not in the store .*; encode the video again or set the store"):
+            embed()
+        policy.store = EmbeddingStore(config.model.store)
 
 
 def test_what_is_in_the_store_is_not_decoded_again(new_world, tmp_path, monkeypatch):

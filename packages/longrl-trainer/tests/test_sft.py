@@ -9,7 +9,7 @@ from longrl_trainer.metrics import read_json_lines
 from longrl_trainer.models import open_policy
 from longrl_trainer.progress import SilentProgress
 from longrl_trainer.samples import load_questions
-from longrl_trainer.sft import pack_row, plan_epoch, train_sft
+from longrl_trainer.sft import count_scored_tokens, pack_questions, plan_epoch, train_sft
 from longvideo_reason_data.answers import format_prompt, format_response, parse_response
 
 
@@ -17,7 +17,7 @@ def test_a_row_is_the_ordinary_prompt_and_response_of_each_question(world, tmp_p
     config = world.sft(tmp_path, data__system="Watch closely.")
     policy = open_policy(config.model, "float32")
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept[:2]
-    row = pack_row(policy, questions, config)
+    row = pack_questions(policy, questions, config)
     for question, branch in zip(questions, row.branches, strict=True):
         record = question.record
         whole = policy.build_prompt(
@@ -34,7 +34,7 @@ def test_the_answer_can_be_the_option_itself(world, tmp_path):
     config = world.sft(tmp_path, answer_form="text")
     policy = open_policy(config.model, "float32")
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept[:2]
-    for question, branch in zip(questions, pack_row(policy, questions, config).branches, strict=True):
+    for question, branch in zip(questions, pack_questions(policy, questions, config).branches, strict=True):
         record = question.record
         written = policy.tokenizer.decode(branch.token_ids[branch.scored_from : -1])
         option = record.options["ABCD".index(record.answer)]
@@ -46,10 +46,10 @@ def test_a_blind_row_is_the_same_without_its_video(world, tmp_path):
     config = world.sft(tmp_path)
     policy = open_policy(config.model, "float32")
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept[:2]
-    seeing, blind = (pack_row(policy, questions, config, is_blind=is_blind) for is_blind in (False, True))
+    seeing, blind = (pack_questions(policy, questions, config, is_blind=is_blind) for is_blind in (False, True))
     assert not blind.prompt.media
     assert blind.prompt.length < seeing.prompt.length
-    assert blind.num_scored_tokens == seeing.num_scored_tokens
+    assert count_scored_tokens(blind) == count_scored_tokens(seeing)
 
 
 def test_every_epoch_sees_every_question_once_in_a_new_order(world, tmp_path):

@@ -1,21 +1,19 @@
-"""What the tests share: videos whose frames carry their numbers, and a scripted language model server."""
+"""What the tests share: videos whose frames carry their numbers, and a running scripted server."""
 
-import hashlib
-import json
 import os
-import threading
-import time
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import av
 import hypothesis
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what several test modules share
+
+from scripted_server import ScriptedServer
 
 # A busy machine is no failure; tests that are about time measure the processor's.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
@@ -147,118 +145,6 @@ def real_media() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of real recordings; set LONGRL_MEDIA")
     return folder
-
-
-class ScriptedServer:
-    """A real HTTP server on the loopback that speaks the chat protocol and answers from the request's own words.
-
-    Attributes:
-        base_url: Its address.
-        bodies: Every request body it got for a chat, in order.
-        answered: The bodies that it answered with an ordinary reply.
-        fail: Called with a body and how often it came before; returns (status, headers, payload) to fail, or None.
-        reply: Called with a body; returns the text, or a whole message to be sent.
-        served: Names of the models it lists; None to have no list.
-    """
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.answered: list[str] = []
-        self.fail: Callable[[dict[str, Any], int], tuple[int, dict[str, str], bytes] | None] = lambda body, times: None
-        self.reply: Callable[[dict[str, Any]], str | dict[str, Any]] = answer_like_a_model
-        self.served: list[str] | None = ["model", "seer"]
-        self.num_parallel = self.most_parallel = 0
-        self.delay_seconds = 0.0
-        self._lock = threading.Lock()
-        self._seen: Counter[str] = Counter()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the library's
-                pass
-
-            def do_GET(self) -> None:
-                if outer.served is None:
-                    self._send(404, {}, b"{}")
-                    return
-                models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in outer.served]
-                self._send(200, {}, json.dumps({"object": "list", "data": models}).encode())
-
-            def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["content-length"]))
-                with outer._lock:
-                    outer.num_parallel += 1
-                    outer.most_parallel = max(outer.most_parallel, outer.num_parallel)
-                time.sleep(outer.delay_seconds)
-                try:
-                    self._send(*outer._handle(raw))
-                finally:
-                    with outer._lock:
-                        outer.num_parallel -= 1
-
-            def _send(self, status: int, headers: dict[str, str], payload: bytes) -> None:
-                if status == 0:  # drop the connection
-                    self.close_connection = True
-                    return
-                self.send_response(status)
-                for name, value in {"content-type": "application/json", **headers}.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.handle_error = lambda request, client_address: None  # clients that are killed hang up
-        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    def _handle(self, raw: bytes) -> tuple[int, dict[str, str], bytes]:
-        body = json.loads(raw)
-        name = json.dumps(body, sort_keys=True)
-        with self._lock:
-            self.bodies.append(body)
-            times = self._seen[name]
-            self._seen[name] += 1
-        failure = self.fail(body, times)
-        if failure is not None:
-            return failure
-        reply = self.reply(body)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
-        if isinstance(reply, dict):
-            choice = {"index": 0, "finish_reason": "stop", **reply}
-        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        with self._lock:
-            self.answered.append(name)
-        payload = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
-        return 200, {}, json.dumps({**payload, "choices": [choice], "usage": usage}).encode()
-
-    def close(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def answer_like_a_model(body: dict[str, Any]) -> str:
-    """Describe pictures, and write a fit question with everything in it."""
-    content = body["messages"][-1]["content"]
-    mark = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:6]
-    if any(part["type"] == "image_url" for part in content):
-        return f"A figure {mark} crosses the room."
-    options = [f"towards the {place} {mark}" for place in ("door", "roof", "wall", "lake")]
-    return json.dumps(
-        {
-            "reasoning": "From 0.2 s to 0.6 s the figure leaves its place for the door, so option A is right.",
-            "question": f"Where does figure {mark} go after the first moment?",
-            "options": options,
-            "answer": "A",
-            "evidence": [{"start_seconds": 0.2, "end_seconds": 0.6}],
-        }
-    )
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ CASES = [
     ("<think>x</think><answer>A, B</answer>", "?"),
     ("<think>x</think><answer>(A) and (C)</answer>", "?"),
     ("<think>x</think><answer>A/B</answer>", "?"),
+    ("<think>x</think><answer>A or B or both</answer>", "?"),
     ("<think>x</think><answer>A</answer><answer>B</answer>", "?"),
     ("<answer>B</answer> again <answer>B</answer>", "B"),
     ("<think>x</think><answer></answer>", "-"),
@@ -81,6 +82,12 @@ CASES = [
     ("The answer is B. the blue square", "B"),
     ("The answer is B. the red circle", "?"),
     ("The answer is A or B.", "?"),
+    ("The answer is A or B or C.", "?"),
+    ("The answer is A, B and D", "?"),
+    ("The answer is A; C", "?"),
+    ("I would choose A or maybe B.", "?"),
+    ("The answer is B, or so I think.", "B"),
+    ("The answer is B, A is wrong", "B"),
     ("I would choose C since it glows.", "C"),
     ("So B is correct.", "B"),
     ("Option D is the correct answer.", "D"),
@@ -198,6 +205,32 @@ def test_well_formed_means_the_whole_form(text: str) -> None:
 def test_round_trip(letter: str, reasoning: str) -> None:
     parsed = parse_response(format_response(reasoning, letter), OPTIONS)
     assert (parsed.letter, parsed.well_formed, parsed.reasoning) == (letter, True, reasoning.strip())
+
+
+NOISE = ["The answer is A.", "A", "(C)", "D. nobody", "a green star", "So C is correct.", "\n", "Answer: D", "hm"]
+
+
+@given(st.sampled_from("ABCD"), st.lists(st.sampled_from(NOISE), max_size=8), st.lists(st.sampled_from(NOISE)))
+def test_nothing_outside_the_answer_block_counts(letter: str, before: list[str], thoughts: list[str]) -> None:
+    text = f"<think>{' '.join(thoughts)}</think>{' '.join(before)}<answer>{letter}</answer>"
+    assert parse_response(text, OPTIONS).letter == letter
+
+
+@given(
+    st.permutations(OPTIONS), st.sampled_from(OPTIONS), st.sampled_from(["{}", "**{}**", "The answer is {}.", " {}. "])
+)
+def test_an_option_by_its_text_is_that_option_wherever_it_stands(options: list[str], said: str, form: str) -> None:
+    for text in (form.format(said), f"<answer>{form.format(said.upper())}</answer>"):
+        assert parse_response(text, options).letter == "ABCD"[options.index(said)]
+
+
+@given(
+    st.sets(st.sampled_from("ABCD"), min_size=2), st.sampled_from([" or ", ", ", "/", " and ", "; ", " & ", ", or "])
+)
+def test_two_letters_are_never_one_answer(letters: set[str], between: str) -> None:
+    said = between.join(sorted(letters))
+    for text in (f"<answer>{said}</answer>", f"The answer is {said}."):
+        assert parse_response(text, OPTIONS).status is ParseStatus.AMBIGUOUS
 
 
 @pytest.mark.parametrize(

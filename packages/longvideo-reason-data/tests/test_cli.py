@@ -58,10 +58,16 @@ def films(make_video: MakeVideo, tmp_path: Path) -> Path:
 def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     arguments = ("--videos", films, "--output", dataset, "--base-url", server.base_url, "--model", "model")
-    built = command("build", *arguments, OPENAI_API_KEY="secret-key")
+    filters = ("--filters.num-samples", "2", "--filters.conditions", "blind", "single_frame", "full")
+    built = command("build", *arguments, *filters, OPENAI_API_KEY="secret-key")
     assert built.returncode == 0, built.stderr
     assert "questions: 8 of 8 kept" in built.stdout
-    assert "calls: 10 made, 0 from the journal" in built.stdout
+    assert "calls: 18 made, 0 from the journal" in built.stdout
+    assert "filtered: 8 of 8 kept" in built.stdout
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    assert manifest["calls"] == {"made": 18 + 8 * 3 * 2, "cached": 0, "failed": {}}
+    assert manifest["tools"]["decoder"].startswith("pyav")
+    assert manifest["filter"]["pass_rates"]["full"]["right_rate"] == 1
     everything = built.stdout + built.stderr
     written = [path for path in dataset.rglob("*") if path.is_file() and path.suffix != ".mp4"]
     assert "secret-key" not in everything + "".join(path.read_text(errors="replace") for path in written)
@@ -80,7 +86,7 @@ def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None
     assert "is missing" in broken.stdout
 
 
-@pytest.mark.parametrize("name", ["timeline", "build", "check", "stats"])
+@pytest.mark.parametrize("name", ["timeline", "build", "filter", "check", "stats"])
 def test_help_has_an_example(name: str) -> None:
     result = in_process(name, "--help")
     assert result.returncode == 0
@@ -96,7 +102,8 @@ def test_timeline(tmp_path: Path) -> None:
     failed(in_process("timeline", "--output", tmp_path / "none", "--seconds", "1"), 2, "seconds")
 
 
-def test_wrong_use(server: Any, films: Path, tmp_path: Path) -> None:
+def test_wrong_use(server: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it isn't installed
     output = tmp_path / "dataset"
     good = {"--videos": films, "--output": output, "--base-url": server.base_url, "--model": "model"}
 
@@ -114,12 +121,20 @@ def test_wrong_use(server: Any, films: Path, tmp_path: Path) -> None:
     failed(build(output=tmp_path / "file" / "below"), 1, "choose another output folder")
     (tmp_path / "bad.mp4").write_text("no video")
     failed(build(videos=tmp_path / "bad.mp4"), 1, "none of the 1 videos can be read")
+    failed(build(judge="model"), 2, "expected another one; change --judge")
+    failed(build(benchmarks=tmp_path / "none.jsonl"), 2, "no such file")
+    failed(build(**{"questions.open_ended_share": "0.5"}), 2, "give --judge")
+    failed(build(engine="ray"), 2, "install longvideo-reason-data[ray]")
     assert not (output / "records.parquet").exists()
     for wrong in (
         {"window_seconds": "-1"},
         {"window_seconds": "ten"},
         {"no_such_setting": "1"},
         {"splits.train_sft": "7"},
+        {"engine": "spark"},
+        {"decoder": "ffmpeg"},
+        {"scenes.max_seconds": "3"},
+        {"questions.quotas.goal": "-1"},
     ):
         result = build(**wrong)
         assert result.returncode == 2
@@ -134,7 +149,7 @@ def test_wrong_datasets(tmp_path: Path) -> None:
 
 
 def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
-    modules = "records answers videos cli dataset_folder pipeline timeline.world"
+    modules = "records answers videos cli dataset_folder pipeline ray_engine timeline.world"
     program = "; ".join(f"import longvideo_reason_data.{name}" for name in modules.split())
     found = "print(sorted({'torch', 'transformers', 'vllm', 'ray', 'decord'} & set(sys.modules)))"
     result = subprocess.run(

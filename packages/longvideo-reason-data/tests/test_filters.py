@@ -1,6 +1,8 @@
 """Each filter drops its own fault and lets good questions through; shuffled options keep their reasoning true."""
 
+import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from longvideo_reason_data.drop_reasons import Reason
 from longvideo_reason_data.errors import UsageError
-from longvideo_reason_data.filters import Reason, check_question, times_in
+from longvideo_reason_data.filters import check_question
+from longvideo_reason_data.option_hygiene import find_shortcuts
 from longvideo_reason_data.option_order import UnclearLetterError, balanced_letters, reorder_options
 from longvideo_reason_data.prompt_files import load_prompts
 from longvideo_reason_data.questions import QuestionDraft
+from longvideo_reason_data.reasoning_checks import times_in
+from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.timeline.questions import create_questions, deal_letters
+from longvideo_reason_data.timeline.world import WorldSettings, create_world
 
 GOOD: dict[str, Any] = {
     "question": "Where does the cook put the pan after washing it?",
@@ -44,6 +52,21 @@ def test_a_good_question_passes() -> None:
             Reason.ANSWER_IS_LONGEST,
         ),
         ({"question": "Why is the pan put in the sink at last?"}, Reason.ANSWER_IN_QUESTION),
+        (
+            {
+                "question": "Where does the tired cook carry the steaming kettle at last?",
+                "options": [
+                    "to a stove",
+                    "the cook and his kettle reach a sink",
+                    "under a table",
+                    "to some window sill",
+                ],
+            },
+            Reason.ANSWER_ECHOES_QUESTION,
+        ),
+        ({"options": ["on the stove", "In the sink", "under the table", "by the window"]}, Reason.ANSWER_STANDS_OUT),
+        ({"options": ["on the stove", "in the sink.", "under the table", "by the window"]}, Reason.ANSWER_STANDS_OUT),
+        ({"options": ["on the stove", 'in the "sink"', "under the table", "by the window"]}, Reason.ANSWER_STANDS_OUT),
         ({"evidence": [{"start_seconds": 3, "end_seconds": 80}]}, Reason.EVIDENCE_OUTSIDE),
         ({"evidence": [{"start_seconds": 20, "end_seconds": 20.5}]}, Reason.EVIDENCE_OUTSIDE),
         ({"reasoning": "At 3 s it is clear."}, Reason.REASONING_TOO_SHORT),
@@ -68,6 +91,8 @@ def test_each_fault_is_found(changes: dict[str, Any], reason: Reason) -> None:
         {"reasoning": "At 0:03 the cook washes the pan, so the answer is B, in the sink."},
         {"evidence": [{"start_seconds": 3, "end_seconds": 20.5}]},
         {"options": ["on the stove", "in the sink, turned", "under the table", "by the window"]},
+        {"options": ["On the stove", "in the sink", "under the table", "by the window"]},
+        {"options": ["On the stove.", "In the sink.", "Under the table.", "By the window."]},
     ],
 )
 def test_good_variants_pass(changes: dict[str, Any]) -> None:
@@ -79,6 +104,94 @@ def test_times_in_words() -> None:
     assert times_in("from 10.0 to 20.5 s, then 30-40 seconds") == [10.0, 20.5, 30.0, 40.0]
     assert times_in("at 1:05, 01:02:03 and 2 minutes") == [65.0, 120.0, 3723.0]
     assert times_in("7 students on 3 shelves, ratio 16:9, model s3") == []
+
+
+# Shortcuts that only many questions show.
+
+
+def many(change: Callable[[random.Random, list[str], int], None], *, share: float) -> list[QuestionRecord]:
+    """Make questions with options of chance, and change a share of them."""
+    generator = random.Random(7)
+    words = ["lake", "roof", "garden", "stairs", "market", "cellar", "bridge", "tower", "hall", "orchard", "mill"]
+    records: list[QuestionRecord] = []
+    for number in range(400):
+        options = [f"at the {generator.choice('xyz') * 2} {word}" for word in generator.sample(words, 4)]
+        right = generator.randrange(4)
+        if number < share * 400:
+            change(generator, options, right)
+        records.append(
+            QuestionRecord.model_validate(
+                {
+                    "question_id": str(number),
+                    "video_path": "v.mp4",
+                    "video_digest": "a" * 64,
+                    "video_duration_seconds": 10.0,
+                    "split": "train_rl",
+                    "skill": "spatial",
+                    "question": f"Where does person {number} go?",
+                    "options": options,
+                    "answer": "ABCD"[right],
+                    "evidence": [],
+                    "reasoning": "",
+                    "source": "x",
+                    "license": "x",
+                }
+            )
+        )
+    return records
+
+
+def lengthen(generator: random.Random, options: list[str], right: int) -> None:
+    options[right] += " once more"
+
+
+def shorten(generator: random.Random, options: list[str], right: int) -> None:
+    options[right] = options[right].split()[-1]
+
+
+def quote(generator: random.Random, options: list[str], right: int) -> None:
+    options[right] = f"to a person {options[right].split()[-1]}"
+
+
+def vary(generator: random.Random, options: list[str], right: int) -> None:
+    for place in range(4):
+        if place != right:
+            options[place] = f"{options[right].rsplit(' ', 1)[0]} {generator.choice('klmnopqr') * (place + 3)}"
+    options[(right + 1) % 4] = f"beyond {options[right].split()[-1]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "share", "named"),
+    [
+        (lengthen, 0.0, None),
+        (lengthen, 0.4, "the longest option"),
+        (shorten, 0.4, "the shortest option"),
+        (quote, 0.4, "the option with most words of the question"),
+        (vary, 0.8, "the option most like the others"),
+    ],
+)
+def test_shortcuts_are_named(
+    change: Callable[[random.Random, list[str], int], None], share: float, named: str | None
+) -> None:
+    found = find_shortcuts(many(change, share=share))
+    assert named in " ".join(found) if named else found == []
+
+
+def test_the_timeline_world_has_no_shortcut() -> None:
+    letters = deal_letters("shortcuts")
+    settings = WorldSettings(seconds=60.0, num_scenes=8)
+    questions = [
+        question
+        for number in range(150)
+        for question in create_questions(create_world(f"shortcuts {number}", settings), letters, 8)
+    ]
+    template = many(lengthen, share=0)[0]
+    records = [
+        template.model_copy(update={"question": q.question, "options": q.options, "answer": q.answer})
+        for q in questions
+    ]
+    assert len(records) > 1000
+    assert find_shortcuts(records) == []
 
 
 # Letters and the order of options.
@@ -151,7 +264,8 @@ def test_prompts_can_be_replaced_and_change_the_digest(tmp_path: Path) -> None:
     changed = load_prompts(tmp_path)
     assert changed.fill("caption", num_frames=3) == "Look at 3 pictures, costs $1."
     assert changed.texts["question"] == own.texts["question"]
-    assert changed.digest != own.digest
+    assert changed.digest_of("caption") != own.digest_of("caption")
+    assert changed.digest_of("question") == own.digest_of("question")
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,20 @@
 """The client against a real server that fails in every way it knows."""
 
-import asyncio
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask, request
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.language_model import LanguageModel, Ledger
 from longvideo_reason_data.model_failures import retry_after
-from longvideo_reason_data.model_requests import Outcome, Picture, Reply, Request
-from longvideo_reason_data.questions import extract_json
+from longvideo_reason_data.model_requests import Outcome, Picture, Request
 from longvideo_reason_data.response_cache import ResponseCache
+from longvideo_reason_data.structured_output import extract_json
 
 JSON_SCHEMA = {"type": "object"}
-
-
-def ask(
-    server: Any, folder: Path, *requests: Request, base_url: str | None = None, **settings: Any
-) -> tuple[list[Reply], Ledger]:
-    async def run() -> tuple[list[Reply], Ledger]:
-        with ResponseCache(folder / "responses.jsonl") as cache:
-            settings.setdefault("first_wait_seconds", 0.01)
-            async with LanguageModel(base_url or server.base_url, cache, **settings) as client:
-                return list(await asyncio.gather(*(client.ask(request) for request in requests))), client.ledger
-
-    return asyncio.run(run())
-
-
-def request(text: str = "hello", **changes: Any) -> Request:
-    return Request(model="model", parts=(text,), **changes)
 
 
 def test_an_answer_is_paid_for_once(server: Any, tmp_path: Path) -> None:
@@ -117,7 +100,7 @@ PASSING_FAILURES = [
     (429, {}, b"{}", Outcome.RATE_LIMITED),
     (500, {}, b"{}", Outcome.SERVER_ERROR),
     (503, {}, b"<html>busy</html>", Outcome.SERVER_ERROR),
-    (0, {}, b"", Outcome.SERVER_ERROR),
+    (0, {}, b"", Outcome.CONNECTION),
     (200, {}, b"{not json", Outcome.INVALID),
     (200, {}, b'{"choices": []}', Outcome.INVALID),
     (200, {}, b'"text"', Outcome.INVALID),

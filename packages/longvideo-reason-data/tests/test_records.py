@@ -108,7 +108,7 @@ def test_any_record_that_is_accepted_comes_back(
         {"evidence": ({"start_seconds": 2, "end_seconds": 2},)},
         {"evidence": ({"start_seconds": -1, "end_seconds": 2},)},
         {"evidence": ({"start_seconds": 1, "end_seconds": float("nan")},)},
-        {"schema_version": 2},
+        {"schema_version": 1},
         {"unknown": 1},
     ],
 )
@@ -163,8 +163,8 @@ def test_other_parquet_and_other_versions(tmp_path: Path) -> None:
         read_records(path)
     write_records(path, [make()])
     table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({"longvideo_reason_data.schema_version": "2"}), path)
-    with pytest.raises(UsageError, match="version 2, this program reads version 1"):
+    pq.write_table(table.replace_schema_metadata({"longvideo_reason_data.schema_version": "1"}), path)
+    with pytest.raises(UsageError, match="version 1, this program reads version 2"):
         read_records(path)
 
 

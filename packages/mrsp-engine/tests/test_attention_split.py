@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrsp_engine.attention.heads import AttentionHeads
+from mrsp_engine.attention.head_counts import AttentionHeads
 from mrsp_engine.attention.plan import plan_attention
 from mrsp_engine.attention.split import (
     AttentionSettings,

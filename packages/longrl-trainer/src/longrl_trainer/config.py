@@ -60,6 +60,18 @@ class SamplerSection(Section):
     """Responses that vLLM writes at the same time."""
 
 
+class ParallelSection(Section):
+    """How the processes that torchrun starts divide a row; what isn't set is chosen for every row."""
+
+    row_tokens: int | None = Field(default=None, ge=1)
+    """Put short prompts with their responses together into rows of at most this many tokens; each has its own row
+    unless set."""
+    head_ranks: int | None = Field(default=None, ge=1)
+    """Processes that split the attention heads among themselves; the others split the tokens."""
+    exchange: Literal["gather", "ring"] | None = None
+    """How processes that split the tokens get each other's keys and values."""
+
+
 class TrainingConfig(Section):
     """What every stage with a training loop shares."""
 
@@ -83,6 +95,7 @@ class TrainingConfig(Section):
     """Longer gradients are scaled down to this norm."""
     share_prompt: bool = True
     """Compute each video's prompt once for all its questions or responses; false repeats it, with the same result."""
+    parallel: ParallelSection = ParallelSection()
 
 
 class SftConfig(TrainingConfig):

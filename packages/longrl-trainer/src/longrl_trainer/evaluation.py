@@ -14,6 +14,7 @@ from typing import Any
 from longrl_trainer.config import EvaluateConfig
 from longrl_trainer.durable import readable_write_errors, write_json
 from longrl_trainer.models import open_engine, open_policy
+from longrl_trainer.parallel import join_ranks
 from longrl_trainer.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.samples import build_question_prompt, load_questions, longest_prompt
@@ -78,12 +79,13 @@ def evaluate(
         engine: A sampler to use instead of opening one; it gets the policy's weights and stays open.
         progress: Where to show how far it is.
     """
-    progress = progress or SilentProgress()
+    ranks = join_ranks(config.model)
+    progress = progress if progress and ranks.is_first else SilentProgress()
     with readable_write_errors(config.output):  # found out before the work, not after it
         config.output.parent.mkdir(parents=True, exist_ok=True)
     policy = policy or open_policy(config.model, config.dtype)
     questions = load_questions(
-        config.data, policy, progress=progress, blind=config.blind, choice_only=True, limit=config.limit
+        config.data, policy, progress=progress, blind=config.blind, choice_only=True, limit=config.limit, ranks=ranks
     )
     system = config.data.system
     rollouts: list[Rollout] = []
@@ -96,6 +98,7 @@ def evaluate(
             engine=engine,
             max_model_len=longest_prompt(policy, questions.kept, system) + config.max_response_tokens,
             dtype=config.dtype,
+            ranks=ranks,
         ) as sampler,
         progress.task(description, total=len(questions.kept)) as bar,
     ):
@@ -111,7 +114,8 @@ def evaluate(
             bar.advance(len(asked))
     records = [question.record for question in questions.kept]
     result = summarise(records, rollouts, questions=questions.counts(), settings=config.model_dump(mode="json"))
-    write_json(config.output, asdict(result))
+    if ranks.is_first:
+        write_json(config.output, asdict(result))
     return result
 
 

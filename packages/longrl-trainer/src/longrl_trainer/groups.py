@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longrl_trainer.advantages import AdvantageName, group_advantages, has_spread
+from longrl_trainer.parallel import ALONE, Ranks
 from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_response
 from longrl_trainer.samples import Question
 from mrsp_engine.layout import Branch
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Rollout
+from mrsp_engine.rows import PromptGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,23 +47,43 @@ class RolloutGroup:
         """The judged responses as branches behind the shared prompt; every token is scored."""
         return [Branch(token_ids=rollout.token_ids) for rollout, _ in self.judged()]
 
+    def as_prompt_group(self) -> PromptGroup:
+        """What the engine scores."""
+        return PromptGroup(prompt=self.prompt, branches=self.branches())
 
-def judge_group(
-    question: Question,
-    prompt: Prompt,
-    rollouts: Sequence[Rollout],
+
+def judge_groups(
+    answered: Sequence[tuple[Question, Prompt, Sequence[Rollout]]],
     *,
     rewards: Sequence[WeightedReward],
     advantage: AdvantageName,
-) -> RolloutGroup:
-    """Score the responses to one question and compare them with each other."""
-    scores = tuple(
-        score_response(rewards, rollout.text, finished=rollout.finished, record=question.record) for rollout in rollouts
-    )
-    return RolloutGroup(
-        question=question,
-        prompt=prompt,
-        rollouts=tuple(rollouts),
-        scores=scores,
-        advantages=tuple(group_advantages([score.total for score in scores], advantage)),
-    )
+    ranks: Ranks = ALONE,
+) -> list[RolloutGroup]:
+    """Score the responses to every question and compare them with each other; one rank alone judges a response.
+
+    Args:
+        answered: Questions with their prompts and responses.
+        rewards: The recipe's.
+        advantage: How responses to one question are compared.
+        ranks: Processes that share the work, so that a judge who changes its mind can't divide them.
+    """
+
+    def judge(share: Sequence[tuple[Question, Prompt, Sequence[Rollout]]]) -> list[tuple[ResponseScore, ...]]:
+        return [
+            tuple(
+                score_response(rewards, rollout.text, finished=rollout.finished, record=question.record)
+                for rollout in rollouts
+            )
+            for question, _, rollouts in share
+        ]
+
+    return [
+        RolloutGroup(
+            question=question,
+            prompt=prompt,
+            rollouts=tuple(rollouts),
+            scores=scores,
+            advantages=tuple(group_advantages([score.total for score in scores], advantage)),
+        )
+        for (question, prompt, rollouts), scores in zip(answered, ranks.divide(answered, judge), strict=True)
+    ]

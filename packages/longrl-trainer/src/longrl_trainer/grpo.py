@@ -3,6 +3,9 @@
 One step, read top to bottom in `train_grpo`: draw G responses per question from the sampler, let the rewards judge
 them, turn rewards into advantages, climb the clipped objective, hand the new weights to the sampler. Every pass over a
 group computes its long prompt once. What is measured on the way is in `step_metrics`.
+
+Under torchrun every rank runs the same loop (`parallel`): it samples and judges its share of the prompts and computes
+its share of every row, and all make the same update.
 """
 
 import random
@@ -16,20 +19,21 @@ import torch
 from torch import Tensor
 
 from longrl_trainer.config import GrpoConfig
-from longrl_trainer.durable import write_json
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.groups import RolloutGroup, judge_group
+from longrl_trainer.groups import RolloutGroup, judge_groups
 from longrl_trainer.losses import clipped_policy_loss, kl_divergence_k3, response_weights
 from longrl_trainer.models import create_optimizer, open_engine, open_policy, open_training_policy
 from longrl_trainer.optimizer import Optimizer, warmup_learning_rate
+from longrl_trainer.parallel import ALONE, Ranks, join_ranks
 from longrl_trainer.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.runs import open_run
 from longrl_trainer.samples import Question, build_question_prompt, load_questions, longest_prompt
+from longrl_trainer.scoring import plan_rows, score_row
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.step_metrics import Stopwatch, TokenStatistics, describe_group, rollout_metrics, summarise_steps
 from mrsp_engine.families.base import Policy
-from mrsp_engine.logprobs import BranchScores, score_branches
+from mrsp_engine.logprobs import BranchScores
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
 
@@ -64,16 +68,16 @@ def train_grpo(
         engine: A sampler to use instead of opening one; it stays open and ends with the final weights.
         progress: Where to show how far it is.
     """
-    progress = progress or SilentProgress()
+    ranks = join_ranks(config.model)
+    progress = progress if progress and ranks.is_first else SilentProgress()
     rewards = load_rewards(config.rewards)
-    run = open_run("grpo", config, model=config.model, data=config.data)
-    finished = run.result()
-    if finished is not None:
-        return GrpoResult(model_folder=run.model_folder, **finished)
+    run = open_run("grpo", config, model=config.model, data=config.data, ranks=ranks)
+    if run.result is not None:
+        return GrpoResult(model_folder=run.model_folder, **run.result)
 
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
-    questions = load_questions(config.data, policy, progress=progress, choice_only=True)
-    write_json(run.questions_path, questions.report())
+    questions = load_questions(config.data, policy, progress=progress, choice_only=True, ranks=ranks)
+    run.save_questions(questions.report())
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     reference = open_policy(config.model, config.dtype) if config.kl_coefficient else None
@@ -87,6 +91,7 @@ def train_grpo(
             engine=engine,
             max_model_len=longest_prompt(policy, questions.kept, config.data.system) + config.max_response_tokens,
             dtype=config.dtype,
+            ranks=ranks,
         ) as sampler,
         progress.task("GRPO", total=config.steps, done=run.step) as bar,
     ):
@@ -98,17 +103,18 @@ def train_grpo(
                 drawn = draw_responses(sampler, prompts, config, step=step)
                 sampler.sleep()
             with clock("reward"):
-                groups = [
-                    judge_group(question, prompt, outcome, rewards=rewards, advantage=config.advantage)
+                answered = [
+                    (question, prompt, outcome)
                     for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
                     if not isinstance(outcome, Refusal)
                 ]
+                groups = judge_groups(answered, rewards=rewards, advantage=config.advantage, ranks=ranks)
                 refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
                 if not groups:
                     raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
-                update = update_policy(policy, optimizer, groups, config, learning_rate, reference)
+                update = update_policy(policy, optimizer, groups, config, learning_rate, reference, ranks)
             with clock("sync"):
                 sampler.update_weights(policy)
 
@@ -121,7 +127,7 @@ def train_grpo(
             if (step + 1) % config.checkpoint_every_steps == 0:
                 run.save_checkpoint(step + 1, policy, optimizer)
 
-    result: dict[str, Any] = summarise_steps(run.metrics.read()) | {"questions": questions.counts()}
+    result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": questions.counts()}
     run.finish(policy, result)
     return GrpoResult(model_folder=run.model_folder, **result)
 
@@ -159,6 +165,7 @@ def update_policy(
     config: GrpoConfig,
     learning_rate: float,
     reference: Policy | None,
+    ranks: Ranks = ALONE,
 ) -> TokenStatistics:
     """One or several optimizer steps on the same rollouts.
 
@@ -172,25 +179,33 @@ def update_policy(
         raise TrainerError("no response of this step could be judged; look at the rewards' verifiers")
     weights = dict(zip(map(id, judged), weigh_groups(judged, config), strict=True))
     trained = [group for group in judged if group.has_spread or reference is not None]
-    references = {id(group): score_frozen(reference, group, config) for group in trained} if reference else {}
+    rows = [[trained[index] for index in row] for row in plan_rows([g.as_prompt_group() for g in trained], config)]
+    references: dict[int, list[Tensor]] = {}
+    if reference is not None:
+        for row in rows:
+            references |= zip(map(id, row), score_frozen(reference, row, config, ranks), strict=True)
     if not trained:
-        measure_gap(statistics, judged[0], score_frozen(policy, judged[0], config), config)
+        measure_gap(statistics, judged[0], score_frozen(policy, judged[:1], config, ranks)[0], config)
         return statistics
 
     old: dict[int, list[Tensor]] = {}
     for update in range(config.updates_per_batch):
         statistics.loss = 0.0
-        for group in trained:
-            scores = score_group(policy, group, config)
-            if update == 0:
-                # No weight has changed since the rollouts were drawn, so these are their old log-probabilities.
-                old[id(group)] = [logprobs_R.detach() for logprobs_R in scores.logprobs]
-                measure_gap(statistics, group, old[id(group)], config)
-            loss = group_loss(
-                group, scores, old[id(group)], references.get(id(group)), weights[id(group)], config, statistics
-            )
+        for row in rows:
+            losses: list[Tensor] = []
+            for group, scores in zip(row, score_rollouts(policy, row, config, ranks), strict=True):
+                place = id(group)
+                if update == 0:
+                    # No weight has changed since the rollouts were drawn, so these are their old log-probabilities.
+                    old[place] = [logprobs_R.detach() for logprobs_R in scores.logprobs]
+                    measure_gap(statistics, group, old[place], config)
+                losses.append(
+                    group_loss(group, scores, old[place], references.get(place), weights[place], config, statistics)
+                )
+            loss = torch.stack(losses).sum()
             loss.backward()
             statistics.loss += loss.item()
+        ranks.sum_gradients(policy.model)
         statistics.gradient_norm = optimizer.step(learning_rate)
     return statistics
 
@@ -233,17 +248,15 @@ def weigh_groups(groups: Sequence[RolloutGroup], config: GrpoConfig) -> list[lis
     return [[next(flat) for _ in of_group] for of_group in lengths]
 
 
-def score_group(policy: Policy, group: RolloutGroup, config: GrpoConfig) -> BranchScores:
-    """Log-probabilities of a group's responses at the temperature they were sampled with."""
-    return score_branches(
-        policy, group.prompt, group.branches(), temperature=config.temperature, share_prompt=config.share_prompt
-    )
+def score_rollouts(policy: Policy, row: Sequence[RolloutGroup], config: GrpoConfig, ranks: Ranks) -> list[BranchScores]:
+    """Log-probabilities of the responses of a row's groups at the temperature they were sampled with."""
+    return score_row(policy, [group.as_prompt_group() for group in row], config, ranks, temperature=config.temperature)
 
 
 @torch.no_grad()
-def score_frozen(policy: Policy, group: RolloutGroup, config: GrpoConfig) -> list[Tensor]:
-    """Log-probabilities of a group's responses, without a gradient."""
-    return list(score_group(policy, group, config).logprobs)
+def score_frozen(policy: Policy, row: Sequence[RolloutGroup], config: GrpoConfig, ranks: Ranks) -> list[list[Tensor]]:
+    """Log-probabilities of the responses of a row's groups, without a gradient."""
+    return [scores.logprobs for scores in score_rollouts(policy, row, config, ranks)]
 
 
 def measure_gap(

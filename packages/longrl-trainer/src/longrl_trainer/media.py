@@ -1,7 +1,8 @@
 """The file a question is about, as a stage meets it: opened, told by its digest, encoded.
 
-A video is the trainer's own case. A family that takes something else brings its medium through an entry point in the
-group `longrl_trainer.media`, under the family's name; nothing here names one.
+A video is the trainer's own case: its frames are planned here and encoded later, by all ranks together. A family that
+takes something else brings its medium through an entry point in the group `longrl_trainer.media`, under the family's
+name; nothing here names one.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from longvideo_reason_data.videos import VideoFile, sample_frames
 from mrsp_engine.families.base import Policy
 from mrsp_engine.media import MediaReference
 from mrsp_engine.video import FileVideo
+from mrsp_engine.vision import Medium as Frames
 
 ENTRY_POINT_GROUP = "longrl_trainer.media"
 
@@ -27,8 +29,11 @@ class Medium(Protocol):
         """SHA-256 of the file's bytes."""
         ...
 
-    def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
-        """Refer to what the model is shown of it, encoding what the policy's store lacks; may be nothing."""
+    def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
+        """Refer to what the model is shown of it, encoding what the policy's store lacks; may be nothing.
+
+        Frames are only planned, and encoded later by all ranks together. Of all ranks, one alone calls this.
+        """
         ...
 
 
@@ -53,10 +58,14 @@ class VideoMedium:
         """SHA-256 of the file's bytes."""
         return self.policy.store.digests.digest(self.video.path)
 
-    def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
+    def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
         """One medium of `num_frames` frames."""
         known = FileVideo(self.video, self.video.path, self.policy.store.digests)
-        return (self.policy.encode_video(known, sample_frames(self.video, num_frames=data.num_frames)),)
+        frame_indices = sample_frames(self.video, num_frames=data.num_frames)
+        encoder = self.policy.encoder
+        if encoder is None:
+            return (self.policy.encode_video(known, frame_indices),)
+        return (Frames(video=known, plan=encoder.plan(known, frame_indices)),)
 
 
 def opener_for(policy: Policy) -> OpenMedium:

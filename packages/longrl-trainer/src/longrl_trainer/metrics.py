@@ -14,13 +14,21 @@ from longrl_trainer.errors import TrainerError
 
 
 class JsonLines:
-    """An append-only file of JSON objects, each with the `step` it belongs to."""
+    """An append-only file of JSON objects, each with the `step` it belongs to.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        is_writer: Whether this process is the one that adds lines; for others `append` does nothing.
+    """
+
+    def __init__(self, path: Path, *, is_writer: bool = True) -> None:
         self.path = path
+        self._is_writer = is_writer
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Add one line; readers see it at once."""
+        if not self._is_writer:
+            return
         line = json.dumps({"step": step, **values}, ensure_ascii=False, allow_nan=False)
         with readable_write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

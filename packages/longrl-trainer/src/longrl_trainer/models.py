@@ -8,7 +8,9 @@ import torch
 
 from longrl_trainer.checkpoints import Checkpoint
 from longrl_trainer.config import DtypeName, ModelSection, SamplerSection, TrainingConfig
+from longrl_trainer.joint_sampler import JointSampler
 from longrl_trainer.optimizer import Optimizer
+from longrl_trainer.parallel import ALONE, Ranks, choose_device
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
@@ -23,10 +25,8 @@ TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
 
 def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
     """Load the model a recipe names."""
-    device = model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_policy(model.folder, dtype=TORCH_DTYPES[dtype], store=EmbeddingStore(model.store), device=device)
+    store = EmbeddingStore(model.store)
+    return load_policy(model.folder, dtype=TORCH_DTYPES[dtype], store=store, device=choose_device(model))
 
 
 def open_training_policy(
@@ -72,6 +72,7 @@ def open_engine(
     engine: RolloutEngine | None,
     max_model_len: int,
     dtype: DtypeName,
+    ranks: Ranks = ALONE,
 ) -> Generator[RolloutEngine]:
     """A sampler with the policy's weights, for as long as the block runs.
 
@@ -82,10 +83,11 @@ def open_engine(
         engine: A sampler of the caller's to use instead; it gets the policy's weights and stays open.
         max_model_len: Longest prompt with its response.
         dtype: Type of its weights.
+        ranks: Processes that each open one; together they are the sampler.
     """
     if engine is not None:
         engine.update_weights(policy)
-        yield engine
+        yield engine if ranks.group is None else JointSampler(engine, ranks)
         return
     if sampler.engine == "transformers":
         from mrsp_engine.rollout.transformers import TransformersRolloutEngine
@@ -103,6 +105,6 @@ def open_engine(
             dtype=dtype,
         )
     try:
-        yield opened
+        yield opened if ranks.group is None else JointSampler(opened, ranks)
     finally:
         opened.close()

@@ -9,7 +9,8 @@
 
 Started again with the same settings a run continues or, when finished, only reports its result; its inputs may have
 moved, for they are compared by content. With other settings or inputs it is refused, naming the first difference: a
-run must not be half one thing and half another.
+run must not be half one thing and half another. With several ranks the first one writes all this, and the others see
+the same folder.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_p
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.metrics import JsonLines
 from longrl_trainer.optimizer import Optimizer
+from longrl_trainer.parallel import ALONE, Ranks
 from longrl_trainer.recipes import first_difference
 from mrsp_engine.families.base import Policy
 
@@ -30,14 +32,22 @@ SETTINGS_NAME, RESULT_NAME = "settings.json", "result.json"
 
 
 class Run:
-    """One stage's output folder, new or found again."""
+    """One stage's output folder, new or found again.
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint | None) -> None:
+    Attributes:
+        folder: The folder.
+        checkpoint: Where it continues; None for the beginning.
+        result: What the finished run reported; None while it is not finished.
+        metrics: The journal of steps.
+        rollouts: The journal of responses.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self._ranks = ranks
         self.folder = folder
-        self.checkpoint = checkpoint
-        self.metrics = JsonLines(folder / "metrics.jsonl")
-        self.rollouts = JsonLines(folder / "rollouts.jsonl")
-        self.questions_path = folder / "questions.json"
+        self.metrics = JsonLines(folder / "metrics.jsonl", is_writer=ranks.is_first)
+        self.rollouts = JsonLines(folder / "rollouts.jsonl", is_writer=ranks.is_first)
+        self.result, self.checkpoint = ranks.ask_first(self._find)
 
     @property
     def step(self) -> int:
@@ -49,11 +59,6 @@ class Run:
         """Where the final model goes."""
         return self.folder / "model"
 
-    def result(self) -> dict[str, Any] | None:
-        """What the finished run reported; None while it is not finished."""
-        path = self.folder / RESULT_NAME
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
     def restore(self, optimizer: Optimizer) -> None:
         """Continue from the checkpoint, if there is one."""
         if self.checkpoint is not None:
@@ -61,16 +66,45 @@ class Run:
 
     def save_checkpoint(self, step: int, policy: Policy, optimizer: Optimizer) -> None:
         """Make `step` the step to continue from."""
-        self.checkpoint = save_checkpoint(self.folder / "checkpoints", step=step, policy=policy, optimizer=optimizer)
+        if self._ranks.is_first:
+            save_checkpoint(self.folder / "checkpoints", step=step, policy=policy, optimizer=optimizer)
+
+    def save_questions(self, report: dict[str, Any]) -> None:
+        """Write which questions were kept and dropped."""
+        if self._ranks.is_first:
+            write_json(self.folder / "questions.json", report)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The journal of all steps so far; all ranks call this together."""
+        return self._ranks.ask_first(self.metrics.read)
 
     def finish(self, policy: Policy, result: dict[str, Any]) -> None:
-        """Save the final model, then the result."""
-        policy.save(self.model_folder)
-        write_json(self.folder / RESULT_NAME, result)
+        """Save the final model, then the result; all ranks call this together."""
+        if self._ranks.is_first:
+            policy.save(self.model_folder)
+            write_json(self.folder / RESULT_NAME, result)
+        self._ranks.wait()
+
+    def _find(self) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+        """What there is: the result, or else the checkpoint, the journals cut off behind it."""
+        path = self.folder / RESULT_NAME
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8")), None
+        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        for journal in (self.metrics, self.rollouts):
+            journal.keep_until(checkpoint.step if checkpoint else 0)
+        return None, checkpoint
 
 
-def open_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> Run:
-    """Open the run's folder, creating it or checking that it holds the same run."""
+def open_run(
+    stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection, ranks: Ranks = ALONE
+) -> Run:
+    """Open the run's folder, creating it or checking that it holds the same run; all ranks call this together."""
+    ranks.ask_first(lambda: _prepare_folder(stage, config, model=model, data=data))
+    return Run(config.output, ranks)
+
+
+def _prepare_folder(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> None:
     folder = config.output
     settings = describe_run(stage, config, model=model, data=data)
     saved = read_settings(folder)
@@ -87,16 +121,16 @@ def open_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: D
             folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SETTINGS_NAME, settings)
     remove_partial(folder)
-    run = Run(folder, latest_checkpoint(folder / "checkpoints"))
-    if run.result() is None:
-        for journal in (run.metrics, run.rollouts):
-            journal.keep_until(run.step)
-    return run
 
 
 def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> dict[str, Any]:
-    """Everything that decides a run's result, where it was found, and the digest of what lay there."""
-    settings = config.model_dump(mode="json", exclude={"output": True, "model": True, "data": {"dataset"}})
+    """Everything that decides a run's result, where it was found, and the digest of what lay there.
+
+    How ranks divide the work decides nothing, so a run may continue on another number of them.
+    """
+    settings = config.model_dump(
+        mode="json", exclude={"output": True, "model": True, "data": {"dataset"}, "parallel": True}
+    )
     inputs = {
         "model": digest_of(model.folder, "`model.folder`"),
         "records": digest_of(records_path(data), "`data.dataset`"),

@@ -1,8 +1,8 @@
 """From a dataset's split to questions whose videos are encoded: what every stage starts with.
 
-Each video is opened once per frame plan, checked against the digest its records carry, and handed to the policy, which
-encodes it only if the embedding store doesn't hold it. A question whose video can't be used is dropped with a reason;
-nothing takes its place. Kept and dropped questions together are always all questions of the split.
+Each video is opened once per frame plan, by one rank, and checked against the digest its records carry; its frames are
+encoded by all ranks together, unless the embedding store holds them. A question whose video can't be used is dropped
+with a reason; nothing takes its place. Kept and dropped questions together are always all questions of the split.
 """
 
 from collections import Counter
@@ -14,17 +14,23 @@ from typing import Any
 from longrl_trainer.config import DataSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.media import OpenMedium, opener_for
+from longrl_trainer.parallel import ALONE, Ranks
 from longrl_trainer.progress import ProgressDisplay
 from longrl_trainer.runs import records_path
 from longvideo_reason_data.answers import format_prompt, format_response, parse_response
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records import QuestionRecord, Split, read_records, resolve_video
+from mrsp_engine.errors import EngineError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
+from mrsp_engine.vision import Medium as Frames
+from mrsp_engine.vision import UnusableMedium, encode_media
 
 # A family sets a medium between a few tokens of its own.
 FRAMING_TOKENS = 16
+# Enough to divide the files evenly among ranks that open them, few enough for a moving progress bar.
+FILES_PER_RANK = 4
 
 
 class DropReason(StrEnum):
@@ -96,6 +102,7 @@ def load_questions(
     choice_only: bool = False,
     learn_responses: bool = False,
     limit: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> QuestionSet:
     """Read a split and encode its videos.
 
@@ -107,6 +114,7 @@ def load_questions(
         choice_only: Drop questions without options.
         learn_responses: Drop questions whose reasoning and answer are no well-formed response.
         limit: Take at most this many questions, spread evenly over the split.
+        ranks: Processes that share the work; all call this together and get the same.
     """
     records = [record for record in read_records(records_path(data)) if record.split == Split(data.split)]
     if not records:
@@ -125,7 +133,7 @@ def load_questions(
     if blind:
         kept = [Question(record=record, media=()) for record in candidates]
     else:
-        kept, unusable = _encode_videos(data, policy, candidates, progress)
+        kept, unusable = _encode_videos(data, policy, candidates, progress, ranks)
         dropped += unusable
     if not kept:
         raise TrainerError(
@@ -167,16 +175,23 @@ def longest_prompt(policy: Policy, questions: Sequence[Question], system: str | 
 
 
 def _encode_videos(
-    data: DataSection, policy: Policy, records: Sequence[QuestionRecord], progress: ProgressDisplay
+    data: DataSection, policy: Policy, records: Sequence[QuestionRecord], progress: ProgressDisplay, ranks: Ranks
 ) -> tuple[list[Question], list[DroppedQuestion]]:
     """Encode every distinct video of the records; questions keep the records' order."""
-    videos = {(record.video_path, record.video_digest): record for record in records}
+    files = list({(record.video_path, record.video_digest): record for record in records}.items())
     outcomes: dict[tuple[str, str], tuple[MediaReference, ...] | DroppedMedium] = {}
     opener = opener_for(policy)
-    with progress.task(f"Videos ({data.split})", total=len(videos)) as bar:
-        for video, record in videos.items():
-            outcomes[video] = _encode_medium(data, policy, record, opener)
-            bar.advance()
+    batch_size = 1 if ranks.group is None else FILES_PER_RANK * ranks.size
+    with progress.task(f"Videos ({data.split})", total=len(files)) as bar:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            opened = ranks.divide(
+                [record for _, record in batch],
+                lambda share: [_open_medium(data, policy, record, opener) for record in share],
+            )
+            encoded = _encode_together(policy, opened, ranks)
+            outcomes |= {file: outcome for (file, _), outcome in zip(batch, encoded, strict=True)}
+            bar.advance(len(batch))
     kept: list[Question] = []
     dropped: list[DroppedQuestion] = []
     for record in records:
@@ -190,10 +205,10 @@ def _encode_videos(
     return kept, dropped
 
 
-def _encode_medium(
+def _open_medium(
     data: DataSection, policy: Policy, record: QuestionRecord, opener: OpenMedium
-) -> tuple[MediaReference, ...] | DroppedMedium:
-    """Refer to one file's embeddings, or say why that can't be done."""
+) -> tuple[MediaReference | Frames, ...] | DroppedMedium:
+    """What one file shows, or why it can't be used."""
     try:
         medium = opener(resolve_video(data.dataset, record), policy)
         if medium.content_digest != record.video_digest:
@@ -202,3 +217,35 @@ def _encode_medium(
         return medium.encode(data)
     except DataError as error:
         return DroppedMedium(reason=DropReason.UNREADABLE_VIDEO, detail=str(error))
+
+
+def _encode_together(
+    policy: Policy, opened: Sequence[tuple[MediaReference | Frames, ...] | DroppedMedium], ranks: Ranks
+) -> list[tuple[MediaReference, ...] | DroppedMedium]:
+    """Encode the frames among what was opened, each by one rank.
+
+    Raises:
+        EngineError: Frames were read and can't be encoded or stored.
+    """
+    frames = [item for of_file in opened if isinstance(of_file, tuple) for item in of_file if isinstance(item, Frames)]
+    encoded: dict[str, MediaReference | UnusableMedium] = {}
+    if frames and policy.encoder is not None:
+        found = encode_media(policy.encoder, frames, policy.store, ranks.group)
+        encoded = {medium.plan.key.digest: outcome for medium, outcome in zip(frames, found, strict=True)}
+    finished: list[tuple[MediaReference, ...] | DroppedMedium] = []
+    for of_file in opened:
+        if isinstance(of_file, DroppedMedium):
+            finished.append(of_file)
+            continue
+        references: list[MediaReference] = []
+        dropped: DroppedMedium | None = None
+        for item in of_file:
+            outcome = encoded[item.plan.key.digest] if isinstance(item, Frames) else item
+            if isinstance(outcome, MediaReference):
+                references.append(outcome)
+            elif DataError.__name__ in outcome.error_names:
+                dropped = DroppedMedium(reason=DropReason.UNREADABLE_VIDEO, detail=outcome.message)
+            else:
+                raise EngineError(outcome.message)
+        finished.append(dropped or tuple(references))
+    return finished

@@ -2,7 +2,8 @@
 
 One video makes one packed row `[system + video | question 1 + response 1 | question 2 + response 2 | …]`, so that the
 long prompt is computed once for all its questions. Only responses are learned. The loss of a step is the mean over all
-response tokens of the step, whichever rows they are in.
+response tokens of the step, whichever rows they are in. Under torchrun every rank computes its share of every row
+(`parallel`), and all make the same update.
 """
 
 import random
@@ -15,18 +16,18 @@ from typing import Any, TypeVar
 import torch
 
 from longrl_trainer.config import SftConfig
-from longrl_trainer.durable import write_json
 from longrl_trainer.models import create_optimizer, open_training_policy
 from longrl_trainer.optimizer import cosine_learning_rate
+from longrl_trainer.parallel import join_ranks
 from longrl_trainer.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.runs import open_run
 from longrl_trainer.samples import Question, load_questions
+from longrl_trainer.scoring import plan_rows, score_row
 from longrl_trainer.seeds import derive_seed
 from longvideo_reason_data.answers import LETTERS, format_prompt, format_response
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
-from mrsp_engine.prompts import Prompt
+from mrsp_engine.rows import PromptGroup
 
 ItemT = TypeVar("ItemT")
 
@@ -44,19 +45,6 @@ class SftResult:
     """Time spent in steps since the run was last started."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PackedRow:
-    """One video's prompt and the questions and responses behind it."""
-
-    prompt: Prompt
-    branches: tuple[Branch, ...]
-
-    @property
-    def num_scored_tokens(self) -> int:
-        """Tokens of responses."""
-        return sum(len(branch.token_ids) - branch.scored_from for branch in self.branches)
-
-
 def train_sft(config: SftConfig, policy: Policy | None = None, progress: ProgressDisplay | None = None) -> SftResult:
     """Train, continue an interrupted training, or report a finished one.
 
@@ -65,15 +53,15 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
         policy: The model of `config.model`, if it is loaded already; it is trained in place.
         progress: Where to show how far it is.
     """
-    progress = progress or SilentProgress()
-    run = open_run("sft", config, model=config.model, data=config.data)
-    finished = run.result()
-    if finished is not None:
-        return SftResult(model_folder=run.model_folder, **finished)
+    ranks = join_ranks(config.model)
+    progress = progress if progress and ranks.is_first else SilentProgress()
+    run = open_run("sft", config, model=config.model, data=config.data, ranks=ranks)
+    if run.result is not None:
+        return SftResult(model_folder=run.model_folder, **run.result)
 
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
-    questions = load_questions(config.data, policy, progress=progress, learn_responses=True)
-    write_json(run.questions_path, questions.report())
+    questions = load_questions(config.data, policy, progress=progress, learn_responses=True, ranks=ranks)
+    run.save_questions(questions.report())
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
@@ -89,17 +77,18 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             if not plan or step_of_epoch == 0:
                 plan = plan_epoch(questions.kept, config, epoch=epoch)
             blindness = random.Random(derive_seed(config.seed, "sft blind", step))
-            rows = [
-                pack_row(policy, row, config, is_blind=blindness.random() < config.blind_fraction)
-                for row in plan[step_of_epoch]
+            groups = [
+                pack_questions(policy, questions, config, is_blind=blindness.random() < config.blind_fraction)
+                for questions in plan[step_of_epoch]
             ]
-            num_tokens = sum(row.num_scored_tokens for row in rows)
+            num_tokens = sum(map(count_scored_tokens, groups))
             loss = 0.0
-            for row in rows:
-                scores = score_branches(policy, row.prompt, row.branches, share_prompt=config.share_prompt)
-                row_loss = -torch.cat(scores.logprobs).sum() / num_tokens
+            for row in plan_rows(groups, config):
+                scores = score_row(policy, [groups[index] for index in row], config, ranks)
+                row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
                 row_loss.backward()
                 loss += row_loss.item()
+            ranks.sum_gradients(policy.model)
             learning_rate = cosine_learning_rate(
                 step,
                 num_steps=num_steps,
@@ -125,7 +114,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
 
     result: dict[str, Any] = {
         "num_steps": num_steps,
-        "final_loss": run.metrics.read()[-1]["loss"],
+        "final_loss": run.read_metrics()[-1]["loss"],
         "questions": questions.counts(),
         "seconds": perf_counter() - started,
     }
@@ -152,7 +141,9 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
     return _chunks(rows, config.rows_per_step)
 
 
-def pack_row(policy: Policy, questions: Sequence[Question], config: SftConfig, *, is_blind: bool = False) -> PackedRow:
+def pack_questions(
+    policy: Policy, questions: Sequence[Question], config: SftConfig, *, is_blind: bool = False
+) -> PromptGroup:
     """Tokenise the questions of one video: what is common once, then question and response of each."""
     media = () if is_blind else questions[0].media
     prompt, tail_of = policy.build_shared_prompt(media, system=config.data.system)
@@ -166,7 +157,12 @@ def pack_row(policy: Policy, questions: Sequence[Question], config: SftConfig, *
         response = policy.tokenizer.encode(format_response(record.reasoning, answer), add_special_tokens=False)
         token_ids = (*tail, *response, policy.end_token_ids[0])
         branches.append(Branch(token_ids=token_ids, scored_from=len(tail)))
-    return PackedRow(prompt=prompt, branches=tuple(branches))
+    return PromptGroup(prompt=prompt, branches=branches)
+
+
+def count_scored_tokens(group: PromptGroup) -> int:
+    """Tokens of responses."""
+    return sum(len(branch.token_ids) - branch.scored_from for branch in group.branches)
 
 
 def _chunks(items: list[ItemT], size: int) -> list[list[ItemT]]:

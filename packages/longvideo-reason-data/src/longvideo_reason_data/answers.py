@@ -30,9 +30,10 @@ _LONE_LETTER = re.compile(r"(?:(?:option|choice|answer|letter) ?:? ?)?[(\[]? ?([
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice) )?(?:[(\[]([a-z])[)\]]|([a-z])(?: ?[.:),]| [–-] ))\s{0,3}(\S.*)", re.IGNORECASE
 )
-# "A or B", "A, B", but not "B, I think" or "B, A is wrong".
+# "A or B", "A, B", "A or maybe B or C", but not "B, I think" or "B, A is wrong".
 _LETTER_LIST = re.compile(
-    r"[(\[]?([A-Z])[)\]]?(?: ?[,/&|] ?(?:(?:or|and) )?| (?:or|and) )(?:option )?[(\[]?([A-Z])(?![\w'’]| [a-z])"
+    r"[(\[]?([A-Z])[)\]]?(?: ?[,;/&|] ?(?:(?:or|and) )?| (?:or|and) )(?:(?:maybe|perhaps|possibly|option) ){0,2}"
+    r"[(\[]?([A-Z])(?![\w'’]| (?!(?:or|and) )[a-z])"
 )
 _PHRASE = re.compile(
     r"\b(?:(?:answer|option|choice)(?: (?:is|was|would be|must be|should be|has to be)\b| ?[:=])"

@@ -1,4 +1,4 @@
-"""Describing a video segment by segment: a few frames and what was said about the segment before go in, words come out.
+"""Describing a video segment by segment: frames, what is said, and the description before go in, words come out.
 
 A video's segments are asked about one after the other, because each needs the one before; several videos go side by
 side. A segment that can't be described is left out with its reason, and the chain goes on from the last description.
@@ -12,21 +12,23 @@ from io import BytesIO
 from PIL import Image
 
 from longvideo_reason_data.build_settings import CaptionSettings
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.model_requests import Outcome, Picture, Request
+from longvideo_reason_data.model_requests import Asks, Outcome, Picture, Request
 from longvideo_reason_data.prompt_files import Prompts
 from longvideo_reason_data.segments import Segment, frames_in_segment
+from longvideo_reason_data.subtitles import Cue, speech_between
 from longvideo_reason_data.videos import VideoFile
 
 _NOTHING_BEFORE = "(nothing: this is the beginning)"
+_NOTHING_SAID = "(nothing)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caption:
-    """What a segment shows."""
+    """What a segment shows, and the words that are said in it."""
 
     segment: Segment
     text: str
+    speech: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +41,11 @@ class LostSegment:
 
 
 async def caption_segments(
-    language_model: LanguageModel,
+    language_model: Asks,
     video: VideoFile,
     segments: Sequence[Segment],
     *,
+    cues: Sequence[Cue],
     model: str,
     prompts: Prompts,
     settings: CaptionSettings,
@@ -51,9 +54,10 @@ async def caption_segments(
     """Describe the segments of a video in order.
 
     Args:
-        language_model: The server to ask.
+        language_model: Whom to ask.
         video: The video.
         segments: Its segments in order.
+        cues: Its subtitles.
         model: Name of the captioner.
         prompts: The prompts, of which `caption` is used.
         settings: How segments are shown.
@@ -70,21 +74,27 @@ async def caption_segments(
     digest = await asyncio.to_thread(lambda: video.content_digest)
     for segment in segments:
         pictures = _pictures(video, digest, frames_in_segment(video, segment, num_frames=settings.num_frames), settings)
+        speech = speech_between(cues, segment.start_seconds, segment.end_seconds)
         text = prompts.fill(
             "caption",
             num_frames=len(pictures),
             start_seconds=f"{segment.start_seconds:.1f}",
             end_seconds=f"{segment.end_seconds:.1f}",
             previous=captions[-1].text if captions else _NOTHING_BEFORE,
+            speech=speech or _NOTHING_SAID,
         )
         request = Request(
-            model=model, parts=(*pictures, text), max_tokens=settings.max_tokens, prompt_digest=prompts.digest
+            model=model,
+            parts=(*pictures, text),
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            prompt_digest=prompts.digest_of("caption"),
         )
         reply = await language_model.ask(request)
         # A description that was cut off is still one; only its last sentence may be half.
         words = " ".join(reply.text.rpartition("</think>")[2].split())
         if reply.outcome in (Outcome.ANSWERED, Outcome.TRUNCATED) and words:
-            captions.append(Caption(segment=segment, text=words))
+            captions.append(Caption(segment=segment, text=words, speech=speech))
         else:
             lost.append(LostSegment(segment=segment, outcome=reply.outcome, detail=reply.text))
         on_segment()
@@ -108,5 +118,5 @@ def _pictures(video: VideoFile, digest: str, indices: Sequence[int], settings: C
     def loader(index: int) -> Callable[[], bytes]:
         return lambda: load(index)
 
-    shown = f"side {settings.max_side}, quality {settings.jpeg_quality}"
+    shown = f"decoder {video.decoder}, side {settings.max_side}, quality {settings.jpeg_quality}"
     return tuple(Picture(identity=f"video {digest}, frame {index}, {shown}", load=loader(index)) for index in indices)

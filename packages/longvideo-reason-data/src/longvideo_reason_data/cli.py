@@ -10,11 +10,15 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from longvideo_reason_data.build_settings import BuildSettings
-from longvideo_reason_data.dataset_folder import MANIFEST_NAME, check_dataset, describe_dataset
+from longvideo_reason_data.build_command import build
+from longvideo_reason_data.dataset_folder import check_dataset, describe_dataset
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.export_command import export
+from longvideo_reason_data.filter_command import filter_dataset
+from longvideo_reason_data.import_command import import_published
 from longvideo_reason_data.records import describe_invalid
 from longvideo_reason_data.splits import SplitFractions, count_videos
+from longvideo_reason_data.view_command import view
 
 Folder = Annotated[Path, tyro.conf.Positional]
 
@@ -62,69 +66,20 @@ def timeline(
     print(f"{output}: {len(records)} questions about {videos} videos")
 
 
-def build(
-    videos: tuple[Path, ...],
-    output: Path,
-    base_url: str,
-    model: str,
-    captioner: str | None = None,
-    prompts: Path | None = None,
-    settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
-) -> None:
-    """Turn video files into a dataset with the help of a language model.
-
-    Videos are cut into segments, each segment is described, and from the descriptions questions with four options,
-    evidence and reasoning are written, filtered and balanced. The videos are hard-linked into OUTPUT/videos, or copied
-    when OUTPUT is on another disk.
-
-    Every answer of the model is kept in OUTPUT/responses.jsonl before it is used. Start the same command again after
-    an interruption: what was answered is not asked again. The API key is read from OPENAI_API_KEY.
-
-    Example: longvideo-data build --videos films --output dataset --base-url http://localhost:8000/v1 --model my-model
-
-    Example: longvideo-data build --videos a.mp4 b.mkv --output dataset --base-url http://localhost:8000/v1
-    --model reasoner --captioner seer --window-seconds 5 --questions.questions-per-skill 3
-
-    Args:
-        videos: Video files, or folders that are searched for them.
-        output: Folder of the dataset; made when it doesn't exist.
-        base_url: Address of a server that speaks the OpenAI protocol, up to and including /v1.
-        model: Name of the model that writes the questions.
-        captioner: Name of the model that sees the pictures; the same when not given.
-        prompts: Folder with prompts (caption.md, question.md, temporal.md, …) to be used in place of the built-in ones.
-        settings: Further settings.
-    """
-    from longvideo_reason_data.pipeline import build as build_dataset
-
-    manifest = build_dataset(
-        videos,
-        output,
-        base_url=base_url,
-        model=model,
-        captioner=captioner,
-        prompts_folder=prompts,
-        settings=settings,
-    )
-    console = Console()
-    for stage, count in manifest["input"].items():
-        dropped = manifest["dropped_by_stage"][stage]
-        reasons = f" ({', '.join(f'{reason} {number}' for reason, number in dropped.items())})" if dropped else ""
-        console.print(f"{stage}: {manifest['kept'][stage]} of {count} kept{reasons}", highlight=False, soft_wrap=True)
-    calls = manifest["calls"]
-    console.print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}")
-
-
-def check(dataset: Folder) -> None:
-    """Hold a dataset to its rules: records, videos and their digests, splits, balance of letters.
+def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
+    """Hold a dataset to its rules: records, videos, splits, balance, shortcuts, repeated questions, benchmarks.
 
     Prints one line per problem and exits with 1 when there is any.
 
     Example: longvideo-data check dataset
 
+    Example: longvideo-data check dataset --benchmarks videomme.parquet longvideobench.jsonl
+
     Args:
         dataset: Folder of the dataset.
+        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
     """
-    problems = check_dataset(dataset)
+    problems = check_dataset(dataset, benchmarks)
     for problem in problems:
         print(problem)
     if problems:
@@ -154,7 +109,16 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"timeline": timeline, "build": build, "check": check, "stats": stats},
+            {
+                "timeline": timeline,
+                "build": build,
+                "filter": filter_dataset,
+                "check": check,
+                "stats": stats,
+                "view": view,
+                "export": export,
+                "import": import_published,
+            },
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,

@@ -40,6 +40,33 @@ CONTAINER_NAMES = frozenset(
     }
 )
 
+# Endings by which videos are found in a folder.
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".3gp",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".mpg",
+        ".mpeg",
+        ".vob",
+        ".flv",
+        ".wmv",
+        ".asf",
+        ".ogv",
+        ".mxf",
+        ".nut",
+        ".ivf",
+    }
+)
+
 _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
 _BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")

@@ -4,6 +4,8 @@
     videos/           the video files that they name
     manifest.json     how the records came about: what went in, what was dropped and why
     dropped.jsonl     each dropped item with its reason
+    segments.jsonl    what was seen and said in each segment of each video
+    shards/           what became of each video, for going on with a build
     responses.jsonl   paid answers of language models, for going on with a build
 
 Only the first two are needed to train. A check reads every byte of every video; it can't tell whether a question is
@@ -26,17 +28,36 @@ RECORDS_NAME = "records.parquet"
 VIDEOS_NAME = "videos"
 MANIFEST_NAME = "manifest.json"
 DROPPED_NAME = "dropped.jsonl"
+SEGMENTS_NAME = "segments.jsonl"
+SHARDS_NAME = "shards"
 RESPONSES_NAME = "responses.jsonl"
+CALLS_NAME = "calls.jsonl"
 
 # Chi-square with three degrees of freedom exceeds this once in ten thousand fair draws.
 _LETTERS_LIMIT = 21.1
 
 
+class RecordsHash:
+    """A digest of what records say, for as many as there may be; they are added in the order of their ids."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, record: QuestionRecord) -> None:
+        """Take in the next record."""
+        line = json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        self._digest.update(line.encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """The digest of all so far."""
+        return self._digest.hexdigest()
+
+
 def hash_records(records: Iterable[QuestionRecord]) -> str:
     """Compute a digest of what the records say, whatever their order in the file."""
-    digest = hashlib.sha256()
+    digest = RecordsHash()
     for record in sorted(records, key=lambda record: record.question_id):
-        digest.update(json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        digest.add(record)
     return digest.hexdigest()
 
 
@@ -52,8 +73,12 @@ def read_dataset(folder: Path) -> list[QuestionRecord]:
     return read_records(folder / RECORDS_NAME)
 
 
-def check_dataset(folder: Path) -> list[str]:
+def check_dataset(folder: Path, benchmarks: Sequence[Path] = ()) -> list[str]:
     """Hold a dataset to its rules.
+
+    Args:
+        folder: The dataset.
+        benchmarks: Files with questions or videos that must not be in it.
 
     Returns:
         One line per problem; none for a sound dataset.
@@ -62,6 +87,8 @@ def check_dataset(folder: Path) -> list[str]:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When the records can't be read at all.
     """
+    from longvideo_reason_data.dataset_checks import check_footage, check_questions
+
     records = read_dataset(folder)
     problems = [] if records else [f"{folder / RECORDS_NAME}: no questions in it"]
     problems += _check_videos(folder, records)
@@ -74,6 +101,8 @@ def check_dataset(folder: Path) -> list[str]:
     asked = Counter((record.video_digest, record.question, record.options) for record in records)
     problems += [f"asked {count} times about one video: {key[1]!r}" for key, count in asked.items() if count > 1]
     problems += _check_letters(records)
+    problems += check_questions(records)
+    problems += check_footage(folder, records, benchmarks)
     return problems + _check_manifest(folder, records)
 
 
@@ -84,6 +113,8 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When the records can't be read.
     """
+    from longvideo_reason_data.dataset_checks import describe_pass_rates
+
     records = read_dataset(folder)
     durations = {record.video_digest: record.video_duration_seconds for record in records}
     return {
@@ -99,6 +130,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
             sum(span.end_seconds - span.start_seconds for record in records for span in record.evidence), 3
         ),
         "reasoning_words": sum(len(record.reasoning.split()) for record in records),
+        "pass_rates": describe_pass_rates(records),
         "licenses": _counted(record.license for record in records),
         "dataset_hash": hash_records(records),
     }

@@ -15,3 +15,9 @@ class UsageError(DataError):
     """The request itself was wrong: a path that isn't there, a value out of range, a file of another version."""
 
     exit_code = 2
+
+
+def first_error(group: BaseExceptionGroup[DataError]) -> DataError:
+    """Choose the one error to tell of several that happened side by side."""
+    first = group.exceptions[0]
+    return first_error(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,122 +1,102 @@
-"""Which drafted questions are unfit, judged by their words alone, and why.
+"""Which questions are unfit, and why: by their words, and by how models answered them.
 
-These are the checks that need no model: options that give the answer away, evidence and times that don't exist,
-reasoning that leads elsewhere. They can't tell whether a question needs the video; that takes answering it.
+Everything here is a pure function. What a question says is checked before anybody is asked about it; what its pass
+rates say is checked after each condition, so that a question that is already lost costs no more.
 """
 
 import re
 from collections.abc import Sequence
-from enum import StrEnum
 
-from longvideo_reason_data.answers import LETTERS, ParseStatus, parse_response
+from longvideo_reason_data.answers import LETTERS
+from longvideo_reason_data.drop_reasons import Reason, Verdict
+from longvideo_reason_data.filter_settings import Thresholds
+from longvideo_reason_data.option_hygiene import check_options
+from longvideo_reason_data.pass_rates import Condition, PassRate
 from longvideo_reason_data.questions import QuestionDraft
+from longvideo_reason_data.reasoning_checks import TOLERANCE_SECONDS, check_reasoning
+from longvideo_reason_data.records import QuestionRecord, Split
 
-
-class Reason(StrEnum):
-    """Why a question is dropped."""
-
-    OPTIONS_ALIKE = "options_alike"
-    OPTION_ABOUT_OPTIONS = "option_about_options"
-    ANSWER_IS_LONGEST = "answer_is_longest"
-    ANSWER_IN_QUESTION = "answer_in_question"
-    EVIDENCE_OUTSIDE = "evidence_outside"
-    REASONING_TOO_SHORT = "reasoning_too_short"
-    REASONING_WITHOUT_TIMES = "reasoning_without_times"
-    REASONING_TIME_OUTSIDE = "reasoning_time_outside"
-    REASONING_CONTRADICTS = "reasoning_contradicts"
-    REASONING_HAS_TAGS = "reasoning_has_tags"
-    MENTIONS_CAPTIONS = "mentions_captions"
-
-
-# An option may be this many times as long as the longest of the others before its length tells.
-_LONGEST_RATIO = 1.5
-_SHORTEST_REASONING_WORDS = 8
-# Writers round; a time this far behind the end is still the end.
-_TOLERANCE_SECONDS = 1.0
-
-_ABOUT_OPTIONS = re.compile(
-    r"\b(?:(?:all|none|both|neither) of (?:the|these|them)|[ABCD] (?:and|or) [ABCD]\b)", re.IGNORECASE
-)
 _ABOUT_CAPTIONS = re.compile(
     r"\bcaptions?\b|\b(?:the|given|provided|these|this) (?:descriptions?|transcripts?)\b", re.IGNORECASE
 )
-_CLOCK = re.compile(r"(?<![\d:.])(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d(?:\.\d{1,6})?)(?![\d:])")
-_NUMBER = r"(\d{1,6}(?:\.\d{1,6})?)"
-_UNIT = r"\s?(?:s|sec|secs|seconds?)\b"
-_SECONDS = re.compile(rf"(?<![\w.:]){_NUMBER}{_UNIT}", re.IGNORECASE)
-_SECONDS_RANGE = re.compile(rf"(?<![\w.:]){_NUMBER}\s?(?:-|–|—|to|and)\s?{_NUMBER}{_UNIT}", re.IGNORECASE)
-_MINUTES = re.compile(rf"(?<![\w.:]){_NUMBER}\s?(?:min|mins|minutes?)\b", re.IGNORECASE)
+# The right option and its rival have at least this share of the answers when a question is ambiguous; somebody who
+# guesses spreads the answers over all options.
+_SHARE_OF_TWO = 0.9
 
 
-def times_in(text: str) -> list[float]:
-    """Find the moments that a text names, in seconds: `12.5 s`, `3 to 5 seconds`, `2 minutes`, `1:02:03`."""
-    found = [
-        int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in _CLOCK.findall(text)
-    ]
-    for start, end in _SECONDS_RANGE.findall(text):
-        found += [float(start), float(end)]
-    found += [float(number) for number in _SECONDS.findall(text)]
-    found += [60 * float(number) for number in _MINUTES.findall(text)]
-    return sorted(set(found))
-
-
-def check_question(draft: QuestionDraft, duration_seconds: float) -> tuple[Reason, ...]:
-    """Say everything that is wrong with a question.
+def check_question(question: QuestionDraft | QuestionRecord, duration_seconds: float) -> tuple[Reason, ...]:
+    """Say everything that is wrong with the words of a question.
 
     Args:
-        draft: The question.
+        question: A draft, or a record. A record without reasoning is not asked for one.
         duration_seconds: Length of its video.
 
     Returns:
         The reasons to drop it in a fixed order; none for a fit one.
     """
-    right = LETTERS.index(draft.answer)
-    reasons = [*_check_options(draft.question, draft.options, right)]
-    latest = duration_seconds + _TOLERANCE_SECONDS
-    if any(span.end_seconds > latest or span.start_seconds >= duration_seconds for span in draft.evidence):
+    right = LETTERS.index(question.answer) if question.options else 0
+    reasons = check_options(question.question, question.options, right)
+    latest = duration_seconds + TOLERANCE_SECONDS
+    if any(span.end_seconds > latest or span.start_seconds >= duration_seconds for span in question.evidence):
         reasons.append(Reason.EVIDENCE_OUTSIDE)
-    reasons += _check_reasoning(draft, duration_seconds)
-    if _ABOUT_CAPTIONS.search(" ".join((draft.question, draft.reasoning, *draft.options))):
+    if question.reasoning:
+        reasons += check_reasoning(question.reasoning, question.options, question.answer, duration_seconds)
+    if _ABOUT_CAPTIONS.search(" ".join((question.question, question.reasoning, *question.options))):
         reasons.append(Reason.MENTIONS_CAPTIONS)
     return tuple(reasons)
 
 
-def _check_options(question: str, options: Sequence[str], right: int) -> list[Reason]:
-    """Look for options that are the same, or that give the answer away."""
-    reasons: list[Reason] = []
-    plain = [_plain(option) for option in options]
-    if len(set(plain)) < len(plain) or "" in plain:
-        reasons.append(Reason.OPTIONS_ALIKE)
-    if any(_ABOUT_OPTIONS.search(option) for option in options):
-        reasons.append(Reason.OPTION_ABOUT_OPTIONS)
-    others = [len(option) for place, option in enumerate(plain) if place != right]
-    if len(plain[right]) > 20 and len(plain[right]) > _LONGEST_RATIO * max(others):
-        reasons.append(Reason.ANSWER_IS_LONGEST)
-    asked = f" {_plain(question)} "
-    named = [place for place, option in enumerate(plain) if option and f" {option} " in asked]
-    if named == [right]:
-        reasons.append(Reason.ANSWER_IN_QUESTION)
-    return reasons
+def decide(record: QuestionRecord, rates: Sequence[PassRate], thresholds: Thresholds) -> Verdict | None:
+    """Judge a question by how it was answered so far.
+
+    Args:
+        record: The question; its own pass rates aren't looked at.
+        rates: How it was answered. What isn't among them isn't held against the question.
+        thresholds: Which pass rates it may have.
+
+    Returns:
+        Why it is dropped, or None.
+    """
+    found = {rate.condition: rate for rate in rates}
+    for condition, most, reason in (
+        (Condition.BLIND, thresholds.max_blind_rate, Reason.ANSWERED_BLIND),
+        (Condition.SINGLE_FRAME, thresholds.max_single_frame_rate, Reason.ANSWERED_FROM_ONE_FRAME),
+        (Condition.CAPTIONS, thresholds.max_captions_rate, Reason.ANSWERED_FROM_CAPTIONS),
+    ):
+        if condition in found and found[condition].rate > most:
+            return Verdict(reason=reason, detail=_shown(found[condition]))
+    seen = [found[condition] for condition in (Condition.FULL, Condition.EVIDENCE) if condition in found]
+    if seen and (verdict := _judge_seen(record, seen, thresholds)):
+        return verdict
+    reasoning = found.get(Condition.REASONING)
+    if reasoning and reasoning.rate < thresholds.min_reasoning_rate:
+        return Verdict(reason=Reason.REASONING_UNSUPPORTED, detail=_shown(reasoning))
+    rollouts = found.get(Condition.ROLLOUTS)
+    # What a policy always or never gets right has no gradient in reinforcement learning; elsewhere it is of use.
+    if rollouts and record.split is Split.TRAIN_RL:
+        if rollouts.num_right > thresholds.most_right_rollouts:
+            return Verdict(reason=Reason.TOO_EASY, detail=_shown(rollouts))
+        if rollouts.num_right < thresholds.fewest_right_rollouts:
+            return Verdict(reason=Reason.TOO_HARD, detail=_shown(rollouts))
+    return None
 
 
-def _check_reasoning(draft: QuestionDraft, duration_seconds: float) -> list[Reason]:
-    """Look at whether the reasoning is one, is about this video and leads to the answer."""
-    reasons: list[Reason] = []
-    if len(draft.reasoning.split()) < _SHORTEST_REASONING_WORDS:
-        reasons.append(Reason.REASONING_TOO_SHORT)
-    times = times_in(draft.reasoning)
-    if not times:
-        reasons.append(Reason.REASONING_WITHOUT_TIMES)
-    elif times[-1] > duration_seconds + _TOLERANCE_SECONDS:
-        reasons.append(Reason.REASONING_TIME_OUTSIDE)
-    if re.search(r"</?(?:think|answer)>", draft.reasoning, re.IGNORECASE):
-        reasons.append(Reason.REASONING_HAS_TAGS)
-    concluded = parse_response(draft.reasoning, draft.options)
-    if concluded.status is ParseStatus.AMBIGUOUS or concluded.letter not in (None, draft.answer):
-        reasons.append(Reason.REASONING_CONTRADICTS)
-    return reasons
+def _judge_seen(record: QuestionRecord, seen: Sequence[PassRate], thresholds: Thresholds) -> Verdict | None:
+    """Judge a question by how it was answered with the video in view."""
+    shown = ", ".join(_shown(rate) for rate in seen)
+    passes = max(rate.rate for rate in seen) >= thresholds.min_seen_rate
+    if record.options and all(rate.num_chosen for rate in seen):
+        num_asked = sum(rate.num_asked for rate in seen)
+        chosen = [sum(counts) for counts in zip(*(rate.num_chosen for rate in seen), strict=True)]
+        right = LETTERS.index(record.answer)
+        rival = max(count for place, count in enumerate(chosen) if place != right)
+        if rival >= thresholds.min_seen_rate * num_asked:
+            other = LETTERS[chosen.index(rival)]
+            return Verdict(reason=Reason.ANSWERED_OTHERWISE, detail=f"{rival} of {num_asked} chose {other}; {shown}")
+        if rival >= thresholds.min_rival_rate * num_asked and chosen[right] + rival >= _SHARE_OF_TWO * num_asked:
+            return Verdict(reason=Reason.AMBIGUOUS, detail=f"{rival} of {num_asked} chose another option; {shown}")
+    return None if passes else Verdict(reason=Reason.NOT_ANSWERABLE, detail=shown)
 
 
-def _plain(text: str) -> str:
-    """Return the words of a text without case and punctuation."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text).casefold().split())
+def _shown(rate: PassRate) -> str:
+    return f"{rate.condition}: {rate.num_right} of {rate.num_asked} right"

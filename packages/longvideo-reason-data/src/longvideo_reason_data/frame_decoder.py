@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.video_index import VideoIndex, open_video
+from longvideo_reason_data.video_index import VideoIndex, open_video, packets_from_key_frame
 
 # Jumping to a key frame throws away what the decoder has under way; below this many frames, decoding on is as fast.
 MIN_SKIPPED_FRAMES_TO_JUMP = 8
@@ -137,7 +137,8 @@ class FrameDecoder:
 
     def _decode(self) -> Iterator[VideoFrame]:
         """Decode on from where the container stands, past packets that can't be decoded."""
-        for packet in self._container.demux(self._stream):
+        packets = packets_from_key_frame(self._container, self._stream, has_key_frames=self._index.has_key_frames)
+        for packet in packets:
             try:
                 frames = packet.decode()
             except av.FFmpegError:

@@ -2,85 +2,57 @@
 
 Each request is answered from the journal when it was ever answered before; otherwise it is sent, repeated where that
 can help, and written down before it is used. A request that fails ends in a typed outcome, so that the caller can drop
-the item and say why; only what concerns every request alike (no server, no such model, a wrong key) is an error.
-
-The API key is read from the environment and goes nowhere but into the request. Prices are not known here.
+the item and say why; only what concerns every request alike (no server, no such model, a wrong key, no credit) is an
+error.
 """
 
 import asyncio
-import base64
-import json
-import os
 import random
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from decimal import Decimal
+from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import openai
-from pydantic import BaseModel, ConfigDict, ValidationError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
+from longvideo_reason_data.chat_protocol import Content, write_content
+from longvideo_reason_data.concurrency import AdaptiveConcurrency
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.model_failures import AttemptError, NotConnectedError, RejectedError, brief, classify_failure
-from longvideo_reason_data.model_requests import Outcome, Reply, Request
+from longvideo_reason_data.ledger import Ledger
+from longvideo_reason_data.model_calls import ModelCalls
+from longvideo_reason_data.model_failures import AttemptError, RejectedError
+from longvideo_reason_data.model_requests import PICTURE_TOKENS, Outcome, Reply, Request
+from longvideo_reason_data.model_server import ModelServer
+from longvideo_reason_data.rate_limits import RateLimits
 from longvideo_reason_data.response_cache import ResponseCache, StoredResponse
+from longvideo_reason_data.structured_output import read_object
 
-API_KEY_VARIABLE = "OPENAI_API_KEY"
-_LONGEST_WAIT_SECONDS = 120.0
-
-
-@dataclass(slots=True, kw_only=True)
-class Ledger:
-    """Counts of one run.
-
-    Attributes:
-        num_made: Answers that the server gave.
-        num_cached: Answers taken from the journal, or shared with an equal request under way.
-        num_failed: Attempts without an answer, by outcome; they were not charged for.
-    """
-
-    num_made: int = 0
-    num_cached: int = 0
-    num_failed: dict[Outcome, int] = field(default_factory=dict[Outcome, int])
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Completion(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    choices: list[_Choice]
-    usage: _Usage | None = None
+_LONGEST_WAIT_SECONDS = 300.0
+_DRAIN_SECONDS = 30.0
+_MOST_GIVEN_UP_IN_A_ROW = 8
 
 
 class LanguageModel:
     """A client of one server; an async context manager.
 
+    On leaving, answers that are under way are waited for and kept, for thirty seconds at most.
+
     Args:
         base_url: Address of the server up to and including `/v1`.
         cache: The journal of answers.
-        num_parallel: Most requests under way at a time.
+        ledger: The ledger of calls, with the prices; one of this run only when not given.
+        num_parallel: Most requests under way at a time; fewer while the server is overloaded.
         num_attempts: How often a request is sent before it is given up.
         timeout_seconds: Longest wait for one answer.
         first_wait_seconds: Wait before the second attempt; doubled each time, unless the server names a time.
+        requests_per_minute: Most requests per minute.
+        tokens_per_minute: Most tokens read and written per minute, on average.
+        max_cost: Most that all calls in the ledger may cost together, in the currency of its prices.
+        picture_tokens: Most tokens that the server counts for a picture; the limit on the cost rests on it.
 
-    Attributes:
-        ledger: What was asked in this run.
+    Raises:
+        UsageError: When the address or the key can't be one.
     """
 
     def __init__(
@@ -88,26 +60,37 @@ class LanguageModel:
         base_url: str,
         cache: ResponseCache,
         *,
+        ledger: Ledger | None = None,
         num_parallel: int = 16,
         num_attempts: int = 6,
         timeout_seconds: float = 300.0,
         first_wait_seconds: float = 1.0,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_cost: Decimal | None = None,
+        picture_tokens: int = PICTURE_TOKENS,
     ) -> None:
-        self.ledger = Ledger()
-        self._base_url = base_url
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.ledger.complete_from(cache)
         self._cache = cache
-        self._num_attempts = num_attempts
-        self._first_wait_seconds = first_wait_seconds
-        self._free = asyncio.Semaphore(num_parallel)
+        self._num_attempts, self._first_wait_seconds = num_attempts, first_wait_seconds
+        self._max_cost = max_cost
+        self._server = ModelServer(base_url, num_parallel=num_parallel, timeout_seconds=timeout_seconds)
+        self._concurrency = AdaptiveConcurrency(num_parallel)
+        self._calls = ModelCalls(
+            self._server,
+            cache,
+            self.ledger,
+            self._concurrency,
+            RateLimits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute),
+            max_cost=max_cost,
+            picture_tokens=picture_tokens,
+            timeout_seconds=timeout_seconds,
+        )
+        # Pictures are made while others are answered, but not for more requests than will soon be sent.
+        self._prepared = asyncio.Semaphore(2 * num_parallel)
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
-        self._checked_models: set[str] = set()
-        self._checking = asyncio.Lock()
-        self._takes_schema = True
-        key = os.environ.get(API_KEY_VARIABLE) or "none"
-        try:
-            self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout_seconds)
-        except (openai.OpenAIError, ValueError) as error:
-            raise UsageError(f"--base-url {base_url}: not an address of a server ({error})") from error
+        self._num_given_up_in_a_row = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,158 +98,125 @@ class LanguageModel:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.close()
+        try:
+            await self._calls.close(_DRAIN_SECONDS)
+        finally:
+            tasks = list(self._under_way.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._server.client.close()
+
+    @property
+    def num_parallel(self) -> int:
+        """Requests that may be under way now, as far as the server bears them."""
+        return self._concurrency.limit
+
+    async def check_model(self, model: str) -> None:
+        """Find out before anything is sent whether a model can be asked.
+
+        Raises:
+            UsageError: When it can't be: not served, or without a price though the cost is limited.
+            DataError: When the server can't be reached or refuses the key.
+        """
+        if self._max_cost is not None and model not in self.ledger.prices:
+            raise UsageError(
+                f"--max-cost {self._max_cost}: the prices of {model!r} aren't known; "
+                "give --prompt-price and --completion-price, per million tokens"
+            )
+        await self._server.check_model(model)
 
     async def ask(self, request: Request) -> Reply:
         """Answer a request from the journal or by the server; equal requests at one time are sent once.
 
         Raises:
-            DataError: When the server can't be reached, refuses the key or doesn't serve the model.
+            UsageError: When the model can't be asked; see `check_model`.
+            DataError: When the server can't be reached, refuses the key, or fails one request after the other.
         """
         stored = self._cache.get(request.key)
         if stored is not None:
             self.ledger.num_cached += 1
-            return _judge(stored)
+            return judge(stored, request)
         task = self._under_way.get(request.key)
         if task is None:
             task = asyncio.create_task(self._ask_server(request))
             self._under_way[request.key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(request.key, None))
+            task.add_done_callback(lambda ended: self._forget(request.key, ended))
         else:
             self.ledger.num_cached += 1
-        return await task
+        return await asyncio.shield(task)  # who asked may give up; an answer that is paid for is kept all the same
+
+    def _forget(self, key: str, task: asyncio.Task[Reply]) -> None:
+        self._under_way.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen, also when nobody waits for it any more
 
     async def _ask_server(self, request: Request) -> Reply:
-        async with self._free:
-            await self._check_server(request.model)
+        async with self._prepared:
+            await self.check_model(request.model)
             try:
-                content = await asyncio.to_thread(_content_of, request)
+                content = await asyncio.to_thread(write_content, request)
             except DataError as error:
                 return Reply(outcome=Outcome.DAMAGED_INPUT, text=str(error))
             attempts = AsyncRetrying(
                 stop=stop_after_attempt(self._num_attempts),
-                retry=retry_if_exception_type(AttemptError),
+                retry=retry_if_exception(_may_pass),
                 wait=self._wait_seconds,
                 reraise=True,
             )
             try:
-                stored = await attempts(self._attempt, request, content)
-            except NotConnectedError as error:
-                raise DataError(
-                    f"{self._base_url}: the server stopped answering ({error}); run again to go on"
-                ) from error
+                stored = await attempts(self._attempt, request, content, count(1))
             except AttemptError as error:
+                if error.outcome is not Outcome.OVER_BUDGET:
+                    await self._give_up(error)
                 return Reply(outcome=error.outcome, text=error.detail)
             except RejectedError as error:
                 return Reply(outcome=Outcome.INVALID, text=str(error))
-            self._cache.put(stored)
-            self.ledger.num_made += 1
-            return _judge(stored)
+            self._num_given_up_in_a_row = 0
+            return judge(stored, request)
 
-    async def _attempt(self, request: Request, content: list[dict[str, Any]]) -> StoredResponse:
-        """Send a request once, or twice when the server turns out not to know schemas."""
-        try:
-            with_schema = self._takes_schema  # another request may find out while this one is under way
-            try:
-                return await self._send(request, content, with_schema=with_schema)
-            except openai.BadRequestError:
-                if request.schema is None or not with_schema:
-                    raise
-                response = await self._send(request, content, with_schema=False)
-                self._takes_schema = False
-                return response
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise DataError(f"{self._base_url}: the server refuses the key in {API_KEY_VARIABLE}") from error
-        except openai.NotFoundError as error:
-            raise DataError(
-                f"{self._base_url}: the server doesn't serve {request.model!r} ({brief(error)}); check --model"
-            ) from error
-        except AttemptError as error:
-            failure = error
-        except openai.OpenAIError as error:
-            failure = classify_failure(error)
-        except (json.JSONDecodeError, ValidationError, UnicodeDecodeError) as error:
-            failure = AttemptError(Outcome.INVALID, f"the server's answer breaks the protocol ({brief(error)})")
-        if isinstance(failure, AttemptError):
-            self.ledger.num_failed[failure.outcome] = self.ledger.num_failed.get(failure.outcome, 0) + 1
-        raise failure
+    async def _attempt(self, request: Request, content: Content, numbers: Iterator[int]) -> StoredResponse:
+        return await self._calls.call(request, content, next(numbers))
 
-    async def _send(self, request: Request, content: list[dict[str, Any]], *, with_schema: bool) -> StoredResponse:
-        messages: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
-        messages.append({"role": "user", "content": content})
-        body: dict[str, Any] = {
-            "model": request.model,
-            "messages": messages,
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-        }
-        if request.sample_index:
-            body["seed"] = request.sample_index
-        if request.schema is not None and with_schema:
-            schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        raw = await self._client.chat.completions.with_raw_response.create(**body)
-        completion = _Completion.model_validate(json.loads(raw.text))
-        if not completion.choices:
-            raise AttemptError(Outcome.INVALID, "the server's answer holds no choice")
-        choice, usage = completion.choices[0], completion.usage or _Usage()
-        return StoredResponse(
-            key=request.key,
-            model=request.model,
-            text=choice.message.refusal or choice.message.content or "",
-            finish="refusal" if choice.message.refusal else choice.finish_reason or "stop",
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-        )
-
-    async def _check_server(self, model: str) -> None:
-        """Before the first request for a model, ask whether the server is there and serves it."""
-        async with self._checking:
-            if model in self._checked_models:
-                return
-            try:
-                served = {item.id async for item in await self._client.models.list()}
-            except openai.APIConnectionError as error:
-                raise DataError(
-                    f"{self._base_url}: no server answers there ({brief(error)}); check --base-url"
-                ) from error
-            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                raise DataError(f"{self._base_url}: the server refuses the key in {API_KEY_VARIABLE}") from error
-            except (openai.OpenAIError, ValueError, TypeError, AttributeError):
-                served = set[str]()  # not every server lists its models; the first request will tell
-            if served and model not in served:
-                known = ", ".join(sorted(served)[:5])
-                raise UsageError(f"{self._base_url}: the server doesn't serve {model!r}; it serves {known}")
-            self._checked_models.add(model)
+    async def _give_up(self, error: AttemptError) -> None:
+        """End the build when the server is of no use any more, before every item is lost to it."""
+        self._num_given_up_in_a_row += 1
+        if error.outcome is Outcome.CONNECTION and not await self._server.is_there():
+            failure = f"the server stopped answering ({error.detail})"
+        elif self._num_given_up_in_a_row >= _MOST_GIVEN_UP_IN_A_ROW:
+            failure = f"the server failed {self._num_given_up_in_a_row} requests one after the other ({error.detail})"
+        else:
+            return
+        raise DataError(f"{self._server.base_url}: {failure}; run again to go on") from error
 
     def _wait_seconds(self, state: RetryCallState) -> float:
         """Wait as long as the server says, or ever longer with a random part."""
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, AttemptError) and error.wait_seconds is not None:
-            return min(error.wait_seconds, _LONGEST_WAIT_SECONDS)
+            return error.wait_seconds
         wait = self._first_wait_seconds * 2 ** (state.attempt_number - 1)
         return min(wait, _LONGEST_WAIT_SECONDS) * random.uniform(0.75, 1.25)
 
 
-def _judge(stored: StoredResponse) -> Reply:
-    """Turn an answer of the server into an outcome."""
-    outcome = Outcome.ANSWERED
+def judge(stored: StoredResponse, request: Request) -> Reply:
+    """Turn an answer of the server into an outcome, and find the object in it where one was asked for."""
     if stored.finish == "length":
-        outcome = Outcome.TRUNCATED
-    elif stored.finish in ("refusal", "content_filter"):
-        outcome = Outcome.REFUSED
-    elif not stored.text.strip():
-        outcome = Outcome.INVALID
-    return Reply(outcome=outcome, text=stored.text)
+        return Reply(outcome=Outcome.TRUNCATED, text=stored.text)
+    if stored.finish in ("refusal", "content_filter"):
+        return Reply(outcome=Outcome.REFUSED, text=stored.text)
+    if not stored.text.strip():
+        return Reply(outcome=Outcome.INVALID, text="the answer is empty")
+    if request.schema is None:
+        return Reply(outcome=Outcome.ANSWERED, text=stored.text)
+    try:
+        value = read_object(stored.text, request.schema)
+    except ValueError as error:
+        return Reply(outcome=Outcome.INVALID, text=str(error))
+    return Reply(outcome=Outcome.ANSWERED, text=stored.text, value=value)
 
 
-def _content_of(request: Request) -> list[dict[str, Any]]:
-    """Write the user's message as the protocol wants it, with the pictures inside."""
-    content: list[dict[str, Any]] = []
-    for part in request.parts:
-        if isinstance(part, str):
-            content.append({"type": "text", "text": part})
-        else:
-            data = base64.b64encode(part.load()).decode()
-            content.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}})
-    return content
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt is worth while; a server that wants to be left alone for longer is."""
+    if not isinstance(error, AttemptError) or error.outcome is Outcome.OVER_BUDGET:
+        return False
+    return error.wait_seconds is None or error.wait_seconds <= _LONGEST_WAIT_SECONDS

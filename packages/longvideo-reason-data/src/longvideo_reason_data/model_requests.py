@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 
 class Outcome(StrEnum):
@@ -23,7 +23,16 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     INVALID = "invalid"
     SERVER_ERROR = "server_error"
+    CONNECTION = "connection"
     DAMAGED_INPUT = "damaged_input"
+    OVER_BUDGET = "over_budget"
+
+
+PICTURE_TOKENS = 16384
+"""Most tokens of a picture in the Qwen-VL family as it is published; most others make fewer of it."""
+
+TEMPLATE_TOKENS = 1024
+"""Most tokens that a chat template, with a system message of its own, and our words around a schema may add."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +88,40 @@ class Request:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def most_prompt_tokens(self, picture_tokens: int) -> int:
+        """Bound the tokens that a server can count for the prompt: no tokenizer makes two tokens of one byte.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+        Args:
+            picture_tokens: Most tokens of one picture; only the model's makers know it.
+        """
+        schema = json.dumps(self.schema) if self.schema is not None else ""
+        texts = [self.system, schema, *(part for part in self.parts if isinstance(part, str))]
+        num_pictures = sum(isinstance(part, Picture) for part in self.parts)
+        return TEMPLATE_TOKENS + sum(len(text.encode()) for text in texts) + num_pictures * picture_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What came of a request: with ANSWERED and TRUNCATED the words, otherwise what the server said about it."""
+    """What came of a request.
+
+    Attributes:
+        outcome: How it ended.
+        text: With ANSWERED and TRUNCATED the words, otherwise what is to be said about it in one line.
+        value: The JSON object, where one was asked for and the answer holds it.
+    """
 
     outcome: Outcome
     text: str
+    value: Mapping[str, Any] | None = field(default=None, hash=False)
+
+
+class Asks(Protocol):
+    """Whoever answers requests: a client of a server, or something that hands them on to one."""
+
+    async def ask(self, request: Request) -> Reply:
+        """Answer a request.
+
+        Raises:
+            DataError: When no request at all can be answered.
+        """
+        ...

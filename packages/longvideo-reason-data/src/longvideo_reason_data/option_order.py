@@ -8,9 +8,13 @@ with them; when a letter's meaning isn't certain, the question is refused rather
 import random
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.questions import QuestionDraft
+from longvideo_reason_data.records import QuestionRecord, Split
+
+Question = TypeVar("Question", QuestionDraft, QuestionRecord)
 
 _NAMED = re.compile(
     r"(?P<before>\b(?i:options?|choices?|letters?|answer(?: is|:)?(?: option)?)\s{1,2}[(\"']?)"
@@ -42,11 +46,11 @@ def balanced_letters(question_ids: Sequence[str], *, seed: int) -> dict[str, str
     return {question_id: LETTERS[(first + place) % 4] for place, question_id in enumerate(shuffled)}
 
 
-def reorder_options(draft: QuestionDraft, letter: str, *, seed: str) -> QuestionDraft:
-    """Put the options of a question in another order.
+def reorder_options(question: Question, letter: str, *, seed: str) -> Question:
+    """Put the options of a question in another order, and let everything that counts or names them follow.
 
     Args:
-        draft: The question.
+        question: A draft or a record, with options.
         letter: Where the right option shall stand.
         seed: Decides the order of the others.
 
@@ -56,18 +60,51 @@ def reorder_options(draft: QuestionDraft, letter: str, *, seed: str) -> Question
     Raises:
         UnclearLetterError: When the reasoning mentions letters in a way that can't be rewritten for certain.
     """
-    right = LETTERS.index(draft.answer)
-    order = [place for place in range(len(draft.options)) if place != right]
+    right = LETTERS.index(question.answer)
+    order = [place for place in range(len(question.options)) if place != right]
     random.Random(f"order:{seed}").shuffle(order)
     order.insert(LETTERS.index(letter), right)
     new_letters = {LETTERS[old]: LETTERS[new] for new, old in enumerate(order)}
-    return draft.model_copy(
-        update={
-            "options": tuple(draft.options[place] for place in order),
-            "answer": letter,
-            "reasoning": _rewrite(draft.reasoning, new_letters),
-        }
-    )
+    changes: dict[str, object] = {
+        "options": tuple(question.options[place] for place in order),
+        "answer": letter,
+        "reasoning": _rewrite(question.reasoning, new_letters),
+    }
+    if isinstance(question, QuestionRecord):
+        changes["pass_rates"] = tuple(
+            rate.model_copy(update={"num_chosen": tuple(rate.num_chosen[place] for place in order if rate.num_chosen)})
+            for rate in question.pass_rates
+        )
+    return question.model_copy(update=changes)
+
+
+def balance_options(
+    records: Sequence[QuestionRecord], *, seed: int
+) -> tuple[list[QuestionRecord], list[QuestionRecord]]:
+    """Put the right answers on all letters alike in each split.
+
+    Args:
+        records: Questions; open ones stay as they are.
+        seed: Another seed gives another order.
+
+    Returns:
+        The questions in their new order of options, and those whose reasoning can't follow, unchanged.
+    """
+    letters: dict[str, str] = {}
+    for split in Split:
+        names = [record.question_id for record in records if record.split is split and record.options]
+        letters |= balanced_letters(names, seed=seed)
+    balanced: list[QuestionRecord] = []
+    unclear: list[QuestionRecord] = []
+    for record in records:
+        letter = letters.get(record.question_id)
+        try:
+            moved = record if letter is None else reorder_options(record, letter, seed=f"{seed}:{record.question_id}")
+        except UnclearLetterError:
+            unclear.append(record)
+        else:
+            balanced.append(moved)
+    return balanced, unclear
 
 
 def _rewrite(reasoning: str, new_letters: Mapping[str, str]) -> str:

@@ -1,41 +1,44 @@
-"""From video files to a dataset: probe, cut, describe, ask, filter, balance, write.
+"""From video files to a dataset: probe, cut, describe, ask, rewrite, check, balance, write.
 
 Every item that goes in comes out as kept or as dropped with a reason, at each of three stages: videos, segments and
-questions. Nothing is written to the records before everything is known; what was paid for stands in the journal at
-once. A build that is killed and started again asks only what was never answered and ends with the same records.
+questions. The first looks at every file; the other two go through one video at a time, here or on a cluster; in the
+end what became of the videos is put together. What was paid for stands in the journal at once and what is settled about
+a video in its shard, so a build that is killed and started again asks only what was never answered and ends with the
+same records.
 """
 
-import asyncio
 import json
-import os
-import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from longvideo_reason_data.accounts import Accounts, make_manifest
-from longvideo_reason_data.atomic_files import atomic_path, write_text_atomic
+from longvideo_reason_data.assembly import assemble
+from longvideo_reason_data.atomic_files import write_text_atomic
+from longvideo_reason_data.build_plan import BuildPlan, digest_json
+from longvideo_reason_data.build_progress import BuildProgress
 from longvideo_reason_data.build_settings import BuildSettings
-from longvideo_reason_data.dataset_folder import (
-    DROPPED_NAME,
-    MANIFEST_NAME,
-    RECORDS_NAME,
-    RESPONSES_NAME,
-    VIDEOS_NAME,
-)
+from longvideo_reason_data.client_session import Spent
+from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, RESPONSES_NAME, SHARDS_NAME
+from longvideo_reason_data.decoders.base import decoder_version
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.generation import DraftedQuestion, QuestionWriter, SourceVideo
-from longvideo_reason_data.option_order import UnclearLetterError, balanced_letters, reorder_options
+from longvideo_reason_data.generation import make_dropped
+from longvideo_reason_data.local_engine import generate_here
+from longvideo_reason_data.manifest import Accounts, make_manifest
 from longvideo_reason_data.prompt_files import load_prompts
-from longvideo_reason_data.records import Interval, QuestionRecord, Split, write_records
+from longvideo_reason_data.records import check_version
 from longvideo_reason_data.response_cache import ResponseCache
-from longvideo_reason_data.segments import check_segments, fixed_windows
-from longvideo_reason_data.splits import assign_split
-from longvideo_reason_data.videos import VideoFile, find_videos
+from longvideo_reason_data.scenes import detector_version
+from longvideo_reason_data.shards import Dropped, ShardFolder
+from longvideo_reason_data.sources import SourceVideo, place_video, probe_source
+from longvideo_reason_data.videos import find_videos
+
+Engine = Literal["local", "ray"]
+
+_NUM_PROBES = 4  # files looked at side by side
 
 
 def build(
@@ -47,6 +50,7 @@ def build(
     captioner: str | None = None,
     prompts_folder: Path | None = None,
     settings: BuildSettings | None = None,
+    engine: Engine = "local",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Build a dataset from video files, or go on with one.
@@ -59,6 +63,7 @@ def build(
         captioner: The model that sees the pictures; the reasoner when not given.
         prompts_folder: Prompts to be used in place of this package's.
         settings: Everything else.
+        engine: Where videos are read and questions put together: in this process, or by Ray Data on a cluster.
         console: Where progress is shown; standard error when not given.
 
     Returns:
@@ -69,111 +74,131 @@ def build(
         DataError: When no video can be read, the server is of no use, or the output can't be written.
     """
     settings = settings or BuildSettings()
-    prompts = load_prompts(prompts_folder)
+    settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
+    plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
+    tools = {"decoder": decoder_version(settings.decoder)}
+    if settings.segments == "scenes":
+        tools["scenes"] = detector_version()
     paths = [path for path in find_videos(videos) if not path.resolve().is_relative_to(output.resolve())]
     if not paths:
         raise UsageError("no videos given outside of the output folder; expected files or folders")
+    _refuse_foreign(output)
+    with BuildProgress(console) as progress:
+        sources, dropped = _collect_videos(paths, output, plan, engine, progress)
+        shards = ShardFolder(output, plan.config_digests["questions"])
+        spent, num_resumed = _generate(sources, plan, shards, output, base_url, engine, progress)
     accounts = Accounts()
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
+    accounts.num_input["videos"] = len(paths)
+    dataset_hash = assemble(output, sources, shards, settings, accounts, dropped)
+    digests = sorted(source.digest for source in sources)
+    manifest = make_manifest(
+        plan,
+        accounts,
+        spent,
+        input_digests={
+            "videos": digest_json(digests),
+            "segments": digest_json(sorted([source.digest, source.speech_digest] for source in sources)),
+            "questions": digest_json(sorted([source.digest, *source.borders] for source in sources)),
+        },
+        tools=tools,
+        num_resumed=num_resumed,
+        dataset_hash=dataset_hash,
     )
-    with ResponseCache(output / RESPONSES_NAME) as cache, progress:
-        sources = _collect_videos(paths, output, settings, accounts, progress)
-        writer = QuestionWriter(cache, prompts, settings, accounts, progress, model=model, captioner=captioner or model)
-        drafted = asyncio.run(writer.run(sources, base_url))
-        tokens = cache.total_tokens()
-    records = _balance(drafted, settings, accounts)
-    write_records(output / RECORDS_NAME, records)
-    manifest = make_manifest(records, accounts, writer.ledger, tokens, settings)
-    write_text_atomic(output / DROPPED_NAME, accounts.dropped_lines())
     write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
+def _refuse_foreign(output: Path) -> None:
+    """Don't write over a dataset that isn't from a build of this version."""
+    records = output / RECORDS_NAME
+    if not records.exists():
+        return
+    check_version(records)
+    if not (output / SHARDS_NAME).is_dir():
+        raise UsageError(f"{output}: holds a dataset that wasn't built here; choose another folder for --output")
+
+
 def _collect_videos(
-    paths: Sequence[Path], output: Path, settings: BuildSettings, accounts: Accounts, progress: Progress
-) -> list[SourceVideo]:
-    """Probe the videos, put them into the output folder and cut them."""
+    paths: Sequence[Path], output: Path, plan: BuildPlan, engine: Engine, progress: BuildProgress
+) -> tuple[list[SourceVideo], list[Dropped]]:
+    """Look at every file, and bring each video into the output folder once."""
+    progress.start_videos(len(paths))
     sources: dict[str, SourceVideo] = {}
-    bar = progress.add_task("videos", total=len(paths))
-    errors: list[DataError] = []
-    for path in paths:
-        accounts.num_input["videos"] += 1
-        try:
-            video = VideoFile.open(path)
-            digest = video.content_digest
-        except DataError as error:
-            errors.append(error)
-            accounts.drop("videos", str(path), "video_unreadable", str(error))
-        else:
-            if digest in sources:
-                accounts.drop("videos", str(path), "video_duplicate", f"the same file as {sources[digest].video.path}")
+    dropped: list[Dropped] = []
+    first_error: str | None = None
+    # A second build in this folder is told so before anything is written.
+    with ResponseCache(output / RESPONSES_NAME):
+        for path, found in zip(paths, _probe(paths, plan, engine), strict=True):
+            if isinstance(found, DataError):
+                first_error = first_error or str(found)
+                dropped.append(make_dropped("videos", str(path), "video_unreadable", str(found)))
+            elif found.digest in sources:
+                detail = f"the same file as {sources[found.digest].path}"
+                dropped.append(make_dropped("videos", str(path), "video_duplicate", detail))
             else:
-                segments = fixed_windows(video.duration_seconds, window_seconds=settings.window_seconds)
-                check_segments(segments, video.duration_seconds)
-                accounts.num_input["segments"] += len(segments)
-                split = assign_split(digest, settings.splits, seed=settings.seed)
-                place = _place_video(path, digest, output)
-                sources[digest] = SourceVideo(
-                    video=video, digest=digest, dataset_path=place, split=split, segments=segments
-                )
-        progress.advance(bar)
+                place_video(found, output)
+                sources[found.digest] = found
+            progress.advance_video()
     if not sources:
-        raise DataError(f"none of the {len(paths)} videos can be read; the first: {errors[0]}")
-    return list(sources.values())
+        raise DataError(f"none of the {len(paths)} videos can be read; the first: {first_error}")
+    return list(sources.values()), dropped
 
 
-def _place_video(path: Path, digest: str, output: Path) -> str:
-    """Bring a video into the dataset: as a hard link on the same disk, else as a copy. Done once per video."""
-    stem = re.sub(r"[^\w.-]+", "_", path.stem)[:60].strip("._") or "video"
-    name = f"{VIDEOS_NAME}/{stem}-{digest[:12]}{path.suffix.lower()}"
-    target = output / name
-    if not (target.exists() and target.stat().st_size == path.stat().st_size):
-        with atomic_path(target) as temporary:
-            try:
-                os.link(path.resolve(), temporary)
-            except OSError:
-                shutil.copyfile(path, temporary)
-    return name
+def _probe(paths: Sequence[Path], plan: BuildPlan, engine: Engine) -> Iterator[SourceVideo | DataError]:
+    """Look at files, several at a time, and tell about them in their order."""
+    if engine == "ray":
+        from longvideo_reason_data.ray_engine import probe_on_cluster
+
+        yield from probe_on_cluster(paths, plan.settings)
+        return
+    with ThreadPoolExecutor(_NUM_PROBES) as threads:
+        yield from threads.map(partial(_probe_one, settings=plan.settings), paths)
 
 
-def _balance(drafted: Sequence[DraftedQuestion], settings: BuildSettings, accounts: Accounts) -> list[QuestionRecord]:
-    """Put the right answers on all letters alike, in each split, and write the records."""
-    records: list[QuestionRecord] = []
-    for split in Split:
-        group = [item for item in drafted if item.source.split is split]
-        letters = balanced_letters([item.question_id for item in group], seed=settings.seed)
-        for item in group:
-            order_seed = f"{settings.seed}:{item.question_id}"
-            try:
-                draft = reorder_options(item.draft, letters[item.question_id], seed=order_seed)
-            except UnclearLetterError as error:
-                accounts.drop("questions", item.question_id, "letters_unclear", str(error))
-                continue
-            duration = item.source.video.duration_seconds
-            records.append(
-                QuestionRecord(
-                    question_id=item.question_id,
-                    video_path=item.source.dataset_path,
-                    video_digest=item.source.digest,
-                    video_duration_seconds=duration,
-                    split=split,
-                    skill=item.skill,
-                    question=draft.question,
-                    options=draft.options,
-                    answer=draft.answer,
-                    evidence=tuple(
-                        Interval(start_seconds=span.start_seconds, end_seconds=min(span.end_seconds, duration))
-                        for span in draft.evidence
-                    ),
-                    reasoning=draft.reasoning,
-                    source=settings.source,
-                    license=settings.license,
-                )
-            )
-    return sorted(records, key=lambda record: record.question_id)
+def _probe_one(path: Path, settings: BuildSettings) -> SourceVideo | DataError:
+    try:
+        return probe_source(path, settings)
+    except UsageError:
+        raise
+    except DataError as error:
+        return error
+
+
+def _generate(
+    sources: Sequence[SourceVideo],
+    plan: BuildPlan,
+    shards: ShardFolder,
+    output: Path,
+    base_url: str,
+    engine: Engine,
+    progress: BuildProgress,
+) -> tuple[Spent, int]:
+    """Make the shards that aren't there yet.
+
+    Returns:
+        What was asked, and how many answers needn't be asked for because their video was settled.
+    """
+    num_questions = plan.settings.questions.quotas.total
+    advance = progress.start_generation(
+        num_segments=sum(source.num_segments for source in sources), num_questions=num_questions * len(sources)
+    )
+    pending: list[SourceVideo] = []
+    num_resumed = 0
+    for source in sources:
+        if shard := shards.find(source):
+            num_resumed += shard.num_requests
+            progress.advance_shard(num_segments=source.num_segments, num_questions=num_questions)
+        else:
+            pending.append(source)
+
+    if engine == "ray":
+        from longvideo_reason_data.ray_engine import generate_on_cluster
+
+        spent = generate_on_cluster(
+            pending, plan, shards, base_url=base_url, output=output, progress=progress, on_spent=progress.show_spent
+        )
+    else:
+        spent = generate_here(
+            pending, plan, shards, base_url=base_url, output=output, advance=advance, on_spent=progress.show_spent
+        )
+    return spent, num_resumed

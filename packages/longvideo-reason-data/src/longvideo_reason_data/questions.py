@@ -1,97 +1,148 @@
-"""From the descriptions of a video to questions with four options, evidence and reasoning.
+"""From the descriptions of a video to questions with evidence and reasoning, with four options or open-ended.
 
 The reasoner is held to a JSON schema where the server supports one; in any case its answer is searched for the JSON
 object and checked here. An answer that breaks the form is asked for again as another sample, a truncated one with more
 room; what still fails is left out with its reason. Whether a question is any good is for the filters to say.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.build_settings import QuestionSettings
 from longvideo_reason_data.captions import Caption
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.model_requests import Outcome, Request
+from longvideo_reason_data.model_requests import Asks, Outcome, Request
 from longvideo_reason_data.prompt_files import Prompts
-from longvideo_reason_data.records import Interval, Skill
+from longvideo_reason_data.records import NUM_OPTIONS, Interval, Skill
+from longvideo_reason_data.structured_output import extract_json
+
+# What may come out better when it is asked for once more; anything else concerns every sample alike.
+WORTH_ANOTHER_SAMPLE = (Outcome.INVALID, Outcome.TRUNCATED, Outcome.REFUSED)
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class QuestionDraft(BaseModel):
-    """What the reasoner wrote."""
+class ReasoningStep(Interval):
+    """What is seen in a time range, and what follows from it."""
+
+    thought: Text
+
+
+class _Question(BaseModel):
+    """A question with four options and a letter as its answer, or with none and free words."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    reasoning: Text
     question: Text
-    options: Annotated[tuple[Text, ...], Field(min_length=4, max_length=4)]
-    answer: Literal["A", "B", "C", "D"]
     evidence: Annotated[tuple[Interval, ...], Field(min_length=1)]
+    options: tuple[Text, ...] = ()
+    answer: Text
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.options and len(self.options) != NUM_OPTIONS:
+            raise ValueError(f"{len(self.options)} options, expected {NUM_OPTIONS} or none")
+        if self.options and self.answer not in tuple(LETTERS[:NUM_OPTIONS]):
+            raise ValueError(f"answer {self.answer!r}, expected one letter of {LETTERS[:NUM_OPTIONS]}")
+        return self
+
+
+class QuestionProposal(_Question):
+    """What the reasoner wrote: its reasoning is grouped by time range."""
+
+    reasoning: Annotated[tuple[ReasoningStep, ...], Field(min_length=1)]
+
+
+class QuestionDraft(_Question):
+    """A question whose reasoning is one text."""
+
+    reasoning: Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostQuestion:
-    """A question that wasn't had, and why."""
+    """A question that wasn't had.
 
+    Attributes:
+        reason: Why.
+        outcome: How the last request for it ended.
+        detail: What the server said.
+    """
+
+    reason: str
     outcome: Outcome
     detail: str
 
 
 _SECONDS = {"type": "number", "minimum": 0}
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["reasoning", "question", "options", "answer", "evidence"],
-    "properties": {
-        "reasoning": {"type": "string"},
-        "question": {"type": "string"},
-        "options": {"type": "array", "items": {"type": "string"}, "minItems": 4, "maxItems": 4},
-        "answer": {"type": "string", "enum": ["A", "B", "C", "D"]},
+_TEXT = {"type": "string", "minLength": 1}
+
+
+def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(properties),
+        "properties": properties,
+    }
+
+
+def answer_schema(*, open_ended: bool) -> dict[str, Any]:
+    """Write the JSON schema of a proposal. The answer comes last, so that the reasoning leads to it."""
+    properties: dict[str, Any] = {
+        "question": _TEXT,
         "evidence": {
             "type": "array",
             "minItems": 1,
-            "items": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["start_seconds", "end_seconds"],
-                "properties": {"start_seconds": _SECONDS, "end_seconds": _SECONDS},
-            },
+            "items": _object(start_seconds=_SECONDS, end_seconds=_SECONDS),
         },
-    },
-}
+        "reasoning": {
+            "type": "array",
+            "minItems": 1,
+            "items": _object(start_seconds=_SECONDS, end_seconds=_SECONDS, thought=_TEXT),
+        },
+    }
+    if open_ended:
+        return _object(**properties, answer=_TEXT)
+    options = {"type": "array", "items": _TEXT, "minItems": NUM_OPTIONS, "maxItems": NUM_OPTIONS}
+    letter = {"type": "string", "enum": list(LETTERS[:NUM_OPTIONS])}
+    return _object(**properties, options=options, answer=letter)
 
 
-async def draft_question(
-    language_model: LanguageModel,
+async def propose_question(
+    language_model: Asks,
     captions: Sequence[Caption],
     *,
     duration_seconds: float,
     skill: Skill,
     number: int,
+    earlier: Sequence[str],
+    open_ended: bool,
     model: str,
     prompts: Prompts,
     settings: QuestionSettings,
-) -> QuestionDraft | LostQuestion:
+) -> QuestionProposal | LostQuestion:
     """Ask for one question.
 
     Args:
-        language_model: The server to ask.
+        language_model: Whom to ask.
         captions: Descriptions of the video's segments in order.
         duration_seconds: Length of the video.
         skill: What the question should ask of the viewer.
         number: Which question of this skill it is, from 1.
+        earlier: Questions of this skill that there are already.
+        open_ended: Whether it shall have no options.
         model: Name of the reasoner.
-        prompts: The prompts, of which `question` and the skill's are used.
+        prompts: The prompts, of which `question`, the skill's, and `choice` or `open` are used.
         settings: How often and how long.
 
     Raises:
         DataError: When the server is of no use at all.
     """
+    form = "open" if open_ended else "choice"
     text = prompts.fill(
         "question",
         captions="\n".join(
@@ -100,8 +151,10 @@ async def draft_question(
         duration_seconds=f"{duration_seconds:.1f}",
         skill=prompts.texts[skill.value],
         number=number,
+        earlier="\n".join(f"  - {question}" for question in earlier) or "  (none yet)",
+        form=prompts.texts[form],
     )
-    lost = LostQuestion(outcome=Outcome.INVALID, detail="")
+    lost = _lost(Outcome.INVALID, "")
     max_tokens = settings.max_tokens
     for sample_index in range(settings.num_samples):
         request = Request(
@@ -109,49 +162,27 @@ async def draft_question(
             parts=(text,),
             max_tokens=max_tokens,
             temperature=settings.temperature,
-            schema=SCHEMA,
+            schema=answer_schema(open_ended=open_ended),
             sample_index=sample_index,
-            prompt_digest=prompts.digest,
+            prompt_digest=prompts.digest_of("question", skill.value, form),
         )
         reply = await language_model.ask(request)
         if reply.outcome is Outcome.ANSWERED:
             try:
-                return QuestionDraft.model_validate(extract_json(reply.text))
+                proposal = QuestionProposal.model_validate(extract_json(reply.text))
+                if bool(proposal.options) is open_ended:
+                    raise ValueError(f"{len(proposal.options)} options in answer to {form}.md")
             except (ValueError, ValidationError) as error:
-                lost = LostQuestion(outcome=Outcome.INVALID, detail=" ".join(str(error).split())[:200])
+                lost = _lost(Outcome.INVALID, str(error))
                 continue
-        lost = LostQuestion(outcome=reply.outcome, detail=reply.text[:200])
+            return proposal
+        lost = _lost(reply.outcome, reply.text)
         if reply.outcome is Outcome.TRUNCATED:
             max_tokens *= 2
-        elif reply.outcome in (Outcome.RATE_LIMITED, Outcome.TIMEOUT, Outcome.SERVER_ERROR):
+        elif reply.outcome not in WORTH_ANOTHER_SAMPLE:
             break  # the client has already tried again as often as that can help
     return lost
 
 
-def extract_json(text: str) -> dict[str, Any]:
-    """Find the JSON object in an answer, also behind reasoning, inside a code fence, or among other words.
-
-    Returns:
-        The largest object that can be read.
-
-    Raises:
-        ValueError: When there is none.
-    """
-    visible = text.rpartition("</think>")[2]
-    decoder = json.JSONDecoder()
-    found: list[tuple[int, dict[str, Any]]] = []
-    start = visible.find("{")
-    num_tried = 0
-    while start >= 0 and num_tried < 200:  # an answer of nothing but braces must not cost quadratic time
-        num_tried += 1
-        try:
-            value, end = decoder.raw_decode(visible, start)
-        except (json.JSONDecodeError, RecursionError):
-            end = start + 1
-        else:
-            if isinstance(value, dict):
-                found.append((end - start, value))
-        start = visible.find("{", end)
-    if not found:
-        raise ValueError("the answer holds no JSON object")
-    return max(found, key=lambda item: item[0])[1]
+def _lost(outcome: Outcome, detail: str) -> LostQuestion:
+    return LostQuestion(reason=f"question_{outcome}", outcome=outcome, detail=detail)

@@ -6,9 +6,9 @@ path inside the dataset folder and by the digest of the file's bytes, so a datas
 another. Nothing here opens a video.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -19,12 +19,24 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.pass_rates import Condition, PassRate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NUM_OPTIONS = 4
 
+_ROWS_PER_GROUP = 1000
 _VERSION_KEY = b"longvideo_reason_data.schema_version"
 _INTERVAL_TYPE = pa.struct([pa.field("start_seconds", pa.float64()), pa.field("end_seconds", pa.float64())])
+_PASS_RATE_TYPE = pa.struct(
+    [
+        pa.field("condition", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("num_asked", pa.int32()),
+        pa.field("num_right", pa.int32()),
+        pa.field("num_unanswered", pa.int32()),
+        pa.field("num_chosen", pa.list_(pa.int32())),
+    ]
+)
 _SCHEMA = pa.schema(
     [
         pa.field("schema_version", pa.int32(), nullable=False),
@@ -41,6 +53,7 @@ _SCHEMA = pa.schema(
         pa.field("reasoning", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("license", pa.string(), nullable=False),
+        pa.field("pass_rates", pa.list_(_PASS_RATE_TYPE), nullable=False),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -85,12 +98,12 @@ class QuestionRecord(BaseModel):
     """One question about one video, with its answer, the evidence and the reasoning that leads to it.
 
     A choice question has four different options and a letter as its answer; an open-ended one has no options and free
-    text.
+    text. `pass_rates` tell how models answered it, if any were asked; at most one per condition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     question_id: NonEmpty
     video_path: NonEmpty
     video_digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -104,6 +117,7 @@ class QuestionRecord(BaseModel):
     reasoning: str
     source: NonEmpty
     license: NonEmpty
+    pass_rates: tuple[PassRate, ...] = ()
 
     @field_validator("video_path")
     @classmethod
@@ -128,22 +142,58 @@ class QuestionRecord(BaseModel):
                 raise ValueError(
                     f"evidence ends at {interval.end_seconds} s, after the video ({self.video_duration_seconds} s)"
                 )
+        measured = [rate.condition for rate in self.pass_rates]
+        if len(set(measured)) < len(measured):
+            raise ValueError(f"pass rates for {', '.join(measured)}, expected each condition once")
+        if any(rate.num_chosen and len(rate.num_chosen) != len(self.options) for rate in self.pass_rates):
+            raise ValueError(f"a pass rate counts other options than the {len(self.options)} of the question")
         return self
 
+    def pass_rate(self, condition: Condition) -> PassRate | None:
+        """Return how the question was answered under a condition, if that was measured."""
+        return next((rate for rate in self.pass_rates if rate.condition is condition), None)
 
-def write_records(path: Path, records: Sequence[QuestionRecord]) -> None:
-    """Write `records` in the given order as one Parquet file, whole or not at all.
+
+def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
+    """Write `records` in the given order as one Parquet file, whole or not at all, a thousand in memory at a time.
 
     Raises:
         DataError: When two records share an id, or the file can't be written.
     """
-    repeated = [name for name, count in Counter(record.question_id for record in records).items() if count > 1]
-    if repeated:
-        raise DataError(f"{path}: question id {repeated[0]!r} is used more than once; ids must be unique")
-    rows = [record.model_dump(mode="json") for record in records]
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    remaining = iter(records)
+    seen: set[str] = set()
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA, compression="zstd") as writer:
+        while group := list(islice(remaining, _ROWS_PER_GROUP)):
+            for record in group:
+                if record.question_id in seen:
+                    raise DataError(
+                        f"{path}: question id {record.question_id!r} is used more than once; ids must be unique"
+                    )
+                seen.add(record.question_id)
+            rows = [record.model_dump(mode="json") for record in group]
+            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+
+
+def check_version(path: Path) -> None:
+    """See whether a file holds records of this version, without reading them.
+
+    Raises:
+        UsageError: When it holds records of another version or none at all.
+        DataError: When it is damaged.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        first_line = (str(error).splitlines() or ["unreadable"])[0]
+        raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
+    version = metadata.get(_VERSION_KEY)
+    if version is None:
+        raise UsageError(f"{path}: a Parquet file without question records; expected one written by longvideo-data")
+    if version != str(SCHEMA_VERSION).encode():
+        raise UsageError(
+            f"{path}: records of version {version.decode(errors='replace')}, this program reads version "
+            f"{SCHEMA_VERSION}; rebuild the dataset or install the matching release"
+        )
 
 
 def read_records(path: Path) -> list[QuestionRecord]:
@@ -155,19 +205,12 @@ def read_records(path: Path) -> list[QuestionRecord]:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such records file; expected a Parquet file written by longvideo-data")
+    check_version(path)
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         first_line = (str(error).splitlines() or ["unreadable"])[0]
         raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
-    version = (table.schema.metadata or {}).get(_VERSION_KEY)
-    if version is None:
-        raise UsageError(f"{path}: a Parquet file without question records; expected one written by longvideo-data")
-    if version != str(SCHEMA_VERSION).encode():
-        raise UsageError(
-            f"{path}: records of version {version.decode(errors='replace')}, this program reads version "
-            f"{SCHEMA_VERSION}; rebuild the dataset or install the matching release"
-        )
     rows: list[dict[str, Any]] = table.to_pylist()
     return [_validated(path, number, row) for number, row in enumerate(rows)]
 

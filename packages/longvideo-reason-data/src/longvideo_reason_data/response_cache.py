@@ -1,19 +1,19 @@
 """Every paid answer of a language model, kept in a journal so that none is ever paid for twice.
 
-One JSON line per answer is forced to disk before anybody sees the answer. On start the journal is read into memory; a
-line that a killed process left unfinished is cut off. One process at a time may hold a journal.
+One JSON line per answer is forced to disk before anybody sees the answer. Answers that come while the disk is busy go
+there together, so a slow disk costs waiting, not requests. Only the places of the answers are held in memory.
 """
 
-import fcntl
+import asyncio
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.journal import Journal
 
 
 class StoredResponse(BaseModel):
@@ -26,6 +26,9 @@ class StoredResponse(BaseModel):
         finish: Why the server stopped: "stop", "length", "refusal", …
         prompt_tokens: Tokens read.
         completion_tokens: Tokens written.
+        cached_prompt_tokens: Those read that the server had at hand.
+        reasoning_tokens: Those written that were reasoning.
+        call: Name of the call in the ledger that brought it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +39,9 @@ class StoredResponse(BaseModel):
     finish: str
     prompt_tokens: int
     completion_tokens: int
+    cached_prompt_tokens: int = 0
+    reasoning_tokens: int = 0
+    call: str = ""
 
 
 class ResponseCache:
@@ -47,39 +53,43 @@ class ResponseCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._responses: dict[str, StoredResponse] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        self._tokens = (0, 0)
+        self._unwritten: list[StoredResponse] = []
+        self._failure: DataError | None = None
+        self._committing = asyncio.Lock()
 
     def __enter__(self) -> Self:
+        self._journal = Journal(self._path)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
-        except OSError as error:
-            raise DataError(
-                f"{self._path}: can't be opened ({error.strerror}); choose another output folder"
-            ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise UsageError(f"{self._path}: another build is using this output folder; wait for it to end") from error
-        try:
-            self._load()
+            for number, offset, line in self._journal.lines():
+                try:
+                    response = StoredResponse.model_validate(json.loads(line))
+                except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+                    raise DataError(
+                        f"{self._path}: line {number} is damaged; remove that line and run again"
+                    ) from error
+                self._note(response, offset, len(line))
         except BaseException:
-            self._file.close()
+            self._journal.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._journal.close()
 
     def __len__(self) -> int:
-        return len(self._responses)
+        return len(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
 
     def get(self, key: str) -> StoredResponse | None:
         """Return what was answered to a request, if it ever was."""
-        return self._responses.get(key)
+        place = self._places.get(key)
+        return StoredResponse.model_validate_json(self._journal.read_line(*place)) if place else None
 
     def put(self, response: StoredResponse) -> None:
         """Keep an answer; when this returns, it is on disk.
@@ -87,30 +97,37 @@ class ResponseCache:
         Raises:
             DataError: When it can't be written.
         """
-        try:
-            self._file.write(response.model_dump_json().encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise DataError(f"{self._path}: can't be written ({error.strerror}); free space and run again") from error
-        self._responses[response.key] = response
+        self._write([response])
+
+    async def store(self, response: StoredResponse) -> None:
+        """Keep an answer without holding up others; when this returns, it is on disk.
+
+        Raises:
+            DataError: When it can't be written.
+        """
+        self._unwritten.append(response)
+        async with self._committing:
+            if self._unwritten:  # else the one before took this answer along
+                batch, self._unwritten = self._unwritten, []
+                try:
+                    await asyncio.to_thread(self._write, batch)
+                except DataError as error:
+                    self._failure = error
+        if self._failure is not None:
+            raise self._failure
 
     def total_tokens(self) -> tuple[int, int]:
         """Sum the tokens read and written over all answers in the journal, of this run and earlier ones."""
-        responses = self._responses.values()
-        return sum(r.prompt_tokens for r in responses), sum(r.completion_tokens for r in responses)
+        return self._tokens
 
-    def _load(self) -> None:
-        self._file.seek(0)
-        whole = 0
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                break  # the process was killed while it wrote this one; the answer was never used
-            try:
-                response = StoredResponse.model_validate(json.loads(line))
-            except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-                raise DataError(f"{self._path}: line {number} is damaged; remove that line and run again") from error
-            self._responses[response.key] = response
-            whole += len(line)
-        self._file.truncate(whole)
-        self._file.seek(0, os.SEEK_END)
+    def _write(self, responses: list[StoredResponse]) -> None:
+        lines = [response.model_dump_json().encode() + b"\n" for response in responses]
+        offset = self._journal.append(lines, durable=True)
+        for response, line in zip(responses, lines, strict=True):
+            self._note(response, offset, len(line))
+            offset += len(line)
+
+    def _note(self, response: StoredResponse, offset: int, num_bytes: int) -> None:
+        self._places[response.key] = (offset, num_bytes)
+        read, written = self._tokens
+        self._tokens = (read + response.prompt_tokens, written + response.completion_tokens)

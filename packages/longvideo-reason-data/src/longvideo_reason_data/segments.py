@@ -7,6 +7,7 @@ and cover it without a gap or an overlap.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -46,10 +47,18 @@ def fixed_windows(duration_seconds: float, *, window_seconds: float = 10.0) -> t
         if not (math.isfinite(value) and value > 0):
             raise UsageError(f"{name} is {value}, expected a number above 0")
     num_windows = max(1, math.ceil(duration_seconds / window_seconds - _SMALLEST_SHARE))
-    borders = [*(number * window_seconds for number in range(num_windows)), duration_seconds]
+    return segments_between([*(number * window_seconds for number in range(num_windows)), duration_seconds])
+
+
+def segments_between(borders: Sequence[float]) -> tuple[Segment, ...]:
+    """Number the time ranges between borders.
+
+    Args:
+        borders: Strictly ascending seconds, from 0 to the end of the video.
+    """
     return tuple(
-        Segment(number=number, start_seconds=borders[number], end_seconds=borders[number + 1])
-        for number in range(num_windows)
+        Segment(number=number, start_seconds=start, end_seconds=end)
+        for number, (start, end) in enumerate(pairwise(borders))
     )
 
 

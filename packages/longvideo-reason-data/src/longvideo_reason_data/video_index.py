@@ -3,15 +3,16 @@
 The times are the container's own integers in its own time base, in the order in which frames are shown. A frame that
 no decoder would give out (cut away by an edit list, or before the first key frame) isn't counted. Files whose packets
 carry no presentation times (some AVI) are decoded once from end to end; they can then only be read from the start.
-Nothing here judges whether the pictures make sense.
+The file is opened once. Nothing here judges whether the pictures make sense.
 """
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import dropwhile
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from av.container import InputContainer
 from av.sidedata.sidedata import SideData
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -29,6 +31,10 @@ from longvideo_reason_data.errors import DataError, UsageError
 Orientation = tuple[int, int, int, int]
 UPRIGHT: Orientation = (1, 0, 0, 1)
 _FIXED_POINT_ONE = 1 << 16
+
+DynamicRange = Literal["standard", "pq", "hlg"]
+"""How light is written: for ordinary screens, or as one of the two curves of ITU-R BT.2100 for brighter ones."""
+_HIGH_RANGES: dict[int, DynamicRange] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +51,11 @@ class VideoIndex:
         coded_height: Height as stored.
         orientation: How the stored picture is turned and mirrored to be shown.
         codec: Name of the codec.
+        stream_number: Place of the stream among all streams of the file.
+        bits_per_channel: 8 for most videos, 10 or 12 for others.
+        dynamic_range: How light is written.
+        has_key_frames: Whether any packet is marked as a key frame.
+        has_leading_frames: Whether frames are stored behind a key frame and shown before it, as in open groups.
     """
 
     times: NDArray[np.int64]
@@ -56,6 +67,11 @@ class VideoIndex:
     coded_height: int
     orientation: Orientation
     codec: str
+    stream_number: int
+    bits_per_channel: int
+    dynamic_range: DynamicRange
+    has_key_frames: bool
+    has_leading_frames: bool
 
 
 @contextmanager
@@ -106,14 +122,20 @@ def index_video(path: Path) -> VideoIndex:
         time_base = stream.time_base
         if time_base is None:
             raise DataError(f"{path}: its video stream has no time base, so its frames have no times")
-        times, key_times, last_duration = _walk(path, container, stream)
-        first = _first_frame(path)
+        stream.codec_context.thread_count = 1  # for one frame, starting threads costs more than they bring
+        walk = _Walk(path)
+        walk.run(container, stream)
+        first = walk.first_frame
+        if first is None:
+            why = f" ({walk.first_error})" if walk.first_error else ""
+            raise DataError(f"{path}: truncated or damaged, not one frame can be decoded{why}")
+        times, last_duration = walk.times(), walk.last_duration
         # AVI holds no presentation times; for reordered H.264 and HEVC the ones made up by the reader name the wrong
         # frames, though as a set they are right.
         is_invented = container.format.name == "avi" and stream.codec_context.has_b_frames > 0
         seekable = times is not None and not (is_invented and stream.codec_context.name in ("h264", "hevc"))
         if times is None:
-            times = _decode_times(path)
+            times, last_duration = _decode_times(path, walk.has_key_frames), 0
         if len(times) > 1 and last_duration <= 0:
             last_duration = round((int(times[-1]) - int(times[0])) / (len(times) - 1))
         if last_duration <= 0:
@@ -123,13 +145,30 @@ def index_video(path: Path) -> VideoIndex:
             times=times,
             time_base=time_base,
             last_duration=last_duration,
-            key_times=key_times,
+            key_times=np.array(sorted(walk.key_times), dtype=np.int64),
             seekable=seekable,
             coded_width=first.width,
             coded_height=first.height,
             orientation=orientation_of(path, first),
             codec=stream.codec_context.name,
+            stream_number=stream.index,
+            bits_per_channel=max(component.bits for component in first.format.components),
+            dynamic_range=_HIGH_RANGES.get(first.color_trc, "standard"),
+            has_key_frames=walk.has_key_frames,
+            has_leading_frames=walk.has_leading_frames,
         )
+
+
+def packets_from_key_frame(
+    container: InputContainer, stream: VideoStream, *, has_key_frames: bool
+) -> "Iterator[av.Packet[VideoStream]]":
+    """Give the packets from where the container stands, without those before a key frame.
+
+    A recording that was cut out of a stream begins with frames that lean on what isn't there. In a file without any
+    key frame (pictures that are refreshed in stripes) nothing is left out.
+    """
+    packets = container.demux(stream)
+    return dropwhile(lambda packet: packet.size > 0 and not packet.is_keyframe, packets) if has_key_frames else packets
 
 
 def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
@@ -161,67 +200,90 @@ def _main_stream(container: InputContainer) -> VideoStream | None:
     return (defaults or moving or [None])[0]
 
 
-def _walk(
-    path: Path, container: InputContainer, stream: VideoStream
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64], int]:
-    """Collect the packets' times.
+class _Walk:
+    """What a pass over the packets finds; frames are decoded until the first one comes out.
 
-    Returns:
-        Ascending times, or None when some packets have none; ascending times of key frames; duration of the last.
+    Attributes:
+        key_times: Times of the key frames, in the order of the file.
+        has_key_frames: Whether any packet is marked as a key frame, with or without a time.
+        has_leading_frames: Whether frames are stored behind a key frame and shown before it.
+        last_duration: Duration of the last frame shown, in units.
+        first_frame: One decoded frame: its size and orientation are the real ones, and a file without any is found at
+            once.
+        first_error: Why the decoder refused a packet before that.
     """
-    shown: list[int] = []
-    keys: list[int] = []
-    num_packets = num_timeless = 0
-    last_time, last_duration = -1, 0
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
-            if packet.is_keyframe and packet.pts is not None:
-                keys.append(packet.pts)
-            if packet.is_discard:  # hidden by an edit list, though others may need it
-                continue
-            num_packets += 1
-            if packet.is_corrupt:
-                raise DataError(f"{path}: damaged, packet {num_packets} of its video stream is incomplete")
-            if packet.pts is None:
-                num_timeless += 1
-                continue
-            shown.append(packet.pts)
-            if packet.pts >= last_time or num_packets == 1:
-                last_time, last_duration = packet.pts, packet.duration or 0
-    except av.FFmpegError as error:
-        raise DataError(f"{path}: damaged, its packets can't be read to the end ({_reason(error)})") from error
-    if num_packets == 0:
-        raise DataError(f"{path}: truncated or empty, its video stream holds no frames")
-    key_times = np.array(sorted(keys), dtype=np.int64)
-    if num_timeless:
-        return None, key_times, 0
-    times = np.array(sorted(shown), dtype=np.int64)
-    if len(key_times):
-        times = times[times >= key_times[0]]
-    return times, key_times, last_duration
 
+    def __init__(self, path: Path) -> None:
+        self.key_times: list[int] = []
+        self.has_key_frames = self.has_leading_frames = False
+        self.last_duration = 0
+        self.first_frame: VideoFrame | None = None
+        self.first_error = ""
+        self._path = path
+        self._shown: list[int] = []
+        self._num_packets = self._num_timeless = 0
+        self._last_time = -1
 
-def _first_frame(path: Path) -> VideoFrame:
-    """Decode one frame: its size and orientation are the real ones, and a file without any is found at once."""
-    with open_video(path) as (container, stream):
+    def run(self, container: InputContainer, stream: VideoStream) -> None:
+        """Go through the file.
+
+        Raises:
+            DataError: When packets are damaged or missing.
+        """
         try:
-            for frame in container.decode(stream):
-                return frame
+            for packet in container.demux(stream):
+                if self.first_frame is None:
+                    self._decode(packet)
+                if packet.size:
+                    self._note(packet)
         except av.FFmpegError as error:
-            raise DataError(f"{path}: its first frame can't be decoded ({_reason(error)})") from error
-    raise DataError(f"{path}: truncated or damaged, not one frame can be decoded")
+            raise DataError(
+                f"{self._path}: damaged, its packets can't be read to the end ({_reason(error)})"
+            ) from error
+        if self._num_packets == 0:
+            raise DataError(f"{self._path}: truncated or empty, its video stream holds no frames")
+
+    def times(self) -> NDArray[np.int64] | None:
+        """Give the ascending times of the frames shown, or None when some packets have none."""
+        if self._num_timeless:
+            return None
+        times = np.array(sorted(self._shown), dtype=np.int64)
+        return times[times >= min(self.key_times)] if self.key_times else times
+
+    def _decode(self, packet: "av.Packet[VideoStream]") -> None:
+        try:
+            self.first_frame = next(iter(packet.decode()), None)
+        except av.FFmpegError as error:
+            self.first_error = self.first_error or _reason(error)
+
+    def _note(self, packet: "av.Packet[VideoStream]") -> None:
+        self.has_key_frames = self.has_key_frames or packet.is_keyframe
+        if packet.pts is not None:
+            if packet.is_keyframe:
+                self.key_times.append(packet.pts)
+            self.has_leading_frames |= bool(self.key_times) and packet.pts < self.key_times[-1]
+        if packet.is_discard:  # hidden by an edit list, though others may need it
+            return
+        self._num_packets += 1
+        if packet.is_corrupt:
+            raise DataError(f"{self._path}: damaged, packet {self._num_packets} of its video stream is incomplete")
+        if packet.pts is None:
+            self._num_timeless += 1
+            return
+        self._shown.append(packet.pts)
+        if packet.pts >= self._last_time or self._num_packets == 1:
+            self._last_time, self.last_duration = packet.pts, packet.duration or 0
 
 
-def _decode_times(path: Path) -> NDArray[np.int64]:
+def _decode_times(path: Path, has_key_frames: bool) -> NDArray[np.int64]:
     """Find the times of a file without presentation times by decoding all of it."""
     times: list[int] = []
     with open_video(path) as (container, stream):
         try:
-            for frame in container.decode(stream):
-                time = frame.pts if frame.pts is not None else frame.dts
-                times.append(time if time is not None else (times[-1] + 1 if times else 0))
+            for packet in packets_from_key_frame(container, stream, has_key_frames=has_key_frames):
+                for frame in packet.decode():
+                    time = frame.pts if frame.pts is not None else frame.dts
+                    times.append(time if time is not None else (times[-1] + 1 if times else 0))
         except av.FFmpegError as error:
             raise DataError(f"{path}: damaged, frame {len(times)} can't be decoded ({_reason(error)})") from error
     return np.maximum.accumulate(np.array(times, dtype=np.int64))

@@ -3,52 +3,30 @@
 A frame is named by its place in presentation order. Times are counted from the first frame and come from the
 container, not from a nominal frame rate, so variable frame rates and late starts are right. Pixels are RGB, upright,
 and of the stored size; pixels that aren't square stay as stored. A frame that can't be decoded is an error and is never
-replaced by a neighbour.
+replaced by a neighbour. Which library decodes is chosen by name (`longvideo_reason_data.decoders`), and one that can't
+read a file exactly refuses it.
 """
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Protocol, Self
 
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from longvideo_reason_data.containers import VIDEO_SUFFIXES
+from longvideo_reason_data.decoders.base import DecoderName, Pixels, find_decoder
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.frame_decoder import FrameDecoder
-from longvideo_reason_data.video_index import VideoIndex, index_video, orientation_of
+from longvideo_reason_data.video_index import DynamicRange, VideoIndex, index_video
 
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".qt",
-        ".3gp",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".mpg",
-        ".mpeg",
-        ".vob",
-        ".flv",
-        ".wmv",
-        ".asf",
-        ".ogv",
-        ".mxf",
-        ".nut",
-        ".ivf",
-    }
-)
+MAX_PLANNED_FRAMES = 8192
+"""The largest sampling plan."""
 
 _digests: dict[tuple[str, int, int], str] = {}
 _digests_lock = threading.Lock()
@@ -80,27 +58,37 @@ class VideoFile:
     Attributes:
         path: The file.
         index: Where its frames stand.
-        num_threads: Threads that a decoder may use; 0 lets it choose.
+        num_threads: Threads that a decoder may use; 0 lets it choose. One is mostly best: several videos read at once
+            use many cores better (`longvideo_reason_data.parallel_reading`).
+        decoder: Which library makes the pixels.
     """
 
     path: Path
     index: VideoIndex = field(repr=False)
-    num_threads: int = 0
+    num_threads: int = 1
+    decoder: DecoderName = DecoderName.PYAV
 
     @classmethod
-    def open(cls, path: Path | str, *, num_threads: int = 0) -> Self:
+    def open(cls, path: Path | str, *, num_threads: int = 1, decoder: str = DecoderName.PYAV) -> Self:
         """Probe a file: its packets are walked over and its first frame is decoded.
 
         Args:
             path: Any container and codec that PyAV's FFmpeg reads.
             num_threads: Threads that a decoder may use; 0 lets it choose.
+            decoder: Which library makes the pixels: `pyav`, or one of the extras `decord` and `torchcodec`.
 
         Raises:
-            UsageError: When there is no such file.
-            DataError: When it is empty, truncated, has sound only, or is no video.
+            UsageError: When there is no such file or decoder, or the decoder isn't installed.
+            DataError: When the file is empty, truncated, has sound only, is no video, or can't be read exactly by this
+                decoder.
         """
+        library = find_decoder(decoder)
         path = Path(path)
-        return cls(path=path, index=index_video(path), num_threads=num_threads)
+        video = cls(path=path, index=index_video(path), num_threads=num_threads, decoder=DecoderName(decoder))
+        if video.decoder != DecoderName.PYAV:  # the others may refuse the file, and better now than later
+            with library.open_reader(path, video.index, num_threads=num_threads):
+                pass
+        return video
 
     @property
     def content_digest(self) -> str:
@@ -146,6 +134,11 @@ class VideoFile:
         """Height in pixels as shown."""
         return self.index.coded_width if self.index.orientation[1] else self.index.coded_height
 
+    @property
+    def dynamic_range(self) -> DynamicRange:
+        """How light is written: `standard`, or `pq` or `hlg`, which are turned into the standard range."""
+        return self.index.dynamic_range
+
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Decode the named frames, each one exactly.
 
@@ -161,30 +154,35 @@ class VideoFile:
         places: dict[int, list[int]] = {}
         for place, frame_index in enumerate(indices):
             places.setdefault(int(frame_index), []).append(place)
-        wanted = sorted(places)
-        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.frame_count:
-            outside = wanted[0] if wanted[0] < 0 else wanted[-1]
-            raise DataError(f"{self.path}: frame {outside} asked for, expected 0 to {self.frame_count - 1}")
         frames = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
-        reformatter = VideoReformatter()
-        with FrameDecoder(self.path, self.index, num_threads=self.num_threads) as decoder:
-            for frame_index, frame in decoder.frames(wanted):
-                pixels = self._pixels(frame, frame_index, reformatter)
-                for place in places[frame_index]:
-                    frames[place] = pixels
+        for frame_index, pixels in self.frames(sorted(places)):
+            frames[places[frame_index]] = pixels
         return frames
 
-    def _pixels(self, frame: VideoFrame, frame_index: int, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-        """Convert a decoded frame to upright RGB."""
-        if frame.is_corrupt:
-            raise DataError(f"{self.path}: frame {frame_index} is damaged")
-        if (frame.width, frame.height) != (self.index.coded_width, self.index.coded_height):
-            raise DataError(f"{self.path}: frame {frame_index} is of another size than the first; convert the file")
-        pixels = cast(NDArray[np.uint8], reformatter.reformat(frame, format="rgb24").to_ndarray())
-        a, b, c, d = orientation_of(self.path, frame)
-        if b:
-            pixels = pixels.swapaxes(0, 1)
-        return pixels[:: b or d, :: c or a]
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
+        """Decode frames one after another in one pass, for more of them than memory holds.
+
+        Args:
+            indices: Places in presentation order, strictly ascending.
+
+        Yields:
+            A place and its frame: uint8 [height, width, 3], RGB.
+
+        Raises:
+            DataError: When an index is outside the video, or a frame can't be decoded.
+            UsageError: When the indices don't ascend.
+        """
+        for before, after in pairwise(indices):
+            if after <= before:
+                raise UsageError(f"frame {after} is asked for after {before}; frames() expects ascending places")
+        outside = [index for index in (*indices[:1], *indices[-1:]) if not 0 <= index < self.frame_count]
+        if outside:
+            raise DataError(f"{self.path}: frame {outside[0]} asked for, expected 0 to {self.frame_count - 1}")
+        if not indices:
+            return
+        library = find_decoder(self.decoder)
+        with library.open_reader(self.path, self.index, num_threads=self.num_threads) as reader:
+            yield from reader.frames(indices)
 
 
 def digest_file(path: Path) -> str:
@@ -209,7 +207,11 @@ def digest_file(path: Path) -> str:
 
 
 def sample_frames(
-    video: FrameTimes, *, num_frames: int | None = None, frames_per_second: float | None = None, max_frames: int = 8192
+    video: FrameTimes,
+    *,
+    num_frames: int | None = None,
+    frames_per_second: float | None = None,
+    max_frames: int | None = None,
 ) -> tuple[int, ...]:
     """Plan which frames to look at: the ones shown at the centres of equal intervals.
 
@@ -217,28 +219,32 @@ def sample_frames(
         video: The video.
         num_frames: How many frames; fewer when the video has fewer.
         frames_per_second: How many per second of video; with `num_frames` too, the smaller number counts.
-        max_frames: Never more than this.
+        max_frames: Never more than this, whatever the rate asks for. Without it, a rate that asks for more than a plan
+            holds is refused.
 
     Returns:
-        Places in presentation order, strictly ascending, at least one.
+        Places in presentation order, strictly ascending, at least one, at most `MAX_PLANNED_FRAMES`.
 
     Raises:
-        UsageError: When neither number is given, or one isn't positive.
+        UsageError: When neither number is given, one isn't positive, or the plan would be too large.
     """
-    for name, value in (
-        ("num_frames", num_frames),
-        ("frames_per_second", frames_per_second),
-        ("max_frames", max_frames),
-    ):
-        if value is not None and value <= 0:
+    numbers = {"num_frames": num_frames, "frames_per_second": frames_per_second, "max_frames": max_frames}
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
             raise UsageError(f"{name} is {value}, expected more than 0")
+    for name in ("num_frames", "max_frames"):
+        if (numbers[name] or 0) > MAX_PLANNED_FRAMES:
+            raise UsageError(f"{name} is {numbers[name]}, expected at most {MAX_PLANNED_FRAMES}")
     if num_frames is None and frames_per_second is None:
         raise UsageError("a sampling plan needs num_frames or frames_per_second")
-    limits = [max_frames, video.frame_count]
-    if num_frames is not None:
-        limits.append(num_frames)
+    limits = [limit for limit in (num_frames, max_frames) if limit is not None] + [video.frame_count]
     if frames_per_second is not None:
-        limits.append(max(1, round(video.duration_seconds * frames_per_second)))
+        limits.append(max(1, round(min(video.duration_seconds * frames_per_second, video.frame_count))))
+    if min(limits) > MAX_PLANNED_FRAMES:
+        raise UsageError(
+            f"frames_per_second is {frames_per_second}, which is {min(limits)} frames of this video; expected at most "
+            f"{MAX_PLANNED_FRAMES}: lower it, or set max_frames"
+        )
     count, total = min(limits), video.frame_count
     centres = [(2 * place + 1) * total // (2 * count) for place in range(count)]
     if _is_constant_rate(video):

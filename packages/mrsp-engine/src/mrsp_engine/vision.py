@@ -52,9 +52,12 @@ class UnusableMedium:
 
     Attributes:
         message: One line that says why.
+        error_names: The class of the error and those it derives from, by name, so that a caller can tell a file that
+            can't be read from an encoder that fails.
     """
 
     message: str
+    error_names: tuple[str, ...]
 
 
 def divide_groups(media: Sequence[tuple[int, float]], num_ranks: int) -> list[list[int]]:
@@ -111,7 +114,7 @@ def encode_media(
     for medium, bounds in zip(lacking, all_bounds, strict=True):
         work.keep_refused(medium, bounds)
     return [
-        UnusableMedium(message=work.failures[digest]) if digest in work.failures else distinct[digest].plan.reference
+        work.failures[digest] if digest in work.failures else distinct[digest].plan.reference
         for digest in (medium.plan.key.digest for medium in media)
     ]
 
@@ -129,7 +132,7 @@ class _Work:
     encoder: FrameEncoder
     store: EmbeddingStore
     group: SequenceGroup | None
-    failures: dict[str, str] = field(default_factory=dict[str, str])
+    failures: dict[str, UnusableMedium] = field(default_factory=dict[str, UnusableMedium])
     rows_in_memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     refused: set[str] = field(default_factory=set[str])
 
@@ -174,12 +177,12 @@ class _Work:
                 self.store.report(refusal)
                 self.rows_in_memory[key.digest] = torch.cat(list(chunks()))
         except Exception as error:  # a reader's errors are of any kind, and the other ranks must hear of all of them
-            self.failures[key.digest] = str(error) or type(error).__name__
+            self.failures[key.digest] = _describe(error)
 
     def agree(self) -> None:
         """After this all ranks know what failed and what the disk refused."""
         reports = self._exchange((self.failures, set(self.rows_in_memory)))
-        self.failures = {digest: message for failures, _ in reports for digest, message in failures.items()}
+        self.failures = {digest: failure for failures, _ in reports for digest, failure in failures.items()}
         self.refused = {digest for _, refused in reports for digest in refused} - self.failures.keys()
 
     def join(self, medium: Medium, bounds: Sequence[int]) -> None:
@@ -196,7 +199,7 @@ class _Work:
                 self.store.report(refusal)
                 self.rows_in_memory[digest] = torch.cat(list(self.store.disk.read_parts(plan.key.to_json(), rows)))
             except EngineError as error:
-                self.failures[digest] = str(error)
+                self.failures[digest] = _describe(error)
         self.store.disk.remove_parts(plan.key.to_json(), rows)
 
     def keep_refused(self, medium: Medium, bounds: Sequence[int]) -> None:
@@ -277,6 +280,11 @@ def _encode_with_gradients(encoder: FrameEncoder, medium: Medium, start: int, st
         last = min(first + step, stop)
         frames = medium.video.read(plan.frame_indices[first * per_group : last * per_group])
         yield cast(Tensor, checkpoint(encoder.encode, plan.modality, frames, plan.layout, use_reentrant=False))
+
+
+def _describe(error: Exception) -> UnusableMedium:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return UnusableMedium(message=lines[0], error_names=tuple(kind.__name__ for kind in type(error).__mro__))
 
 
 def _owners(bounds: Sequence[int]) -> list[int]:

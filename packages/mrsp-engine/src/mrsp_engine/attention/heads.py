@@ -7,51 +7,13 @@ Shape legend: H query heads, K key heads, L own tokens, T tokens of all head ran
 """
 
 from dataclasses import dataclass
-from math import gcd
 
 import torch
 from torch import Tensor
 
+from mrsp_engine.attention.head_counts import AttentionHeads
 from mrsp_engine.collectives import swap
 from mrsp_engine.process_groups import SequenceGroup
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionHeads:
-    """The heads of a model's attention.
-
-    Attributes:
-        query: Number of query heads.
-        key: Number of key heads; divides `query`.
-        channels: Size of a head.
-    """
-
-    query: int
-    key: int
-    channels: int
-
-    def query_heads(self, head_rank: int, head_ranks: int) -> slice:
-        """The query heads of one head rank."""
-        per_rank = self.query // head_ranks
-        return slice(head_rank * per_rank, (head_rank + 1) * per_rank)
-
-    def key_heads(self, head_rank: int, head_ranks: int) -> slice:
-        """The key heads that those query heads look at."""
-        queries = self.query_heads(head_rank, head_ranks)
-        per_key = self.query // self.key
-        return slice(queries.start // per_key, (queries.stop - 1) // per_key + 1)
-
-    def uneven_key_heads(self, head_rank: int, head_ranks: int) -> list[int] | None:
-        """Which of a rank's key heads serves each run of its query heads; None if each serves one run of equal length.
-
-        With 28 query and 4 key heads on 7 ranks the second rank has query heads 4 to 7: three look at the first key
-        head, one at the second. They are computed as four runs of one query head each: [0, 0, 0, 1].
-        """
-        queries, keys = self.query_heads(head_rank, head_ranks), self.key_heads(head_rank, head_ranks)
-        per_key = self.query // self.key
-        run = gcd(queries.stop - queries.start, per_key)
-        served = [head // per_key - keys.start for head in range(queries.start, queries.stop, run)]
-        return None if served == list(range(keys.stop - keys.start)) else served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mrsp_engine.attention.exchange import GatherExchange, KeyValueExchange, NoExchange, RingExchange
-from mrsp_engine.attention.heads import AttentionHeads, HeadExchange
+from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.heads import HeadExchange
 from mrsp_engine.attention.split import AttentionSettings, RowSplit, choose_split
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import PackedLayout, TokenRange

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from mrsp_engine.attention.heads import AttentionHeads
+from mrsp_engine.attention.head_counts import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families.frame_encoder import FrameEncoder
 from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.video import Video
@@ -33,6 +34,7 @@ class Policy(ABC):
         model: The Hugging Face model.
         tokenizer: The checkpoint's tokenizer.
         store: Where embeddings are kept.
+        encoder: What encodes videos and images frame by frame; None for models that don't see.
         end_token_ids: Tokens that end a response.
         vocab_size: Number of rows of the language model's head.
     """
@@ -42,6 +44,7 @@ class Policy(ABC):
     model: nn.Module
     tokenizer: Any
     store: EmbeddingStore
+    encoder: FrameEncoder | None = None
     end_token_ids: tuple[int, ...]
     vocab_size: int
 

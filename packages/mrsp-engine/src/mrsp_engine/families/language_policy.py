@@ -111,6 +111,24 @@ class LanguagePolicy(Policy):
         is_media = torch.isin(token_ids, torch.tensor(self._placeholder_ids, device=token_ids.device))
         return embeddings.index_copy(0, torch.nonzero(is_media).squeeze(1), stored.to(embeddings))
 
+    def embed_rows(self, prompt: Prompt, tokens: Tensor) -> Tensor:
+        """See `Policy.embed_rows`; of each medium, only the runs of rows that these tokens stand for are read."""
+        expanded_ids = torch.tensor(prompt.expanded_ids, dtype=torch.int64)
+        chosen = tokens.cpu()
+        embeddings = self.embed_tokens(expanded_ids[chosen].to(self.device))  # [T, D]
+        is_media = torch.isin(expanded_ids, torch.tensor(self._placeholder_ids, dtype=torch.int64))
+        places = torch.nonzero(is_media[chosen]).squeeze(1)  # of the chosen tokens, those that stand for media
+        rows = (is_media.cumsum(0) - 1)[chosen[places]]  # counted through all media of the prompt
+        stored: list[Tensor] = []
+        start = 0
+        for medium in prompt.media:
+            own = rows[(rows >= start) & (rows < start + medium.num_tokens)] - start
+            stored += [self._stored(medium, embeddings.shape[1], run) for run in _runs(own)]
+            start += medium.num_tokens
+        if not stored:
+            return embeddings
+        return embeddings.index_copy(0, places.to(embeddings.device), torch.cat(stored).to(embeddings))
+
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """See `Policy.embed_tokens`."""
         return cast(Tensor, self._decoder.embed_tokens(token_ids))
@@ -184,19 +202,30 @@ class LanguagePolicy(Policy):
             )
         return self.encoder
 
-    def _stored(self, medium: MediaReference, width: int) -> Tensor:
-        tensor = self.store.get(medium.key)
+    def _stored(self, medium: MediaReference, width: int, rows: tuple[int, int] | None = None) -> Tensor:
+        """A medium's embedding, or some of its rows."""
+        tensor = self.store.get(medium.key) if rows is None else self.store.read_rows(medium.key, *rows)
         if tensor is None:
             raise EngineError(
                 f"embedding {medium.key[:12]}… is not in the store {self.store.folder}; "
                 f"encode the {medium.modality} again or set the store folder it was encoded into"
             )
-        if tuple(tensor.shape) != (medium.num_tokens, width):
+        expected = (medium.num_tokens if rows is None else rows[1] - rows[0], width)
+        if tuple(tensor.shape) != expected:
             raise EngineError(
-                f"embedding {medium.key[:12]}… has shape {tuple(tensor.shape)}, expected {(medium.num_tokens, width)}; "
+                f"embedding {medium.key[:12]}… has shape {tuple(tensor.shape)}, expected {expected}; "
                 "it was made for another model"
             )
         return tensor
+
+
+def _runs(rows: Tensor) -> list[tuple[int, int]]:
+    """The runs of neighbours in ascending row numbers: first row, and the row behind the last."""
+    if not len(rows):
+        return []
+    breaks = torch.nonzero(rows.diff() != 1).squeeze(1)
+    firsts, lasts = torch.cat((rows[:1], rows[breaks + 1])), torch.cat((rows[breaks], rows[-1:]))
+    return [(first, last + 1) for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
 
 
 def check_token(folder: Path, tokenizer: Any, token: str, expected_id: int | None = None) -> int:

@@ -1,0 +1,150 @@
+"""One step of GRPO in four ways, from which nothing but the time and the memory should differ.
+
+`plain`      no MR-SP: the sampler and every pass over every response encode the frames again.
+`cached`     frames encoded once, by all ranks together, and referred to; responses one by one.
+`published`  MR-SP as published: `cached`, and every response's row split over all ranks.
+`shared`     this engine: all responses of the group in one row behind one prompt, split over all ranks.
+
+Where rows aren't split, ranks deal the responses out. In one process `published` is `cached`. Sampling is the same in
+all: `TransformersRolloutEngine` computes the prompt once for all the samples a rank draws.
+
+Shape legend: G responses, R tokens of a response.
+"""
+
+import shutil
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longrl.benchmark.measurement import StageClock
+from longrl.benchmark.workload import QUESTION, Workload
+from longrl_trainer.losses import clipped_policy_loss, kl_divergence_k3
+from mrsp_engine.collectives import sum_gradients
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families.base import Policy
+from mrsp_engine.layout import Branch
+from mrsp_engine.logprobs import score_branches
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.rollout.base import SamplingSettings, require_rollouts
+from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+from mrsp_engine.vision import Medium, encode_media
+
+Mode = Literal["plain", "cached", "published", "shared"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+STAGES = ("encode", "rollout", "old", "reference", "update")
+
+TEMPERATURE, CLIP, KL_COEFFICIENT, LEARNING_RATE = 1.0, 0.2, 1e-3, 1e-6
+
+
+def run_step(work: Workload, mode: Mode) -> dict[str, float]:
+    """Take one step with a video that no store has seen yet; returns this rank's seconds by stage."""
+    policy, reference = work.models.policy, work.models.reference
+    step = _Step(work, mode, StageClock(STAGES, policy.device))
+    store = EmbeddingStore(work.scratch / "embeddings")
+    policy.store = reference.store = store
+    with step.clock("encode"):
+        if mode != "plain":
+            encode_media(work.models.encoder, [Medium(video=work.video, plan=work.plan)], store, work.group)
+    prompt = policy.build_prompt(QUESTION, [work.plan.reference])
+    with step.clock("rollout"):
+        branches = step.draw(prompt)
+    passes = step.passes(branches)
+    with step.clock("old"):
+        old = step.score(policy, prompt, passes)
+    with step.clock("reference"):
+        frozen = step.score(reference, prompt, passes)
+    with step.clock("update"):
+        for responses, old_logprobs, frozen_logprobs in zip(passes, old, frozen, strict=True):
+            loss = torch.zeros((), device=policy.device)
+            logprobs = step.compute(policy, prompt, responses)
+            for index, own, before, apart in zip(responses, logprobs, old_logprobs, frozen_logprobs, strict=True):
+                advantage = 1.0 if index % 2 else -1.0
+                losses_R = clipped_policy_loss(own, before, advantage, clip_low=CLIP, clip_high=CLIP).losses
+                loss = loss + (losses_R + KL_COEFFICIENT * kl_divergence_k3(own, apart)).sum()
+            (loss / (work.group_size * work.response_tokens)).backward()
+        if work.group is not None:
+            sum_gradients(policy.model, work.group)
+        work.models.optimizer.step(LEARNING_RATE)
+    if work.group is not None:
+        dist.barrier(group=work.group.process_group)
+    shutil.rmtree(store.folder, ignore_errors=True)
+    return step.clock.seconds
+
+
+Responses = dict[int, Branch]
+"""Responses that one pass computes together, by their number in the group."""
+
+
+class _Step:
+    """What the stages of one step share."""
+
+    def __init__(self, work: Workload, mode: Mode, clock: StageClock) -> None:
+        self.work, self.mode, self.clock = work, mode, clock
+
+    def draw(self, prompt: Prompt) -> list[Branch]:
+        """All G responses; every rank draws its own and gets those of the others."""
+        work, policy = self.work, self.work.models.policy
+        sampling = SamplingSettings(
+            temperature=TEMPERATURE,
+            max_tokens=work.response_tokens,
+            num_samples=max(1, len(work.own_responses)),
+            seed=0,
+        )
+        with self._encoded(policy):
+            (outcome,) = TransformersRolloutEngine(policy).generate([prompt], sampling)
+        drawn = [list(rollout.token_ids) for rollout in require_rollouts(outcome)]
+        if work.group is not None:
+            # A rank with fewer responses than the others fills up, so that messages are of one size.
+            most = -(-work.group_size // work.num_ranks)
+            tokens = torch.tensor((drawn * most)[:most], device=policy.device)
+            gathered = [torch.empty_like(tokens) for _ in range(work.num_ranks)]
+            dist.all_gather(gathered, tokens, group=work.group.process_group)
+            drawn = torch.cat(gathered).tolist()[: work.group_size]
+        return [Branch(token_ids=tuple(token_ids)) for token_ids in drawn]
+
+    def passes(self, branches: Sequence[Branch]) -> list[Responses]:
+        """Which responses this rank computes, and which of them together."""
+        numbered = dict(enumerate(branches))
+        if self.mode == "shared":
+            return [numbered]
+        own = numbered if self.mode == "published" else self.work.own_responses
+        return [{index: numbered[index]} for index in own]
+
+    @torch.no_grad()
+    def score(self, policy: Policy, prompt: Prompt, passes: Sequence[Responses]) -> list[list[Tensor]]:
+        """Log-probabilities [R] of every response of every pass, without gradients."""
+        return [self.compute(policy, prompt, responses) for responses in passes]
+
+    def compute(self, policy: Policy, prompt: Prompt, responses: Responses) -> list[Tensor]:
+        """Log-probabilities [R] of responses that are computed together."""
+        with self._encoded(policy):
+            return score_branches(
+                policy,
+                prompt,
+                list(responses.values()),
+                temperature=TEMPERATURE,
+                share_prompt=self.mode == "shared",
+                sequence_group=self.work.group if self.mode in ("published", "shared") else None,
+            ).logprobs
+
+    @contextmanager
+    def _encoded(self, policy: Policy) -> Generator[None]:
+        """Encode for this pass alone, if nothing is cached."""
+        if self.mode != "plain":
+            yield
+            return
+        with self.clock("encode"):
+            embedding = self.work.encode()
+        with policy.store.lend({self.work.plan.key.digest: embedding}):
+            yield
+
+
+def rotations(modes: Sequence[Mode], repeats: int) -> Iterator[tuple[int, Mode]]:
+    """Interleaved: every repeat takes all modes, each time beginning with another one."""
+    for repeat in range(repeats):
+        for place in range(len(modes)):
+            yield repeat, modes[(place + repeat) % len(modes)]

@@ -1,0 +1,171 @@
+"""`longrl benchmark`: what the engine's ideas are worth on this machine, in seconds and bytes."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+__all__ = ["benchmark"]
+
+
+def step(
+    output: Path = Path("benchmark.json"),
+    frames: tuple[int, ...] = (8, 64, 256),
+    modes: tuple[Literal["plain", "cached", "published", "shared"], ...] = ("plain", "cached", "published", "shared"),
+    group_size: int = 8,
+    response_tokens: int = 64,
+    repeats: int = 3,
+    model: Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    checkpointing: bool = False,
+) -> None:
+    """Measure whole GRPO steps in four modes, and write rows, ratios and a drawing.
+
+    plain encodes and recomputes in every pass; cached encodes once; published also splits every response's row over
+    the ranks; shared computes the prompt once for the whole group. In one process published is cached. Sampling, with
+    transformers, is the same in all. Start it with torchrun for several ranks.
+
+    Example: longrl benchmark step --output benchmark.json
+
+    Example: torchrun --nproc-per-node 2 -m longrl.cli benchmark step --frames 64 --output two_ranks.json
+
+    Args:
+        output: Where the rows go; the drawing gets the same name with .svg.
+        frames: Numbers of frames to measure; the tiny model makes 32 tokens of each.
+        modes: Modes to compare.
+        group_size: Responses per question.
+        response_tokens: Tokens of every response.
+        repeats: Steps of which the median is taken.
+        model: Folder of a checkpoint that sees; a tiny Qwen2.5-VL is built if not given.
+        device: auto, cpu or cuda.
+        dtype: Weights in float32 or bfloat16.
+        checkpointing: Recompute activations in backward instead of keeping them.
+    """
+    from longrl.benchmark.step import StepSettings, measure_steps
+
+    settings = StepSettings(
+        frames=frames,
+        modes=modes,
+        group_size=group_size,
+        response_tokens=response_tokens,
+        repeats=repeats,
+        model=model,
+        device=device,
+        dtype=dtype,
+        checkpointing=checkpointing,
+    )
+    measure_steps(settings, output)
+
+
+def attention(
+    output: Path = Path("attention.json"),
+    prompt_tokens: tuple[int, ...] = (1024, 4096, 8192),
+    group_size: int = 8,
+    response_tokens: int = 64,
+    model: str = "Qwen2.5-0.5B",
+    repeats: int = 3,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> None:
+    """Measure attention over a packed row against one dense causal call, as shares of the machine's matrix rate.
+
+    Example: longrl benchmark attention --output attention.json
+
+    Args:
+        output: Where the rows go.
+        prompt_tokens: Lengths of the prompt.
+        group_size: Responses behind it.
+        response_tokens: Tokens of every response.
+        model: Checkpoint, by name or folder, whose heads are taken.
+        repeats: Passes of which the median is taken.
+        device: auto, cpu or cuda.
+        dtype: float32 or bfloat16.
+    """
+    from longrl.benchmark.attention import measure_attention
+
+    measure_attention(
+        output,
+        prompt_tokens=prompt_tokens,
+        group_size=group_size,
+        response_tokens=response_tokens,
+        model=model,
+        repeats=repeats,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def rank(
+    output: Path = Path("rank.json"),
+    model: str = "Qwen2.5-VL-7B",
+    layers: int | None = None,
+    frames: tuple[int, ...] = (512, 1024, 3600),
+    ranks: int = 8,
+    rank: int = 0,
+    head_ranks: int | None = None,
+    group_size: int = 8,
+    response_tokens: int = 1024,
+    frame_pixels: int = 128 * 28 * 28,
+    repeats: int = 3,
+    device: str = "auto",
+    dtype: str = "bfloat16",
+    checkpointing: bool = True,
+) -> None:
+    """Measure one rank's part of a row that many ranks share, on one device.
+
+    The language model has random weights in a public checkpoint's shape; the other ranks' keys, values and gradients
+    are numbers of the right size. Printed are seconds, peak memory, and the bytes that would be sent.
+
+    Example: longrl benchmark rank --model Qwen2.5-VL-7B --frames 3600 --ranks 8
+
+    Example: longrl benchmark rank --model Qwen2.5-0.5B --layers 1 --ranks 2 --dtype float32 --response-tokens 64
+
+    Args:
+        output: Where the rows go.
+        model: Checkpoint whose language model's shape is taken, by name or folder.
+        layers: Layers to measure; all if not given.
+        frames: Numbers of frames.
+        ranks: Ranks that share the row.
+        rank: Which of them to be.
+        head_ranks: Ranks that split the heads; chosen if not given.
+        group_size: Responses behind the prompt.
+        response_tokens: Tokens of every response.
+        frame_pixels: Pixels of a frame as the encoder sees it.
+        repeats: Passes of which the median is taken.
+        device: auto, cpu or cuda.
+        dtype: float32 or bfloat16.
+        checkpointing: Recompute activations in backward instead of keeping them.
+    """
+    from longrl.benchmark.rank import RankSettings, measure_rank
+
+    settings = RankSettings(
+        model=model,
+        num_layers=layers,
+        frames=frames,
+        frame_pixels=frame_pixels,
+        group_size=group_size,
+        response_tokens=response_tokens,
+        num_ranks=ranks,
+        rank=rank,
+        head_ranks=head_ranks,
+        repeats=repeats,
+        device=device,
+        dtype=dtype,
+        checkpointing=checkpointing,
+    )
+    measure_rank(settings, output)
+
+
+Measurement = (
+    Annotated[Any, tyro.conf.subcommand("step", constructor=step)]
+    | Annotated[Any, tyro.conf.subcommand("attention", constructor=attention)]
+    | Annotated[Any, tyro.conf.subcommand("rank", constructor=rank)]
+)
+
+
+def benchmark(measurement: Annotated[Measurement, tyro.conf.arg(name="")]) -> None:
+    """Measure what the engine's ideas are worth on this machine.
+
+    Example: longrl benchmark step --output benchmark.json
+    """

@@ -1,0 +1,122 @@
+"""`longrl plan`: what a step will take, and the settings to run it with."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longrl.errors import AppUsageError
+
+if TYPE_CHECKING:
+    from mrsp_engine.planner.search import Request, StepPlan
+
+__all__ = ["plan"]
+
+SIZE_UNITS = {"GB": 1e9, "GIB": 2.0**30, "TB": 1e12}
+
+
+def plan(
+    model: str,
+    frames: int,
+    gpus: int = 8,
+    gpu_memory: str | None = None,
+    gpu: str = "H100",
+    group_size: int = 8,
+    response_tokens: int = 1024,
+    prompts_per_step: int = 1,
+    frame_pixels: int = 128 * 28 * 28,
+    videos: int = 1,
+    output: Path | None = None,
+) -> None:
+    """Predict seconds, memory and traffic of a GRPO step, and recommend how to run it.
+
+    Nothing is loaded or downloaded. What can't fit is refused with what to change.
+
+    Example: longrl plan --model Qwen2.5-VL-7B --frames 3600 --gpus 8 --gpu-memory 80GB --group-size 8
+
+    Example: longrl plan --model checkpoints/mine --frames 512 --gpus 1 --gpu H200
+
+    Args:
+        model: Name of a public checkpoint, or a folder with a config.json.
+        frames: Frames of a video; 0 for a model that only reads.
+        gpus: Number of devices.
+        gpu_memory: Memory of one, such as 80GB; that of --gpu if not given.
+        gpu: A100, H100, H200 or CPU.
+        group_size: Responses per question.
+        response_tokens: Tokens of a response.
+        prompts_per_step: Questions of a step.
+        frame_pixels: Pixels of a frame as the encoder sees it.
+        videos: Videos of the data set, for the size of the embedding store.
+        output: Write the plan to this JSON file too.
+    """
+    from mrsp_engine.planner.hardware import find_accelerator
+    from mrsp_engine.planner.search import Request, plan_step
+    from mrsp_engine.planner.shapes import find_shape
+
+    hardware = find_accelerator(gpu)
+    request = Request(
+        shape=find_shape(model),
+        hardware=hardware,
+        num_devices=gpus,
+        memory_bytes=hardware.memory_bytes if gpu_memory is None else _read_bytes(gpu_memory),
+        num_frames=frames,
+        frame_pixels=frame_pixels,
+        group_size=group_size,
+        response_tokens=response_tokens,
+        prompts_per_step=prompts_per_step,
+        num_videos=videos,
+    )
+    found = plan_step(request)
+    print("\n".join(_describe(request, found)))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+        print(output)
+
+
+def _read_bytes(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|TB)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise AppUsageError(f"--gpu-memory {text!r}: expected a number and one of GB, GiB, TB, such as 80GB")
+    return float(match[1]) * SIZE_UNITS[match[2].upper()]
+
+
+def _describe(request: "Request", plan: "StepPlan") -> list[str]:
+    sizes, split, strategy = plan.sizes, plan.split, plan.strategy
+    divided = f"{split.head_ranks} by heads × {split.token_ranks} by tokens"
+    if split.token_ranks > 1:
+        divided += f" ({split.exchange})"
+    groups_apart = request.num_devices // plan.sequence_ranks
+    memory = f"{request.memory_bytes / 1e9:.0f} GB"
+    lines = [
+        f"{request.shape.name}, {request.num_devices} × {request.hardware.name} with {memory}: "
+        f"{sizes.prompt_tokens} prompt tokens, {sizes.group_size} responses of {sizes.response_tokens}, "
+        f"{request.prompts_per_step} a step",
+        "",
+        "recommended",
+        f"  ranks per row          {plan.sequence_ranks}: {divided}",
+        f"  rows at a time         {groups_apart}, of {plan.groups_per_row} question(s) each",
+        f"  checkpointing          {'on' if strategy.is_checkpointed else 'off'}",
+        f"  spread over ranks      {strategy.sharding}",
+        f"  offloaded to the host  {_offloaded(strategy.is_optimizer_offloaded, strategy.are_activations_offloaded)}",
+        f"  sampler                tensor parallel {plan.tensor_ranks}, "
+        f"gpu_memory_utilization {plan.sampler_memory_share:.2f}",
+        "",
+    ]
+    lines += _table("seconds per step", plan.seconds_by_stage, 1.0, "s")
+    lines += _table("memory per rank, update", plan.update_bytes, 1e9, "GB")
+    lines += _table("memory per rank, sampler", plan.sampler_bytes, 1e9, "GB")
+    lines += _table("sent per rank and step", plan.moved_bytes, 1e9, "GB")
+    lines.append(f"embedding store for {request.num_videos} video(s): {plan.store_bytes / 1e9:.2f} GB")
+    return lines + [f"note: {note}" for note in plan.notes]
+
+
+def _offloaded(optimizer: bool, activations: bool) -> str:
+    names = [name for name, is_there in (("optimizer", optimizer), ("activations", activations)) if is_there]
+    return ", ".join(names) or "nothing"
+
+
+def _table(title: str, figures: Mapping[str, float], unit: float, unit_name: str) -> list[str]:
+    lines = [f"{title:<24} {sum(figures.values()) / unit:>9.2f} {unit_name}"]
+    return [*lines, *(f"  {name:<22} {value / unit:>9.2f}" for name, value in figures.items()), ""]

@@ -1,0 +1,139 @@
+"""`longrl benchmark` and `longrl plan`, with very small settings and everything real."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+
+from longrl.benchmark.measurement import PeakMemory, StageClock
+from longrl.benchmark.modes import MODES, STAGES, rotations
+from longrl.cli import main
+
+SMALL_STEP = ["--frames", "4", "--response-tokens", "8", "--group-size", "4", "--repeats", "1", "--device", "cpu"]
+
+
+def test_steps_are_measured_in_every_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "step.json"
+    assert main(["benchmark", "step", "--output", str(output), *SMALL_STEP]) == 0
+    results = json.loads(output.read_text())
+    assert [row["mode"] for row in results["rows"]] == ["plain", "cached", "published", "shared"]
+    for row in results["rows"]:
+        assert tuple(row["seconds_by_stage"]) == STAGES
+        assert min(row["seconds_by_stage"].values()) > 0
+        assert sum(row["seconds_by_stage"].values()) == pytest.approx(row["seconds"])
+        assert (row["frames"], row["response_tokens"], row["group_size"], row["ranks"]) == (4, 8, 4, 1)
+        assert row["prompt_tokens"] > 4 * 32
+    plain, cached = results["rows"][0], results["rows"][1]
+    # 1 + 3 × 4 encodes against one.
+    assert plain["seconds_by_stage"]["encode"] > 3 * cached["seconds_by_stage"]["encode"]
+    assert [ratio["slower"] for ratio in results["ratios"]] == ["plain", "cached", "published"]
+    assert len(results["predictions"]) == 4
+    root = ElementTree.fromstring(output.with_suffix(".svg").read_text())
+    assert root.tag.endswith("svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step.json", "step.svg"]
+    printed = capsys.readouterr().out
+    assert "shared is" in printed
+    assert "off by" in printed
+
+
+@pytest.mark.slow
+def test_steps_are_measured_on_two_ranks(tmp_path: Path) -> None:
+    """Three responses, so that the ranks have unequal shares."""
+    output = tmp_path / "step.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = ["--frames", "4", "--response-tokens", "8", "--group-size", "3", "--repeats", "1", "--device", "cpu"]
+    command = [*torchrun, "-m", "longrl.cli", "benchmark", "step", "--output", str(output), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["mode"], row["ranks"]) for row in rows] == [(mode, 2) for mode in MODES]
+
+
+def test_one_rank_of_many_sends_what_the_planner_foresees(tmp_path: Path) -> None:
+    sizes: dict[str, object] = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"num_hidden_layers": 6, "intermediate_size": 256, "vocab_size": 300, "max_position_embeddings": 1024}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    output = tmp_path / "rank.json"
+    model = ["--model", str(tmp_path), "--layers", "2", "--frames", "0", "--dtype", "float32", "--device", "cpu"]
+    row_of = ["--ranks", "4", "--group-size", "2", "--response-tokens", "16", "--repeats", "1"]
+    for head_ranks in ("1", "2", "4"):
+        arguments = ["--output", str(output), *model, *row_of, "--head-ranks", head_ranks]
+        assert main(["benchmark", "rank", *arguments]) == 0
+        (row,) = json.loads(output.read_text())["rows"]
+        assert row["split"]["head_ranks"] * row["split"]["token_ranks"] == 4
+        assert row["own_tokens"] == (64 + 2 * 16) // 4
+        assert row["sent_bytes"] == pytest.approx(row["planned_sent_bytes"], rel=0.05)
+        layers = row["seconds_forward"] + row["seconds_backward"]
+        assert row["seconds_whole_model"] == pytest.approx(3 * layers + row["seconds_scoring"])
+    assert not torch.distributed.is_initialized()
+
+
+def test_attention_is_compared_with_a_dense_call(tmp_path: Path) -> None:
+    output = tmp_path / "attention.json"
+    sizes = ["--prompt-tokens", "128", "--group-size", "2", "--response-tokens", "16", "--repeats", "1"]
+    assert main(["benchmark", "attention", "--output", str(output), *sizes, "--device", "cpu"]) == 0
+    results = json.loads(output.read_text())
+    assert [row["kind"] for row in results["rows"]] == ["packed", "dense"]
+    assert all(row["forward_share"] == row["forward_rate"] / results["matrix_rate"] > 0 for row in results["rows"])
+
+
+def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "plan.json"
+    wanted = ["--model", "Qwen2.5-VL-7B", "--frames", "3600", "--gpus", "8", "--gpu-memory", "80GB"]
+    assert main(["plan", *wanted, "--group-size", "8", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("ranks per row", "checkpointing", "gpu_memory_utilization", "optimizer", "embedding store"):
+        assert words in printed
+    assert json.loads(output.read_text())["sizes"]["prompt_tokens"] > 230_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "--model", "Qwen2.5-VL-72B", "--frames", "3600", "--gpus", "2"], "doesn't fit on 2 devices"),
+        (["plan", "--model", "Qwen2.5-VL-7B", "--frames", "8", "--gpu-memory", "much"], "--gpu-memory 'much'"),
+        (["plan", "--model", "nothing", "--frames", "8"], "neither a folder"),
+        (["benchmark", "step", "--repeats", "0"], "--repeats 0: expected 1 or more"),
+        (["benchmark", "step", "--output", "x.txt"], "expected a name that ends in .json"),
+        (["benchmark", "step", "--device", "abacus"], "--device abacus"),
+        (["benchmark", "rank", "--ranks", "2", "--rank", "2", "--device", "cpu"], "--rank 2 of --ranks 2"),
+        (["benchmark", "attention", "--prompt-tokens", "0"], "expected 1 or more"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_within_a_stage_stops_its_clock() -> None:
+    clock = StageClock(("outer", "inner"), torch.device("cpu"))
+    with clock("outer"):
+        with clock("inner"):
+            torch.randn(500, 500) @ torch.randn(500, 500)
+        before = dict(clock.seconds)
+    assert before["inner"] > before["outer"]
+    assert clock.seconds["inner"] == before["inner"]
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    memory = PeakMemory(torch.device("cpu"))
+    torch.ones(16 << 20).sum()
+    assert memory.read() == pytest.approx(64 << 20, rel=0.25)
+
+
+def test_modes_take_turns() -> None:
+    order = [mode for _, mode in rotations(("plain", "cached", "shared"), 2)]
+    assert order == ["plain", "cached", "shared", "cached", "shared", "plain"]

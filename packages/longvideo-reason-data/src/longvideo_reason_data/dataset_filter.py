@@ -1,0 +1,264 @@
+"""Filtering a dataset in its folder: in come all its questions, out the fit ones with their pass rates.
+
+What is dropped isn't lost: `unfiltered.parquet` holds every question that ever came in, with its pass rates, and the
+next run starts from it. So filtering twice is filtering once, and filtering with other thresholds asks nobody anew.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+
+from longvideo_reason_data.atomic_files import write_text_atomic
+from longvideo_reason_data.benchmarks import read_benchmark
+from longvideo_reason_data.build_plan import digest_json
+from longvideo_reason_data.build_progress import BuildProgress
+from longvideo_reason_data.client_session import Spent, open_session
+from longvideo_reason_data.client_settings import ClientSettings
+from longvideo_reason_data.dataset_checks import describe_pass_rates
+from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, SEGMENTS_NAME, hash_records, read_dataset
+from longvideo_reason_data.drop_reasons import Reason, Verdict
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.filter_settings import FilterSettings
+from longvideo_reason_data.option_order import balance_options
+from longvideo_reason_data.prices import TokenPrice
+from longvideo_reason_data.prompt_files import ANSWERING_PROMPTS, load_prompts
+from longvideo_reason_data.question_filter import DroppedQuestion, Filtered, FilterModels, QuestionFilter
+from longvideo_reason_data.records import QuestionRecord, describe_invalid, read_records, write_records
+from longvideo_reason_data.videos import digest_file
+
+UNFILTERED_NAME = "unfiltered.parquet"
+REPORT_NAME = "filters.json"
+
+
+class _DescribedSegment(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    video_digest: str
+    start_seconds: float
+    end_seconds: float
+    caption: str
+    speech: str = ""
+
+
+def filter_folder(
+    dataset: Path,
+    *,
+    base_url: str,
+    models: FilterModels,
+    settings: FilterSettings,
+    client: ClientSettings | None = None,
+    prices: Mapping[str, TokenPrice] | None = None,
+    benchmarks: Sequence[Path] = (),
+    prompts_folder: Path | None = None,
+    seed: int = 0,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Filter a dataset in place.
+
+    Args:
+        dataset: Its folder.
+        base_url: Address of a server that speaks the OpenAI protocol, up to and including `/v1`.
+        models: Who is asked.
+        settings: How, and what is kept.
+        client: How the server is asked, and what the dataset may cost in all.
+        prices: Of the models, where they differ from those in `client`.
+        benchmarks: Files with questions or videos that must not be in it.
+        prompts_folder: Prompts to be used in place of this package's.
+        seed: Decides the order of options when letters are balanced again.
+        console: Where progress is shown; standard error when not given.
+
+    Returns:
+        The manifest, as it is written.
+
+    Raises:
+        UsageError: When the request makes no sense.
+        DataError: When the dataset is damaged, the server is of no use, or something can't be written.
+    """
+    client = client or ClientSettings()
+    if prices is None:
+        prices = client.prices(models.answerer, models.judge, models.policy)
+    records = read_everything(dataset)
+    known = [read_benchmark(path) for path in benchmarks]
+    prompts = load_prompts(prompts_folder, ANSWERING_PROMPTS)
+    with BuildProgress(console) as progress, open_session(base_url, dataset, client, prices) as session:
+        advance = progress.start_filtering(len(records))
+
+        def on_question() -> None:
+            advance()
+            progress.show_spent(session.spent())
+
+        async def run() -> Filtered:
+            async with session.model:
+                asking = QuestionFilter(
+                    client=session.model,
+                    models=models,
+                    prompts=prompts,
+                    settings=settings,
+                    captions=read_captions(dataset),
+                    on_question=on_question,
+                    num_videos_at_once=client.num_parallel,
+                )
+                return await asking.run(dataset, records, known)
+
+        filtered = asyncio.run(run())
+        spent = session.spent()
+    shaped_by = {
+        "models": asdict(models),
+        "settings": settings.model_dump(mode="json"),
+        "prompts": prompts.digest_of(),
+        "benchmarks": [digest_file(path) for path in benchmarks],
+        "seed": seed,
+    }
+    digests = {"input_digest": hash_records(_unmeasured(records)), "config_digest": digest_json(shaped_by)}
+    return write_filtered(
+        dataset, filtered, models=models, settings=settings, seed=seed, spent=spent, stage_digests=digests
+    )
+
+
+def _unmeasured(records: Sequence[QuestionRecord]) -> list[QuestionRecord]:
+    """The questions as they came in, whatever an earlier filtering measured."""
+    return [record.model_copy(update={"pass_rates": ()}) for record in records]
+
+
+def read_everything(dataset: Path) -> list[QuestionRecord]:
+    """Read the questions of a dataset together with those that an earlier filtering took out of it.
+
+    Raises:
+        UsageError: When the folder is missing or holds no dataset of this version.
+        DataError: When the records can't be read.
+    """
+    records = {record.question_id: record for record in read_dataset(dataset)}
+    # A build that was run again has written another manifest, and what was filtered before concerns it no more.
+    if "filter" in _read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
+        records |= {record.question_id: record for record in read_records(dataset / UNFILTERED_NAME)}
+    return [records[question_id] for question_id in sorted(records)]
+
+
+def read_captions(dataset: Path) -> dict[str, list[str]]:
+    """Read what a build wrote about the segments of its videos, as one line each by the digest of the video.
+
+    Raises:
+        DataError: When the file is damaged.
+    """
+    path = dataset / SEGMENTS_NAME
+    lines: dict[str, list[tuple[float, str]]] = {}
+    if not path.exists():
+        return {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            segment = _DescribedSegment.model_validate_json(line)
+            said = f' Said: "{segment.speech}"' if segment.speech else ""
+            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
+            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
+    except ValidationError as error:
+        raise DataError(f"{path}: {describe_invalid(error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error})") from error
+    return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
+
+
+def write_filtered(
+    dataset: Path,
+    filtered: Filtered,
+    *,
+    models: FilterModels,
+    settings: FilterSettings,
+    seed: int,
+    spent: Spent,
+    stage_digests: Mapping[str, str],
+) -> dict[str, Any]:
+    """Put the right answers of what is kept on all letters alike, and write everything down.
+
+    Returns:
+        The manifest, as it is written.
+
+    Raises:
+        DataError: When something can't be written.
+    """
+    everything = [*filtered.kept, *(item.record for item in filtered.dropped)]
+    kept, unclear = balance_options(filtered.kept, seed=seed)
+    verdict = Verdict(reason=Reason.LETTERS_UNCLEAR, detail="the reasoning names a letter that can't be rewritten")
+    lost = [DroppedQuestion(record=record, verdict=verdict) for record in unclear]
+    dropped = sorted((*filtered.dropped, *lost), key=lambda item: item.record.question_id)
+    report: dict[str, Any] = {
+        "input": len(everything),
+        "kept": len(kept),
+        "dropped": dict(sorted(Counter(str(item.verdict.reason) for item in dropped).items())),
+        "models": asdict(models),
+        "settings": settings.model_dump(mode="json"),
+        "pass_rates": describe_pass_rates(kept),
+        "pass_rates_unfiltered": describe_pass_rates(everything),
+        "decontamination": filtered.decontamination.as_json(),
+        "items": [
+            {
+                "question_id": item.record.question_id,
+                "reason": str(item.verdict.reason),
+                "detail": " ".join(item.verdict.detail.split())[:300],
+            }
+            for item in dropped
+        ],
+    }
+    manifest = _with_filter(_read_manifest(dataset), kept, {**report, **stage_digests}, spent)
+    # In this order a kill loses no question: the first file has them all, and counts as soon as the second is there.
+    write_records(dataset / UNFILTERED_NAME, sorted(everything, key=lambda record: record.question_id))
+    write_text_atomic(dataset / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+    write_text_atomic(dataset / REPORT_NAME, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_records(dataset / RECORDS_NAME, kept)
+    return manifest
+
+
+def _with_filter(
+    manifest: Mapping[str, Any], kept: Sequence[QuestionRecord], report: Mapping[str, Any], spent: Spent
+) -> dict[str, Any]:
+    """Bring a manifest to what is left, whether it is that of a build or of an earlier filtering."""
+    before = manifest.get("filter", {})
+    calls = {"made": spent.num_made, "cached": spent.num_cached, "failed": dict(spent.num_failed)}
+    return {
+        **manifest,
+        "input": {"questions": report["input"], **manifest.get("input", {})},
+        "kept": {**manifest.get("kept", {}), "questions": len(kept)},
+        "dropped": _replaced(manifest.get("dropped", {}), before.get("dropped", {}), report["dropped"]),
+        "calls": _replace_calls(manifest.get("calls", {}), before.get("calls", {}), calls),
+        "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
+        "cost": spent.cost,
+        "cost_unconfirmed": spent.unconfirmed_cost,
+        "dataset_hash": hash_records(kept),
+        "filter": {
+            **{name: report[name] for name in ("input_digest", "config_digest", "input", "kept", "dropped")},
+            **{name: report[name] for name in ("models", "settings", "pass_rates")},
+            "calls": calls,
+        },
+    }
+
+
+def _replaced(total: Mapping[str, int], before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    """Take the counts of an earlier filtering out of a sum, and put new ones in."""
+    counts = Counter(total)
+    counts.subtract(before)
+    counts.update(now)
+    return {name: count for name, count in sorted(counts.items()) if count > 0}
+
+
+def _replace_calls(total: Mapping[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: total.get(name, 0) - before.get(name, 0) + now[name] for name in ("made", "cached")},
+        "failed": _replaced(total.get("failed", {}), before.get("failed", {}), now["failed"]),
+    }
+
+
+def _read_manifest(dataset: Path) -> dict[str, Any]:
+    """Read the manifest; a dataset without one, or with an unreadable one, starts a new one."""
+    try:
+        content: object = json.loads((dataset / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{dataset / MANIFEST_NAME}: not readable as JSON ({error}); restore or remove it") from error
+    return cast(dict[str, Any], content) if isinstance(content, dict) else {}

@@ -1,0 +1,106 @@
+"""Files of JSON lines that only grow and survive a kill at any moment.
+
+A line is whole or it isn't there: what a killed process left of its last line is cut off when the file is opened again.
+Any other damage is an error, because then something that was paid for would be lost without a word. One process at a
+time may hold a journal.
+"""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from longvideo_reason_data.errors import DataError, UsageError
+
+
+class Journal:
+    """An open journal.
+
+    Args:
+        path: The file, made when it doesn't exist.
+
+    Raises:
+        UsageError: When another process holds it.
+        DataError: When it can't be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise DataError(f"{path}: can't be opened ({error.strerror}); choose another output folder") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise UsageError(f"{path}: another build is using this output folder; wait for it to end") from error
+        self._writing = threading.Lock()
+        self._size = self._cut_unfinished_line()
+
+    def close(self) -> None:
+        """Close the file, after what is being written."""
+        with self._writing:
+            self._file.close()
+
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Go through the lines; gives each one's number from 1, its offset in bytes, and the line."""
+        self._file.seek(0)
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
+            yield number, offset, line
+            offset += len(line)
+
+    def read_line(self, offset: int, num_bytes: int) -> bytes:
+        """Read a line again."""
+        return os.pread(self._file.fileno(), num_bytes, offset)
+
+    def append(self, lines: Sequence[bytes], *, durable: bool) -> int:
+        """Write lines, each with its line feed.
+
+        Args:
+            lines: What to write.
+            durable: Whether to wait until the disk has them. Without, they survive the end of this process but not
+                that of the machine.
+
+        Returns:
+            The offset of the first.
+
+        Raises:
+            DataError: When they can't be written.
+        """
+        content = b"".join(lines)
+        with self._writing:
+            offset = self._size
+            try:
+                written = 0
+                while written < len(content):
+                    written += os.write(self._file.fileno(), content[written:])
+                if durable:
+                    os.fsync(self._file.fileno())
+            except OSError as error:
+                with suppress(OSError):
+                    self._file.truncate(offset)  # no half line may come to stand before a whole one
+                raise DataError(
+                    f"{self.path}: can't be written ({error.strerror}); free space and run again"
+                ) from error
+            self._size += len(content)
+        return offset
+
+    def _cut_unfinished_line(self) -> int:
+        """Return the size of what is whole, and drop the rest."""
+        size = self._file.seek(0, os.SEEK_END)
+        end = size
+        while end > 0:
+            start = max(0, end - 65536)
+            place = os.pread(self._file.fileno(), end - start, start).rfind(b"\n")
+            if place >= 0:
+                end = start + place + 1
+                break
+            end = start
+        if end < size:
+            self._file.truncate(end)
+        return end

@@ -1,0 +1,134 @@
+"""From reasoning that is grouped by time range to one flowing text that still says when everything is seen.
+
+The reasoner's steps and their labels would teach a policy to number its thoughts and to speak of captions that it
+never gets. The rewrite takes both away. What it must not take away are the moments: each end of each range has to be
+named, and no moment that the steps don't know. A text that fails is asked for again as another sample, and what still
+fails is left out with its reason. Whether the text says the same as the steps otherwise isn't judged here.
+"""
+
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+
+from longvideo_reason_data.answers import LETTERS
+from longvideo_reason_data.build_settings import QuestionSettings
+from longvideo_reason_data.model_requests import Asks, Outcome, Request
+from longvideo_reason_data.prompt_files import Prompts
+from longvideo_reason_data.questions import (
+    WORTH_ANOTHER_SAMPLE,
+    LostQuestion,
+    QuestionDraft,
+    QuestionProposal,
+    ReasoningStep,
+)
+from longvideo_reason_data.reasoning_checks import times_in
+
+
+class RewriteFault(StrEnum):
+    """What is wrong with a rewritten reasoning."""
+
+    KEEPS_LABELS = "rewrite_keeps_labels"
+    MENTIONS_CAPTIONS = "rewrite_mentions_captions"
+    LOSES_TIMES = "rewrite_loses_times"
+    INVENTS_TIMES = "rewrite_invents_times"
+
+
+# Writers round to whole seconds.
+_TOLERANCE_SECONDS = 0.51
+_LABEL = re.compile(
+    r"\b(?:step|stage|part|segment|clip|range|thought)s?\s{0,2}#?\d|^\s{0,8}(?:[-*•#]|\d{1,3}[.)])\s|\*\*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CAPTIONS = re.compile(r"\bcaption(?:s|ed|er|ing)?\b", re.IGNORECASE)
+
+
+async def rewrite_reasoning(
+    language_model: Asks,
+    proposal: QuestionProposal,
+    *,
+    model: str,
+    prompts: Prompts,
+    settings: QuestionSettings,
+) -> QuestionDraft | LostQuestion:
+    """Ask for the reasoning of a question as one text.
+
+    Args:
+        language_model: Whom to ask.
+        proposal: The question.
+        model: Name of the reasoner.
+        prompts: The prompts, of which `rewrite` is used.
+        settings: How often and how long.
+
+    Raises:
+        DataError: When no request at all can be answered.
+    """
+    options = [f"{letter}. {option}" for letter, option in zip(LETTERS, proposal.options, strict=False)]
+    answer = proposal.options[LETTERS.index(proposal.answer)] if proposal.options else proposal.answer
+    text = prompts.fill(
+        "rewrite",
+        steps="\n".join(_line(step) for step in sorted(proposal.reasoning, key=lambda step: step.start_seconds)),
+        question=proposal.question,
+        options="\n".join(options),
+        answer=answer,
+    )
+    lost = LostQuestion(reason=f"rewrite_{Outcome.INVALID}", outcome=Outcome.INVALID, detail="")
+    max_tokens = settings.max_tokens
+    for sample_index in range(settings.num_samples):
+        request = Request(
+            model=model,
+            parts=(text,),
+            max_tokens=max_tokens,
+            temperature=settings.temperature,
+            sample_index=sample_index,
+            prompt_digest=prompts.digest_of("rewrite"),
+        )
+        reply = await language_model.ask(request)
+        if reply.outcome is Outcome.ANSWERED:
+            written = reply.text.rpartition("</think>")[2].strip()
+            fault = find_rewrite_fault(proposal.reasoning, written)
+            if fault is None and written:
+                kept = proposal.model_dump(include={"question", "evidence", "options", "answer"})
+                return QuestionDraft.model_validate({**kept, "reasoning": " ".join(written.split())})
+            lost = LostQuestion(reason=fault or f"rewrite_{Outcome.INVALID}", outcome=Outcome.INVALID, detail=written)
+            continue
+        lost = LostQuestion(reason=f"rewrite_{reply.outcome}", outcome=reply.outcome, detail=reply.text)
+        if reply.outcome is Outcome.TRUNCATED:
+            max_tokens *= 2
+        elif reply.outcome not in WORTH_ANOTHER_SAMPLE:
+            break
+    return lost
+
+
+def find_rewrite_fault(steps: Sequence[ReasoningStep], written: str) -> RewriteFault | None:
+    """Say what is wrong with a rewritten reasoning, or None when it keeps its grounding and nothing else.
+
+    Args:
+        steps: The reasoning by time range.
+        written: The same as one text.
+    """
+    if _LABEL.search(written):
+        return RewriteFault.KEEPS_LABELS
+    if _CAPTIONS.search(written):
+        return RewriteFault.MENTIONS_CAPTIONS
+    named = times_in(written)
+    ends = [seconds for step in steps for seconds in (step.start_seconds, step.end_seconds)]
+    if any(not _is_among(seconds, named) for seconds in ends):
+        return RewriteFault.LOSES_TIMES
+    # A moment inside a range and the length of a range are no inventions.
+    known = [*times_in(" ".join(step.thought for step in steps)), *(s.end_seconds - s.start_seconds for s in steps)]
+    for seconds in named:
+        inside = any(
+            step.start_seconds - _TOLERANCE_SECONDS <= seconds <= step.end_seconds + _TOLERANCE_SECONDS
+            for step in steps
+        )
+        if not inside and not _is_among(seconds, known):
+            return RewriteFault.INVENTS_TIMES
+    return None
+
+
+def _is_among(seconds: float, others: Sequence[float]) -> bool:
+    return any(abs(seconds - other) <= _TOLERANCE_SECONDS for other in others)
+
+
+def _line(step: ReasoningStep) -> str:
+    return f"[{step.start_seconds:.1f} s to {step.end_seconds:.1f} s] {step.thought}"

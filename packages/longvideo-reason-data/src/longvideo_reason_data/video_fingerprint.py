@@ -1,0 +1,136 @@
+"""Recognising footage whatever file it is in: re-encoded, resized, recoloured a little, at another frame rate.
+
+A fingerprint is a short sequence of tiny grey pictures, taken at equal parts of the video, each freed of its own
+brightness and contrast. Two videos show the same when what changes changes alike in both: the picture that
+all frames share is subtracted first, because a still camera makes different recordings of one room look the same. Only
+for footage in which nothing changes is the still picture itself compared.
+
+A copy that was cut shorter, mirrored or framed anew isn't recognised.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from longvideo_reason_data.videos import VideoFile, sample_frames
+
+SAME_FOOTAGE = 0.8
+
+_NUM_FRAMES = 32
+_SIDE = 16
+# A standardised picture has the energy 1; less change than this is the noise of an encoder.
+_LEAST_CHANGE = 0.005
+_ROWS_AT_ONCE = 256
+_FRAMES_AT_ONCE = 8  # a frame of a large video takes tens of megabytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What footage looks like.
+
+    Attributes:
+        change: How it changes, unit length: float32 [frames · side · side]; all zeros when nothing changes.
+        still: The picture that all frames share, unit length: float32 [side · side].
+    """
+
+    change: NDArray[np.float32]
+    still: NDArray[np.float32]
+
+
+def fingerprint_video(video: VideoFile) -> Fingerprint:
+    """Compute the fingerprint of a video from 32 of its frames.
+
+    Raises:
+        DataError: When a frame can't be decoded.
+    """
+    indices = sample_frames(video, num_frames=_NUM_FRAMES)
+    pictures: list[NDArray[np.float32]] = []
+    for start in range(0, len(indices), _FRAMES_AT_ONCE):
+        pictures += [_tiny(frame) for frame in video.read(indices[start : start + _FRAMES_AT_ONCE])]
+    if len(pictures) < _NUM_FRAMES:  # a video of fewer frames: each stands for as long as it is shown
+        pictures = [pictures[place * len(pictures) // _NUM_FRAMES] for place in range(_NUM_FRAMES)]
+    return _fingerprint(np.stack(pictures))
+
+
+def compare_footage(ones: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> NDArray[np.float32]:
+    """Say how alike videos are, from -1 to 1; `SAME_FOOTAGE` and more is the same footage.
+
+    Returns:
+        float32 [ones, others].
+    """
+    if not ones or not others:
+        return np.zeros((len(ones), len(others)), dtype=np.float32)
+    change, other_change = (np.stack([print_.change for print_ in prints]) for prints in (ones, others))
+    still, other_still = (np.stack([print_.still for print_ in prints]) for prints in (ones, others))
+    moves, other_moves = np.any(change, axis=1)[:, None], np.any(other_change, axis=1)[None]
+    alike = np.where(moves & other_moves, change @ other_change.T, still @ other_still.T)
+    return np.where(moves == other_moves, alike, np.float32(0))
+
+
+def find_same_footage(fingerprints: Mapping[str, Fingerprint]) -> dict[str, str]:
+    """Find videos that show what another one shows.
+
+    Args:
+        fingerprints: By the digest of the video.
+
+    Returns:
+        For each such digest the first one, in alphabetical order, of the footage that it belongs to.
+    """
+    names = sorted(fingerprints)
+    prints = [fingerprints[name] for name in names]
+    found: dict[str, str] = {}
+    for start in range(0, len(names), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(names))
+        alike = compare_footage(prints[start:stop], prints[:stop]) >= SAME_FOOTAGE
+        for place in range(start, stop):
+            earlier = np.flatnonzero(alike[place - start, :place])
+            if len(earlier):
+                first = names[int(earlier[0])]
+                found[names[place]] = found.get(first, first)
+    return found
+
+
+def find_footage(fingerprints: Mapping[str, Fingerprint], known: Sequence[Fingerprint]) -> dict[str, tuple[int, float]]:
+    """Find known footage among videos.
+
+    Args:
+        fingerprints: By the digest of the video.
+        known: What to look for.
+
+    Returns:
+        For the digest of each video that shows known footage, its place in `known` and how alike it is.
+    """
+    names = list(fingerprints)
+    found: dict[str, tuple[int, float]] = {}
+    for start in range(0, len(names) if known else 0, _ROWS_AT_ONCE):
+        group = names[start : start + _ROWS_AT_ONCE]
+        alike = compare_footage([fingerprints[name] for name in group], known)
+        for name, row in zip(group, alike, strict=True):
+            best = int(row.argmax())
+            if row[best] >= SAME_FOOTAGE:
+                found[name] = (best, float(row[best]))
+    return found
+
+
+def _tiny(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Shrink a frame to a grey picture without brightness and contrast: float32 [side, side] of unit length."""
+    shrunk = Image.fromarray(frame).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    grey = np.asarray(shrunk, dtype=np.float32)
+    return _unit(grey - grey.mean(), least=float(_SIDE))  # a flat picture has no structure but its noise
+
+
+def _fingerprint(pictures: NDArray[np.float32]) -> Fingerprint:
+    """Separate what changes from what stays: float32 [frames, side, side]."""
+    still = pictures.mean(axis=0)
+    change = pictures - still
+    least = float(np.sqrt(_LEAST_CHANGE * len(pictures)))
+    return Fingerprint(change=_unit(change, least=least).ravel(), still=_unit(still, least=1e-6).ravel())
+
+
+def _unit(values: NDArray[np.float32], *, least: float) -> NDArray[np.float32]:
+    """Scale to unit length; zeros when the length is below `least`."""
+    length = float(np.linalg.norm(values))
+    return (values / length).astype(np.float32) if length >= least else np.zeros_like(values)

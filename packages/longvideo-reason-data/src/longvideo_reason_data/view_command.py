@@ -1,0 +1,35 @@
+"""The command `view`: what it can be told. What it does is loaded when it is called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+VIEW_NAME = "view.html"
+
+
+def view(
+    dataset: Annotated[Path, tyro.conf.Positional],
+    output: Path | None = None,
+    thumbnails: int = 600,
+) -> None:
+    """Write a browser of a dataset: one HTML file that works without a network.
+
+    It shows each video's timeline with segments, descriptions, evidence and pictures, questions with options, reasoning
+    and how models answered them, and what was dropped for which reason.
+
+    Example: longvideo-data view dataset
+
+    Args:
+        dataset: Folder of the dataset.
+        output: The file; view.html in the dataset's folder when not given.
+        thumbnails: Most pictures in the page, for all videos together; 0 for none.
+    """
+    from longvideo_reason_data.view.page import write_page
+
+    path = output or dataset / VIEW_NAME
+    contents = write_page(dataset, path, most_thumbnails=thumbnails)
+    print(
+        f"{path}: {len(contents['questions'])} questions about {len(contents['videos'])} videos, "
+        f"{len(contents['dropped'])} dropped items, {path.stat().st_size / 1e6:.1f} MB"
+    )

@@ -1,0 +1,80 @@
+"""The same stages on a cluster of two workers give the same dataset, through the one journal."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longvideo_reason_data.build_settings import BuildSettings, QuestionSettings, SkillQuotas
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.pipeline import Engine, build
+
+MakeVideo = Callable[..., Path]
+SETTINGS = BuildSettings(
+    window_seconds=1.0,
+    first_wait_seconds=0.01,
+    num_attempts=2,
+    questions=QuestionSettings(quotas=SkillQuotas(temporal=2, goal=0, spatial=0, plot=0)),
+)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give a cluster of two workers with one processor each, besides a head that takes no work."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # read when Ray is imported
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        running.add_node(num_cpus=1)
+    ray.init(address=running.address, logging_level="error", log_to_driver=False)
+    yield running
+    ray.shutdown()
+    running.shutdown()
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same_dataset(cluster: Any, server: Any, make_video: MakeVideo, tmp_path: Path) -> None:
+    for number in range(4):
+        make_video(f"films/film {number}.mp4", num_frames=60, first_number=100 * number)
+    films = tmp_path / "films"
+    (films / "notes.mp4").write_text("no video")
+    (films / "copy.mp4").write_bytes((films / "film 0.mp4").read_bytes())
+
+    def run(name: str, engine: Engine) -> dict[str, Any]:
+        output = tmp_path / name
+        return build([films], output, base_url=server.base_url, model="model", settings=SETTINGS, engine=engine)
+
+    local = run("local", "local")
+    num_local = len(server.bodies)
+    server.most_parallel, server.delay_seconds = 0, 0.1
+    distributed = run("ray", "ray")
+    assert distributed["dataset_hash"] == local["dataset_hash"]
+    for same in ("input", "kept", "dropped", "stages", "calls", "tokens"):
+        assert distributed[same] == local[same]
+    assert distributed["dropped"] == {"video_duplicate": 1, "video_unreadable": 1}
+    # A video here waits for one request after the other, so two at a time are two workers.
+    assert server.most_parallel == 2
+    assert Counter(map(json.dumps, server.bodies)).total() == 2 * num_local
+
+    # What one engine was paid for the other goes on with, without a word to the server.
+    for shard in (tmp_path / "ray" / "shards").iterdir():
+        shard.unlink()
+    again = run("ray", "local")
+    assert again["dataset_hash"] == local["dataset_hash"]
+    assert (again["calls"]["made"], len(server.bodies)) == (0, 2 * num_local)
+    for shard in (tmp_path / "local" / "shards").iterdir():
+        shard.unlink()
+    assert run("local", "ray")["calls"]["made"] == 0
+
+    server.served = ["another"]
+    with pytest.raises(UsageError, match="doesn't serve 'model'"):
+        run("unserved", "ray")
+    server.served, server.fail = ["model"], lambda body, times: (0, {}, b"")
+    with pytest.raises(DataError, match="run again to go on"):
+        run("dying", "ray")

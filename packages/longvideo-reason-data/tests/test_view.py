@@ -1,0 +1,318 @@
+"""The dataset browser: complete, closed to what a dataset says, and usable in a real browser with thousands."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from longvideo_reason_data.cli import main
+from longvideo_reason_data.records import Interval, QuestionRecord, Skill, Split, write_records
+from longvideo_reason_data.view.contents import difficulty_of
+from longvideo_reason_data.view.page import render_page, write_page
+from longvideo_reason_data.view.thumbnails import SIDE_PIXELS, make_thumbnails
+
+MakeVideo = Callable[..., Path]
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SWITCHES = (
+    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
+    *("disable-component-update", "disable-sync", "window-size=1300,900"),
+)
+ATTACK = "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"><!--"
+NUM_VIDEOS, NUM_QUESTIONS = 30, 3000
+SKILLS, SPLITS = list(Skill), list(Split)
+
+
+def make_record(number: int, **changes: Any) -> QuestionRecord:
+    video = number % NUM_VIDEOS
+    fields: dict[str, Any] = {
+        "question_id": f"question-{number:05d}",
+        "video_path": f"videos/film-{video:02d}.mp4",
+        "video_digest": f"{video:064x}",
+        "video_duration_seconds": 100.0,
+        "split": SPLITS[video % 3],
+        "skill": SKILLS[number % 4],
+        "question": f"Who opens door {number}?",
+        "options": ("the cook", "the driver", "the neighbour", "nobody"),
+        "answer": "ABCD"[number % 4],
+        "evidence": (Interval(start_seconds=20.0, end_seconds=30.0),),
+        "reasoning": "From 20.0 to 30.0 seconds the cook walks in, at 1:05 he leaves.",
+        "source": "somewhere",
+        "license": "CC0-1.0",
+    }
+    return QuestionRecord.model_validate(fields | changes)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset")
+    records = [make_record(number) for number in range(NUM_QUESTIONS - 1)]
+    records.append(make_record(NUM_QUESTIONS - 1, question=ATTACK, reasoning=ATTACK))
+    write_records(folder / "records.parquet", records)
+    segments = [
+        {
+            "video_path": f"videos/film-{video:02d}.mp4",
+            "video_digest": f"{video:064x}",
+            "number": number,
+            "start_seconds": 10.0 * number,
+            "end_seconds": 10.0 * number + 10,
+            "caption": f"A lighthouse, part {number}" if video == 7 else f"A kitchen {ATTACK}",
+            "speech": "Come in." if number == 2 else "",
+        }
+        for video in range(NUM_VIDEOS)
+        for number in range(10)
+    ]
+    write_lines(folder / "segments.jsonl", segments)
+    reasons = ("video_unreadable", "letters_unclear", ATTACK)
+    write_lines(
+        folder / "dropped.jsonl",
+        [
+            {"stage": "questions", "item": f"lost-{number}", "reason": reasons[number % 3], "detail": f"why {number}"}
+            for number in range(300)
+        ],
+    )
+    filtered = [{"question_id": "question-x", "reason": "blind_passed", "detail": "right in 8 of 8 answers"}]
+    write_records(folder / "unfiltered.parquet", [*records, make_record(7, question_id="question-x", question="Why?")])
+    (folder / "filters.json").write_text(json.dumps({"items": filtered}))
+    (folder / "manifest.json").write_text(json.dumps({"stages": {"videos": {"input": 31, "kept": 30, "dropped": {}}}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(dataset: Path) -> Path:
+    path = dataset / "view.html"
+    assert main(["view", str(dataset)]) == 0
+    return path
+
+
+class Elements(HTMLParser):
+    """Collects elements with their attributes, and what stands in scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.found and self.found[-1][0] == "script":
+            self.scripts[-1] += data
+
+
+def test_the_page_holds_every_item_and_nothing_gets_out_of_the_data(page, dataset):
+    elements = Elements(page.read_text(encoding="utf-8"))
+    assert len(elements.scripts) == 2
+    data = json.loads(elements.scripts[0])
+    assert [item["id"] for item in data["questions"]] == [f"question-{number:05d}" for number in range(NUM_QUESTIONS)]
+    assert data["questions"][-1]["question"] == ATTACK
+    assert len(data["videos"]) == NUM_VIDEOS
+    assert all(len(video["segments"]) == 10 for video in data["videos"])
+    assert len(data["dropped"]) == 301
+    assert data["manifest"]["stages"]["videos"]["kept"] == 30
+
+
+def test_the_page_asks_for_nothing_and_allows_only_its_own_script(page):
+    elements = Elements(page.read_text(encoding="utf-8"))
+    assert not [attributes for _, attributes in elements.found if "src" in attributes or "onclick" in attributes]
+    assert [attributes["href"] for _, attributes in elements.found if "href" in attributes] == ["#detail"]
+    policy = next(attributes["content"] for _, attributes in elements.found if "http-equiv" in attributes)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+
+
+def test_text_that_looks_like_a_place_of_the_page_stays_text():
+    contents = {"name": "{{SCRIPT}} {{POLICY}} {{", "lone": "\ud800"}
+    data = Elements(render_page(contents)).scripts[0]
+    assert json.loads(data)["name"] == contents["name"]
+
+
+def test_difficulty_is_that_of_the_policy_if_it_was_asked():
+    def rate(condition: str, num_right: int) -> dict[str, Any]:
+        return {"condition": condition, "num_right": num_right, "num_asked": 8}
+
+    assert difficulty_of([]) == "unmeasured"
+    assert difficulty_of([rate("blind", 8)]) == "unmeasured"
+    assert difficulty_of([rate("full", 6)]) == "easy"
+    assert difficulty_of([rate("full", 5)]) == "medium"
+    assert difficulty_of([rate("full", 8), rate("rollouts", 2)]) == "hard"
+
+
+def test_pictures_are_few_small_and_from_their_time(tmp_path, make_video):
+    records = [
+        make_record(number, video_path=make_video(f"{number}.mp4", first_number=number).name) for number in range(3)
+    ]
+    missing = make_record(3, video_path="gone.mp4")
+    pictures = make_thumbnails(tmp_path, [*records, missing], most=16)
+    assert [len(found) for found in pictures] == [4, 4, 4, 0]
+    for found in pictures[:3]:
+        assert [seconds for seconds, _ in found] == pytest.approx([0.28, 0.88, 1.48, 2.08])
+        for _, uri in found:
+            image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+            assert image.format == "JPEG"
+            assert max(image.size) <= SIDE_PIXELS
+    assert [len(found) for found in make_thumbnails(tmp_path, records, most=2)] == [1, 1, 0]
+    assert make_thumbnails(tmp_path, records, most=0) == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("segments.jsonl", "{}\n", "has no 'video_digest'"),
+        ("dropped.jsonl", "{nonsense\n", "line 1 isn't JSON"),
+        ("manifest.json", "[]", "is no object"),
+        ("filters.json", '{"items": [3]}', "an item is 3"),
+    ],
+)
+def test_a_damaged_file_is_told_in_one_line(tmp_path, capsys, name, text, words):
+    write_records(tmp_path / "records.parquet", [make_record(0)])
+    (tmp_path / name).write_text(text)
+    assert main(["view", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "view.html").exists()
+
+
+def test_a_folder_without_a_dataset_is_a_wrong_request(tmp_path, capsys):
+    assert main(["view", str(tmp_path / "nothing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+Browse = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory: pytest.TempPathFactory) -> Browse:
+    """Give a function that opens a page in a browser, and returns what became of it."""
+    if BROWSER is None:
+        pytest.skip("no Chromium here")
+    profile = tmp_path_factory.mktemp("profile")
+
+    def open_page(page: Path, address: str = "") -> str:
+        finished = subprocess.run(
+            [
+                str(BROWSER),
+                *(f"--{switch}" for switch in SWITCHES),
+                f"--user-data-dir={profile}",
+                "--dump-dom",
+                f"{page.as_uri()}#{address}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return re.sub(r'<script type="application/json".*?</script>', "", finished.stdout, flags=re.DOTALL)
+
+    return open_page
+
+
+def num_found(dom: str) -> int:
+    found = re.search(r'data-found="(\d+)"', dom)
+    assert found, dom[:500]
+    return int(found[1])
+
+
+def test_a_browser_finds_and_filters(browse, page):
+    everything = browse(page)
+    assert num_found(everything) == NUM_QUESTIONS
+    assert 5 < everything.count('role="option"') < 50  # of three thousand
+    both = browse(page, "search=door+lighthouse&skill=temporal&split=train_rl")
+    expected = [
+        number
+        for number in range(NUM_QUESTIONS)
+        if number % NUM_VIDEOS == 7 and number % 4 == SKILLS.index(Skill.TEMPORAL)
+    ]
+    assert SPLITS[7 % 3] is Split.TRAIN_RL
+    assert num_found(both) == len(expected)
+    assert num_found(browse(page, "view=dropped&reason=letters_unclear")) == 100
+    assert "Nothing matches" in browse(page, "search=unicorn")
+
+
+def test_a_browser_shows_what_a_filter_took_out(browse, page):
+    dom = browse(page, "view=dropped&reason=blind_passed")
+    assert num_found(dom) == 1
+    assert "<h2>Why?</h2>" in dom
+    assert "right in 8 of 8 answers" in dom
+    assert "videos/film-07.mp4" in dom
+
+
+def test_a_browser_shows_how_models_answered(browse, tmp_path):
+    write_records(tmp_path / "records.parquet", [make_record(number) for number in range(40)])
+    contents = write_page(tmp_path, tmp_path / "page.html")
+    for number, question in enumerate(contents["questions"]):
+        counts = {
+            "num_asked": 8,
+            "num_right": number % 8,
+            "num_unanswered": 1,
+            "num_chosen": [number % 8, 7 - number % 8, 0, 0],
+        }
+        question["rates"] = [
+            {"condition": "single_frame", "model": "seer", **counts},
+            {"condition": "full", "model": "seer", **counts},
+        ]
+        question["difficulty"] = difficulty_of(question["rates"])
+    (tmp_path / "page.html").write_text(render_page(contents), encoding="utf-8")
+    dom = browse(tmp_path / "page.html", "difficulty=hard&item=question-00002")
+    assert num_found(dom) == sum(number % 8 <= 2 for number in range(40))
+    assert "<td>single frame</td><td>seer</td><td>2 of 8</td>" in dom
+    assert "A 2 · B 5 · C 0 · D 0 · none 1" in dom
+
+
+def test_a_browser_shows_an_item_and_runs_nothing_of_it(browse, page):
+    dom = browse(page, f"item=question-{NUM_QUESTIONS - 1:05d}&show=20-30")
+    title = re.search(r"<title>(.*?)</title>", dom)
+    assert title
+    assert title[1].endswith("dataset browser")
+    assert "<h2>&lt;/script&gt;&lt;script&gt;" in dom
+    assert "<img" not in dom
+    marker = re.search(r'class="marker"[^>]*left: 20%; width: 10%', dom)
+    assert marker
+    assert "Come in." in dom  # what is said in the segment at 20 s
+
+
+def test_a_browser_is_driven_by_keys_and_clicks(browse, page, tmp_path):
+    script = """<script>
+    const list = document.getElementById("list");
+    const press = (key) => list.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    press("ArrowDown"); press("j"); press("ArrowDown"); press("ArrowUp");
+    const times = [...document.querySelectorAll(".reasoning .time")];
+    document.body.dataset.times = times.map((time) => time.textContent).join("|");
+    times[1].click();
+    document.getElementById("theme").click();
+    document.body.dataset.address = location.hash;
+    </script></body>"""
+    driven = tmp_path / "driven.html"
+    text = re.sub(r"<meta http-equiv.*?>\n", "", page.read_text(encoding="utf-8"), count=1)
+    driven.write_text(text.replace("</body>", script), encoding="utf-8")
+    dom = browse(driven)
+    assert 'data-times="20.0 to 30.0 seconds|1:05"' in dom
+    assert 'data-address="#item=question-00002&amp;show=65-65&amp;theme=dark"' in dom
+    assert re.search(r'id="row-2" aria-selected="true"', dom)
+    assert 'data-theme="dark"' in dom
+
+
+def test_a_page_without_pictures_and_descriptions_is_made_too(tmp_path):
+    write_records(tmp_path / "records.parquet", [make_record(0, options=(), answer="the cook", evidence=())])
+    contents = write_page(tmp_path, tmp_path / "page.html")
+    assert contents["videos"][0]["thumbnails"] == []
+    assert (tmp_path / "page.html").stat().st_size > 1000

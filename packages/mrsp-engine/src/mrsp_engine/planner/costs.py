@@ -1,0 +1,183 @@
+"""The work of one step of GRPO, stage by stage, in operations, bytes and seconds.
+
+Symbols: N matrix weights, L layers, D hidden size, H query heads, K key heads, C channels of a head, P prompt tokens,
+R response tokens, G responses, S tokens of a row, n ranks that share a row.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mrsp_engine.attention.split import BACKWARD_PER_FORWARD, AttentionSettings, RowSplit, choose_split
+from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.planner.hardware import Accelerator
+from mrsp_engine.planner.shapes import ModelShape
+
+Mode = Literal["plain", "cached", "published", "shared"]
+STAGES = ("encode", "rollout", "old", "reference", "update")
+ITEM_BYTES = 2
+"""Bytes of a number in bfloat16."""
+OTHER_TOKENS = 64
+"""Tokens of a prompt that are no media, roughly: the question and what stands around it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """One question about one video.
+
+    Attributes:
+        num_frames: Frames shown.
+        frame_pixels: Pixels of a frame as the encoder sees it.
+        group_size: Responses G.
+        response_tokens: Tokens R of each.
+        prompt_tokens: Tokens P of the prompt.
+    """
+
+    num_frames: int
+    frame_pixels: int
+    group_size: int
+    response_tokens: int
+    prompt_tokens: int
+
+    @classmethod
+    def of(
+        cls, shape: ModelShape, *, num_frames: int, frame_pixels: int, group_size: int, response_tokens: int
+    ) -> "Sizes":
+        """With as many prompt tokens as the frames make: groups of frames × tokens of a group + the question."""
+        vision = shape.vision
+        of_media = vision.num_groups(num_frames) * vision.tokens_per_group(frame_pixels) if vision else 0
+        return cls(
+            num_frames=num_frames,
+            frame_pixels=frame_pixels,
+            group_size=group_size,
+            response_tokens=response_tokens,
+            prompt_tokens=of_media + OTHER_TOKENS,
+        )
+
+    def rows(self, mode: Mode) -> tuple[int, PackedLayout]:
+        """How many rows a pass computes, and one of them: one of P + G R tokens, or G of P + R."""
+        if mode == "shared":
+            return 1, PackedLayout((GroupLengths(self.prompt_tokens, (self.response_tokens,) * self.group_size),))
+        return self.group_size, PackedLayout((GroupLengths(self.prompt_tokens, (self.response_tokens,)),))
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens G R whose log-probabilities a pass computes."""
+        return self.group_size * self.response_tokens
+
+
+def row_split(shape: ModelShape, layout: PackedLayout, num_ranks: int, hardware: Accelerator) -> RowSplit:
+    """How the engine itself would divide a row; see `mrsp_engine.attention.split`."""
+    settings = AttentionSettings(rates=hardware.machine_rates)
+    return choose_split(layout, shape.heads, num_ranks, settings, item_bytes=ITEM_BYTES, device_type="cuda")
+
+
+def forward_operations(shape: ModelShape, layout: PackedLayout, num_scored: int) -> tuple[float, float]:
+    """Operations of one forward pass over a row, of its linear layers and of its attention.
+
+    Linear: 2 N S, and 2 V D for every scored token. Attention: 4 L H C for every pair of a query and a key it sees.
+    """
+    linear = 2.0 * shape.num_layers * shape.layer_weights * layout.total + 2.0 * shape.head_weights * num_scored
+    attention = 4.0 * shape.num_layers * shape.heads.query * shape.heads.channels * layout.num_visible_pairs
+    return linear, attention
+
+
+def encode_operations(shape: ModelShape, sizes: Sizes) -> float:
+    """Operations of encoding all frames once: groups of frames × operations of a group."""
+    vision = shape.vision
+    return vision.num_groups(sizes.num_frames) * vision.operations_per_group(sizes.frame_pixels) if vision else 0.0
+
+
+def exchanged_bytes(
+    shape: ModelShape, layout: PackedLayout, split: RowSplit, item_bytes: int = ITEM_BYTES
+) -> tuple[float, float]:
+    """Bytes a rank sends for the attention of all layers in one pass over a row: forward, and backward.
+
+    By heads, of a rank's S / n tokens all queries, keys, values and outputs but its own share: (2 H + 2 K) C numbers
+    each, and their gradients on the way back. By tokens, the keys and values 2 K C / h of a slice of S / t tokens to
+    each of the t - 1 others (h head ranks, t token ranks); on the way back they travel again, and so do their
+    gradients in float32 at least, in a ring once more than that because they return to their owner.
+    """
+    heads, head_ranks, token_ranks = shape.heads, split.head_ranks, split.token_ranks
+    own_key_heads = -(-heads.key // head_ranks)
+    traded = layout.total / (head_ranks * token_ranks) * (2 * heads.query + 2 * own_key_heads * head_ranks)
+    traded *= heads.channels * item_bytes * (head_ranks - 1) / head_ranks
+    numbers = layout.total / token_ranks * 2 * own_key_heads * heads.channels
+    gathered = (token_ranks - 1) * numbers * item_bytes
+    returns = token_ranks if split.exchange == "ring" and token_ranks > 1 else token_ranks - 1
+    returned = returns * numbers * max(item_bytes, 4)
+    return (traded + gathered) * shape.num_layers, (traded + gathered + returned) * shape.num_layers
+
+
+def predict_stages(
+    shape: ModelShape, sizes: Sizes, hardware: Accelerator, *, num_ranks: int, mode: Mode, is_checkpointed: bool
+) -> dict[str, float]:
+    """Seconds of every stage.
+
+    encode     operations of the frames / (n × linear rate); in `plain`, on every rank, once for the sampler and again
+               for each of its G / n responses in each of the three passes.
+    rollout    one forward pass over the prompt on n ranks, then R steps, each of which reads the weights' and the G
+               sequences' keys' and values' share of a rank from memory.
+    old, reference   operations of the rows / (n × rates) + bytes exchanged / link.
+    update     the same for forward and backward, with 2 × the linear work of a forward pass and 2.5 × its attention
+               in backward, and one forward pass more where activations are recomputed.
+
+    The update of the weights themselves, 2 × 16 bytes each, is in `update`.
+    """
+    num_rows, row = sizes.rows(mode)
+    is_split = mode in ("published", "shared")
+    split = row_split(shape, row, num_ranks if is_split else 1, hardware)
+    linear, attention = forward_operations(shape, row, sizes.scored_tokens // num_rows)
+    # Where rows aren't split, each rank computes some whole ones.
+    turns = num_rows if is_split else -(-num_rows // num_ranks)
+    share = num_ranks if is_split else 1
+    linear_seconds = turns * linear / share / hardware.linear_rate
+    attention_seconds = turns * attention / share / hardware.attention_rate
+    sent, sent_back = exchanged_bytes(shape, row, split)
+    forward = linear_seconds + attention_seconds + turns * sent / hardware.link_bandwidth
+    backward = 2 * linear_seconds + BACKWARD_PER_FORWARD * attention_seconds
+    backward += turns * sent_back / hardware.link_bandwidth
+    once = encode_operations(shape, sizes) / hardware.linear_rate
+    weight_bytes = shape.num_parameters * 32 / num_ranks
+    return {
+        "encode": once * (1 + 3 * turns) if mode == "plain" else once / num_ranks,
+        "rollout": _rollout_seconds(shape, sizes, hardware, num_ranks),
+        "old": forward,
+        "reference": forward,
+        "update": forward * (2 if is_checkpointed else 1) + backward + weight_bytes / hardware.memory_bandwidth,
+    }
+
+
+def _rollout_seconds(shape: ModelShape, sizes: Sizes, hardware: Accelerator, num_ranks: int) -> float:
+    prompt = PackedLayout((GroupLengths(sizes.prompt_tokens, ()),))
+    linear, attention = forward_operations(shape, prompt, 1)
+    prefill = (linear / hardware.linear_rate + attention / hardware.attention_rate) / num_ranks
+    read = shape.num_parameters * ITEM_BYTES + sizes.group_size * key_value_bytes(shape, sizes.prompt_tokens)
+    return prefill + sizes.response_tokens * read / num_ranks / hardware.memory_bandwidth
+
+
+def key_value_bytes(shape: ModelShape, num_tokens: int) -> float:
+    """Bytes of the keys and values of so many tokens in all layers: 2 K C L each."""
+    return 2.0 * shape.heads.key * shape.heads.channels * shape.num_layers * num_tokens * ITEM_BYTES
+
+
+def embedding_bytes(shape: ModelShape, sizes: Sizes) -> float:
+    """Bytes the video takes in the embedding store: D numbers a token, and as many for every level of DeepStack."""
+    levels = shape.vision.levels if shape.vision else 0
+    return float((sizes.prompt_tokens - OTHER_TOKENS) * shape.hidden_size * levels * ITEM_BYTES)
+
+
+def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit) -> dict[str, float]:
+    """Bytes a rank sends in one step: attention in four forward passes and a backward one, gradients, new weights.
+
+    Two passes without gradient, the update's own and its recomputation make four. Summed
+    gradients go round in a ring, 2 (n - 1) / n of all weights, and the sampler is given the weights once.
+    """
+    _, row = sizes.rows("shared")
+    num_ranks = split.head_ranks * split.token_ranks
+    weight_bytes = float(shape.num_parameters * ITEM_BYTES)
+    sent, sent_back = exchanged_bytes(shape, row, split)
+    return {
+        "attention": 4 * sent + sent_back,
+        "gradients": 2 * (num_ranks - 1) / num_ranks * weight_bytes,
+        "weights to the sampler": weight_bytes,
+    }

@@ -1,0 +1,90 @@
+"""What accelerators can do, by their makers' data sheets, and how much of it long rows get out of them."""
+
+from dataclasses import dataclass
+
+from mrsp_engine.attention.split import MachineRates
+from mrsp_engine.errors import EngineUsageError
+
+__all__ = ["HARDWARE", "Accelerator", "find_accelerator"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """One device.
+
+    Attributes:
+        name: What it is called.
+        matrix_rate: Dense products in bfloat16, operations per second.
+        memory_bytes: Its memory.
+        memory_bandwidth: Bytes per second read from it.
+        link_bandwidth: Bytes per second sent to the other devices of its node, one way.
+        linear_efficiency: Share of the matrix rate that a model's linear layers reach.
+        attention_efficiency: Share of it that attention reaches.
+        message_seconds: Delay of one exchange.
+    """
+
+    name: str
+    matrix_rate: float
+    memory_bytes: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    linear_efficiency: float = 0.55
+    attention_efficiency: float = 0.45
+    message_seconds: float = 2e-5
+
+    @property
+    def linear_rate(self) -> float:
+        """Operations per second in linear layers."""
+        return self.matrix_rate * self.linear_efficiency
+
+    @property
+    def attention_rate(self) -> float:
+        """Operations per second in attention."""
+        return self.matrix_rate * self.attention_efficiency
+
+    @property
+    def machine_rates(self) -> MachineRates:
+        """The same as the engine's choice of a split takes it."""
+        return MachineRates(
+            flops_per_second=self.attention_rate,
+            bytes_per_second=self.link_bandwidth,
+            message_seconds=self.message_seconds,
+        )
+
+
+HARDWARE = {
+    accelerator.name: accelerator
+    for accelerator in (
+        Accelerator(name="A100", matrix_rate=312e12, memory_bytes=80e9, memory_bandwidth=2.0e12, link_bandwidth=3.0e11),
+        Accelerator(
+            name="H100", matrix_rate=989e12, memory_bytes=80e9, memory_bandwidth=3.35e12, link_bandwidth=4.5e11
+        ),
+        Accelerator(
+            name="H200", matrix_rate=989e12, memory_bytes=141e9, memory_bandwidth=4.8e12, link_bandwidth=4.5e11
+        ),
+        Accelerator(
+            name="CPU",
+            matrix_rate=9e10,
+            memory_bytes=16e9,
+            memory_bandwidth=1e10,
+            link_bandwidth=2e9,
+            attention_efficiency=0.3,
+            message_seconds=2e-4,
+        ),
+    )
+}
+"""Data sheets for dense bfloat16; the CPU is one core of a server, in float32. Efficiencies are those that flash
+attention and large products are known to reach on long rows; `longrl benchmark step` puts measured ones in their
+place."""
+
+
+def find_accelerator(name: str) -> Accelerator:
+    """The accelerator of a name.
+
+    Raises:
+        EngineUsageError: It isn't known.
+    """
+    for known, accelerator in HARDWARE.items():
+        if known.lower() == name.lower():
+            return accelerator
+    raise EngineUsageError(f"accelerator {name!r}: expected one of {', '.join(HARDWARE)}")

@@ -1,0 +1,104 @@
+"""What a rank has to hold at the worst moment of a step, part by part.
+
+Symbols as in `costs`; I width of the feed-forward layers, l = S / n tokens of a row on one rank.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mrsp_engine.layout import PackedLayout
+from mrsp_engine.planner.costs import ITEM_BYTES, Sizes, embedding_bytes, key_value_bytes
+from mrsp_engine.planner.shapes import ModelShape
+
+__all__ = ["Strategy", "memory_by_part", "rollout_bytes"]
+
+Sharding = Literal["none", "optimizer", "everything"]
+MASTER_BYTES, MOMENT_BYTES = 4, 8
+LOGIT_CHUNK_BYTES = 4 * (128 << 20)
+"""A chunk's logits, and what is computed from them (`mrsp_engine.logprobs.LOGIT_BYTES`)."""
+RUNTIME_BYTES = 2e9
+"""What the driver, kernels and communication take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """How memory is saved.
+
+    Attributes:
+        is_checkpointed: Recompute the activations of a layer in backward.
+        sharding: What is spread over the ranks: nothing, the optimizer's state, or weights and gradients too.
+        is_optimizer_offloaded: Keep the optimizer's state in the host's memory.
+        are_activations_offloaded: Keep what is saved between layers in the host's memory.
+    """
+
+    is_checkpointed: bool = False
+    sharding: Sharding = "none"
+    is_optimizer_offloaded: bool = False
+    are_activations_offloaded: bool = False
+
+
+def activation_bytes(shape: ModelShape, num_tokens: float, strategy: Strategy) -> float:
+    """Bytes kept for backward by one rank with so many tokens.
+
+    A layer keeps per token two residual streams and what its two norms and projections read (8 D, the norms' copies in
+    float32), queries before and after rotation and the output (3 H C), keys and values (4 K C) and four widths of the
+    feed-forward layer (4 I). With checkpointing each layer keeps its input, D, and one layer all of it; offloaded,
+    the inputs lie in the host's memory but for two.
+    """
+    heads = shape.heads
+    of_layer = 8 * shape.hidden_size + (3 * heads.query + 4 * heads.key) * heads.channels + 4 * shape.intermediate_size
+    if not strategy.is_checkpointed:
+        return num_tokens * shape.num_layers * of_layer * ITEM_BYTES
+    kept_layers = 2 if strategy.are_activations_offloaded else shape.num_layers
+    return num_tokens * (kept_layers * shape.hidden_size + of_layer) * ITEM_BYTES
+
+
+def memory_by_part(
+    shape: ModelShape,
+    sizes: Sizes,
+    row: PackedLayout,
+    *,
+    rows_tokens: int,
+    sequence_ranks: int,
+    all_ranks: int,
+    strategy: Strategy,
+) -> dict[str, float]:
+    """Bytes of one rank during the update, by part.
+
+    Weights and gradients take 2 bytes a number, the optimizer 12 (a float32 copy and two moments). The reference is a
+    second copy of the weights. One layer's keys and values of the whole row, with their gradients in float32, are there
+    while it is computed.
+    """
+    spread = all_ranks if strategy.sharding == "everything" else 1
+    optimizer_spread = 1 if strategy.sharding == "none" else all_ranks
+    weights, vision = shape.num_parameters, shape.num_vision_parameters
+    tokens = rows_tokens / sequence_ranks
+    gathered = rows_tokens * 2 * shape.heads.key * shape.heads.channels * (ITEM_BYTES + 4)
+    return {
+        "weights": (weights / spread + vision) * ITEM_BYTES,
+        "reference": weights * ITEM_BYTES / spread,
+        "gradients": weights * ITEM_BYTES / spread,
+        "optimizer": 0.0
+        if strategy.is_optimizer_offloaded
+        else weights * (MASTER_BYTES + MOMENT_BYTES) / optimizer_spread,
+        "activations": activation_bytes(shape, tokens, strategy) + (gathered if sequence_ranks > 1 else 0.0),
+        "embeddings": embedding_bytes(shape, sizes) * rows_tokens / row.total / sequence_ranks,
+        "logits": float(LOGIT_CHUNK_BYTES),
+        "runtime": RUNTIME_BYTES,
+    }
+
+
+def rollout_bytes(shape: ModelShape, sizes: Sizes, tensor_ranks: int) -> dict[str, float]:
+    """Bytes of one rank of the sampler, whose weights and key heads are spread over `tensor_ranks`.
+
+    Keys and values of one prompt and its G responses, the embedding of the prompt, and the weights; one that trains and
+    samples in turn holds either these or those of the update.
+    """
+    spread = min(tensor_ranks, shape.heads.key)
+    tokens = sizes.prompt_tokens + sizes.group_size * sizes.response_tokens
+    return {
+        "weights": (shape.num_parameters / tensor_ranks + shape.num_vision_parameters) * ITEM_BYTES,
+        "KV cache": key_value_bytes(shape, tokens) / spread,
+        "embeddings": embedding_bytes(shape, sizes),
+        "runtime": RUNTIME_BYTES,
+    }

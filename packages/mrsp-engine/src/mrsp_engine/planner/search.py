@@ -1,0 +1,262 @@
+"""The search for settings that fit: the fastest of all divisions and ways of saving memory, or a clear refusal."""
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from mrsp_engine.attention.split import RowSplit
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.planner.costs import Sizes, embedding_bytes, moved_bytes, predict_stages, row_split
+from mrsp_engine.planner.hardware import Accelerator
+from mrsp_engine.planner.memory import Strategy, memory_by_part, rollout_bytes
+from mrsp_engine.planner.shapes import ModelShape
+
+__all__ = ["Request", "StepPlan", "plan_step"]
+
+USABLE_SHARE = 0.92
+"""Of a device's memory; the rest goes to fragments."""
+RESIDENT_PARTS = ("weights", "reference", "optimizer")
+"""What training leaves on the device while the sampler works; the rest is there during the update alone."""
+HOST_COPY_SECONDS = 1 / 25e9
+"""Seconds per byte between device and host."""
+STRATEGIES = tuple(
+    Strategy(
+        is_checkpointed=checkpointed,
+        sharding=sharding,
+        is_optimizer_offloaded=optimizer,
+        are_activations_offloaded=activations,
+    )
+    for activations, optimizer, sharding, checkpointed in product(
+        (False, True), (False, True), ("none", "optimizer", "everything"), (False, True)
+    )
+    if checkpointed or not activations
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be trained on what.
+
+    Attributes:
+        shape: The model.
+        hardware: The devices.
+        num_devices: How many.
+        memory_bytes: Memory of one.
+        num_frames: Frames of a video.
+        frame_pixels: Pixels of a frame.
+        group_size: Responses per question.
+        response_tokens: Tokens of a response.
+        prompts_per_step: Questions of a step.
+        num_videos: Videos of the data set, for the size of the store.
+    """
+
+    shape: ModelShape
+    hardware: Accelerator
+    num_devices: int
+    memory_bytes: float
+    num_frames: int
+    frame_pixels: int = 128 * 28 * 28
+    group_size: int = 8
+    response_tokens: int = 1024
+    prompts_per_step: int = 1
+    num_videos: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_devices", "group_size", "response_tokens", "prompts_per_step", "num_videos", "frame_pixels"):
+            if getattr(self, name) < 1:
+                raise EngineUsageError(f"{name}={getattr(self, name)}: expected 1 or more")
+        if self.num_frames < 0 or (self.num_frames and self.shape.vision is None):
+            raise EngineUsageError(
+                f"num_frames={self.num_frames} for {self.shape.name}: expected 0 for a model that only reads, "
+                "otherwise 0 or more"
+            )
+        if self.memory_bytes <= 0:
+            raise EngineUsageError(f"memory_bytes={self.memory_bytes:.0f}: expected more than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What is recommended, and what it will take.
+
+    Attributes:
+        sizes: Tokens of a question and its responses.
+        sequence_ranks: Ranks that share a row; the others compute other questions.
+        split: How those divide attention.
+        groups_per_row: Questions packed into one row (the micro-batch).
+        strategy: How memory is saved.
+        tensor_ranks: Ranks that share the sampler's weights.
+        sampler_memory_share: What the sampler may use of a device (vLLM's gpu_memory_utilization).
+        seconds_by_stage: Of a step.
+        update_bytes: Of a rank during the update, by part.
+        sampler_bytes: Of a rank's sampler during the rollout, by part, beside weights and optimizer of the training.
+        moved_bytes: That a rank sends in a step.
+        store_bytes: Of the embedding store, for all videos.
+        notes: What else has to be known.
+    """
+
+    sizes: Sizes
+    sequence_ranks: int
+    split: RowSplit
+    groups_per_row: int
+    strategy: Strategy
+    tensor_ranks: int
+    sampler_memory_share: float
+    seconds_by_stage: dict[str, float]
+    update_bytes: dict[str, float]
+    sampler_bytes: dict[str, float]
+    moved_bytes: dict[str, float]
+    store_bytes: float
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self)
+
+
+def plan_step(request: Request) -> StepPlan:
+    """Find the fastest settings that fit.
+
+    Raises:
+        EngineUsageError: Nothing fits; the message names the part that doesn't and what to change.
+    """
+    shape, sizes = request.shape, _sizes(request)
+    _, row = sizes.rows("shared")
+    usable = request.memory_bytes * USABLE_SHARE
+    candidates: list[tuple[float, int, Strategy, dict[str, float], dict[str, float]]] = []
+    smallest: dict[str, float] = {}
+    for ranks in (n for n in range(1, request.num_devices + 1) if request.num_devices % n == 0):
+        for strategy in STRATEGIES:
+            held = _held(request, sizes, ranks, strategy, 1)
+            if not smallest or sum(held.values()) < sum(smallest.values()):
+                smallest = held
+            if sum(held.values()) <= usable:
+                seconds = _step_seconds(request, sizes, ranks, strategy)
+                candidates.append((sum(seconds.values()), ranks, strategy, held, seconds))
+    if not candidates:
+        raise EngineUsageError(_refusal(request, sizes, smallest))
+    # The first of equals saves least, because strategies are listed from the simplest on.
+    _, ranks, strategy, held, seconds = min(candidates, key=lambda candidate: candidate[0])
+    split = row_split(shape, row, ranks, request.hardware)
+    resident = sum(held[part] for part in RESIDENT_PARTS)
+    tensor_ranks, sampler = _place_sampler(request, sizes, usable - resident)
+    groups = 1
+    waiting = -(-request.prompts_per_step * ranks // request.num_devices)
+    while groups * 2 <= waiting and sum(_held(request, sizes, ranks, strategy, groups * 2).values()) <= usable:
+        groups *= 2
+    share = min(0.95, sum(sampler.values()) * 1.1 / request.memory_bytes)
+    return StepPlan(
+        sizes=sizes,
+        sequence_ranks=ranks,
+        split=split,
+        groups_per_row=groups,
+        strategy=strategy,
+        tensor_ranks=tensor_ranks,
+        sampler_memory_share=round(share, 2),
+        seconds_by_stage=seconds,
+        update_bytes=held if groups == 1 else _held(request, sizes, ranks, strategy, groups),
+        sampler_bytes=sampler,
+        moved_bytes=moved_bytes(shape, sizes, split),
+        store_bytes=embedding_bytes(shape, sizes) * request.num_videos,
+        notes=_notes(request, sizes, strategy),
+    )
+
+
+def _sizes(request: Request) -> Sizes:
+    return Sizes.of(
+        request.shape,
+        num_frames=request.num_frames,
+        frame_pixels=request.frame_pixels,
+        group_size=request.group_size,
+        response_tokens=request.response_tokens,
+    )
+
+
+def _held(request: Request, sizes: Sizes, ranks: int, strategy: Strategy, groups: int) -> dict[str, float]:
+    _, row = sizes.rows("shared")
+    return memory_by_part(
+        request.shape,
+        sizes,
+        row,
+        rows_tokens=row.total * groups,
+        sequence_ranks=ranks,
+        all_ranks=request.num_devices,
+        strategy=strategy,
+    )
+
+
+def _step_seconds(request: Request, sizes: Sizes, ranks: int, strategy: Strategy) -> dict[str, float]:
+    """Seconds of a step by stage: the questions of one group of ranks, one after the other, and what saving costs.
+
+    Spread weights are gathered in each of four passes and their gradients scattered in one, 2 bytes a weight each; an
+    offloaded optimizer brings gradients to the host and weights back, 4 bytes a weight; offloaded activations go and
+    come once.
+    """
+    shape, hardware = request.shape, request.hardware
+    turns = -(-request.prompts_per_step * ranks // request.num_devices)
+    seconds = predict_stages(
+        shape, sizes, hardware, num_ranks=ranks, mode="shared", is_checkpointed=strategy.is_checkpointed
+    )
+    seconds = {stage: value * turns for stage, value in seconds.items()}
+    if strategy.sharding == "everything":
+        gathered = 2 * shape.num_parameters / hardware.link_bandwidth * turns
+        seconds["old"] += gathered
+        seconds["reference"] += gathered
+        seconds["update"] += 3 * gathered
+    elif strategy.sharding == "optimizer":
+        seconds["update"] += 2 * shape.num_parameters / hardware.link_bandwidth
+    if strategy.is_optimizer_offloaded:
+        seconds["update"] += 4 * shape.num_parameters * HOST_COPY_SECONDS
+    if strategy.are_activations_offloaded:
+        _, row = sizes.rows("shared")
+        inputs = row.total / ranks * shape.num_layers * shape.hidden_size * 2
+        seconds["update"] += 2 * inputs * HOST_COPY_SECONDS * turns
+    return seconds
+
+
+def _place_sampler(request: Request, sizes: Sizes, usable: float) -> tuple[int, dict[str, float]]:
+    """The fewest ranks that hold the sampler, heads dividing."""
+    shape, held = request.shape, dict[str, float]()
+    for ranks in (n for n in range(1, request.num_devices + 1) if request.num_devices % n == 0):
+        if shape.heads.query % ranks:
+            continue
+        held = rollout_bytes(shape, sizes, ranks)
+        if sum(held.values()) <= usable:
+            return ranks, held
+    part = max(held, key=lambda name: held[name])
+    raise EngineUsageError(
+        f"{shape.name} can't sample from {sizes.prompt_tokens} prompt tokens here: a rank needs "
+        f"{sum(held.values()) / 1e9:.0f} GB of {usable / 1e9:.0f} that training leaves, "
+        f"{held[part] / 1e9:.0f} GB of it {part}; take more devices or more memory, or lower --frames or --group-size"
+    )
+
+
+def _refusal(request: Request, sizes: Sizes, held: dict[str, float]) -> str:
+    part = max(held, key=lambda name: held[name])
+    cure = {
+        "activations": "take more devices, or lower --frames, --frame-pixels or --response-tokens",
+        "embeddings": "take more devices, or lower --frames or --frame-pixels",
+        "runtime": "take devices with more memory",
+        "logits": "take devices with more memory",
+    }.get(part, "take more devices or more memory, or a smaller model")
+    usable = request.memory_bytes * USABLE_SHARE
+    return (
+        f"{request.shape.name} with {sizes.prompt_tokens} prompt tokens doesn't fit on {request.num_devices} devices "
+        f"of {request.memory_bytes / 1e9:.0f} GB: with everything spread, recomputed and offloaded a rank still needs "
+        f"{sum(held.values()) / 1e9:.1f} GB of {usable / 1e9:.1f} usable, most of it {part} "
+        f"({held[part] / 1e9:.1f} GB); {cure}"
+    )
+
+
+def _notes(request: Request, sizes: Sizes, strategy: Strategy) -> tuple[str, ...]:
+    notes: list[str] = []
+    longest = sizes.prompt_tokens + sizes.response_tokens
+    if longest > request.shape.max_positions:
+        notes.append(
+            f"{longest} tokens are more than the {request.shape.max_positions} positions {request.shape.name} was "
+            "trained for; extend its rotary positions or lower the frames"
+        )
+    if strategy.sharding != "none":
+        notes.append(f"needs {strategy.sharding} spread over the ranks (FSDP or ZeRO), by the training loop")
+    if request.hardware.name == "CPU":
+        notes.append("the rates are those of one core; measured ones are in the output of longrl benchmark step")
+    return tuple(notes)

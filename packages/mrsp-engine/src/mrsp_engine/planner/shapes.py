@@ -1,0 +1,269 @@
+"""The shapes of models: of the public checkpoints by name, of any other supported one by its config.json."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.errors import EngineUsageError
+
+__all__ = ["MODELS", "ModelShape", "VisionShape", "find_shape", "read_shape"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionShape:
+    """A vision tower.
+
+    Attributes:
+        width: Its channels.
+        intermediate_size: Width of its feed-forward layers.
+        depth: Its blocks.
+        patch_size: Pixels along a patch's edge.
+        merge_size: Patches along the edge of what becomes one token.
+        frames_per_group: Frames that are encoded together (a temporal patch).
+        num_linears: Linear layers of a feed-forward layer: 3 where it is gated, else 2.
+        window_patches: Patches of a window, where most blocks attend within windows.
+        full_share: Share of the blocks that attend over the whole group.
+        fixed_size: Edge of the frames, where the tower takes one size only.
+        extra_tokens: Tokens added to every frame.
+        levels: Embeddings of one token: 1, and one more for every level of DeepStack.
+    """
+
+    width: int
+    intermediate_size: int
+    depth: int
+    patch_size: int
+    merge_size: int = 2
+    frames_per_group: int = 2
+    num_linears: int = 2
+    window_patches: int | None = None
+    full_share: float = 1.0
+    fixed_size: int | None = None
+    extra_tokens: int = 0
+    levels: int = 1
+
+    def tokens_per_group(self, frame_pixels: int) -> int:
+        """Tokens of one group of frames of so many pixels each."""
+        if self.fixed_size is not None:
+            return (-(-(self.fixed_size // self.patch_size) // self.merge_size)) ** 2 + self.extra_tokens
+        return max(1, round(frame_pixels / (self.patch_size * self.merge_size) ** 2)) + self.extra_tokens
+
+    def num_groups(self, num_frames: int) -> int:
+        """Groups that so many frames make."""
+        return -(-num_frames // self.frames_per_group)
+
+    def operations_per_group(self, frame_pixels: int) -> float:
+        """Floating-point operations of one group of n patches.
+
+        depth × n × (2 × (4 w² + linears × w × i) + 4 w × a): two per weight and patch, four per channel and pair of
+        patches, of which each attends to a = n in full blocks and to its window in the others.
+        """
+        pixels = frame_pixels if self.fixed_size is None else self.fixed_size**2
+        patches = pixels / self.patch_size**2
+        window = min(patches, self.window_patches or patches)
+        attended = self.full_share * patches + (1 - self.full_share) * window
+        weights = 4 * self.width**2 + self.num_linears * self.width * self.intermediate_size
+        return self.depth * patches * (2 * weights + 4 * self.width * attended)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of its blocks."""
+        return self.depth * (4 * self.width**2 + self.num_linears * self.width * self.intermediate_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A language model, and the tower before it.
+
+    Attributes:
+        name: What it is called.
+        hidden_size: Its channels.
+        num_layers: Its layers.
+        heads: Heads of its attention.
+        intermediate_size: Width of its gated feed-forward layers.
+        vocab_size: Rows of its head.
+        is_tied: Whether the head is the input embedding.
+        max_positions: Longest sequence it was trained for.
+        vision: Its tower; None for models that only read.
+    """
+
+    name: str
+    hidden_size: int
+    num_layers: int
+    heads: AttentionHeads
+    intermediate_size: int
+    vocab_size: int
+    is_tied: bool
+    max_positions: int
+    vision: VisionShape | None = None
+
+    @property
+    def layer_weights(self) -> int:
+        """Matrix weights of one layer: 2 D (H + K) C of attention and 3 D I of the feed-forward layer."""
+        attention = 2 * self.hidden_size * (self.heads.query + self.heads.key) * self.heads.channels
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the vocabulary projection, V D."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the language model, norms and biases left out."""
+        return self.num_layers * self.layer_weights + self.head_weights * (1 if self.is_tied else 2)
+
+    @property
+    def num_vision_parameters(self) -> int:
+        """Weights of the tower's blocks."""
+        return self.vision.num_parameters if self.vision else 0
+
+
+def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
+    return VisionShape(
+        width=1280,
+        intermediate_size=intermediate_size,
+        depth=32,
+        patch_size=14,
+        num_linears=3,
+        window_patches=64,
+        full_share=4 / 32,
+    )
+
+
+def _qwen3_vision(width: int, intermediate_size: int, depth: int) -> VisionShape:
+    return VisionShape(width=width, intermediate_size=intermediate_size, depth=depth, patch_size=16, levels=4)
+
+
+def _siglip(merge_size: int) -> VisionShape:
+    return VisionShape(
+        width=1152,
+        intermediate_size=4304,
+        depth=27,
+        patch_size=14,
+        merge_size=merge_size,
+        frames_per_group=1,
+        fixed_size=448,
+        extra_tokens=1,
+    )
+
+
+def _shape(
+    name: str,
+    sizes: tuple[int, int, int, int, int, int],
+    vocab_size: int,
+    max_positions: int,
+    vision: VisionShape | None = None,
+    *,
+    is_tied: bool = False,
+) -> ModelShape:
+    hidden_size, num_layers, query, key, channels, intermediate_size = sizes
+    return ModelShape(
+        name=name,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        heads=AttentionHeads(query=query, key=key, channels=channels),
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        is_tied=is_tied,
+        max_positions=max_positions,
+        vision=vision,
+    )
+
+
+_QWEN2_7B = (3584, 28, 28, 4, 128, 18944)
+MODELS = {
+    shape.name: shape
+    for shape in (
+        _shape("Qwen2.5-VL-3B", (2048, 36, 16, 2, 128, 11008), 151936, 128000, _qwen2_5_vision(3420), is_tied=True),
+        _shape("Qwen2.5-VL-7B", _QWEN2_7B, 152064, 128000, _qwen2_5_vision(3420)),
+        _shape("Qwen2.5-VL-32B", (5120, 64, 40, 8, 128, 27648), 152064, 128000, _qwen2_5_vision(3456)),
+        _shape("Qwen2.5-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 128000, _qwen2_5_vision(3456)),
+        _shape(
+            "Qwen3-VL-2B", (2048, 28, 16, 8, 128, 6144), 151936, 262144, _qwen3_vision(1024, 4096, 24), is_tied=True
+        ),
+        _shape(
+            "Qwen3-VL-4B", (2560, 36, 32, 8, 128, 9728), 151936, 262144, _qwen3_vision(1024, 4096, 24), is_tied=True
+        ),
+        _shape("Qwen3-VL-8B", (4096, 36, 32, 8, 128, 12288), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
+        _shape("Qwen3-VL-32B", (5120, 64, 64, 8, 128, 25600), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
+        _shape("LongVILA-R1-7B", _QWEN2_7B, 151651, 262144, _siglip(2)),
+        _shape("NVILA-Lite-8B", _QWEN2_7B, 151651, 32768, _siglip(3)),
+        _shape("Qwen2.5-0.5B", (896, 24, 14, 2, 64, 4864), 151936, 32768, is_tied=True),
+        _shape("Qwen2.5-1.5B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, is_tied=True),
+        _shape("Qwen2.5-3B", (2048, 36, 16, 2, 128, 11008), 151936, 32768, is_tied=True),
+        _shape("Qwen2.5-7B", _QWEN2_7B, 152064, 32768),
+        _shape("Qwen2.5-14B", (5120, 48, 40, 8, 128, 13824), 152064, 32768),
+        _shape("Qwen2.5-32B", (5120, 64, 40, 8, 128, 27648), 152064, 32768),
+        _shape("Qwen2.5-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768),
+    )
+}
+"""As in the published config.json of each; `-Instruct` and an owner before the name are understood too."""
+
+
+def find_shape(model: str) -> ModelShape:
+    """The shape of a checkpoint by its name, or of one in a folder.
+
+    Raises:
+        EngineUsageError: It is neither known nor a folder with a readable config.json.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return read_shape(folder)
+    wanted = folder.name.lower()
+    for name, shape in MODELS.items():
+        if wanted.removesuffix("-instruct") == name.lower():
+            return shape
+    raise EngineUsageError(
+        f"model {model!r}: neither a folder with a config.json nor one of {', '.join(MODELS)}; set another model"
+    )
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The shape of the checkpoint in a folder, of the Qwen families.
+
+    Raises:
+        EngineUsageError: Its config.json can't be read or is of another family.
+    """
+    path = folder / "config.json"
+    try:
+        config = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        text = cast(dict[str, Any], config.get("text_config") or config)
+        hidden_size, query = int(text["hidden_size"]), int(text["num_attention_heads"])
+        return ModelShape(
+            name=folder.name,
+            hidden_size=hidden_size,
+            num_layers=int(text["num_hidden_layers"]),
+            heads=AttentionHeads(
+                query=query,
+                key=int(text["num_key_value_heads"]),
+                channels=int(text.get("head_dim") or hidden_size // query),
+            ),
+            intermediate_size=int(text["intermediate_size"]),
+            vocab_size=int(text["vocab_size"]),
+            is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            max_positions=int(text["max_position_embeddings"]),
+            vision=_read_vision(config["vision_config"]) if "vision_config" in config else None,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EngineUsageError(
+            f"{path}: not a config.json the planner can read ({type(error).__name__}: {error}); "
+            f"set a Qwen folder or one of {', '.join(MODELS)}"
+        ) from None
+
+
+def _read_vision(config: dict[str, Any]) -> VisionShape:
+    window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
+    return VisionShape(
+        width=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        depth=depth,
+        patch_size=patch_size,
+        merge_size=int(config["spatial_merge_size"]),
+        frames_per_group=int(config["temporal_patch_size"]),
+        num_linears=3 if window else 2,
+        window_patches=(int(window) // patch_size) ** 2 if window else None,
+        full_share=len(config["fullatt_block_indexes"]) / depth if window else 1.0,
+        levels=1 + len(config.get("deepstack_visual_indexes") or ()),
+    )

@@ -1,0 +1,187 @@
+"""The planner against figures worked out by hand, against its own monotony, and against what can't be done."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mrsp_engine.attention.split import RowSplit
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.planner.costs import (
+    Sizes,
+    embedding_bytes,
+    exchanged_bytes,
+    forward_operations,
+    key_value_bytes,
+    predict_stages,
+)
+from mrsp_engine.planner.hardware import find_accelerator
+from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
+from mrsp_engine.planner.search import Request, StepPlan, plan_step
+from mrsp_engine.planner.shapes import MODELS, find_shape, read_shape
+from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+
+SEVEN = MODELS["Qwen2.5-VL-7B"]
+HOUR = Request(shape=SEVEN, hardware=find_accelerator("A100"), num_devices=8, memory_bytes=80e9, num_frames=3600)
+
+
+def total(plan: StepPlan) -> float:
+    return sum(plan.seconds_by_stage.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen2.5-VL-3B", 3.09),
+        ("Qwen2.5-VL-7B", 7.62),
+        ("Qwen2.5-VL-32B", 32.8),
+        ("Qwen2.5-VL-72B", 72.7),
+        ("Qwen3-VL-2B", 1.72),
+        ("Qwen3-VL-4B", 4.02),
+        ("Qwen3-VL-8B", 8.19),
+        ("Qwen3-VL-32B", 32.8),
+        ("Qwen2.5-0.5B", 0.494),
+    ],
+)
+def test_known_shapes_have_the_published_number_of_parameters(name: str, billions: float) -> None:
+    assert MODELS[name].num_parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_frames_make_the_tokens_the_models_make() -> None:
+    vision = SEVEN.vision
+    assert vision is not None
+    assert vision.num_groups(3600) * vision.tokens_per_group(128 * 28 * 28) == 1800 * 128
+    vila, lite = MODELS["LongVILA-R1-7B"].vision, MODELS["NVILA-Lite-8B"].vision
+    assert vila is not None
+    assert lite is not None
+    assert (vila.tokens_per_group(0), lite.tokens_per_group(0)) == (257, 122)
+
+
+def test_operations_of_a_row() -> None:
+    row = PackedLayout((GroupLengths(100, (10, 10)),))
+    linear, attention = forward_operations(SEVEN, row, 20)
+    per_layer = 3584 * (28 * 128) * 2 + 3584 * (4 * 128) * 2 + 3 * 3584 * 18944
+    assert linear == 2 * 28 * per_layer * 120 + 2 * 152064 * 3584 * 20
+    assert attention == 4 * 28 * 28 * 128 * (100 * 101 // 2 + 20 * 100 + 2 * 10 * 11 // 2)
+
+
+def test_bytes_of_keys_and_values_and_of_embeddings() -> None:
+    sizes = Sizes.of(SEVEN, num_frames=3600, frame_pixels=128 * 28 * 28, group_size=8, response_tokens=1024)
+    assert key_value_bytes(SEVEN, 256_000) == 256_000 * 2 * 4 * 128 * 28 * 2  # 14.7 GB
+    assert embedding_bytes(SEVEN, sizes) == 230_400 * 3584 * 2
+    deep = MODELS["Qwen3-VL-8B"]
+    of_deep = Sizes.of(deep, num_frames=2, frame_pixels=32 * 32 * 10, group_size=1, response_tokens=1)
+    assert embedding_bytes(deep, of_deep) == 10 * 4096 * 4 * 2
+
+
+def test_bytes_exchanged() -> None:
+    row = PackedLayout((GroupLengths(1600, ()),))
+    by_heads = exchanged_bytes(SEVEN, row, RowSplit(head_ranks=4, token_ranks=1, exchange="gather"))
+    assert by_heads == (400 * (2 * 28 + 2 * 4) * 128 * 2 * 3 / 4 * 28,) * 2
+    forward, backward = exchanged_bytes(SEVEN, row, RowSplit(head_ranks=1, token_ranks=8, exchange="ring"))
+    assert forward == 7 * 200 * 2 * 4 * 128 * 2 * 28
+    assert backward == forward + 8 * 200 * 2 * 4 * 128 * 4 * 28
+    assert exchanged_bytes(SEVEN, row, RowSplit(head_ranks=1, token_ranks=1, exchange="gather")) == (0.0, 0.0)
+
+
+def test_sharing_the_prompt_gains_what_theory_says() -> None:
+    sizes = Sizes(num_frames=0, frame_pixels=1, group_size=8, response_tokens=1024, prompt_tokens=1 << 16)
+    seconds = {
+        mode: predict_stages(SEVEN, sizes, HOUR.hardware, num_ranks=1, mode=mode, is_checkpointed=True)
+        for mode in ("cached", "shared")
+    }
+    stages = ("old", "reference", "update")
+    ratio = sum(seconds["cached"][s] for s in stages) / sum(seconds["shared"][s] for s in stages)
+    assert ratio == pytest.approx(6.9, abs=0.2)
+
+
+def test_memory_by_part() -> None:
+    sizes = Sizes.of(SEVEN, num_frames=512, frame_pixels=128 * 28 * 28, group_size=8, response_tokens=1024)
+    _, row = sizes.rows("shared")
+    parts = memory_by_part(
+        SEVEN,
+        sizes,
+        row,
+        rows_tokens=row.total,
+        sequence_ranks=8,
+        all_ranks=8,
+        strategy=Strategy(sharding="optimizer"),
+    )
+    assert parts["gradients"] == 2 * SEVEN.num_parameters
+    assert parts["optimizer"] == 12 * SEVEN.num_parameters / 8
+    plain = activation_bytes(SEVEN, 1000, Strategy())
+    assert plain == 1000 * 28 * (8 * 3584 + (3 * 28 + 4 * 4) * 128 + 4 * 18944) * 2
+    assert activation_bytes(SEVEN, 1000, Strategy(is_checkpointed=True)) < plain / 8
+
+
+def test_more_takes_longer_and_more_devices_take_less() -> None:
+    at = [total(plan_step(replace(HOUR, num_frames=frames))) for frames in (256, 512, 1024, 2048, 3600)]
+    assert at == sorted(at)
+    assert total(plan_step(replace(HOUR, num_devices=16))) < total(plan_step(HOUR))
+    assert total(plan_step(replace(HOUR, group_size=16))) > total(plan_step(HOUR))
+    faster = replace(HOUR, hardware=find_accelerator("H100"))
+    assert total(plan_step(faster)) < total(plan_step(HOUR))
+
+
+def test_a_plan_fits_and_saves_no_more_than_it_must() -> None:
+    plan = plan_step(HOUR)
+    assert sum(plan.update_bytes.values()) < 80e9
+    assert plan.sequence_ranks == plan.split.head_ranks * plan.split.token_ranks
+    assert plan.strategy.is_checkpointed
+    assert any("positions" in note for note in plan.notes)
+    roomy = plan_step(
+        Request(
+            shape=MODELS["Qwen2.5-0.5B"],
+            hardware=find_accelerator("H100"),
+            num_devices=1,
+            memory_bytes=80e9,
+            num_frames=0,
+            response_tokens=256,
+            prompts_per_step=8,
+        )
+    )
+    assert roomy.strategy == Strategy()
+    assert roomy.groups_per_row == 8
+    assert roomy.store_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"shape": MODELS["Qwen2.5-VL-72B"], "num_devices": 4}, "doesn't fit on 4 devices of 80 GB.*most of it"),
+        ({"num_frames": 100_000}, "take more devices.*lower --frames"),
+        ({"shape": MODELS["Qwen2.5-7B"]}, "expected 0 for a model that only reads"),
+        ({"num_devices": 0}, "num_devices=0: expected 1 or more"),
+        ({"memory_bytes": 0}, "memory_bytes=0"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_to_change(changed: dict[str, object], words: str) -> None:
+    with pytest.raises(EngineUsageError, match=words):
+        plan_step(replace(HOUR, **changed))  # type: ignore[arg-type]
+
+
+def test_names_are_found_and_others_listed(tmp_path: Path) -> None:
+    assert find_shape("Qwen/Qwen2.5-VL-7B-Instruct") is SEVEN
+    with pytest.raises(EngineUsageError, match=r"neither a folder.*Qwen2\.5-VL-3B"):
+        find_shape("mine")
+    with pytest.raises(EngineUsageError, match="expected one of A100"):
+        find_accelerator("abacus")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EngineUsageError, match="can read"):
+        read_shape(tmp_path)
+
+
+def test_a_folder_is_read(tmp_path: Path) -> None:
+    create_tiny_qwen2_5_vl(tmp_path / "tiny", corpus=["red"], num_layers=3, hidden_size=128, num_heads=4)
+    shape = find_shape(str(tmp_path / "tiny"))
+    assert (shape.num_layers, shape.hidden_size, shape.heads.query, shape.heads.channels) == (3, 128, 4, 32)
+    assert shape.vision is not None
+    assert shape.vision.tokens_per_group(112 * 112) == 16
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, mrsp_engine.planner.search; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
