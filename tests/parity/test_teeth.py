@@ -16,17 +16,21 @@ from torch import Tensor
 
 from mrsp_engine import logprobs, rows
 from mrsp_engine.attention.torch_backends import CpuFlashBackend
+from mrsp_engine.collectives import gather_results
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
-from mrsp_engine.parity import QUESTION, ParityCase, compute, largest_difference
+from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.parity import QUESTION, ParityCase, compute, largest_difference, parity_media
 from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import NoiseVideo, run_on_ranks, use_exact_norms
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.testing import run_on_ranks, use_exact_norms
+from mrsp_engine.tiny_families import build_tiny
+from mrsp_engine.vision import encode_media
 
 NUM_RANKS = 2
 CASE = ParityCase(
-    family="qwen2_5_vl", branches="uneven", media="several videos", split=(NUM_RANKS, 1, "ring"), memory="kept"
+    family="qwen2_5_vl", branches="uneven", media="videos and an image", split=(NUM_RANKS, 1, "ring"), memory="kept"
 )
+TRAINED = dataclasses.replace(CASE, vision="trained")
 
 
 def restarted_positions() -> Any:
@@ -55,11 +59,9 @@ def foreign_frames() -> Any:
     right = logprobs.score_groups
 
     def wrong(policy: Any, groups: list[rows.PromptGroup], **settings: Any) -> Any:
-        media = [
-            policy.encode_video(NoiseVideo(seed=7), range(0, 24, 2)),
-            policy.encode_video(NoiseVideo(seed=8, frame_count=9, height=56, width=84), range(0, 9, 2)),
-        ]
-        foreign = policy.embed(policy.build_prompt(QUESTION, media)).detach()
+        media = parity_media(policy.encoder, CASE.media, seed=7)
+        references: Any = encode_media(policy.encoder, media, policy.store, settings["sequence_group"])
+        foreign = policy.embed(policy.build_prompt(QUESTION, references)).detach()
         for group in groups:
             assert group.prompt_embeddings is not None
             group.prompt_embeddings.data.copy_(foreign)
@@ -95,12 +97,19 @@ def overscaled_loss() -> Any:
 
 right_gather = logprobs.gather_results
 
-FAULTS: dict[str, Callable[[], Any]] = {
-    "response positions restarted at 0": restarted_positions,
-    "unmerged log-sum-exp in backward": unmerged_backward,
-    "another sample's frames": foreign_frames,
-    "labels shifted after sharding": late_labels,
-    "loss over-scaled by the ranks": overscaled_loss,
+
+def forgotten_ranks() -> Any:
+    """A rank's frames get the gradient of the tokens that the same rank owns, and of no other's."""
+    return patch("mrsp_engine.vision.gather_tokens", gather_results)
+
+
+FAULTS: dict[str, tuple[ParityCase, Callable[[], Any]]] = {
+    "response positions restarted at 0": (CASE, restarted_positions),
+    "unmerged log-sum-exp in backward": (CASE, unmerged_backward),
+    "another sample's frames": (CASE, foreign_frames),
+    "labels shifted after sharding": (CASE, late_labels),
+    "loss over-scaled by the ranks": (CASE, overscaled_loss),
+    "frames that hear of their own rank only": (TRAINED, forgotten_ranks),
 }
 
 
@@ -108,25 +117,29 @@ def measure(root: str) -> dict[str, float]:
     """The difference from the plain way with each fault, and without one, in units of what is allowed."""
     group = SequenceGroup.of(dist.group.WORLD)
     policy = load_policy(Path(root) / "model", dtype=torch.float64, store=EmbeddingStore(Path(root) / "embeddings"))
-    policy.freeze_vision()
+    assert isinstance(policy, LanguagePolicy)
     use_exact_norms(policy.model)
-    expected = {name: value.clone() for name, value in compute(policy, CASE.reference).items()}
-    found = {"none": largest_difference(compute(policy, CASE, group), expected)[0]}
-    for name, fault in FAULTS.items():
-        with fault():
-            found[name] = largest_difference(compute(policy, CASE, group), expected)[0]
+    found: dict[str, float] = {}
+    for case in (CASE, TRAINED):
+        expected = {name: value.clone() for name, value in compute(policy, case.reference).items()}
+        found[f"none, vision {case.vision}"] = largest_difference(compute(policy, case, group), expected)[0]
+        for name, (of_fault, fault) in FAULTS.items():
+            if of_fault == case:
+                with fault():
+                    found[name] = largest_difference(compute(policy, case, group), expected)[0]
     return found
 
 
 @pytest.fixture(scope="module")
 def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     root = tmp_path_factory.mktemp("teeth")
-    create_tiny_qwen2_5_vl(root / "model", corpus=[QUESTION], num_layers=2, intermediate_size=64, vocabulary_size=400)
+    build_tiny("qwen2_5_vl", root / "model")
     return run_on_ranks(measure, NUM_RANKS, str(root))[0]
 
 
-def test_without_a_fault_the_case_passes(differences: dict[str, float]) -> None:
-    assert differences["none"] <= 1
+@pytest.mark.parametrize("case", [CASE, TRAINED], ids=lambda case: case.vision)
+def test_without_a_fault_the_case_passes(differences: dict[str, float], case: ParityCase) -> None:
+    assert differences[f"none, vision {case.vision}"] <= 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
