@@ -9,7 +9,8 @@ combinations.
 A new family joins with one line in `FAMILIES`.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +26,7 @@ from mrsp_engine.families import load_policy
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.parity import ParityCase, ParityFamily, compute, covering_cases, every_case, largest_difference
 from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import run_on_ranks, use_exact_norms
+from mrsp_engine.testing import Ranks, use_exact_norms
 from mrsp_engine.tiny_families import build_tiny
 from mrsp_engine.tiny_language import LanguageSizes, generation_config
 
@@ -54,6 +55,24 @@ MANY_HEADS_CASES = [
     )
 ]
 """28 query and 4 key heads, as in a model of 7B; on 7 ranks the query heads of some look at two key heads."""
+TRAINED_CASES = [
+    ParityCase(
+        family=family,
+        branches="two groups",
+        media="videos and an image",
+        split=(4, 1, exchange),
+        shares_prompt=shares_prompt,
+        vision="trained",
+        memory="checkpointed",
+    )
+    for family in FAMILIES
+    if FAMILIES[family].is_seeing
+    for exchange, shares_prompt in (("gather", True), ("ring", False))
+]
+"""A tower that is trained, on ranks of which some own no token of a medium and hear of its gradient all the same."""
+CORNERS = [*MANY_HEADS_CASES, *TRAINED_CASES]
+MOST_RANKS = 8
+SECONDS_PER_CASE = 50.0
 
 
 def build(family: str, folder: Path) -> None:
@@ -69,82 +88,87 @@ def build(family: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def open_family(root: Path, family: str) -> LanguagePolicy:
-    policy = load_policy(root / family, dtype=torch.float64, store=EmbeddingStore(root / "embeddings"))
+@functools.cache
+def open_family(root: str, family: str) -> LanguagePolicy:
+    policy = load_policy(Path(root) / family, dtype=torch.float64, store=EmbeddingStore(Path(root) / "embeddings"))
     assert isinstance(policy, LanguagePolicy)
     use_exact_norms(policy.model)
     return policy
 
 
-def differences(root: str, cases: list[ParityCase]) -> list[tuple[float, str]]:
-    """Compare all cases, on this process, with the outcomes stored in `root`; those without this rank come out as 0."""
-    groups: dict[int, SequenceGroup] = {}
-    for size in sorted({case.split[0] for case in cases} - {1}):
-        process_group = dist.new_group(list(range(size)))
-        if dist.get_rank() < size:
-            groups[size] = SequenceGroup.of(process_group)
-    policies: dict[str, LanguagePolicy] = {}
-    found: list[tuple[float, str]] = []
-    for number, case in enumerate(cases):
-        num_ranks = case.split[0]
-        if dist.get_rank() >= num_ranks:
-            found.append((0.0, ""))
-            continue
-        if case.family not in policies:
-            policies[case.family] = open_family(Path(root), case.family)
-        policy = policies[case.family]
-        policy.store = EmbeddingStore(
-            Path(root) / ("embeddings" if case.vision == "stored" else f"embeddings {number}")
-        )
-        outcome = compute(policy, case, groups.get(num_ranks))
-        found.append(largest_difference(outcome, load_file(Path(root) / f"{case.subject}.safetensors")))
-    return found
+@functools.cache
+def group_of(num_ranks: int) -> SequenceGroup | None:
+    """The first ranks; every rank has to ask for the same numbers in the same order."""
+    process_group = dist.new_group(list(range(num_ranks)))
+    return SequenceGroup.of(process_group) if dist.get_rank() < num_ranks else None
 
 
-def compare(root: Path, cases: list[ParityCase]) -> list[tuple[float, str]]:
-    """The worst difference of any rank in every case; processes are started once for all of them."""
-    references = {case.subject: case.reference for case in cases}
-    for family in {case.family: None for case in cases}:
-        build(family, root / family)
-        policy = open_family(root, family)
-        for subject, reference in references.items():
-            if reference.family == family:
-                save_file(contiguous(compute(policy, reference).items()), root / f"{subject}.safetensors")
-    num_ranks = max(case.split[0] for case in cases)
-    of_ranks = run_on_ranks(differences, num_ranks, str(root), cases, timeout_seconds=3600 * 12)
-    return [max(of_case) for of_case in zip(*of_ranks, strict=True)]
+def build_families(root: str, families: list[str]) -> None:
+    """All checkpoints, each by one rank."""
+    for family in families[dist.get_rank() :: dist.get_world_size()]:
+        build(family, Path(root) / family)
 
 
-def contiguous(outcome: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: value.contiguous() for name, value in outcome}
+def compute_references(root: str, references: list[ParityCase]) -> None:
+    """The outcomes of the plain way, each by one rank, into files."""
+    for reference in references[dist.get_rank() :: dist.get_world_size()]:
+        outcome = compute(open_family(root, reference.family), reference)
+        path = Path(root) / f"{reference.subject}.safetensors"
+        save_file({name: value.contiguous() for name, value in outcome.items()}, path)
+
+
+def difference(root: str, case: ParityCase) -> tuple[float, str]:
+    """How far this rank's outcome is from the plain way's; 0 on a rank that the case doesn't need."""
+    num_ranks = case.split[0]
+    group = None if num_ranks == 1 else group_of(num_ranks)
+    if dist.get_rank() >= num_ranks:
+        return 0.0, ""
+    policy = open_family(root, case.family)
+    stored = "embeddings" if case.vision == "stored" else f"embeddings of {case}"
+    policy.store = EmbeddingStore(Path(root) / stored)
+    outcome = compute(policy, case, group)
+    return largest_difference(outcome, load_file(Path(root) / f"{case.subject}.safetensors"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", chosen_cases(metafunc.config), ids=name_of)
+
+
+def chosen_cases(config: pytest.Config) -> list[ParityCase]:
+    is_every = config.getoption("--every-case", default=False)
+    return [*CORNERS, *(every_case(FAMILIES) if is_every else covering_cases(FAMILIES))]
+
+
+def name_of(case: ParityCase) -> str:
+    ranks, head_ranks, exchange = case.split
+    sharing = "shared" if case.shares_prompt else "unshared"
+    return f"{case.subject}, {ranks} ranks, {head_ranks} by heads, {exchange}, {sharing}, {case.vision}, {case.memory}"
 
 
 @pytest.fixture(scope="module")
-def cases(request: pytest.FixtureRequest) -> list[ParityCase]:
-    if request.config.getoption("--every-case", default=False):
-        return list(every_case(FAMILIES))
-    return covering_cases(FAMILIES)
+def ranks() -> Iterator[Ranks]:
+    with Ranks(MOST_RANKS, timeout_seconds=SECONDS_PER_CASE) as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="module")
-def by_case(cases: list[ParityCase], tmp_path_factory: pytest.TempPathFactory) -> dict[ParityCase, tuple[float, str]]:
-    every = [*MANY_HEADS_CASES, *cases]
-    return dict(zip(every, compare(tmp_path_factory.mktemp("parity"), every), strict=True))
+def root(ranks: Ranks, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with all checkpoints and what each case's subject comes to in the plain way."""
+    root = str(tmp_path_factory.mktemp("parity"))
+    ranks.call(build_families, root, [*FAMILIES, MANY_HEADS])
+    references = {case.subject: case.reference for case in chosen_cases(pytestconfig)}
+    ranks.call(compute_references, root, list(references.values()))
+    return root
 
 
-def test_every_case_equals_the_plain_way(cases: list[ParityCase], by_case: dict[ParityCase, tuple[float, str]]) -> None:
-    wrong = {case: by_case[case] for case in cases if not by_case[case][0] <= 1}
-    assert not wrong, f"{len(wrong)} of {len(cases)} cases differ, in units of what is allowed: {wrong}"
+def test_a_case_equals_the_plain_way(case: ParityCase, ranks: Ranks, root: str) -> None:
+    worst, name = max(ranks.call(difference, root, case))
+    assert worst <= 1, f"{name} differs by {worst} times what is allowed"
 
 
-@pytest.mark.parametrize("case", MANY_HEADS_CASES, ids=lambda case: f"{case.split}")
-def test_heads_that_do_not_divide(case: ParityCase, by_case: dict[ParityCase, tuple[float, str]]) -> None:
-    worst, name = by_case[case]
-    assert worst <= 1, name
-
-
-def test_the_selection_covers_what_it_says(cases: list[ParityCase]) -> None:
-    every = list(every_case(FAMILIES))
+def test_the_selection_covers_what_it_says() -> None:
+    chosen, every = covering_cases(FAMILIES), list(every_case(FAMILIES))
     for first, second in combinations([field.name for field in fields(ParityCase)], 2):
         of_every = {(getattr(case, first), getattr(case, second)) for case in every}
-        assert {(getattr(case, first), getattr(case, second)) for case in cases} == of_every, f"{first} and {second}"
+        assert {(getattr(case, first), getattr(case, second)) for case in chosen} == of_every, f"{first} and {second}"

@@ -148,15 +148,20 @@ def covering_cases(families: Mapping[str, ParityFamily]) -> list[ParityCase]:
 
     Greedy: whichever case brings most new meetings comes next, one whose outcome others need too before another.
     """
-    meetings = {case: _meetings(case) for case in every_case(families)}
-    missing: set[tuple[object, ...]] = set().union(*meetings.values())
+    numbers: dict[tuple[object, ...], int] = {}
+    meetings: dict[ParityCase, int] = {}  # as bits
+    for case in every_case(families):
+        meetings[case] = sum(1 << numbers.setdefault(meeting, len(numbers)) for meeting in _meetings(case))
+    missing = (1 << len(numbers)) - 1
     chosen: list[ParityCase] = []
     subjects: set[str] = set()
     while missing:
-        best = max(meetings, key=lambda case: len(missing & meetings[case]) - 0.5 * (case.subject not in subjects))
+        best = max(
+            meetings, key=lambda case: 2 * (missing & meetings[case]).bit_count() - (case.subject not in subjects)
+        )
         chosen.append(best)
         subjects.add(best.subject)
-        missing -= meetings.pop(best)
+        missing &= ~meetings.pop(best)
     return chosen
 
 
