@@ -3,10 +3,10 @@
 Ranks, heads and tokens split in every way, heads (6 query, 2 key; 28 query, 4 key) that don't divide, shards that end
 inside a response, ranks without targets, sharing on and off, embeddings stored, encoded first and encoded with
 gradients, activations kept, recomputed and moved away: the loss differs by at most 1e-10, a gradient by at most 1e-9 of
-the norm of all. By default every two settings meet in at least one case; `pytest tests/parity --every-case` runs all
-combinations.
+the norm of all. By default every two settings meet in at least one case, and corners that take more than two are named
+(`CORNERS`); `pytest tests/parity --every-case` runs all combinations.
 
-A new family joins with one line in `FAMILIES`.
+Every case is a test of its own, on ranks that are started once. A new family joins with one line in `FAMILIES`.
 """
 
 import functools
@@ -24,7 +24,16 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.language_policy import LanguagePolicy
-from mrsp_engine.parity import ParityCase, ParityFamily, compute, covering_cases, every_case, largest_difference
+from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.parity import (
+    BRANCHES,
+    ParityCase,
+    ParityFamily,
+    compute,
+    covering_cases,
+    every_case,
+    largest_difference,
+)
 from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.testing import Ranks, use_exact_norms
 from mrsp_engine.tiny_families import build_tiny
@@ -103,12 +112,6 @@ def group_of(num_ranks: int) -> SequenceGroup | None:
     return SequenceGroup.of(process_group) if dist.get_rank() < num_ranks else None
 
 
-def build_families(root: str, families: list[str]) -> None:
-    """All checkpoints, each by one rank."""
-    for family in families[dist.get_rank() :: dist.get_world_size()]:
-        build(family, Path(root) / family)
-
-
 def compute_references(root: str, references: list[ParityCase]) -> None:
     """The outcomes of the plain way, each by one rank, into files."""
     for reference in references[dist.get_rank() :: dist.get_world_size()]:
@@ -155,16 +158,29 @@ def ranks() -> Iterator[Ranks]:
 @pytest.fixture(scope="module")
 def root(ranks: Ranks, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with all checkpoints and what each case's subject comes to in the plain way."""
-    root = str(tmp_path_factory.mktemp("parity"))
-    ranks.call(build_families, root, [*FAMILIES, MANY_HEADS])
+    root = tmp_path_factory.mktemp("parity")
+    for family in (*FAMILIES, MANY_HEADS):
+        build(family, root / family)
     references = {case.subject: case.reference for case in chosen_cases(pytestconfig)}
-    ranks.call(compute_references, root, list(references.values()))
-    return root
+    ranks.call(compute_references, str(root), list(references.values()))
+    return str(root)
 
 
 def test_a_case_equals_the_plain_way(case: ParityCase, ranks: Ranks, root: str) -> None:
     worst, name = max(ranks.call(difference, root, case))
     assert worst <= 1, f"{name} differs by {worst} times what is allowed"
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_the_branches_are_what_they_are_chosen_for(num_ranks: int) -> None:
+    """Ranks meet inside a response of "uneven", and all but one have nothing to predict in "one target"."""
+    lengths = {name: tuple(length for length, _ in groups[0]) for name, groups in BRANCHES.items()}
+    uneven = PackedLayout((GroupLengths(120, lengths["uneven"]),))
+    inner = {token for run in uneven.ranges[0].branches for token in range(run.start + 1, run.end)}
+    assert any(part.start in inner for owned in uneven.split(num_ranks) for part in owned)
+    single = PackedLayout((GroupLengths(120, lengths["one target"]),))
+    owners = [any(part.start <= 119 < part.end for part in owned) for owned in single.split(num_ranks)]
+    assert owners.count(True) == 1
 
 
 def test_the_selection_covers_what_it_says() -> None:

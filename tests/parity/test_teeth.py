@@ -4,7 +4,9 @@ The faults are put into the running code of two ranks; the same case without one
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +24,7 @@ from mrsp_engine.families import load_policy
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.parity import QUESTION, ParityCase, compute, largest_difference, parity_media
 from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import run_on_ranks, use_exact_norms
+from mrsp_engine.testing import Ranks, use_exact_norms
 from mrsp_engine.tiny_families import build_tiny
 from mrsp_engine.vision import encode_media
 
@@ -113,35 +115,45 @@ FAULTS: dict[str, tuple[ParityCase, Callable[[], Any]]] = {
 }
 
 
-def measure(root: str) -> dict[str, float]:
-    """The difference from the plain way with each fault, and without one, in units of what is allowed."""
-    group = SequenceGroup.of(dist.group.WORLD)
+@functools.cache
+def open_policy(root: str) -> LanguagePolicy:
     policy = load_policy(Path(root) / "model", dtype=torch.float64, store=EmbeddingStore(Path(root) / "embeddings"))
     assert isinstance(policy, LanguagePolicy)
     use_exact_norms(policy.model)
-    found: dict[str, float] = {}
-    for case in (CASE, TRAINED):
-        expected = {name: value.clone() for name, value in compute(policy, case.reference).items()}
-        found[f"none, vision {case.vision}"] = largest_difference(compute(policy, case, group), expected)[0]
-        for name, (of_fault, fault) in FAULTS.items():
-            if of_fault == case:
-                with fault():
-                    found[name] = largest_difference(compute(policy, case, group), expected)[0]
-    return found
+    return policy
+
+
+@functools.cache
+def expected_of(root: str, case: ParityCase) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in compute(open_policy(root), case.reference).items()}
+
+
+def measure(root: str, case: ParityCase, fault: str | None) -> float:
+    """The difference of two ranks from the plain way, in units of what is allowed, with a fault or without one."""
+    assert dist.group.WORLD is not None
+    expected = expected_of(root, case)
+    with FAULTS[fault][1]() if fault else nullcontext():
+        return largest_difference(compute(open_policy(root), case, SequenceGroup.of(dist.group.WORLD)), expected)[0]
 
 
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("teeth")
     build_tiny("qwen2_5_vl", root / "model")
-    return run_on_ranks(measure, NUM_RANKS, str(root))[0]
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks(NUM_RANKS, timeout_seconds=50) as ranks:
+        yield ranks
 
 
 @pytest.mark.parametrize("case", [CASE, TRAINED], ids=lambda case: case.vision)
-def test_without_a_fault_the_case_passes(differences: dict[str, float], case: ParityCase) -> None:
-    assert differences[f"none, vision {case.vision}"] <= 1
+def test_without_a_fault_the_case_passes(ranks: Ranks, root: str, case: ParityCase) -> None:
+    assert max(ranks.call(measure, root, case, None)) <= 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen(differences: dict[str, float], fault: str) -> None:
-    assert differences[fault] > 1000
+def test_a_fault_is_seen(ranks: Ranks, root: str, fault: str) -> None:
+    assert min(ranks.call(measure, root, FAULTS[fault][0], fault)) > 1000

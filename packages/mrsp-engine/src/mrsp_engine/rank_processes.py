@@ -174,8 +174,9 @@ def run_on_ranks(
 
 
 def _preloaded_modules() -> list[str]:
-    """What the server that ranks are forked from imports once, instead of every rank again: the engine's families."""
-    return ["mrsp_engine.testing", *(entry.module for entry in entry_points(group="mrsp_engine.families"))]
+    """What the server that ranks are forked from imports once, instead of every rank again: families and models."""
+    families = entry_points(group="mrsp_engine.families")
+    return ["mrsp_engine.testing", "mrsp_engine.tiny_families", *(entry.module for entry in families)]
 
 
 def _stack_path(folder: str, rank: int) -> Path:
