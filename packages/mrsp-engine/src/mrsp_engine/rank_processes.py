@@ -32,6 +32,7 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 SECONDS_TO_START = 120.0
+SECONDS_TO_END = 1.0
 SECONDS_FOR_OTHER_FAILURES = 2.0
 SECONDS_FOR_STACKS = 2.0
 
@@ -88,14 +89,16 @@ class Ranks:
                 connection.send_bytes(order)
             return self._collect(self._timeout_seconds)
         except BaseException:
-            self.stop(in_seconds=0.0)
+            for process in self._processes:
+                process.kill()
+            self.stop()
             raise
 
-    def stop(self, *, in_seconds: float = 1.0) -> None:
-        """End the processes, by force those that take longer."""
+    def stop(self) -> None:
+        """End the processes, by force those that take longer than a moment."""
         for connection in self._connections:
             connection.close()
-        deadline = time.monotonic() + in_seconds
+        deadline = time.monotonic() + SECONDS_TO_END
         for process in self._processes:
             process.join(timeout=max(0.0, deadline - time.monotonic()))
         for process in self._processes:
