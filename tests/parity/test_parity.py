@@ -1,115 +1,190 @@
 """However a group is computed, its loss and every gradient are those of the plain way, for every family of models.
 
-Ranks, heads and tokens split in every way, heads (6 query, 2 key) that don't divide, shards that end inside a response,
-ranks without targets, sharing on and off, embeddings stored and fresh, activations kept, recomputed and moved away: the
-loss differs by at most 1e-10, a gradient by at most 1e-9 of the norm of all. By default every two settings meet in at
-least one case; `pytest tests/parity --every-case` runs all combinations.
+Ranks, heads and tokens split in every way, heads (6 query, 2 key; 28 query, 4 key) that don't divide, shards that end
+inside a response, ranks without targets, sharing on and off, embeddings stored, encoded first and encoded with
+gradients, activations kept, recomputed and moved away: the loss differs by at most 1e-10, a gradient by at most 1e-9 of
+the norm of all. By default every two settings meet in at least one case, and corners that take more than two are named
+(`CORNERS`); `pytest tests/parity --every-case` runs all combinations.
 
-A new family joins with one line in `FAMILIES`.
+Every case is a test of its own, on ranks that are started once. A new family joins with one line in `FAMILIES`.
 """
 
-import tempfile
-from collections.abc import Callable
+import functools
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
-from mrsp_engine.families.base import Policy
-from mrsp_engine.parity import QUESTION, ParityCase, compute, covering_cases, every_case, largest_difference
+from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.parity import (
+    BRANCHES,
+    ParityCase,
+    ParityFamily,
+    compute,
+    covering_cases,
+    every_case,
+    largest_difference,
+)
 from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import run_on_ranks, use_exact_norms
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.testing import Ranks, use_exact_norms
+from mrsp_engine.tiny_families import build_tiny
+from mrsp_engine.tiny_language import LanguageSizes, generation_config
 
-MOST_RANKS = 4
-
-
-def build_qwen2_5_vl(folder: Path) -> None:
-    create_tiny_qwen2_5_vl(
-        folder,
-        corpus=[QUESTION, "The red circle met the blue square at 00:12."],
-        num_layers=2,
-        intermediate_size=64,
-        vocabulary_size=400,
-        vision_hidden_size=64,
-        vision_num_heads=2,
+SIZES = LanguageSizes(
+    hidden_size=192, num_layers=2, num_heads=6, num_key_value_heads=2, intermediate_size=64, vocabulary_size=400
+)
+FAMILIES = {
+    "qwen2": ParityFamily(is_seeing=False),
+    "qwen2_5_vl": ParityFamily(is_seeing=True),
+    "qwen3": ParityFamily(is_seeing=False),
+    "qwen3_vl": ParityFamily(is_seeing=True),
+    "vila": ParityFamily(is_seeing=True),
+}
+MANY_HEADS = "qwen3 with 28 heads"
+MANY_HEADS_CASES = [
+    ParityCase(family=MANY_HEADS, branches=branches, media="no media", split=split, shares_prompt=shares_prompt)
+    for branches, split, shares_prompt in (
+        ("two groups", (3, 1, "gather"), False),
+        ("uneven", (3, 1, "ring"), True),
+        ("questions", (4, 4, "gather"), True),
+        ("two groups", (4, 2, "ring"), True),
+        ("uneven", (7, 7, "gather"), True),
+        ("questions", (8, 4, "ring"), True),
+        ("uneven", (8, 2, "gather"), True),
+        ("questions", (8, 1, "ring"), True),
     )
+]
+"""28 query and 4 key heads, as in a model of 7B; on 7 ranks the query heads of some look at two key heads."""
+TRAINED_CASES = [
+    ParityCase(
+        family=family,
+        branches="two groups",
+        media="videos and an image",
+        split=(4, 1, exchange),
+        shares_prompt=shares_prompt,
+        vision="trained",
+        memory="checkpointed",
+    )
+    for family in FAMILIES
+    if FAMILIES[family].is_seeing
+    for exchange, shares_prompt in (("gather", True), ("ring", False))
+]
+"""A tower that is trained, on ranks of which some own no token of a medium and hear of its gradient all the same."""
+CORNERS = [*MANY_HEADS_CASES, *TRAINED_CASES]
+MOST_RANKS = 8
+SECONDS_PER_CASE = 50.0
 
 
-FAMILIES: dict[str, tuple[Callable[[Path], None], bool]] = {"qwen2_5_vl": (build_qwen2_5_vl, True)}
-"""For every family a function that writes a tiny checkpoint, and whether it sees videos."""
-IS_SEEING = {family: is_seeing for family, (_, is_seeing) in FAMILIES.items()}
+def build(family: str, folder: Path) -> None:
+    if family != MANY_HEADS:
+        build_tiny(family, folder, sizes=SIZES)
+        return
+    build_tiny("qwen3", folder, sizes=SIZES)
+    config = Qwen3Config.from_pretrained(folder)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 28, 4, 8
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = generation_config(config)
+    model.save_pretrained(folder)
 
 
-def open_family(root: Path, family: str) -> Policy:
-    policy = load_policy(root / family, dtype=torch.float64, store=EmbeddingStore(root / "embeddings"))
-    policy.freeze_vision()
+@functools.cache
+def open_family(root: str, family: str) -> LanguagePolicy:
+    policy = load_policy(Path(root) / family, dtype=torch.float64, store=EmbeddingStore(Path(root) / "embeddings"))
+    assert isinstance(policy, LanguagePolicy)
     use_exact_norms(policy.model)
     return policy
 
 
-def differences(root: str, cases: list[ParityCase]) -> list[tuple[float, str]]:
-    """Compare all cases, on this process, with the outcomes stored in `root`; those without this rank come out as 0."""
-    groups: dict[int, SequenceGroup] = {}
-    for size in range(2, dist.get_world_size() + 1):
-        process_group = dist.new_group(list(range(size)))
-        if dist.get_rank() < size:
-            groups[size] = SequenceGroup.of(process_group)
-    policies = {family: open_family(Path(root), family) for family in {case.family for case in cases}}
-    found: list[tuple[float, str]] = []
-    for case in cases:
-        num_ranks, policy = case.split[0], policies[case.family]
-        if dist.get_rank() >= num_ranks:
-            found.append((0.0, ""))
-            continue
-        with tempfile.TemporaryDirectory() as empty:
-            policy.store = EmbeddingStore(Path(root) / "embeddings" if case.is_cached else Path(empty))
-            outcome = compute(policy, case, groups.get(num_ranks))
-        found.append(largest_difference(outcome, load_file(Path(root) / f"{case.subject}.safetensors")))
-    return found
+@functools.cache
+def group_of(num_ranks: int) -> SequenceGroup | None:
+    """The first ranks; every rank has to ask for the same numbers in the same order."""
+    process_group = dist.new_group(list(range(num_ranks)))
+    return SequenceGroup.of(process_group) if dist.get_rank() < num_ranks else None
+
+
+def compute_references(root: str, references: list[ParityCase]) -> None:
+    """The outcomes of the plain way, each by one rank, into files."""
+    for reference in references[dist.get_rank() :: dist.get_world_size()]:
+        outcome = compute(open_family(root, reference.family), reference)
+        path = Path(root) / f"{reference.subject}.safetensors"
+        save_file({name: value.contiguous() for name, value in outcome.items()}, path)
+
+
+def difference(root: str, case: ParityCase) -> tuple[float, str]:
+    """How far this rank's outcome is from the plain way's; 0 on a rank that the case doesn't need."""
+    num_ranks = case.split[0]
+    group = None if num_ranks == 1 else group_of(num_ranks)
+    if dist.get_rank() >= num_ranks:
+        return 0.0, ""
+    policy = open_family(root, case.family)
+    stored = "embeddings" if case.vision == "stored" else f"embeddings of {case}"
+    policy.store = EmbeddingStore(Path(root) / stored)
+    outcome = compute(policy, case, group)
+    return largest_difference(outcome, load_file(Path(root) / f"{case.subject}.safetensors"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", chosen_cases(metafunc.config), ids=name_of)
+
+
+def chosen_cases(config: pytest.Config) -> list[ParityCase]:
+    is_every = config.getoption("--every-case", default=False)
+    return [*CORNERS, *(every_case(FAMILIES) if is_every else covering_cases(FAMILIES))]
+
+
+def name_of(case: ParityCase) -> str:
+    ranks, head_ranks, exchange = case.split
+    sharing = "shared" if case.shares_prompt else "unshared"
+    return f"{case.subject}, {ranks} ranks, {head_ranks} by heads, {exchange}, {sharing}, {case.vision}, {case.memory}"
 
 
 @pytest.fixture(scope="module")
-def cases(request: pytest.FixtureRequest) -> list[ParityCase]:
-    if request.config.getoption("--every-case", default=False):
-        return list(every_case(IS_SEEING))
-    return covering_cases(IS_SEEING)
+def ranks() -> Iterator[Ranks]:
+    with Ranks(MOST_RANKS, timeout_seconds=SECONDS_PER_CASE) as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="module")
-def by_case(cases: list[ParityCase], tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, str]]:
-    """The worst difference of any rank in every case; processes are started once for all of them."""
+def root(ranks: Ranks, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with all checkpoints and what each case's subject comes to in the plain way."""
     root = tmp_path_factory.mktemp("parity")
-    references = {case.subject: case.reference for case in cases}
-    for family, (build, _) in FAMILIES.items():
-        build(root / family)
-        policy = open_family(root, family)
-        for subject, reference in references.items():
-            if reference.family == family:
-                outcome = compute(policy, reference)
-                save_file(
-                    {name: value.contiguous() for name, value in outcome.items()}, root / f"{subject}.safetensors"
-                )
-    of_ranks = run_on_ranks(differences, MOST_RANKS, str(root), cases, timeout_seconds=3600 * 12)
-    return [max(of_case) for of_case in zip(*of_ranks, strict=True)]
+    for family in (*FAMILIES, MANY_HEADS):
+        build(family, root / family)
+    references = {case.subject: case.reference for case in chosen_cases(pytestconfig)}
+    ranks.call(compute_references, str(root), list(references.values()))
+    return str(root)
 
 
-def test_every_case_equals_the_plain_way(cases: list[ParityCase], by_case: list[tuple[float, str]]) -> None:
-    wrong = {case: found for case, found in zip(cases, by_case, strict=True) if not found[0] <= 1}
-    assert not wrong, f"{len(wrong)} of {len(cases)} cases differ, in units of what is allowed: {wrong}"
+def test_a_case_equals_the_plain_way(case: ParityCase, ranks: Ranks, root: str) -> None:
+    worst, name = max(ranks.call(difference, root, case))
+    assert worst <= 1, f"{name} differs by {worst} times what is allowed"
 
 
-def test_the_selection_covers_what_it_says(cases: list[ParityCase]) -> None:
-    for family, is_seeing in IS_SEEING.items():
-        of_family = [case for case in cases if case.family == family]
-        every = [case for case in every_case(IS_SEEING) if case.family == family]
-        assert {(case.split, case.shares_prompt) for case in of_family} == {
-            (case.split, case.shares_prompt) for case in every
-        }
-        assert {(case.media, case.memory, is_seeing) for case in of_family} == {
-            (case.media, case.memory, is_seeing) for case in every
-        }
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_the_branches_are_what_they_are_chosen_for(num_ranks: int) -> None:
+    """Ranks meet inside a response of "uneven", and all but one have nothing to predict in "one target"."""
+    lengths = {name: tuple(length for length, _ in groups[0]) for name, groups in BRANCHES.items()}
+    uneven = PackedLayout((GroupLengths(120, lengths["uneven"]),))
+    inner = {token for run in uneven.ranges[0].branches for token in range(run.start + 1, run.end)}
+    assert any(part.start in inner for owned in uneven.split(num_ranks) for part in owned)
+    single = PackedLayout((GroupLengths(120, lengths["one target"]),))
+    owners = [any(part.start <= 119 < part.end for part in owned) for owned in single.split(num_ranks)]
+    assert owners.count(True) == 1
+
+
+def test_the_selection_covers_what_it_says() -> None:
+    chosen, every = covering_cases(FAMILIES), list(every_case(FAMILIES))
+    for first, second in combinations([field.name for field in fields(ParityCase)], 2):
+        of_every = {(getattr(case, first), getattr(case, second)) for case in every}
+        assert {(getattr(case, first), getattr(case, second)) for case in chosen} == of_every, f"{first} and {second}"

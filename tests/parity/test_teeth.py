@@ -4,7 +4,9 @@ The faults are put into the running code of two ranks; the same case without one
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,17 +18,21 @@ from torch import Tensor
 
 from mrsp_engine import logprobs, rows
 from mrsp_engine.attention.torch_backends import CpuFlashBackend
+from mrsp_engine.collectives import gather_results
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
-from mrsp_engine.parity import QUESTION, ParityCase, compute, largest_difference
+from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.parity import QUESTION, ParityCase, compute, largest_difference, parity_media
 from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import NoiseVideo, run_on_ranks, use_exact_norms
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.testing import Ranks, use_exact_norms
+from mrsp_engine.tiny_families import build_tiny
+from mrsp_engine.vision import encode_media
 
 NUM_RANKS = 2
 CASE = ParityCase(
-    family="qwen2_5_vl", branches="uneven", media="several videos", split=(NUM_RANKS, 1, "ring"), memory="kept"
+    family="qwen2_5_vl", branches="uneven", media="videos and an image", split=(NUM_RANKS, 1, "ring"), memory="kept"
 )
+TRAINED = dataclasses.replace(CASE, vision="trained")
 
 
 def restarted_positions() -> Any:
@@ -55,11 +61,9 @@ def foreign_frames() -> Any:
     right = logprobs.score_groups
 
     def wrong(policy: Any, groups: list[rows.PromptGroup], **settings: Any) -> Any:
-        media = [
-            policy.encode_video(NoiseVideo(seed=7), range(0, 24, 2)),
-            policy.encode_video(NoiseVideo(seed=8, frame_count=9, height=56, width=84), range(0, 9, 2)),
-        ]
-        foreign = policy.embed(policy.build_prompt(QUESTION, media)).detach()
+        media = parity_media(policy.encoder, CASE.media, seed=7)
+        references: Any = encode_media(policy.encoder, media, policy.store, settings["sequence_group"])
+        foreign = policy.embed(policy.build_prompt(QUESTION, references)).detach()
         for group in groups:
             assert group.prompt_embeddings is not None
             group.prompt_embeddings.data.copy_(foreign)
@@ -95,40 +99,61 @@ def overscaled_loss() -> Any:
 
 right_gather = logprobs.gather_results
 
-FAULTS: dict[str, Callable[[], Any]] = {
-    "response positions restarted at 0": restarted_positions,
-    "unmerged log-sum-exp in backward": unmerged_backward,
-    "another sample's frames": foreign_frames,
-    "labels shifted after sharding": late_labels,
-    "loss over-scaled by the ranks": overscaled_loss,
+
+def forgotten_ranks() -> Any:
+    """A rank's frames get the gradient of the tokens that the same rank owns, and of no other's."""
+    return patch("mrsp_engine.vision.gather_tokens", gather_results)
+
+
+FAULTS: dict[str, tuple[ParityCase, Callable[[], Any]]] = {
+    "response positions restarted at 0": (CASE, restarted_positions),
+    "unmerged log-sum-exp in backward": (CASE, unmerged_backward),
+    "another sample's frames": (CASE, foreign_frames),
+    "labels shifted after sharding": (CASE, late_labels),
+    "loss over-scaled by the ranks": (CASE, overscaled_loss),
+    "frames that hear of their own rank only": (TRAINED, forgotten_ranks),
 }
 
 
-def measure(root: str) -> dict[str, float]:
-    """The difference from the plain way with each fault, and without one, in units of what is allowed."""
-    group = SequenceGroup.of(dist.group.WORLD)
+@functools.cache
+def open_policy(root: str) -> LanguagePolicy:
     policy = load_policy(Path(root) / "model", dtype=torch.float64, store=EmbeddingStore(Path(root) / "embeddings"))
-    policy.freeze_vision()
+    assert isinstance(policy, LanguagePolicy)
     use_exact_norms(policy.model)
-    expected = {name: value.clone() for name, value in compute(policy, CASE.reference).items()}
-    found = {"none": largest_difference(compute(policy, CASE, group), expected)[0]}
-    for name, fault in FAULTS.items():
-        with fault():
-            found[name] = largest_difference(compute(policy, CASE, group), expected)[0]
-    return found
+    return policy
+
+
+@functools.cache
+def expected_of(root: str, case: ParityCase) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in compute(open_policy(root), case.reference).items()}
+
+
+def measure(root: str, case: ParityCase, fault: str | None) -> float:
+    """The difference of two ranks from the plain way, in units of what is allowed, with a fault or without one."""
+    assert dist.group.WORLD is not None
+    expected = expected_of(root, case)
+    with FAULTS[fault][1]() if fault else nullcontext():
+        return largest_difference(compute(open_policy(root), case, SequenceGroup.of(dist.group.WORLD)), expected)[0]
 
 
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("teeth")
-    create_tiny_qwen2_5_vl(root / "model", corpus=[QUESTION], num_layers=2, intermediate_size=64, vocabulary_size=400)
-    return run_on_ranks(measure, NUM_RANKS, str(root))[0]
+    build_tiny("qwen2_5_vl", root / "model")
+    return str(root)
 
 
-def test_without_a_fault_the_case_passes(differences: dict[str, float]) -> None:
-    assert differences["none"] <= 1
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks(NUM_RANKS, timeout_seconds=50) as ranks:
+        yield ranks
+
+
+@pytest.mark.parametrize("case", [CASE, TRAINED], ids=lambda case: case.vision)
+def test_without_a_fault_the_case_passes(ranks: Ranks, root: str, case: ParityCase) -> None:
+    assert max(ranks.call(measure, root, case, None)) <= 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen(differences: dict[str, float], fault: str) -> None:
-    assert differences[fault] > 1000
+def test_a_fault_is_seen(ranks: Ranks, root: str, fault: str) -> None:
+    assert min(ranks.call(measure, root, FAULTS[fault][0], fault)) > 1000

@@ -10,7 +10,7 @@ from mrsp_engine.attention.split import MachineRates
 from mrsp_engine.collectives import gather_results, sum_gradients, swap
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.process_groups import SequenceGroup, create_sequence_group
-from mrsp_engine.testing import RankError, run_on_ranks
+from mrsp_engine.testing import RankError, Ranks, run_on_ranks
 
 Findings = tuple[dict[str, Tensor] | None, dict[str, Tensor], str, MachineRates]
 """What one rank saw: the exchange (if it took part), the summed gradients, the refusal of a bad group size,
@@ -124,3 +124,15 @@ def fail_on_second_rank() -> None:
 def test_a_failing_rank_is_reported_and_the_others_stopped() -> None:
     with pytest.raises(RankError, match=r"(?s)rank 1 failed.*the reason"):
         run_on_ranks(fail_on_second_rank, 2, timeout_seconds=60)
+
+
+def wait_on_second_rank() -> None:
+    if dist.get_rank() == 1:
+        dist.barrier()
+
+
+def test_a_rank_that_hangs_says_where_and_the_next_call_starts_anew() -> None:
+    with Ranks(2, timeout_seconds=2) as ranks:
+        with pytest.raises(RankError, match=r"(?s)ranks \[1\] did not finish in 2 s.*in wait_on_second_rank"):
+            ranks.call(wait_on_second_rank)
+        assert ranks.call(dist.get_world_size) == [2, 2]

@@ -171,3 +171,17 @@ def test_lent_rows_reach_the_tower_from_every_response(tiny_folder: Path, tmp_pa
     assert any(float(parameter.grad.norm()) > 0 for parameter in policy.encoder.parts.parameters())
     assert store.stats().entries == 0
     assert video.num_read == 6
+
+
+def test_a_rank_that_owns_no_lent_row_takes_part_in_their_backward(tiny_folder: Path, tmp_path: Path) -> None:
+    """Rows gathered with gradients are waited for by all ranks, so backward must come to them on every one."""
+    policy: Any = load_policy(tiny_folder, dtype=torch.float64, store=EmbeddingStore(tmp_path))
+    plan = policy.encoder.plan(NoiseVideo(frame_count=6), range(6))
+    prompt = policy.build_prompt("Which shape left first?", [plan.reference])
+    live = torch.randn(plan.reference.num_tokens, policy.decoder.config.hidden_size, dtype=torch.float64)
+    live.requires_grad_()
+    with policy.store.lend({plan.reference.key: live}):
+        rows = policy.embed_rows(prompt, torch.arange(3))
+    rows.sum().backward()
+    assert live.grad is not None
+    assert not live.grad.any()

@@ -6,6 +6,10 @@ or empty, nothing is padded, and whatever is computed between posting and waitin
 With `swap` and `gather_results` the gradient a rank ends up with covers only the work it did, and summing parameter
 gradients over the group (`sum_gradients`) gives exactly what one rank alone would have computed. The loss itself is not
 summed.
+
+Backward meets too: autograd runs the nodes of one device latest first, so ranks that exchanged in the same order do so
+in reverse. What it takes is that every exchange is part of every rank's graph: a rank that needs nothing of a result
+must still use an empty slice of it, or the others wait for it for ever.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

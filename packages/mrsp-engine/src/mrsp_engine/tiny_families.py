@@ -70,13 +70,14 @@ VILA_CHAT_TEMPLATE = """\
 """Like that of published VILA checkpoints it takes nothing but text."""
 
 
-def build_tiny(family: str, folder: Path, seed: int = 0) -> None:
+def build_tiny(family: str, folder: Path, seed: int = 0, sizes: LanguageSizes = TINY_SIZES) -> None:
     """Write a tiny checkpoint of a family.
 
     Args:
         family: Its model type; one of `TINY_FAMILIES`.
         folder: Where it goes; it must not exist or be empty.
         seed: Seed of the weights.
+        sizes: Dimensions of the language model.
 
     Raises:
         EngineUsageError: There is no builder for the family, or the folder isn't empty.
@@ -84,16 +85,16 @@ def build_tiny(family: str, folder: Path, seed: int = 0) -> None:
     """
     if family not in TINY_FAMILIES:
         raise EngineUsageError(f"family {family!r}: expected one of {', '.join(sorted(TINY_FAMILIES))}")
-    TINY_FAMILIES[family](folder, seed)
+    TINY_FAMILIES[family](folder, seed, sizes)
 
 
-def create_tiny_qwen3_vl(folder: Path, seed: int = 0) -> None:
+def create_tiny_qwen3_vl(folder: Path, seed: int = 0, sizes: LanguageSizes = TINY_SIZES) -> None:
     """Write a Qwen3-VL checkpoint with two levels of DeepStack; see `build_tiny`."""
     require_empty(folder)
-    tokenizer = train_tokenizer(CORPUS, TINY_SIZES.vocabulary_size, TINY_SIZES.max_position_embeddings)
-    pairs = TINY_SIZES.head_size // 2
+    tokenizer = train_tokenizer(CORPUS, sizes.vocabulary_size, sizes.max_position_embeddings)
+    pairs = sizes.head_size // 2
     rotary = {"mrope_section": [pairs - 2 * (pairs // 4), pairs // 4, pairs // 4], "mrope_interleaved": True}
-    text: dict[str, Any] = {**language_settings(TINY_SIZES, tokenizer), "head_dim": TINY_SIZES.head_size}
+    text: dict[str, Any] = {**language_settings(sizes, tokenizer), "head_dim": sizes.head_size}
     text["rope_parameters"] |= rotary
     vocabulary = tokenizer.get_vocab()
     config = Qwen3VLConfig(
@@ -106,7 +107,7 @@ def create_tiny_qwen3_vl(folder: Path, seed: int = 0) -> None:
             "spatial_merge_size": MERGE_SIZE,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
-            "out_hidden_size": TINY_SIZES.hidden_size,
+            "out_hidden_size": sizes.hidden_size,
         },
         image_token_id=vocabulary["<|image_pad|>"],
         video_token_id=vocabulary["<|video_pad|>"],
@@ -142,6 +143,7 @@ def create_tiny_qwen3_vl(folder: Path, seed: int = 0) -> None:
 def create_tiny_vila(
     folder: Path,
     seed: int = 0,
+    sizes: LanguageSizes = TINY_SIZES,
     *,
     projector_type: str = "mlp_downsample_2x2_fix",
     patches_per_side: int = 5,
@@ -152,19 +154,20 @@ def create_tiny_vila(
     Args:
         folder: Where it goes.
         seed: Seed of the weights.
+        sizes: Dimensions of the language model.
         projector_type: Its projector.
         patches_per_side: Patches per side of a frame.
         pool_frames: Frames whose mean becomes one; 1 for a checkpoint without temporal pooling.
     """
     require_empty(folder)
-    tokenizer = train_tokenizer(CORPUS, TINY_SIZES.vocabulary_size, TINY_SIZES.max_position_embeddings)
+    tokenizer = train_tokenizer(CORPUS, sizes.vocabulary_size, sizes.max_position_embeddings)
     tokenizer.add_tokens(list(MEDIA_TEXTS.values()), special_tokens=True)
     tokenizer.chat_template = VILA_CHAT_TEMPLATE
     pooling = {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[pool_frames, 1, 1]]}
     values: dict[str, Any] = {
         "architectures": ["VILAForCausalLM"],
         "model_type": "vila",
-        "hidden_size": TINY_SIZES.hidden_size,
+        "hidden_size": sizes.hidden_size,
         "mm_hidden_size": TOWER_SETTINGS["hidden_size"],
         "image_aspect_ratio": "resize",
         "mm_vision_select_layer": -2,
@@ -177,7 +180,7 @@ def create_tiny_vila(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llm = Qwen2ForCausalLM(
-            Qwen2Config(**language_settings(TINY_SIZES, tokenizer), tie_word_embeddings=False, dtype="float32")
+            Qwen2Config(**language_settings(sizes, tokenizer), tie_word_embeddings=False, dtype="float32")
         )
         tower = SiglipVisionModel(
             SiglipVisionConfig(
@@ -189,7 +192,7 @@ def create_tiny_vila(
             )
         )
         projector = VilaProjector(
-            projector_type, vision_width=TOWER_SETTINGS["hidden_size"], hidden_size=TINY_SIZES.hidden_size
+            projector_type, vision_width=TOWER_SETTINGS["hidden_size"], hidden_size=sizes.hidden_size
         )
         _make_vision_matter([projector])
     llm.generation_config = generation_config(llm.config)
@@ -211,24 +214,24 @@ def _make_vision_matter(modules: list[nn.Module]) -> None:
             nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
 
 
-def _create_tiny_qwen2_5_vl(folder: Path, seed: int) -> None:
+def _create_tiny_qwen2_5_vl(folder: Path, seed: int, sizes: LanguageSizes) -> None:
     create_tiny_qwen2_5_vl(
         folder,
         corpus=CORPUS,
         seed=seed,
-        hidden_size=TINY_SIZES.hidden_size,
-        num_layers=TINY_SIZES.num_layers,
-        num_heads=TINY_SIZES.num_heads,
-        num_key_value_heads=TINY_SIZES.num_key_value_heads,
-        intermediate_size=TINY_SIZES.intermediate_size,
-        vocabulary_size=TINY_SIZES.vocabulary_size,
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
+        intermediate_size=sizes.intermediate_size,
+        vocabulary_size=sizes.vocabulary_size,
     )
 
 
-TINY_FAMILIES: Mapping[str, Callable[[Path, int], None]] = {
-    "qwen2": lambda folder, seed: create_tiny_qwen2(folder, corpus=CORPUS, seed=seed, sizes=TINY_SIZES),
+TINY_FAMILIES: Mapping[str, Callable[[Path, int, LanguageSizes], None]] = {
+    "qwen2": lambda folder, seed, sizes: create_tiny_qwen2(folder, corpus=CORPUS, seed=seed, sizes=sizes),
     "qwen2_5_vl": _create_tiny_qwen2_5_vl,
-    "qwen3": lambda folder, seed: create_tiny_qwen3(folder, corpus=CORPUS, seed=seed, sizes=TINY_SIZES),
+    "qwen3": lambda folder, seed, sizes: create_tiny_qwen3(folder, corpus=CORPUS, seed=seed, sizes=sizes),
     "qwen3_vl": create_tiny_qwen3_vl,
     "vila": create_tiny_vila,
 }

@@ -187,6 +187,10 @@ class EmbeddingStore:
         finally:
             self._live = before
 
+    def lends(self, key: EmbeddingKey | str) -> bool:
+        """Whether a tensor of `lend` stands in for this embedding."""
+        return _digest(key) in self._live
+
     def stats(self) -> StoreStats:
         """Number and size of the entries on disk."""
         return self.disk.stats()

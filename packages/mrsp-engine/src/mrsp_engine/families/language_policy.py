@@ -123,7 +123,9 @@ class LanguagePolicy(Policy):
         start = 0
         for medium in prompt.media:
             own = rows[(rows >= start) & (rows < start + medium.num_tokens)] - start
-            stored += [self._stored(medium, embeddings.shape[1], run) for run in _runs(own)]
+            # Rows that all ranks gathered with gradients: backward must pass there on a rank that uses none, too.
+            nothing = [(0, 0)] if self.store.lends(medium.key) else []
+            stored += [self._stored(medium, embeddings.shape[1], run) for run in _runs(own) or nothing]
             start += medium.num_tokens
         if not stored:
             return embeddings

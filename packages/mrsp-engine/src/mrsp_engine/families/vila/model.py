@@ -116,6 +116,10 @@ class VilaModel(nn.Module):
         """As the classes of transformers have it; concerns the language model."""
         self.llm.gradient_checkpointing_enable(**settings)
 
+    def gradient_checkpointing_disable(self) -> None:
+        """As the classes of transformers have it."""
+        self.llm.gradient_checkpointing_disable()
+
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
