@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
@@ -22,7 +22,16 @@ from longvideo_reason_data.build_progress import BuildProgress
 from longvideo_reason_data.client_session import Spent, open_session
 from longvideo_reason_data.client_settings import ClientSettings
 from longvideo_reason_data.dataset_checks import describe_pass_rates
-from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, SEGMENTS_NAME, hash_records, read_dataset
+from longvideo_reason_data.dataset_folder import (
+    MANIFEST_NAME,
+    RECORDS_NAME,
+    SEGMENTS_NAME,
+    hash_records,
+    read_dataset,
+    read_decoder,
+    read_manifest,
+)
+from longvideo_reason_data.decoders.base import decoder_version
 from longvideo_reason_data.drop_reasons import Reason, Verdict
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filter_settings import FilterSettings
@@ -85,6 +94,8 @@ def filter_folder(
     if prices is None:
         prices = client.prices(models.answerer, models.judge, models.policy)
     records = read_everything(dataset)
+    decoder = read_decoder(dataset)
+    tools = {"decoder": decoder_version(decoder)}
     known = [read_benchmark(path) for path in benchmarks]
     prompts = load_prompts(prompts_folder, ANSWERING_PROMPTS)
     with BuildProgress(console) as progress, open_session(base_url, dataset, client, prices) as session:
@@ -102,6 +113,7 @@ def filter_folder(
                     prompts=prompts,
                     settings=settings,
                     captions=read_captions(dataset),
+                    decoder=decoder,
                     on_question=on_question,
                     num_videos_at_once=client.num_parallel,
                 )
@@ -115,10 +127,11 @@ def filter_folder(
         "prompts": prompts.digest_of(),
         "benchmarks": [digest_file(path) for path in benchmarks],
         "seed": seed,
+        "decoder": decoder,
     }
     digests = {"input_digest": hash_records(_unmeasured(records)), "config_digest": digest_json(shaped_by)}
     return write_filtered(
-        dataset, filtered, models=models, settings=settings, seed=seed, spent=spent, stage_digests=digests
+        dataset, filtered, models=models, settings=settings, seed=seed, spent=spent, stage_digests=digests, tools=tools
     )
 
 
@@ -136,7 +149,7 @@ def read_everything(dataset: Path) -> list[QuestionRecord]:
     """
     records = {record.question_id: record for record in read_dataset(dataset)}
     # A build that was run again has written another manifest, and what was filtered before concerns it no more.
-    if "filter" in _read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
+    if "filter" in read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
         records |= {record.question_id: record for record in read_records(dataset / UNFILTERED_NAME)}
     return [records[question_id] for question_id in sorted(records)]
 
@@ -173,6 +186,7 @@ def write_filtered(
     seed: int,
     spent: Spent,
     stage_digests: Mapping[str, str],
+    tools: Mapping[str, str],
 ) -> dict[str, Any]:
     """Put the right answers of what is kept on all letters alike, and write everything down.
 
@@ -193,6 +207,7 @@ def write_filtered(
         "dropped": dict(sorted(Counter(str(item.verdict.reason) for item in dropped).items())),
         "models": asdict(models),
         "settings": settings.model_dump(mode="json"),
+        "tools": dict(tools),
         "pass_rates": describe_pass_rates(kept),
         "pass_rates_unfiltered": describe_pass_rates(everything),
         "decontamination": filtered.decontamination.as_json(),
@@ -205,7 +220,7 @@ def write_filtered(
             for item in dropped
         ],
     }
-    manifest = _with_filter(_read_manifest(dataset), kept, {**report, **stage_digests}, spent)
+    manifest = _with_filter(read_manifest(dataset), kept, {**report, **stage_digests}, spent)
     # In this order a kill loses no question: the first file has them all, and counts as soon as the second is there.
     write_records(dataset / UNFILTERED_NAME, sorted(everything, key=lambda record: record.question_id))
     write_text_atomic(dataset / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
@@ -232,7 +247,7 @@ def _with_filter(
         "dataset_hash": hash_records(kept),
         "filter": {
             **{name: report[name] for name in ("input_digest", "config_digest", "input", "kept", "dropped")},
-            **{name: report[name] for name in ("models", "settings", "pass_rates")},
+            **{name: report[name] for name in ("models", "settings", "tools", "pass_rates")},
             "calls": calls,
         },
     }
@@ -251,14 +266,3 @@ def _replace_calls(total: Mapping[str, Any], before: Mapping[str, Any], now: Map
         **{name: total.get(name, 0) - before.get(name, 0) + now[name] for name in ("made", "cached")},
         "failed": _replaced(total.get("failed", {}), before.get("failed", {}), now["failed"]),
     }
-
-
-def _read_manifest(dataset: Path) -> dict[str, Any]:
-    """Read the manifest; a dataset without one, or with an unreadable one, starts a new one."""
-    try:
-        content: object = json.loads((dataset / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{dataset / MANIFEST_NAME}: not readable as JSON ({error}); restore or remove it") from error
-    return cast(dict[str, Any], content) if isinstance(content, dict) else {}

@@ -28,6 +28,7 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import make_dropped
 from longvideo_reason_data.local_engine import generate_here
 from longvideo_reason_data.manifest import Accounts, make_manifest
+from longvideo_reason_data.model_server import check_access
 from longvideo_reason_data.prompt_files import load_prompts
 from longvideo_reason_data.records import check_version
 from longvideo_reason_data.response_cache import ResponseCache
@@ -75,6 +76,7 @@ def build(
     """
     settings = settings or BuildSettings()
     settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
+    check_access(base_url)
     plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
     tools = {"decoder": decoder_version(settings.decoder)}
     if settings.segments == "scenes":

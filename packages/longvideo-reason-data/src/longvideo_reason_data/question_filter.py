@@ -15,6 +15,7 @@ from longvideo_reason_data.answering import Answerer, Unmeasured
 from longvideo_reason_data.benchmarks import Benchmark
 from longvideo_reason_data.conditions import material_for
 from longvideo_reason_data.dataset_checks import fingerprint_records
+from longvideo_reason_data.decoders.base import DecoderName
 from longvideo_reason_data.decontamination import DecontaminationReport, find_contamination
 from longvideo_reason_data.drop_reasons import Reason, Verdict
 from longvideo_reason_data.errors import DataError, UsageError, first_error
@@ -131,6 +132,7 @@ class QuestionFilter:
         captions: What is seen and said in each video, line by line, by its digest; where there are no lines, that
             condition isn't measured.
         on_question: Called after each question, for a progress bar.
+        decoder: Which library makes the pictures.
         num_videos_at_once: Videos whose pictures are in memory at a time.
     """
 
@@ -140,6 +142,7 @@ class QuestionFilter:
     settings: FilterSettings
     captions: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     on_question: Callable[[], None] = field(default=lambda: None)
+    decoder: DecoderName = DecoderName.PYAV
     num_videos_at_once: int = 16
 
     def __post_init__(self) -> None:
@@ -165,7 +168,7 @@ class QuestionFilter:
         """
         if self._judge is not None:
             await self._judge.check()
-        fingerprints = await asyncio.to_thread(fingerprint_records, folder, records)
+        fingerprints = await asyncio.to_thread(fingerprint_records, folder, records, decoder=self.decoder)
         verdicts, report = await asyncio.to_thread(filter_by_words, records, fingerprints, benchmarks)
         kept: list[QuestionRecord] = []
         dropped = [
@@ -212,7 +215,9 @@ class QuestionFilter:
             DataError: When the server is of no use at all.
         """
         try:
-            video = await asyncio.to_thread(VideoFile.open, resolve_video(folder, records[0]))
+            video = await asyncio.to_thread(VideoFile.open, resolve_video(folder, records[0]), decoder=self.decoder)
+        except UsageError:
+            raise
         except DataError as error:
             for _ in records:
                 self.on_question()
