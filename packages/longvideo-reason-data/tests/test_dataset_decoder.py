@@ -15,7 +15,7 @@ from PIL import Image
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.dataset_filter import filter_folder
 from longvideo_reason_data.dataset_folder import check_dataset
-from longvideo_reason_data.decoders.base import decoder_version
+from longvideo_reason_data.decoders.base import DecoderName, decoder_version
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.filter_settings import FilterSettings
 from longvideo_reason_data.pass_rates import Condition
@@ -28,12 +28,12 @@ FILTERS = FilterSettings(conditions=(Condition.FULL,), num_samples=1, num_full_f
 
 
 @pytest.fixture(params=["decord", "torchcodec"])
-def decoder(request: pytest.FixtureRequest) -> str:
+def decoder(request: pytest.FixtureRequest) -> DecoderName:
     try:
         decoder_version(request.param)
     except UsageError as error:
         pytest.skip(str(error))
-    return request.param
+    return DecoderName(request.param)
 
 
 def filtered(server: Any, dataset: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def filtered(server: Any, dataset: Path) -> dict[str, Any]:
 
 
 def test_the_filters_see_through_the_decoder_of_the_dataset(
-    server: Any, make_video: MakeVideo, tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+    server: Any, make_video: MakeVideo, tmp_path: Path, decoder: DecoderName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, dataset = make_video("films/film.mp4"), tmp_path / "dataset"
     settings = BuildSettings(window_seconds=1.0, decoder=decoder)

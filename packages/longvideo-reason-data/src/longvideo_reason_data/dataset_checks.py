@@ -6,6 +6,8 @@ what they answered when the dataset was filtered is summed up.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from longvideo_reason_data.records import QuestionRecord, resolve_video
 from longvideo_reason_data.timeline.dataset import HASTY_SOURCE
 from longvideo_reason_data.video_fingerprint import Fingerprint, find_same_footage, fingerprint_video
 from longvideo_reason_data.videos import VideoFile
+
+_NUM_READERS = 4  # videos looked at side by side
 
 
 def check_questions(records: Sequence[QuestionRecord]) -> list[str]:
@@ -91,15 +95,18 @@ def fingerprint_records(
         UsageError: When the decoder isn't installed.
     """
     videos = {record.video_digest: record for record in records}
-    found: dict[str, Fingerprint] = {}
-    for digest, record in videos.items():
-        try:
-            found[digest] = fingerprint_video(VideoFile.open(resolve_video(folder, record), decoder=decoder))
-        except UsageError:
-            raise
-        except DataError:
-            continue
-    return found
+    with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="fingerprints") as threads:
+        made = threads.map(partial(_fingerprint_record, folder, decoder), videos.values())
+        return {digest: found for digest, found in zip(videos, made, strict=True) if found is not None}
+
+
+def _fingerprint_record(folder: Path, decoder: DecoderName, record: QuestionRecord) -> Fingerprint | None:
+    try:
+        return fingerprint_video(VideoFile.open(resolve_video(folder, record), decoder=decoder))
+    except UsageError:
+        raise
+    except DataError:
+        return None
 
 
 def describe_pass_rates(records: Iterable[QuestionRecord]) -> Mapping[str, Mapping[str, Any]]:

@@ -24,7 +24,6 @@ _SIDE = 16
 # A standardised picture has the energy 1; less change than this is the noise of an encoder.
 _LEAST_CHANGE = 0.005
 _VIDEOS_AT_ONCE = 128
-_FRAMES_AT_ONCE = 8  # a frame of a large video takes tens of megabytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +46,7 @@ def fingerprint_video(video: VideoFile) -> Fingerprint:
         DataError: When a frame can't be decoded.
     """
     indices = sample_frames(video, num_frames=_NUM_FRAMES)
-    pictures: list[NDArray[np.float32]] = []
-    for start in range(0, len(indices), _FRAMES_AT_ONCE):
-        pictures += [_tiny(frame) for frame in video.read(indices[start : start + _FRAMES_AT_ONCE])]
+    pictures = [_tiny(frame) for _, frame in video.frames(indices)]
     if len(pictures) < _NUM_FRAMES:  # a video of fewer frames: each stands for as long as it is shown
         pictures = [pictures[place * len(pictures) // _NUM_FRAMES] for place in range(_NUM_FRAMES)]
     return _fingerprint(np.stack(pictures))
