@@ -96,11 +96,16 @@ def fingerprint_records(
     """
     videos = {record.video_digest: record for record in records}
     with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="fingerprints") as threads:
-        made = threads.map(partial(_fingerprint_record, folder, decoder), videos.values())
+        made = threads.map(partial(fingerprint_record, folder, decoder), videos.values())
         return {digest: found for digest, found in zip(videos, made, strict=True) if found is not None}
 
 
-def _fingerprint_record(folder: Path, decoder: DecoderName, record: QuestionRecord) -> Fingerprint | None:
+def fingerprint_record(folder: Path, decoder: DecoderName, record: QuestionRecord) -> Fingerprint | None:
+    """Compute the fingerprint of the video of a record; None when it can't be read.
+
+    Raises:
+        UsageError: When the decoder isn't installed.
+    """
     try:
         return fingerprint_video(VideoFile.open(resolve_video(folder, record), decoder=decoder))
     except UsageError:

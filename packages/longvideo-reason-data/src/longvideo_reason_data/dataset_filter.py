@@ -7,8 +7,8 @@ next run starts from it. So filtering twice is filtering once, and filtering wit
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
 from longvideo_reason_data.atomic_files import write_text_atomic
-from longvideo_reason_data.benchmarks import read_benchmark
+from longvideo_reason_data.benchmarks import Benchmark, read_benchmark
 from longvideo_reason_data.build_plan import digest_json
 from longvideo_reason_data.build_progress import BuildProgress
-from longvideo_reason_data.client_session import Spent, open_session
+from longvideo_reason_data.build_settings import Engine
+from longvideo_reason_data.client_session import ClientSession, Spent, open_session
 from longvideo_reason_data.client_settings import ClientSettings
 from longvideo_reason_data.dataset_checks import describe_pass_rates
 from longvideo_reason_data.dataset_folder import (
@@ -35,12 +36,14 @@ from longvideo_reason_data.decoders.base import decoder_version
 from longvideo_reason_data.drop_reasons import Reason, Verdict
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filter_settings import FilterSettings
+from longvideo_reason_data.model_requests import Asks
 from longvideo_reason_data.option_order import balance_options
 from longvideo_reason_data.prices import TokenPrice
 from longvideo_reason_data.prompt_files import ANSWERING_PROMPTS, load_prompts
-from longvideo_reason_data.question_filter import DroppedQuestion, Filtered, FilterModels, QuestionFilter
+from longvideo_reason_data.question_filter import FilterModels, QuestionFilter
 from longvideo_reason_data.records import QuestionRecord, describe_invalid, read_records, write_records
 from longvideo_reason_data.videos import digest_file
+from longvideo_reason_data.word_filter import DroppedQuestion, Filtered
 
 UNFILTERED_NAME = "unfiltered.parquet"
 REPORT_NAME = "filters.json"
@@ -67,6 +70,7 @@ def filter_folder(
     benchmarks: Sequence[Path] = (),
     prompts_folder: Path | None = None,
     seed: int = 0,
+    engine: Engine = "local",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Filter a dataset in place.
@@ -81,6 +85,7 @@ def filter_folder(
         benchmarks: Files with questions or videos that must not be in it.
         prompts_folder: Prompts to be used in place of this package's.
         seed: Decides the order of options when letters are balanced again.
+        engine: Where videos are read and answers counted: in this process, or by Ray Data on a cluster.
         console: Where progress is shown; standard error when not given.
 
     Returns:
@@ -98,29 +103,39 @@ def filter_folder(
     tools = {"decoder": decoder_version(decoder)}
     known = [read_benchmark(path) for path in benchmarks]
     prompts = load_prompts(prompts_folder, ANSWERING_PROMPTS)
-    with BuildProgress(console) as progress, open_session(base_url, dataset, client, prices) as session:
+    captions = read_captions(dataset)
+    with BuildProgress(console) as progress:
         advance = progress.start_filtering(len(records))
 
-        def on_question() -> None:
-            advance()
-            progress.show_spent(session.spent())
+        def make_filter(asked: Asks) -> QuestionFilter:
+            return QuestionFilter(
+                client=asked,
+                models=models,
+                prompts=prompts,
+                settings=settings,
+                captions=captions,
+                decoder=decoder,
+                on_question=advance,
+                num_videos_at_once=client.num_parallel,
+            )
 
-        async def run() -> Filtered:
-            async with session.model:
-                asking = QuestionFilter(
-                    client=session.model,
-                    models=models,
-                    prompts=prompts,
-                    settings=settings,
-                    captions=read_captions(dataset),
-                    decoder=decoder,
-                    on_question=on_question,
-                    num_videos_at_once=client.num_parallel,
-                )
-                return await asking.run(dataset, records, known)
+        if engine == "ray":
+            from longvideo_reason_data.ray_engine import filter_on_cluster
 
-        filtered = asyncio.run(run())
-        spent = session.spent()
+            filtered, spent = filter_on_cluster(
+                make_filter,
+                dataset,
+                records,
+                known,
+                base_url=base_url,
+                settings=client,
+                prices=prices,
+                on_spent=progress.show_spent,
+            )
+        else:
+            with open_session(base_url, dataset, client, prices) as session:
+                filtered = asyncio.run(_filter_here(make_filter, dataset, records, known, session, progress))
+                spent = session.spent()
     shaped_by = {
         "models": asdict(models),
         "settings": settings.model_dump(mode="json"),
@@ -133,6 +148,25 @@ def filter_folder(
     return write_filtered(
         dataset, filtered, models=models, settings=settings, seed=seed, spent=spent, stage_digests=digests, tools=tools
     )
+
+
+async def _filter_here(
+    make_filter: Callable[[Asks], QuestionFilter],
+    dataset: Path,
+    records: Sequence[QuestionRecord],
+    benchmarks: Sequence[Benchmark],
+    session: ClientSession,
+    progress: BuildProgress,
+) -> Filtered:
+    async with session.model:
+        asking = make_filter(session.model)
+        advance = asking.on_question
+
+        def on_question() -> None:
+            advance()
+            progress.show_spent(session.spent())
+
+        return await replace(asking, on_question=on_question).run(dataset, records, benchmarks)
 
 
 def _unmeasured(records: Sequence[QuestionRecord]) -> list[QuestionRecord]:
