@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from longvideo_reason_data.captions import read_captions
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.dataset_filter import read_captions
 from longvideo_reason_data.drop_reasons import Reason
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filter_settings import FilterSettings, Thresholds

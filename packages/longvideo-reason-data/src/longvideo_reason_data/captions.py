@@ -8,12 +8,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longvideo_reason_data.build_settings import CaptionSettings
+from longvideo_reason_data.dataset_folder import SEGMENTS_NAME
+from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.model_requests import Asks, Outcome, Picture, Request
 from longvideo_reason_data.prompt_files import Prompts
+from longvideo_reason_data.records import describe_invalid
 from longvideo_reason_data.segments import Segment, frames_in_segment
 from longvideo_reason_data.subtitles import Cue, speech_between
 from longvideo_reason_data.videos import VideoFile
@@ -120,3 +125,36 @@ def _pictures(video: VideoFile, digest: str, indices: Sequence[int], settings: C
 
     shown = f"decoder {video.decoder}, side {settings.max_side}, quality {settings.jpeg_quality}"
     return tuple(Picture(identity=f"video {digest}, frame {index}, {shown}", load=loader(index)) for index in indices)
+
+
+def read_captions(dataset: Path) -> dict[str, list[str]]:
+    """Read what a build wrote about the segments of its videos, as one line each by the digest of the video.
+
+    Raises:
+        DataError: When the file is damaged.
+    """
+    path = dataset / SEGMENTS_NAME
+    lines: dict[str, list[tuple[float, str]]] = {}
+    if not path.exists():
+        return {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            segment = _DescribedSegment.model_validate_json(line)
+            said = f' Said: "{segment.speech}"' if segment.speech else ""
+            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
+            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
+    except ValidationError as error:
+        raise DataError(f"{path}: {describe_invalid(error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error})") from error
+    return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
+
+
+class _DescribedSegment(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    video_digest: str
+    start_seconds: float
+    end_seconds: float
+    caption: str
+    speech: str = ""

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
 from longvideo_reason_data.atomic_files import write_text_atomic
@@ -20,13 +19,13 @@ from longvideo_reason_data.benchmarks import Benchmark, read_benchmark
 from longvideo_reason_data.build_plan import digest_json
 from longvideo_reason_data.build_progress import BuildProgress
 from longvideo_reason_data.build_settings import Engine
+from longvideo_reason_data.captions import read_captions
 from longvideo_reason_data.client_session import ClientSession, Spent, open_session
 from longvideo_reason_data.client_settings import ClientSettings
 from longvideo_reason_data.dataset_checks import describe_pass_rates
 from longvideo_reason_data.dataset_folder import (
     MANIFEST_NAME,
     RECORDS_NAME,
-    SEGMENTS_NAME,
     hash_records,
     read_dataset,
     read_decoder,
@@ -34,29 +33,18 @@ from longvideo_reason_data.dataset_folder import (
 )
 from longvideo_reason_data.decoders.base import decoder_version
 from longvideo_reason_data.drop_reasons import Reason, Verdict
-from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filter_settings import FilterSettings
 from longvideo_reason_data.model_requests import Asks
 from longvideo_reason_data.option_order import balance_options
 from longvideo_reason_data.prices import TokenPrice
 from longvideo_reason_data.prompt_files import ANSWERING_PROMPTS, load_prompts
 from longvideo_reason_data.question_filter import FilterModels, QuestionFilter
-from longvideo_reason_data.records import QuestionRecord, describe_invalid, read_records, write_records
+from longvideo_reason_data.records import QuestionRecord, read_records, write_records
 from longvideo_reason_data.videos import digest_file
 from longvideo_reason_data.word_filter import DroppedQuestion, Filtered
 
 UNFILTERED_NAME = "unfiltered.parquet"
 REPORT_NAME = "filters.json"
-
-
-class _DescribedSegment(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    video_digest: str
-    start_seconds: float
-    end_seconds: float
-    caption: str
-    speech: str = ""
 
 
 def filter_folder(
@@ -186,29 +174,6 @@ def read_everything(dataset: Path) -> list[QuestionRecord]:
     if "filter" in read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
         records |= {record.question_id: record for record in read_records(dataset / UNFILTERED_NAME)}
     return [records[question_id] for question_id in sorted(records)]
-
-
-def read_captions(dataset: Path) -> dict[str, list[str]]:
-    """Read what a build wrote about the segments of its videos, as one line each by the digest of the video.
-
-    Raises:
-        DataError: When the file is damaged.
-    """
-    path = dataset / SEGMENTS_NAME
-    lines: dict[str, list[tuple[float, str]]] = {}
-    if not path.exists():
-        return {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            segment = _DescribedSegment.model_validate_json(line)
-            said = f' Said: "{segment.speech}"' if segment.speech else ""
-            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
-            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
-    except ValidationError as error:
-        raise DataError(f"{path}: {describe_invalid(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
-    return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
 
 
 def write_filtered(
