@@ -283,8 +283,8 @@ def test_a_browser_sums_up_how_models_answered(browse, tmp_path):
     write_records(tmp_path / "records.parquet", [make_record(number, pass_rates=rates) for number in range(4)])
     write_page(tmp_path, tmp_path / "page.html")
     dom = browse(tmp_path / "page.html", "view=about")
-    assert "25 % right of 32 answers</td>" in dom
-    assert "88 % right of 32 answers, 13 % without a choice</td>" in dom
+    assert "25 % of 32 right</td>" in dom
+    assert "88 % of 32 right, 13 % without a choice</td>" in dom
     assert "[object" not in dom
 
 
