@@ -22,7 +22,6 @@ from longvideo_reason_data.model_requests import Outcome, Picture, Reply, Reques
 from longvideo_reason_data.model_server import API_KEY_VARIABLE
 from longvideo_reason_data.prices import TokenPrice
 
-_MOST_SENT_AT_ONCE = 16  # requests of one task whose pictures are on their way
 _CLOSE_SECONDS = 60.0  # longer than a client waits for answers that are under way
 
 
@@ -83,14 +82,15 @@ class ClusterClient:
 
     Args:
         actor: The actor.
+        num_parallel: Most requests of one task under way at a time; their pictures are in memory.
     """
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-        self._sending = asyncio.Semaphore(_MOST_SENT_AT_ONCE)
+    def __init__(self, actor: Any, num_parallel: int) -> None:
+        self._actor, self._num_parallel = actor, num_parallel
+        self._sending = asyncio.Semaphore(num_parallel)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ClusterClient, (self._actor,)
+        return ClusterClient, (self._actor, self._num_parallel)
 
     async def ask(self, request: Request) -> Reply:
         """Answer a request.
@@ -146,7 +146,7 @@ def open_client(
         if error is not None:
             raise error
         try:
-            yield ClusterClient(actor)
+            yield ClusterClient(actor, settings.num_parallel)
         finally:
             ray.get(actor.close.remote(), timeout=_CLOSE_SECONDS)
     except ray.exceptions.RayError as failure:
