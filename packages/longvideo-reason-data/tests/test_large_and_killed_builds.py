@@ -93,12 +93,12 @@ class Launcher:
         self._process.communicate()
 
 
-def arguments_of(films: Path, output: Path, judge: Judge, *, goal_and_spatial: int = 2) -> list[str]:
+def arguments_of(films: Path, output: Path, judge: Judge, *quotas: int) -> list[str]:
     given = {"--videos": films, "--output": output, "--base-url": judge.base_url, "--model": "model"}
     given |= {"--window-seconds": 1, "--num-parallel": NUM_PARALLEL, "--first-wait-seconds": 0.01}
     given |= {"--filters.num-samples": 2, "--filters.num-full-frames": 4}
-    quotas = {"temporal": 1, "goal": goal_and_spatial, "spatial": goal_and_spatial, "plot": 1}
-    given |= {f"--questions.quotas.{skill}": number for skill, number in quotas.items()}
+    skills = ("temporal", "goal", "spatial", "plot")
+    given |= {f"--questions.quotas.{skill}": quota for skill, quota in zip(skills, quotas, strict=True)}
     return ["build", *(str(word) for pair in given.items() for word in pair), *FILTERS]
 
 
@@ -117,7 +117,7 @@ def test_killed_twenty_times(judge: Judge, make_video: MakeVideo, tmp_path: Path
     for number in range(4):
         make_video(f"films/film {number}.mp4", num_frames=60 + number, first_number=100 * number)
     films, output = tmp_path / "films", tmp_path / "dataset"
-    undisturbed = Launcher(arguments_of(films, tmp_path / "undisturbed", judge))
+    undisturbed = Launcher(arguments_of(films, tmp_path / "undisturbed", judge, 1, 2, 2, 1))
     undisturbed.start()
     assert undisturbed.end() == 0
     undisturbed.close()
@@ -126,7 +126,7 @@ def test_killed_twenty_times(judge: Judge, make_video: MakeVideo, tmp_path: Path
     num_before = len(judge.answered())
 
     generator = random.Random(0)
-    launcher = Launcher(arguments_of(films, output, judge))
+    launcher = Launcher(arguments_of(films, output, judge, 1, 2, 2, 1))
     num_kills = num_kills_midway = num_lost = 0
     while num_kills < 20:
         process = launcher.start()
@@ -190,16 +190,16 @@ def test_many_videos_need_no_more_memory_than_a_tenth_of_them(
             make_video(
                 f"{films.name}/film {place:04}.mp4", num_frames=8, rate=4, codec="mpeg4", turn=partial(paint, place)
             )
-        arguments = arguments_of(films, output, judge, goal_and_spatial=0)
+        arguments = arguments_of(films, output, judge, 1, 0, 0, 0)
         result = subprocess.run(
             [sys.executable, "-c", MEASURING_PROGRAM, *arguments], capture_output=True, text=True, check=False
         )
         assert result.returncode == 0, result.stderr
         manifest = json.loads((output / "manifest.json").read_text())
-        assert manifest["kept"] == {"videos": number, "segments": 2 * number, "questions": 2 * number}
+        assert manifest["kept"] == {"videos": number, "segments": 2 * number, "questions": number}
         assert manifest["filter"]["pass_rates"]["full"] == {
-            "questions": 2 * number,
-            "answers": 4 * number,
+            "questions": number,
+            "answers": 2 * number,
             "right_rate": 1.0,
             "unanswered_rate": 0.0,
         }
