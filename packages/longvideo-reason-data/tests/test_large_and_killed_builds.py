@@ -206,4 +206,5 @@ def test_many_videos_need_no_more_memory_than_a_tenth_of_them(
         peaks[number] = int(result.stderr.split()[-1])
     print(f"peak resident memory in KiB: {peaks}")
     few, many = peaks.values()
-    assert many < 1.25 * few
+    # What is kept of each video: where its answers stand in the journal, its fingerprint, its records while written.
+    assert many - few < 100 * (NUM_MANY - NUM_MANY // 10)

@@ -23,7 +23,7 @@ _NUM_FRAMES = 32
 _SIDE = 16
 # A standardised picture has the energy 1; less change than this is the noise of an encoder.
 _LEAST_CHANGE = 0.005
-_VIDEOS_AT_ONCE = 128
+_VIDEOS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
