@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from longvideo_reason_data.captions import read_captions
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.dataset_filter import read_captions
 from longvideo_reason_data.drop_reasons import Reason
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filter_settings import FilterSettings, Thresholds
@@ -21,10 +21,11 @@ from longvideo_reason_data.language_model import LanguageModel
 from longvideo_reason_data.option_order import balance_options
 from longvideo_reason_data.pass_rates import Condition, PassRate
 from longvideo_reason_data.prompt_files import ANSWERING_PROMPTS, load_prompts
-from longvideo_reason_data.question_filter import Filtered, FilterModels, QuestionFilter
+from longvideo_reason_data.question_filter import FilterModels, QuestionFilter
 from longvideo_reason_data.records import QuestionRecord, read_records, write_records
 from longvideo_reason_data.response_cache import ResponseCache
 from longvideo_reason_data.videos import digest_file
+from longvideo_reason_data.word_filter import Filtered
 
 QUESTION = "Which number comes after the first ones?"
 

@@ -141,6 +141,46 @@ def test_wrong_use(server: Any, films: Path, tmp_path: Path, monkeypatch: pytest
         assert "Traceback" not in result.stderr
 
 
+WRONG_URLS = (
+    *("", "localhost:8000/v1", "ftp://host/v1", "http://", "http:///v1", "http://[", "http://[::1", "http://[zz]/v1"),
+    *("http://a b/v1", "http://host\n/v1", "http://host:99999/v1", "http://host:0/v1", "http://host:x/v1"),
+    *("http://999.1.1.1/v1", "http://\u2603.invalid/v1", "http://host/v1?key=x", "http://host/" + "x" * 70_000),
+)
+
+
+def test_an_address_that_is_none_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_text("no video")
+    for url in WRONG_URLS:
+        result = in_process(
+            *("build", "--videos", tmp_path, "--output", tmp_path / "dataset", "--model", "model", "--base-url", url)
+        )
+        failed(result, 2, "not an address of a server; expected http://HOST:PORT/v1")
+        assert len(result.stderr.splitlines()) == 1
+        assert len(result.stderr) < 250
+        assert not (tmp_path / "dataset").exists()
+
+
+def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_text("no video")
+    url = "http://user:s3cret@host/v1"
+    result = in_process(
+        *("build", "--videos", tmp_path, "--output", tmp_path / "dataset", "--model", "model", "--base-url", url)
+    )
+    failed(result, 2, "put the key into OPENAI_API_KEY")
+    assert "s3cret" not in result.stderr
+
+
+def test_an_empty_key_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "film.mp4").write_text("no video")
+    monkeypatch.setenv("OPENAI_API_KEY", " ")
+    result = in_process(
+        *("build", "--videos", tmp_path, "--output", tmp_path / "dataset", "--model", "model"),
+        *("--base-url", "http://127.0.0.1:9/v1"),
+    )
+    failed(result, 2, "OPENAI_API_KEY is empty; set it to a key, or unset it")
+    assert not (tmp_path / "dataset").exists()
+
+
 def test_wrong_datasets(tmp_path: Path) -> None:
     failed(command("check", tmp_path / "none"), 2, "no such folder")
     failed(in_process("check", tmp_path), 2, "no such records file")

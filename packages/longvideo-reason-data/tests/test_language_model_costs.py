@@ -20,6 +20,7 @@ from scripted_server import DROPPED, LOST, ScriptedServer
 from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.ledger import Ledger
 from longvideo_reason_data.model_requests import Outcome, Picture, Request
 from longvideo_reason_data.pipeline import build
 from longvideo_reason_data.prices import TokenPrice, TokenUsage
@@ -145,6 +146,33 @@ def test_a_killed_client_asks_nothing_twice_and_keeps_the_limit(server: Any, tmp
     responses = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len({response["key"] for response in responses}) == len(responses) == 40
     assert sum(response["prompt_tokens"] for response in responses) == ledger.usage.prompt_tokens
+
+
+def test_a_call_that_was_under_way_counts_when_its_model_is_named_no_more(server: Any, tmp_path: Path) -> None:
+    dear_price = TokenPrice(prompt=Decimal(7), completion=Decimal(29))
+    with Ledger(path=tmp_path / "calls.jsonl", prices={"captioner": dear_price}) as ledger:
+        ledger.start(key="0" * 64, model="captioner", attempt=1, most_prompt=9000, most_completion=1000)
+    under_way = dear_price.most_cost(9000, 1000)
+    one = PRICE.most_cost(request().most_prompt_tokens(0), 512)
+    (reply,), ledger = ask(server, tmp_path, request(), price=PRICE, max_cost=under_way + one / 2)
+    assert (reply.outcome, ledger.most_cost, server.bodies) == (Outcome.OVER_BUDGET, under_way, [])
+    (reply,), ledger = ask(server, tmp_path, request(), price=PRICE, max_cost=under_way + one)
+    assert reply.outcome is Outcome.ANSWERED
+    assert ledger.unconfirmed_cost == under_way
+
+
+def test_a_call_made_without_a_price_counts_at_the_dearest_that_is_known(tmp_path: Path) -> None:
+    with Ledger(path=tmp_path / "calls.jsonl") as ledger:
+        for number in range(2):
+            started = ledger.start(key="0" * 64, model="x", attempt=1, most_prompt=9000, most_completion=1000)
+            if number:
+                usage = TokenUsage(prompt_tokens=1000, completion_tokens=10)
+                ledger.end(started, Outcome.ANSWERED, usage, is_confirmed=True, latency_seconds=1)
+        assert ledger.most_cost == 0
+    prices = {"a": TokenPrice(prompt=Decimal(3), completion=Decimal(5)), "b": PRICE}
+    with Ledger(path=tmp_path / "calls.jsonl", prices=prices) as ledger:
+        assert ledger.unconfirmed_cost == Decimal("0.032")
+        assert ledger.cost == Decimal("0.00305")
 
 
 def test_a_build_stops_at_its_limit_and_goes_on_with_a_higher_one(

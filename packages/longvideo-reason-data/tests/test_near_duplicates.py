@@ -29,6 +29,7 @@ from longvideo_reason_data.video_fingerprint import (
     SAME_FOOTAGE,
     Fingerprint,
     compare_footage,
+    find_footage,
     find_same_footage,
     fingerprint_video,
 )
@@ -163,6 +164,27 @@ def test_still_footage_is_compared_by_its_picture(tmp_path: Path) -> None:
     assert alike[1] == 0
     assert find_same_footage({}) == {}
     assert compare_footage([], [still]).shape == (0, 1)
+
+
+def test_the_same_footage_is_found_among_very_many_videos() -> None:
+    generator = np.random.default_rng(0)
+
+    def unlike() -> Fingerprint:
+        change, still = generator.normal(size=8192), generator.normal(size=256)
+        return Fingerprint(
+            change=(change / np.linalg.norm(change)).astype(np.float16),
+            still=(still / np.linalg.norm(still)).astype(np.float16),
+        )
+
+    prints = {f"{number:03}": unlike() for number in range(300)}
+    same = {"150": "007", "151": "150", "299": "007", "298": "297", "020": "019"}
+    for name, other in same.items():
+        prints[name] = prints[other]
+    assert find_same_footage(prints) == {**same, "151": "007"}
+    known = [*(unlike() for _ in range(200)), prints["200"], prints["297"]]
+    found = find_footage(prints, known)
+    assert {name: place for name, (place, _) in found.items()} == {"200": 200, "297": 201, "298": 201}
+    assert all(likeness == pytest.approx(1, abs=1e-3) for _, likeness in found.values())
 
 
 # Benchmarks.

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from longvideo_reason_data.build_settings import BuildSettings, QuestionSettings, SkillQuotas
+from longvideo_reason_data.build_settings import BuildSettings, Engine, QuestionSettings, SkillQuotas
+from longvideo_reason_data.dataset_filter import filter_folder
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.pipeline import Engine, build
+from longvideo_reason_data.filter_settings import FilterSettings
+from longvideo_reason_data.pass_rates import Condition
+from longvideo_reason_data.pipeline import build
+from longvideo_reason_data.question_filter import FilterModels
 
 MakeVideo = Callable[..., Path]
 SETTINGS = BuildSettings(
@@ -18,6 +22,10 @@ SETTINGS = BuildSettings(
     first_wait_seconds=0.01,
     num_attempts=2,
     questions=QuestionSettings(quotas=SkillQuotas(temporal=2, goal=0, spatial=0, plot=0)),
+)
+
+FILTERS = FilterSettings(
+    conditions=(Condition.BLIND, Condition.FULL, Condition.CAPTIONS), num_samples=2, num_full_frames=4
 )
 
 
@@ -62,12 +70,32 @@ def test_two_workers_make_the_same_dataset(cluster: Any, server: Any, make_video
     assert server.most_parallel == 2
     assert Counter(map(json.dumps, server.bodies)).total() == 2 * num_local
 
+    def filtered(name: str, engine: Engine) -> dict[str, Any]:
+        manifest = filter_folder(
+            tmp_path / name,
+            base_url=server.base_url,
+            models=FilterModels(answerer="model"),
+            settings=FILTERS,
+            client=SETTINGS,
+            engine=engine,
+        )
+        return {"hash": manifest["dataset_hash"], **json.loads((tmp_path / name / "filters.json").read_text())}
+
+    server.delay_seconds = 0
+    report = filtered("local", "local")
+    assert filtered("ray", "ray") == report
+    assert report["kept"] == report["input"] == 8
+    assert set(report["pass_rates"]) == {"blind", "full", "captions"}
+    num_asked = len(server.bodies)
+    assert num_asked == 2 * (num_local + 8 * 3 * FILTERS.num_samples)
+    assert filtered("local", "ray") == report  # from the journal, without a word to the server
+
     # What one engine was paid for the other goes on with, without a word to the server.
     for shard in (tmp_path / "ray" / "shards").iterdir():
         shard.unlink()
     again = run("ray", "local")
     assert again["dataset_hash"] == local["dataset_hash"]
-    assert (again["calls"]["made"], len(server.bodies)) == (0, 2 * num_local)
+    assert (again["calls"]["made"], len(server.bodies)) == (0, num_asked)
     for shard in (tmp_path / "local" / "shards").iterdir():
         shard.unlink()
     assert run("local", "ray")["calls"]["made"] == 0

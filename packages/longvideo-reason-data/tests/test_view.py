@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from longvideo_reason_data.cli import main
+from longvideo_reason_data.pass_rates import Condition, PassRate
 from longvideo_reason_data.records import Interval, QuestionRecord, Skill, Split, write_records
 from longvideo_reason_data.view.contents import difficulty_of
 from longvideo_reason_data.view.page import render_page, write_page
@@ -84,8 +85,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(300)
         ],
     )
-    filtered = [{"question_id": "question-x", "reason": "blind_passed", "detail": "right in 8 of 8 answers"}]
-    write_records(folder / "unfiltered.parquet", [*records, make_record(7, question_id="question-x", question="Why?")])
+    filtered = [
+        {"question_id": "question-x", "reason": "blind_passed", "detail": "right in 8 of 8 answers"},
+        {"question_id": "question-y", "reason": "too_easy", "detail": "right in 8 of 8 rollouts"},
+    ]
+    all_lost = {"video_path": "videos/film-lost.mp4", "video_digest": "f" * 64}
+    write_records(
+        folder / "unfiltered.parquet",
+        [
+            *records,
+            make_record(7, question_id="question-x", question="Why?"),
+            make_record(8, question_id="question-y", question="How?", **all_lost),
+        ],
+    )
     (folder / "filters.json").write_text(json.dumps({"items": filtered}))
     (folder / "manifest.json").write_text(json.dumps({"stages": {"videos": {"input": 31, "kept": 30, "dropped": {}}}}))
     return folder
@@ -123,9 +135,10 @@ def test_the_page_holds_every_item_and_nothing_gets_out_of_the_data(page, datase
     data = json.loads(elements.scripts[0])
     assert [item["id"] for item in data["questions"]] == [f"question-{number:05d}" for number in range(NUM_QUESTIONS)]
     assert data["questions"][-1]["question"] == ATTACK
-    assert len(data["videos"]) == NUM_VIDEOS
-    assert all(len(video["segments"]) == 10 for video in data["videos"])
-    assert len(data["dropped"]) == 301
+    assert len(data["videos"]) == NUM_VIDEOS + 1
+    assert data["counts"]["videos"] == NUM_VIDEOS
+    assert [len(video["segments"]) for video in data["videos"]] == [10] * NUM_VIDEOS + [0]
+    assert len(data["dropped"]) == 302
     assert data["manifest"]["stages"]["videos"]["kept"] == 30
 
 
@@ -254,6 +267,25 @@ def test_a_browser_shows_what_a_filter_took_out(browse, page):
     assert "<h2>Why?</h2>" in dom
     assert "right in 8 of 8 answers" in dom
     assert "videos/film-07.mp4" in dom
+    dom = browse(page, "view=dropped&reason=too_easy")  # of a video about which no question was kept
+    assert num_found(dom) == 1
+    assert "<h2>How?</h2>" in dom
+    assert "videos/film-lost.mp4" in dom
+    assert 'class="timeline"' in dom
+
+
+def test_a_browser_sums_up_how_models_answered(browse, tmp_path):
+    def rate(condition: Condition, num_right: int, num_unanswered: int) -> PassRate:
+        counts = {"num_asked": 8, "num_right": num_right, "num_unanswered": num_unanswered}
+        return PassRate(condition=condition, model="seer", **counts)
+
+    rates = (rate(Condition.BLIND, 2, 0), rate(Condition.FULL, 7, 1))
+    write_records(tmp_path / "records.parquet", [make_record(number, pass_rates=rates) for number in range(4)])
+    write_page(tmp_path, tmp_path / "page.html")
+    dom = browse(tmp_path / "page.html", "view=about")
+    assert "25 % of 32 right</td>" in dom
+    assert "88 % of 32 right, 13 % without a choice</td>" in dom
+    assert "[object" not in dom
 
 
 def test_a_browser_shows_how_models_answered(browse, tmp_path):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.build_settings import BuildSettings, Engine
 from longvideo_reason_data.dataset_folder import MANIFEST_NAME
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.filter_command import print_filtered
@@ -21,7 +21,7 @@ def build(
     model: str,
     captioner: str | None = None,
     prompts: Path | None = None,
-    engine: Literal["local", "ray"] = "local",
+    engine: Engine = "local",
     filter: Literal["answers", "none"] = "answers",  # noqa: A002 - the name of the option
     judge: str | None = None,
     policy: str | None = None,
@@ -54,8 +54,8 @@ def build(
         captioner: Name of the model that sees the pictures; the same when not given.
         prompts: Folder with prompts (caption.md, question.md, rewrite.md, answer.md, …) to be used in place of the
             built-in ones.
-        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; videos must have
-            the same paths on all its machines.
+        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; videos and the
+            output must have the same paths on all its machines.
         filter: "answers" has each question answered by the captioner and keeps those that need their video; "none"
             keeps all, for instance to run longvideo-data filter with another model.
         judge: Name of another model than the captioner, for instance the reasoner; it compares open answers and
@@ -105,6 +105,7 @@ def build(
         benchmarks=benchmarks,
         prompts_folder=prompts,
         seed=settings.seed,
+        engine=engine,
     )
     print_filtered(output, manifest)
 

@@ -11,6 +11,9 @@ from longvideo_reason_data.records import NonEmpty, Skill
 from longvideo_reason_data.scenes import SceneSettings
 from longvideo_reason_data.splits import SplitFractions
 
+Engine = Literal["local", "ray"]
+"""Where videos are read and questions put together: in this process, or by Ray Data on a cluster."""
+
 
 class CaptionSettings(BaseModel):
     """How segments are shown to the captioner.

@@ -7,15 +7,19 @@ side. A segment that can't be described is left out with its reason, and the cha
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from pathlib import Path
 
-from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longvideo_reason_data.build_settings import CaptionSettings
-from longvideo_reason_data.model_requests import Asks, Outcome, Picture, Request
+from longvideo_reason_data.dataset_folder import SEGMENTS_NAME
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.model_requests import Asks, Outcome, Request
 from longvideo_reason_data.prompt_files import Prompts
+from longvideo_reason_data.records import describe_invalid
 from longvideo_reason_data.segments import Segment, frames_in_segment
 from longvideo_reason_data.subtitles import Cue, speech_between
+from longvideo_reason_data.video_pictures import VideoPictures
 from longvideo_reason_data.videos import VideoFile
 
 _NOTHING_BEFORE = "(nothing: this is the beginning)"
@@ -73,7 +77,9 @@ async def caption_segments(
     lost: list[LostSegment] = []
     digest = await asyncio.to_thread(lambda: video.content_digest)
     for segment in segments:
-        pictures = _pictures(video, digest, frames_in_segment(video, segment, num_frames=settings.num_frames), settings)
+        # Of each segment anew, so that the pictures of an hour aren't kept.
+        shown = VideoPictures(video, digest, max_side=settings.max_side, jpeg_quality=settings.jpeg_quality)
+        pictures = shown.pictures(frames_in_segment(video, segment, num_frames=settings.num_frames))
         speech = speech_between(cues, segment.start_seconds, segment.end_seconds)
         text = prompts.fill(
             "caption",
@@ -101,22 +107,34 @@ async def caption_segments(
     return captions, lost
 
 
-def _pictures(video: VideoFile, digest: str, indices: Sequence[int], settings: CaptionSettings) -> tuple[Picture, ...]:
-    """Make the pictures of a segment; all of them are decoded together when the first one is needed."""
-    jpegs: dict[int, bytes] = {}
+def read_captions(dataset: Path) -> dict[str, list[str]]:
+    """Read what a build wrote about the segments of its videos, as one line each by the digest of the video.
 
-    def load(index: int) -> bytes:
-        if index not in jpegs:
-            for place, frame in zip(indices, video.read(indices), strict=True):
-                image = Image.fromarray(frame)
-                image.thumbnail((settings.max_side, settings.max_side))
-                buffer = BytesIO()
-                image.save(buffer, format="JPEG", quality=settings.jpeg_quality)
-                jpegs[place] = buffer.getvalue()
-        return jpegs[index]
+    Raises:
+        DataError: When the file is damaged.
+    """
+    path = dataset / SEGMENTS_NAME
+    lines: dict[str, list[tuple[float, str]]] = {}
+    if not path.exists():
+        return {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            segment = _DescribedSegment.model_validate_json(line)
+            said = f' Said: "{segment.speech}"' if segment.speech else ""
+            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
+            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
+    except ValidationError as error:
+        raise DataError(f"{path}: {describe_invalid(error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error})") from error
+    return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
 
-    def loader(index: int) -> Callable[[], bytes]:
-        return lambda: load(index)
 
-    shown = f"decoder {video.decoder}, side {settings.max_side}, quality {settings.jpeg_quality}"
-    return tuple(Picture(identity=f"video {digest}, frame {index}, {shown}", load=loader(index)) for index in indices)
+class _DescribedSegment(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    video_digest: str
+    start_seconds: float
+    end_seconds: float
+    caption: str
+    speech: str = ""

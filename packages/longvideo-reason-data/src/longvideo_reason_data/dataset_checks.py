@@ -6,12 +6,16 @@ what they answered when the dataset was filtered is summed up.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from longvideo_reason_data.benchmarks import read_benchmark
+from longvideo_reason_data.dataset_folder import read_decoder
+from longvideo_reason_data.decoders.base import DecoderName
 from longvideo_reason_data.decontamination import find_contamination
-from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filters import check_question
 from longvideo_reason_data.near_duplicates import find_repeated_questions
 from longvideo_reason_data.option_hygiene import find_shortcuts
@@ -20,6 +24,8 @@ from longvideo_reason_data.records import QuestionRecord, resolve_video
 from longvideo_reason_data.timeline.dataset import HASTY_SOURCE
 from longvideo_reason_data.video_fingerprint import Fingerprint, find_same_footage, fingerprint_video
 from longvideo_reason_data.videos import VideoFile
+
+_NUM_READERS = 4  # videos looked at side by side
 
 
 def check_questions(records: Sequence[QuestionRecord]) -> list[str]:
@@ -50,10 +56,11 @@ def check_footage(folder: Path, records: Sequence[QuestionRecord], benchmarks: S
         One line per problem; videos that can't be read are for `check_dataset` to report.
 
     Raises:
-        UsageError: When a benchmark isn't one.
+        UsageError: When a benchmark isn't one, or the dataset's decoder isn't installed.
+        DataError: When the manifest can't be read.
     """
     known = [read_benchmark(path) for path in benchmarks]
-    fingerprints = fingerprint_records(folder, records)
+    fingerprints = fingerprint_records(folder, records, decoder=read_decoder(folder))
     same = find_same_footage(fingerprints)
     splits: defaultdict[str, set[str]] = defaultdict(set)
     paths: dict[str, str] = {}
@@ -79,16 +86,32 @@ def check_footage(folder: Path, records: Sequence[QuestionRecord], benchmarks: S
     return problems
 
 
-def fingerprint_records(folder: Path, records: Iterable[QuestionRecord]) -> dict[str, Fingerprint]:
-    """Compute the fingerprints of a dataset's videos by digest; those that can't be read are left out."""
+def fingerprint_records(
+    folder: Path, records: Iterable[QuestionRecord], *, decoder: DecoderName
+) -> dict[str, Fingerprint]:
+    """Compute the fingerprints of a dataset's videos by digest; those that can't be read are left out.
+
+    Raises:
+        UsageError: When the decoder isn't installed.
+    """
     videos = {record.video_digest: record for record in records}
-    found: dict[str, Fingerprint] = {}
-    for digest, record in videos.items():
-        try:
-            found[digest] = fingerprint_video(VideoFile.open(resolve_video(folder, record)))
-        except DataError:
-            continue
-    return found
+    with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="fingerprints") as threads:
+        made = threads.map(partial(fingerprint_record, folder, decoder), videos.values())
+        return {digest: found for digest, found in zip(videos, made, strict=True) if found is not None}
+
+
+def fingerprint_record(folder: Path, decoder: DecoderName, record: QuestionRecord) -> Fingerprint | None:
+    """Compute the fingerprint of the video of a record; None when it can't be read.
+
+    Raises:
+        UsageError: When the decoder isn't installed.
+    """
+    try:
+        return fingerprint_video(VideoFile.open(resolve_video(folder, record), decoder=decoder))
+    except UsageError:
+        raise
+    except DataError:
+        return None
 
 
 def describe_pass_rates(records: Iterable[QuestionRecord]) -> Mapping[str, Mapping[str, Any]]:

@@ -7,44 +7,44 @@ next run starts from it. So filtering twice is filtering once, and filtering wit
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
 from longvideo_reason_data.atomic_files import write_text_atomic
-from longvideo_reason_data.benchmarks import read_benchmark
+from longvideo_reason_data.benchmarks import Benchmark, read_benchmark
 from longvideo_reason_data.build_plan import digest_json
 from longvideo_reason_data.build_progress import BuildProgress
-from longvideo_reason_data.client_session import Spent, open_session
+from longvideo_reason_data.build_settings import Engine
+from longvideo_reason_data.captions import read_captions
+from longvideo_reason_data.client_session import ClientSession, Spent, open_session
 from longvideo_reason_data.client_settings import ClientSettings
 from longvideo_reason_data.dataset_checks import describe_pass_rates
-from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, SEGMENTS_NAME, hash_records, read_dataset
+from longvideo_reason_data.dataset_folder import (
+    MANIFEST_NAME,
+    RECORDS_NAME,
+    hash_records,
+    read_dataset,
+    read_decoder,
+    read_manifest,
+)
+from longvideo_reason_data.decoders.base import decoder_version
 from longvideo_reason_data.drop_reasons import Reason, Verdict
-from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filter_settings import FilterSettings
+from longvideo_reason_data.model_requests import Asks
 from longvideo_reason_data.option_order import balance_options
 from longvideo_reason_data.prices import TokenPrice
 from longvideo_reason_data.prompt_files import ANSWERING_PROMPTS, load_prompts
-from longvideo_reason_data.question_filter import DroppedQuestion, Filtered, FilterModels, QuestionFilter
-from longvideo_reason_data.records import QuestionRecord, describe_invalid, read_records, write_records
+from longvideo_reason_data.question_filter import FilterModels, QuestionFilter
+from longvideo_reason_data.records import QuestionRecord, read_records, write_records
 from longvideo_reason_data.videos import digest_file
+from longvideo_reason_data.word_filter import DroppedQuestion, Filtered
 
 UNFILTERED_NAME = "unfiltered.parquet"
 REPORT_NAME = "filters.json"
-
-
-class _DescribedSegment(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    video_digest: str
-    start_seconds: float
-    end_seconds: float
-    caption: str
-    speech: str = ""
 
 
 def filter_folder(
@@ -58,6 +58,7 @@ def filter_folder(
     benchmarks: Sequence[Path] = (),
     prompts_folder: Path | None = None,
     seed: int = 0,
+    engine: Engine = "local",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Filter a dataset in place.
@@ -72,6 +73,7 @@ def filter_folder(
         benchmarks: Files with questions or videos that must not be in it.
         prompts_folder: Prompts to be used in place of this package's.
         seed: Decides the order of options when letters are balanced again.
+        engine: Where videos are read and answers counted: in this process, or by Ray Data on a cluster.
         console: Where progress is shown; standard error when not given.
 
     Returns:
@@ -85,41 +87,74 @@ def filter_folder(
     if prices is None:
         prices = client.prices(models.answerer, models.judge, models.policy)
     records = read_everything(dataset)
+    decoder = read_decoder(dataset)
+    tools = {"decoder": decoder_version(decoder)}
     known = [read_benchmark(path) for path in benchmarks]
     prompts = load_prompts(prompts_folder, ANSWERING_PROMPTS)
-    with BuildProgress(console) as progress, open_session(base_url, dataset, client, prices) as session:
+    captions = read_captions(dataset)
+    with BuildProgress(console) as progress:
         advance = progress.start_filtering(len(records))
 
-        def on_question() -> None:
-            advance()
-            progress.show_spent(session.spent())
+        def make_filter(asked: Asks) -> QuestionFilter:
+            return QuestionFilter(
+                client=asked,
+                models=models,
+                prompts=prompts,
+                settings=settings,
+                captions=captions,
+                decoder=decoder,
+                on_question=advance,
+                num_videos_at_once=client.num_parallel,
+            )
 
-        async def run() -> Filtered:
-            async with session.model:
-                asking = QuestionFilter(
-                    client=session.model,
-                    models=models,
-                    prompts=prompts,
-                    settings=settings,
-                    captions=read_captions(dataset),
-                    on_question=on_question,
-                    num_videos_at_once=client.num_parallel,
-                )
-                return await asking.run(dataset, records, known)
+        if engine == "ray":
+            from longvideo_reason_data.ray_engine import filter_on_cluster
 
-        filtered = asyncio.run(run())
-        spent = session.spent()
+            filtered, spent = filter_on_cluster(
+                make_filter,
+                dataset,
+                records,
+                known,
+                base_url=base_url,
+                settings=client,
+                prices=prices,
+                on_spent=progress.show_spent,
+            )
+        else:
+            with open_session(base_url, dataset, client, prices) as session:
+                filtered = asyncio.run(_filter_here(make_filter, dataset, records, known, session, progress))
+                spent = session.spent()
     shaped_by = {
         "models": asdict(models),
         "settings": settings.model_dump(mode="json"),
         "prompts": prompts.digest_of(),
         "benchmarks": [digest_file(path) for path in benchmarks],
         "seed": seed,
+        "decoder": decoder,
     }
     digests = {"input_digest": hash_records(_unmeasured(records)), "config_digest": digest_json(shaped_by)}
     return write_filtered(
-        dataset, filtered, models=models, settings=settings, seed=seed, spent=spent, stage_digests=digests
+        dataset, filtered, models=models, settings=settings, seed=seed, spent=spent, stage_digests=digests, tools=tools
     )
+
+
+async def _filter_here(
+    make_filter: Callable[[Asks], QuestionFilter],
+    dataset: Path,
+    records: Sequence[QuestionRecord],
+    benchmarks: Sequence[Benchmark],
+    session: ClientSession,
+    progress: BuildProgress,
+) -> Filtered:
+    async with session.model:
+        asking = make_filter(session.model)
+        advance = asking.on_question
+
+        def on_question() -> None:
+            advance()
+            progress.show_spent(session.spent())
+
+        return await replace(asking, on_question=on_question).run(dataset, records, benchmarks)
 
 
 def _unmeasured(records: Sequence[QuestionRecord]) -> list[QuestionRecord]:
@@ -136,32 +171,9 @@ def read_everything(dataset: Path) -> list[QuestionRecord]:
     """
     records = {record.question_id: record for record in read_dataset(dataset)}
     # A build that was run again has written another manifest, and what was filtered before concerns it no more.
-    if "filter" in _read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
+    if "filter" in read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
         records |= {record.question_id: record for record in read_records(dataset / UNFILTERED_NAME)}
     return [records[question_id] for question_id in sorted(records)]
-
-
-def read_captions(dataset: Path) -> dict[str, list[str]]:
-    """Read what a build wrote about the segments of its videos, as one line each by the digest of the video.
-
-    Raises:
-        DataError: When the file is damaged.
-    """
-    path = dataset / SEGMENTS_NAME
-    lines: dict[str, list[tuple[float, str]]] = {}
-    if not path.exists():
-        return {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            segment = _DescribedSegment.model_validate_json(line)
-            said = f' Said: "{segment.speech}"' if segment.speech else ""
-            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
-            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
-    except ValidationError as error:
-        raise DataError(f"{path}: {describe_invalid(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
-    return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
 
 
 def write_filtered(
@@ -173,6 +185,7 @@ def write_filtered(
     seed: int,
     spent: Spent,
     stage_digests: Mapping[str, str],
+    tools: Mapping[str, str],
 ) -> dict[str, Any]:
     """Put the right answers of what is kept on all letters alike, and write everything down.
 
@@ -193,6 +206,7 @@ def write_filtered(
         "dropped": dict(sorted(Counter(str(item.verdict.reason) for item in dropped).items())),
         "models": asdict(models),
         "settings": settings.model_dump(mode="json"),
+        "tools": dict(tools),
         "pass_rates": describe_pass_rates(kept),
         "pass_rates_unfiltered": describe_pass_rates(everything),
         "decontamination": filtered.decontamination.as_json(),
@@ -205,7 +219,7 @@ def write_filtered(
             for item in dropped
         ],
     }
-    manifest = _with_filter(_read_manifest(dataset), kept, {**report, **stage_digests}, spent)
+    manifest = _with_filter(read_manifest(dataset), kept, {**report, **stage_digests}, spent)
     # In this order a kill loses no question: the first file has them all, and counts as soon as the second is there.
     write_records(dataset / UNFILTERED_NAME, sorted(everything, key=lambda record: record.question_id))
     write_text_atomic(dataset / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
@@ -232,7 +246,7 @@ def _with_filter(
         "dataset_hash": hash_records(kept),
         "filter": {
             **{name: report[name] for name in ("input_digest", "config_digest", "input", "kept", "dropped")},
-            **{name: report[name] for name in ("models", "settings", "pass_rates")},
+            **{name: report[name] for name in ("models", "settings", "tools", "pass_rates")},
             "calls": calls,
         },
     }
@@ -251,14 +265,3 @@ def _replace_calls(total: Mapping[str, Any], before: Mapping[str, Any], now: Map
         **{name: total.get(name, 0) - before.get(name, 0) + now[name] for name in ("made", "cached")},
         "failed": _replaced(total.get("failed", {}), before.get("failed", {}), now["failed"]),
     }
-
-
-def _read_manifest(dataset: Path) -> dict[str, Any]:
-    """Read the manifest; a dataset without one, or with an unreadable one, starts a new one."""
-    try:
-        content: object = json.loads((dataset / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{dataset / MANIFEST_NAME}: not readable as JSON ({error}); restore or remove it") from error
-    return cast(dict[str, Any], content) if isinstance(content, dict) else {}

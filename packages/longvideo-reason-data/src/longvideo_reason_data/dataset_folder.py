@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from longvideo_reason_data.answers import LETTERS
+from longvideo_reason_data.decoders.base import DecoderName
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records import NUM_OPTIONS, QuestionRecord, Split, read_records, resolve_video
 from longvideo_reason_data.videos import VideoFile
@@ -73,6 +74,38 @@ def read_dataset(folder: Path) -> list[QuestionRecord]:
     return read_records(folder / RECORDS_NAME)
 
 
+def read_decoder(folder: Path) -> DecoderName:
+    """Read which decoder a dataset was built with; the default one for a dataset that no build made.
+
+    Raises:
+        UsageError: When it is one that this version doesn't know.
+        DataError: When the manifest can't be read.
+    """
+    settings = read_manifest(folder).get("settings", {})
+    name = settings.get("decoder", DecoderName.PYAV) if isinstance(settings, dict) else None
+    if name not in set(DecoderName):
+        raise UsageError(f"{folder / MANIFEST_NAME}: decoder is {name!r}, expected one of {', '.join(DecoderName)}")
+    return DecoderName(name)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a dataset; empty for a dataset without one.
+
+    Raises:
+        DataError: When it can't be read.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); restore or remove it") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object; restore or remove it")
+    return cast(dict[str, Any], content)
+
+
 def check_dataset(folder: Path, benchmarks: Sequence[Path] = ()) -> list[str]:
     """Hold a dataset to its rules.
 
@@ -85,7 +118,7 @@ def check_dataset(folder: Path, benchmarks: Sequence[Path] = ()) -> list[str]:
 
     Raises:
         UsageError: When the folder is missing or holds no dataset of this version.
-        DataError: When the records can't be read at all.
+        DataError: When the records or the manifest can't be read at all.
     """
     from longvideo_reason_data.dataset_checks import check_footage, check_questions
 
@@ -181,16 +214,8 @@ def _check_letters(records: Sequence[QuestionRecord]) -> list[str]:
 
 def _check_manifest(folder: Path, records: Sequence[QuestionRecord]) -> list[str]:
     """Compare the manifest, when there is one, with the records."""
-    path = folder / MANIFEST_NAME
-    if not path.exists():
-        return []
-    try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return [f"{path}: not readable as JSON ({error})"]
-    if not isinstance(content, dict):
-        return [f"{path}: expected an object"]
-    stated = cast(dict[str, Any], content).get("dataset_hash")
+    stated = read_manifest(folder).get("dataset_hash")
     if stated is not None and stated != hash_records(records):
+        path = folder / MANIFEST_NAME
         return [f"{path}: its dataset_hash isn't that of the records; one of the two is from another build"]
     return []

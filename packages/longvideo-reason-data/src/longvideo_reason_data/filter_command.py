@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from longvideo_reason_data.build_settings import Engine
 from longvideo_reason_data.client_settings import ClientSettings
 from longvideo_reason_data.filter_settings import FilterSettings
 
@@ -19,6 +20,7 @@ def filter_dataset(
     benchmarks: tuple[Path, ...] = (),
     prompts: Path | None = None,
     seed: int = 0,
+    engine: Engine = "local",
     client: Annotated[ClientSettings, tyro.conf.arg(name="")] = ClientSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[FilterSettings, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
 ) -> None:
@@ -43,6 +45,8 @@ def filter_dataset(
         benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
         prompts: Folder with prompts (answer.md, same_answer.md, support.md) to be used in place of the built-in ones.
         seed: Decides the order of options when letters are balanced again.
+        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; the dataset must
+            have the same path on all its machines.
         client: How the server is asked, and what may be spent on this dataset.
         settings: Further settings.
     """
@@ -56,6 +60,7 @@ def filter_dataset(
         benchmarks=benchmarks,
         prompts_folder=prompts,
         seed=seed,
+        engine=engine,
         client=client,
         settings=settings,
     )

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.journal import Journal
 from longvideo_reason_data.model_requests import Outcome
-from longvideo_reason_data.prices import Amount, Count, TokenPrice, TokenUsage
+from longvideo_reason_data.prices import Amount, Count, TokenPrice, TokenUsage, dearest_price
 from longvideo_reason_data.response_cache import ResponseCache, StoredResponse
 
 
@@ -35,6 +35,7 @@ class CallStarted(BaseModel):
         attempt: How often this request was sent in this run, from 1.
         most_prompt_tokens: Bound on the tokens that it reads.
         most_completion_tokens: Bound on the tokens that it writes.
+        price: What the model's tokens cost then, if that was known; a later run may not name the model at all.
         time: When, in seconds since 1970.
     """
 
@@ -47,6 +48,7 @@ class CallStarted(BaseModel):
     attempt: int
     most_prompt_tokens: Count
     most_completion_tokens: Count
+    price: TokenPrice | None = None
     time: float
 
 
@@ -81,7 +83,8 @@ class Ledger:
 
     Attributes:
         path: The ledger's file, made when it doesn't exist.
-        prices: Price of each model; models without one have no cost.
+        prices: Price of each model; models without one have no cost. Calls of earlier runs keep the price that they
+            were made at; one that had none and whose model isn't among these counts at the dearest of them.
         num_made: Answers that the server gave in this run.
         num_cached: Answers of this run taken from the journal, or shared with an equal request under way.
         num_failed: Attempts of this run without an answer, by outcome.
@@ -141,6 +144,7 @@ class Ledger:
             attempt=attempt,
             most_prompt_tokens=most_prompt,
             most_completion_tokens=most_completion,
+            price=self.prices.get(model),
             time=round(time.time(), 3),
         )
         self._write(started)
@@ -151,13 +155,12 @@ class Ledger:
         self, started: CallStarted, outcome: Outcome, usage: TokenUsage, *, is_confirmed: bool, latency_seconds: float
     ) -> None:
         """Write down how a call ended."""
-        price = self.prices.get(started.model)
         ended = CallEnded(
             call=started.call,
             outcome=outcome,
             usage=usage,
             is_confirmed=is_confirmed,
-            cost=price.cost(usage) if price else None,
+            cost=started.price.cost(usage) if started.price else None,
             latency_seconds=round(latency_seconds, 4),
         )
         self._write(ended)
@@ -172,9 +175,8 @@ class Ledger:
         for started in list(self._open.values()):
             stored = cache.get(started.key)
             if stored is not None and stored.call == started.call:
-                price = self.prices.get(started.model)
                 usage = usage_of(stored)
-                cost = price.cost(usage) if price else None
+                cost = started.price.cost(usage) if started.price else None
                 ended = CallEnded(
                     call=started.call, outcome=Outcome.ANSWERED, usage=usage, cost=cost, latency_seconds=0
                 )
@@ -208,11 +210,16 @@ class Ledger:
         if ended.is_confirmed:
             self.num_unconfirmed -= 1
             self.unconfirmed_cost -= self._most_cost(started)
-            price = self.prices.get(started.model)
+            price = self._price_of(started)
             self.cost += ended.cost if ended.cost is not None else price.cost(ended.usage) if price else 0
 
     def _most_cost(self, started: CallStarted) -> Decimal:
-        return self.most_cost_of(started.model, started.most_prompt_tokens, started.most_completion_tokens)
+        price = self._price_of(started)
+        return price.most_cost(started.most_prompt_tokens, started.most_completion_tokens) if price else Decimal(0)
+
+    def _price_of(self, started: CallStarted) -> TokenPrice | None:
+        """The price of a call: that of its time, else today's of its model, else the dearest of today's."""
+        return started.price or self.prices.get(started.model) or dearest_price(self.prices.values())
 
 
 def usage_of(stored: StoredResponse) -> TokenUsage:

@@ -80,17 +80,29 @@ class ModelServer:
         return True
 
 
+def check_access(base_url: str) -> None:
+    """Find out without a word to the server whether the address and the key can be ones.
+
+    Raises:
+        UsageError: When one of them can't.
+    """
+    _check_address(base_url)
+    _read_key()
+
+
 def _check_address(base_url: str) -> None:
     try:
         parts = urlsplit(base_url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        httpx2.URL(base_url)  # whoever sends the requests has to understand it too
+    except (ValueError, httpx2.InvalidURL):
         is_address = False
     else:
         if parts.username or parts.password:
             raise UsageError(f"--base-url: the address holds a password; put the key into {API_KEY_VARIABLE}")
-    if not is_address:
-        raise UsageError(f"--base-url {base_url}: not an address of a server; expected http://HOST:PORT/v1")
+        is_address = is_address and not parts.query and not parts.fragment
+    if not is_address or not base_url.isprintable() or set(base_url) & set(" \\"):
+        raise UsageError(f"--base-url {base_url[:100]!r}: not an address of a server; expected http://HOST:PORT/v1")
 
 
 def _read_key() -> str:

@@ -58,17 +58,20 @@ def similar_pairs(sets: Sequence[frozenset[str]], *, at_least: float) -> list[Si
     Returns:
         Pairs in ascending order of their places.
     """
-    buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     # Equal sets are compared once: a dataset may ask the same of a thousand videos.
     places: defaultdict[frozenset[str], list[int]] = defaultdict(list)
     for place, members in enumerate(sets):
         if members:
             places[members].append(place)
     distinct = list(places)
-    for number, members in enumerate(distinct):
-        for band, rows in enumerate(_signature(members).reshape(_NUM_BANDS, _ROWS)):
-            buckets[band, rows.tobytes()].append(number)
-    candidates = {pair for group in buckets.values() for pair in itertools.combinations(group, 2)}
+    signatures = np.array([_signature(members) for members in distinct]).reshape(-1, _NUM_BANDS, _ROWS)
+    candidates: set[tuple[int, int]] = set()
+    for band in range(_NUM_BANDS):  # the buckets of one band at a time are in memory
+        buckets: defaultdict[bytes, list[int]] = defaultdict(list)
+        for number, rows in enumerate(signatures[:, band]):
+            buckets[rows.tobytes()].append(number)
+        for group in buckets.values():
+            candidates.update(itertools.combinations(group, 2))
     found: list[SimilarPair] = []
     for one, other in candidates:
         alike = likeness(distinct[one], distinct[other])
@@ -112,13 +115,13 @@ def find_repeated_questions(
     return repeated
 
 
-def _signature(members: frozenset[str]) -> NDArray[np.uint64]:
-    """Compute a MinHash signature: uint64 [bands · rows]."""
+def _signature(members: frozenset[str]) -> NDArray[np.uint32]:
+    """Compute a MinHash signature: uint32 [bands · rows]."""
     hashed = np.array(
         [int.from_bytes(hashlib.blake2b(member.encode(), digest_size=8).digest()) for member in sorted(members)],
         dtype=np.uint64,
     )
-    return ((hashed[:, None] * _FACTORS + _TERMS) >> np.uint64(32)).min(axis=0)
+    return ((hashed[:, None] * _FACTORS + _TERMS) >> np.uint64(32)).min(axis=0).astype(np.uint32)
 
 
 def _answer_of(record: QuestionRecord) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -20,7 +20,7 @@ from longvideo_reason_data.assembly import assemble
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.build_plan import BuildPlan, digest_json
 from longvideo_reason_data.build_progress import BuildProgress
-from longvideo_reason_data.build_settings import BuildSettings
+from longvideo_reason_data.build_settings import BuildSettings, Engine
 from longvideo_reason_data.client_session import Spent
 from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, RESPONSES_NAME, SHARDS_NAME
 from longvideo_reason_data.decoders.base import decoder_version
@@ -28,6 +28,7 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import make_dropped
 from longvideo_reason_data.local_engine import generate_here
 from longvideo_reason_data.manifest import Accounts, make_manifest
+from longvideo_reason_data.model_server import check_access
 from longvideo_reason_data.prompt_files import load_prompts
 from longvideo_reason_data.records import check_version
 from longvideo_reason_data.response_cache import ResponseCache
@@ -35,8 +36,6 @@ from longvideo_reason_data.scenes import detector_version
 from longvideo_reason_data.shards import Dropped, ShardFolder
 from longvideo_reason_data.sources import SourceVideo, place_video, probe_source
 from longvideo_reason_data.videos import find_videos
-
-Engine = Literal["local", "ray"]
 
 _NUM_PROBES = 4  # files looked at side by side
 
@@ -75,6 +74,7 @@ def build(
     """
     settings = settings or BuildSettings()
     settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
+    check_access(base_url)
     plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
     tools = {"decoder": decoder_version(settings.decoder)}
     if settings.segments == "scenes":

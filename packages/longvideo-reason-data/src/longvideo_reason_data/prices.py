@@ -3,6 +3,7 @@
 Prices are the user's to give; none is known here, because they change and differ between servers.
 """
 
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Annotated
 
@@ -71,3 +72,13 @@ class TokenPrice(BaseModel):
         """Bound the price of a call from bounds of its tokens, whichever of them the server has at hand."""
         dearest = max(self.prompt, self.cached_prompt or self.prompt)
         return (prompt_tokens * dearest + completion_tokens * self.completion) / _PRICED_TOKENS
+
+
+def dearest_price(prices: Collection[TokenPrice]) -> TokenPrice | None:
+    """Give a price that none of some prices exceeds for any tokens; None when there are none."""
+    if not prices:
+        return None
+    return TokenPrice(
+        prompt=max(price.most_cost(_PRICED_TOKENS, 0) for price in prices),
+        completion=max(price.completion for price in prices),
+    )

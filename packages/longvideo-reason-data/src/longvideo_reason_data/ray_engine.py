@@ -1,106 +1,41 @@
-"""Running the stages of a build on a Ray cluster: Ray Data hands out the videos, one actor asks the server.
+"""Running the stages of a build on a Ray cluster: reading files, decoding frames, and checking and filtering questions.
 
-Reading files, decoding frames and checking questions go wherever the cluster has a free processor, one task per video.
-The client of the server and its journal live in a single actor beside this process, so that limits, costs and "nothing
-is paid twice" hold for the cluster as they do for one machine, and a build may go on with the other engine. The paths
-of the videos must mean the same on every machine; nothing else is shared. `ray.init` finds the cluster: that of
-`RAY_ADDRESS`, else one that it starts here.
+All of it goes wherever the cluster has a free processor, one task per video; only one actor asks the server
+(`longvideo_reason_data.ray_cluster`). The paths of the videos, and for the filters that of the dataset, must mean the
+same on every machine; nothing else is shared.
 """
 
 import asyncio
-import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from longvideo_reason_data.benchmarks import Benchmark
 from longvideo_reason_data.build_plan import BuildPlan
 from longvideo_reason_data.build_progress import BuildProgress
 from longvideo_reason_data.build_settings import BuildSettings
-from longvideo_reason_data.client_session import Spent, open_session
+from longvideo_reason_data.client_session import Spent
+from longvideo_reason_data.client_settings import ClientSettings
+from longvideo_reason_data.dataset_checks import fingerprint_record
+from longvideo_reason_data.decoders.base import DecoderName
+from longvideo_reason_data.drop_reasons import Reason, Verdict
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.generation import generate
-from longvideo_reason_data.model_failures import brief
-from longvideo_reason_data.model_requests import Outcome, Picture, Reply, Request
-from longvideo_reason_data.model_server import API_KEY_VARIABLE
+from longvideo_reason_data.model_requests import Asks
+from longvideo_reason_data.prices import TokenPrice
+from longvideo_reason_data.question_filter import QuestionFilter
+from longvideo_reason_data.ray_cluster import ClusterClient, map_texts, open_client
+from longvideo_reason_data.records import QuestionRecord
 from longvideo_reason_data.shards import ShardFolder, VideoShard
 from longvideo_reason_data.sources import SourceVideo, probe_source
-
-
-class _ClientActor:
-    """The one client of the server: runs in a process of its own, holds the journal and is asked by all tasks."""
-
-    def open(self, base_url: str, output: Path, plan: BuildPlan, api_key: str | None) -> DataError | None:
-        """Take hold of journal and ledger and make the client. An error is returned, for Ray would wrap it."""
-        self._files = ExitStack()
-        if api_key is not None:  # handed over as an argument, because settings of the environment are logged
-            os.environ[API_KEY_VARIABLE] = api_key
-        try:
-            prices = plan.settings.model_prices(plan.captioner, plan.model)
-            self._session = self._files.enter_context(open_session(base_url, output, plan.settings, prices))
-        except DataError as error:
-            return error
-        return None
-
-    def is_known(self, key: str) -> bool:
-        """Say whether a request was answered before, so that its pictures needn't be made."""
-        return key in self._session.cache
-
-    async def ask(self, request: Request) -> Reply | DataError:
-        """Answer a request. An error that concerns every request is returned too."""
-        try:
-            return await self._session.model.ask(request)
-        except DataError as error:
-            return error
-
-    def spent(self) -> Spent:
-        """What was asked so far."""
-        return self._session.spent()
-
-    async def close(self) -> None:
-        """Let go of the server and of the files."""
-        await self._session.model.__aexit__(None, None, None)
-        self._files.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A picture that was made already; unlike a function it can be sent."""
-
-    jpeg: bytes
-
-    def __call__(self) -> bytes:
-        return self.jpeg
-
-
-@dataclass(frozen=True, slots=True)
-class _RemoteModel:
-    """Asks the actor."""
-
-    actor: Any
-
-    async def ask(self, request: Request) -> Reply:
-        """Answer a request.
-
-        Raises:
-            DataError: When no request at all can be answered.
-        """
-        known = await self.actor.is_known.remote(request.key)
-        try:
-            parts = [part if isinstance(part, str) else await _load(part, known) for part in request.parts]
-        except DataError as error:
-            return Reply(outcome=Outcome.DAMAGED_INPUT, text=str(error))
-        reply = await self.actor.ask.remote(replace(request, parts=tuple(parts)))
-        if isinstance(reply, DataError):
-            raise reply
-        return reply
-
-
-async def _load(picture: Picture, known: bool) -> Picture:
-    jpeg = b"" if known else await asyncio.to_thread(picture.load)
-    return Picture(identity=picture.identity, load=_Loaded(jpeg))
+from longvideo_reason_data.video_fingerprint import Fingerprint
+from longvideo_reason_data.word_filter import Filtered, MeasuredQuestion, sort_questions
 
 
 def probe_on_cluster(paths: Sequence[Path], settings: BuildSettings) -> Iterator[SourceVideo | DataError]:
@@ -112,24 +47,21 @@ def probe_on_cluster(paths: Sequence[Path], settings: BuildSettings) -> Iterator
     Raises:
         UsageError: When Ray isn't installed, or the decoder or the detector of scenes on one of the machines.
     """
-    rows = [{"place": place, "path": str(path.absolute())} for place, path in enumerate(paths)]
-    found: dict[int, SourceVideo | DataError] = {}
-    for row in _map(rows, lambda row: _probe_row(row, settings)):
-        if row["is_usage_error"]:
-            raise UsageError(row["error"])
-        found[row["place"]] = (
-            SourceVideo.model_validate_json(row["source"]) if row["source"] else DataError(row["error"])
-        )
-    yield from (found[place] for place in range(len(paths)))
+    found: dict[str, SourceVideo | DataError] = {}
+    names = [str(path.absolute()) for path in paths]
+    for text in map_texts(names, partial(_probe, settings)):
+        name, source, error = json.loads(text)
+        found[name] = SourceVideo.model_validate(source) if source else DataError(error)
+    yield from (found[name] for name in names)
 
 
-def _probe_row(row: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
+def _probe(settings: BuildSettings, name: str) -> str:
     try:
-        source = probe_source(Path(row["path"]), settings).model_dump_json()
+        return json.dumps([name, probe_source(Path(name), settings).model_dump(mode="json"), ""])
+    except UsageError:
+        raise
     except DataError as error:
-        is_usage_error = isinstance(error, UsageError)
-        return {"place": row["place"], "source": "", "error": str(error), "is_usage_error": is_usage_error}
-    return {"place": row["place"], "source": source, "error": "", "is_usage_error": False}
+        return json.dumps([name, None, str(error)])
 
 
 def generate_on_cluster(
@@ -157,70 +89,104 @@ def generate_on_cluster(
         UsageError: When Ray isn't installed, or the address is none.
         DataError: When the server is of no use, or something can't be read or written.
     """
-    ray = _start_ray()
-    # Every node has a resource of its own name; a little of this one's keeps the actor where the journal is.
-    here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
-    actor_class = ray.remote(num_cpus=0, resources=here, max_concurrency=1000)(_ClientActor)
-    actor = actor_class.remote()
-    try:
-        error = ray.get(actor.open.remote(base_url, output.absolute(), plan, os.environ.get(API_KEY_VARIABLE)))
-        if error is not None:
-            raise error
-        rows = [{"source": source.model_dump_json()} for source in sources]
-        for row in _map(rows, lambda row: _generate_row(row, plan, actor)):
-            if row["error"]:
-                raise UsageError(row["error"]) if row["exit_code"] == UsageError.exit_code else DataError(row["error"])
-            shard = VideoShard.model_validate_json(row["shard"])
+    prices = plan.settings.model_prices(plan.captioner, plan.model)
+    with open_client(base_url, output, plan.settings, prices) as client:
+        texts = [source.model_dump_json() for source in sources]
+        for text in map_texts(texts, partial(_generate, plan, client)):
+            shard = VideoShard.model_validate_json(text)
             shards.write(shard)
             progress.advance_shard(num_segments=shard.source.num_segments, num_questions=shard.num_questions)
-            on_spent(ray.get(actor.spent.remote()))
-        spent: Spent = ray.get(actor.spent.remote())
-        ray.get(actor.close.remote())
-        return spent
-    except ray.exceptions.RayError as failure:
-        raise DataError(f"the Ray cluster failed ({brief(failure)}); run again to go on") from failure
-    finally:
-        ray.kill(actor)
+            on_spent(client.spent())
+        return client.spent()
 
 
-def _generate_row(row: dict[str, Any], plan: BuildPlan, actor: object) -> dict[str, Any]:
-    """Make the shard of one video; runs on the cluster."""
-    source = SourceVideo.model_validate_json(row["source"])
-    try:
-        shard = asyncio.run(generate(source, plan, _RemoteModel(actor)))
-    except DataError as error:
-        return {"shard": "", "error": str(error), "exit_code": error.exit_code}
-    return {"shard": shard.model_dump_json(), "error": "", "exit_code": 0}
+def _generate(plan: BuildPlan, client: ClusterClient, text: str) -> str:
+    return asyncio.run(generate(SourceVideo.model_validate_json(text), plan, client)).model_dump_json()
 
 
-def _map(
-    rows: Sequence[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Apply a function to every row on the cluster, one task per row, and yield the results as they come."""
-    if not rows:
-        return
-    ray = _start_ray()
-    from ray import data
+def filter_on_cluster(
+    make_filter: Callable[[Asks], QuestionFilter],
+    dataset: Path,
+    records: Sequence[QuestionRecord],
+    benchmarks: Sequence[Benchmark],
+    *,
+    base_url: str,
+    settings: ClientSettings,
+    prices: Mapping[str, TokenPrice],
+    on_spent: Callable[[Spent], None],
+) -> tuple[Filtered, Spent]:
+    """Filter the questions of a dataset, as `QuestionFilter.run` does it in one process.
 
-    data.DataContext.get_current().enable_progress_bars = False
-    try:
-        yield from data.from_items(list(rows), override_num_blocks=len(rows)).map(function, num_cpus=1).iter_rows()
-    except ray.exceptions.RayError as failure:
-        raise DataError(f"the Ray cluster failed ({brief(failure)}); run again to go on") from failure
+    Args:
+        make_filter: Makes the filter with the client that it shall ask.
+        dataset: The dataset's folder, which all machines see.
+        records: The questions.
+        benchmarks: What must not be among them.
+        base_url: Address of the server, as this machine knows it.
+        settings: How the server is asked.
+        prices: Of the models that will be asked.
+        on_spent: Told what was asked so far, after each video.
+
+    Raises:
+        UsageError: When Ray isn't installed, or the address is none.
+        DataError: When the server is of no use, the judge can't be relied on, or something can't be read.
+    """
+    with open_client(base_url, dataset, settings, prices) as client:
+        whole = make_filter(client)
+        asyncio.run(whole.check_judge())
+        known = sort_questions(records, _fingerprint_all(dataset, records, whole.decoder), benchmarks)
+        for _ in known.dropped:
+            whole.on_question()
+        bare = replace(whole, captions={}, on_question=_do_nothing)  # what is sent holds one video's captions only
+        texts = [
+            json.dumps([[record.model_dump(mode="json") for record in group], list(whole.captions.get(digest, ()))])
+            for group in known.remaining
+            for digest in (group[0].video_digest,)
+        ]
+        measured: list[list[MeasuredQuestion]] = []
+        for text in map_texts(texts, partial(_measure, bare, dataset.absolute())):
+            measured.append([_read_measured(item) for item in json.loads(text)])
+            for _ in measured[-1]:
+                whole.on_question()
+            on_spent(client.spent())
+        return known.join(chain.from_iterable(measured)), client.spent()
 
 
-def _start_ray() -> Any:
-    try:
-        # Under `uv run`, Ray would start every worker by `uv run` too, which sets the environment up anew for each.
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        import ray
-    except ImportError as error:
-        raise UsageError("--engine ray needs Ray; install longvideo-reason-data[ray]") from error
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            place = os.environ.get("RAY_ADDRESS", "this machine")
-            raise DataError(f"no Ray cluster on {place} ({brief(error)}); check RAY_ADDRESS") from error
-    return ray
+def _measure(bare: QuestionFilter, dataset: Path, text: str) -> str:
+    fields, captions = json.loads(text)
+    records = [QuestionRecord.model_validate(record) for record in fields]
+    work = replace(bare, captions={records[0].video_digest: captions})
+    measured = asyncio.run(work.measure_video(dataset, records))
+    return json.dumps([[record.model_dump(mode="json"), verdict and asdict(verdict)] for record, verdict in measured])
+
+
+def _read_measured(item: list[dict[str, str] | None]) -> MeasuredQuestion:
+    fields, verdict = item
+    record = QuestionRecord.model_validate(fields)
+    return record, Verdict(reason=Reason(verdict["reason"]), detail=verdict["detail"]) if verdict else None
+
+
+def _fingerprint_all(dataset: Path, records: Sequence[QuestionRecord], decoder: DecoderName) -> dict[str, Fingerprint]:
+    videos = {record.video_digest: record.model_dump_json() for record in records}
+    found: dict[str, Fingerprint] = {}
+    for text in map_texts(list(videos.values()), partial(_fingerprint, dataset.absolute(), decoder)):
+        digest, change, still = json.loads(text)
+        if change:
+            found[digest] = Fingerprint(change=_unpacked(change), still=_unpacked(still))
+    return {digest: found[digest] for digest in videos if digest in found}
+
+
+def _fingerprint(dataset: Path, decoder: DecoderName, text: str) -> str:
+    record = QuestionRecord.model_validate_json(text)
+    found = fingerprint_record(dataset, decoder, record)
+    vectors = (found.change, found.still) if found else ()
+    packed = [base64.b64encode(vector.tobytes()).decode() for vector in vectors] or ["", ""]
+    return json.dumps([record.video_digest, *packed])
+
+
+def _unpacked(text: str) -> np.ndarray[tuple[int], np.dtype[np.float16]]:
+    return np.frombuffer(base64.b64decode(text), dtype=np.float16)
+
+
+def _do_nothing() -> None:
+    pass

@@ -8,7 +8,7 @@ for footage in which nothing changes is the still picture itself compared.
 A copy that was cut shorter, mirrored or framed anew isn't recognised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,21 +23,20 @@ _NUM_FRAMES = 32
 _SIDE = 16
 # A standardised picture has the energy 1; less change than this is the noise of an encoder.
 _LEAST_CHANGE = 0.005
-_ROWS_AT_ONCE = 256
-_FRAMES_AT_ONCE = 8  # a frame of a large video takes tens of megabytes
+_VIDEOS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What footage looks like.
+    """What footage looks like, in 17 kB: those of a whole dataset are in memory together.
 
     Attributes:
-        change: How it changes, unit length: float32 [frames · side · side]; all zeros when nothing changes.
-        still: The picture that all frames share, unit length: float32 [side · side].
+        change: How it changes, unit length: float16 [frames · side · side]; all zeros when nothing changes.
+        still: The picture that all frames share, unit length: float16 [side · side].
     """
 
-    change: NDArray[np.float32]
-    still: NDArray[np.float32]
+    change: NDArray[np.float16]
+    still: NDArray[np.float16]
 
 
 def fingerprint_video(video: VideoFile) -> Fingerprint:
@@ -47,9 +46,7 @@ def fingerprint_video(video: VideoFile) -> Fingerprint:
         DataError: When a frame can't be decoded.
     """
     indices = sample_frames(video, num_frames=_NUM_FRAMES)
-    pictures: list[NDArray[np.float32]] = []
-    for start in range(0, len(indices), _FRAMES_AT_ONCE):
-        pictures += [_tiny(frame) for frame in video.read(indices[start : start + _FRAMES_AT_ONCE])]
+    pictures = [_tiny(frame) for _, frame in video.frames(indices)]
     if len(pictures) < _NUM_FRAMES:  # a video of fewer frames: each stands for as long as it is shown
         pictures = [pictures[place * len(pictures) // _NUM_FRAMES] for place in range(_NUM_FRAMES)]
     return _fingerprint(np.stack(pictures))
@@ -63,8 +60,8 @@ def compare_footage(ones: Sequence[Fingerprint], others: Sequence[Fingerprint]) 
     """
     if not ones or not others:
         return np.zeros((len(ones), len(others)), dtype=np.float32)
-    change, other_change = (np.stack([print_.change for print_ in prints]) for prints in (ones, others))
-    still, other_still = (np.stack([print_.still for print_ in prints]) for prints in (ones, others))
+    change, other_change = (_stacked([print_.change for print_ in prints]) for prints in (ones, others))
+    still, other_still = (_stacked([print_.still for print_ in prints]) for prints in (ones, others))
     moves, other_moves = np.any(change, axis=1)[:, None], np.any(other_change, axis=1)[None]
     alike = np.where(moves & other_moves, change @ other_change.T, still @ other_still.T)
     return np.where(moves == other_moves, alike, np.float32(0))
@@ -81,15 +78,16 @@ def find_same_footage(fingerprints: Mapping[str, Fingerprint]) -> dict[str, str]
     """
     names = sorted(fingerprints)
     prints = [fingerprints[name] for name in names]
+    earliest: dict[int, int] = {}
+    for row, column, alike in _compare_in_blocks(prints, prints, only_earlier=True):
+        places, others = row + np.arange(alike.shape[0]), column + np.arange(alike.shape[1])
+        is_same = (alike >= SAME_FOOTAGE) & (others[None] < places[:, None])
+        for place in np.flatnonzero(is_same.any(axis=1)):
+            earliest.setdefault(row + int(place), column + int(is_same[place].argmax()))
     found: dict[str, str] = {}
-    for start in range(0, len(names), _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, len(names))
-        alike = compare_footage(prints[start:stop], prints[:stop]) >= SAME_FOOTAGE
-        for place in range(start, stop):
-            earlier = np.flatnonzero(alike[place - start, :place])
-            if len(earlier):
-                first = names[int(earlier[0])]
-                found[names[place]] = found.get(first, first)
+    for place in sorted(earliest):
+        first = names[earliest[place]]
+        found[names[place]] = found.get(first, first)
     return found
 
 
@@ -105,14 +103,30 @@ def find_footage(fingerprints: Mapping[str, Fingerprint], known: Sequence[Finger
     """
     names = list(fingerprints)
     found: dict[str, tuple[int, float]] = {}
-    for start in range(0, len(names) if known else 0, _ROWS_AT_ONCE):
-        group = names[start : start + _ROWS_AT_ONCE]
-        alike = compare_footage([fingerprints[name] for name in group], known)
-        for name, row in zip(group, alike, strict=True):
-            best = int(row.argmax())
-            if row[best] >= SAME_FOOTAGE:
-                found[name] = (best, float(row[best]))
+    for row, column, alike in _compare_in_blocks([fingerprints[name] for name in names], known):
+        for place, best in enumerate(alike.argmax(axis=1)):
+            likeness, name = float(alike[place, best]), names[row + place]
+            if likeness >= SAME_FOOTAGE and likeness > found.get(name, (0, 0.0))[1]:
+                found[name] = (column + int(best), likeness)
     return found
+
+
+def _compare_in_blocks(
+    ones: Sequence[Fingerprint], others: Sequence[Fingerprint], *, only_earlier: bool = False
+) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """Compare many with many, so that what is unpacked at a time doesn't grow with them.
+
+    Yields:
+        The first row and the first column of a block, and how alike they are; columns ascend for each row.
+    """
+    for row in range(0, len(ones), _VIDEOS_AT_ONCE):
+        for column in range(0, row + 1 if only_earlier else len(others), _VIDEOS_AT_ONCE):
+            block = compare_footage(ones[row : row + _VIDEOS_AT_ONCE], others[column : column + _VIDEOS_AT_ONCE])
+            yield row, column, block
+
+
+def _stacked(vectors: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
+    return np.stack(vectors).astype(np.float32)
 
 
 def _tiny(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -127,7 +141,10 @@ def _fingerprint(pictures: NDArray[np.float32]) -> Fingerprint:
     still = pictures.mean(axis=0)
     change = pictures - still
     least = float(np.sqrt(_LEAST_CHANGE * len(pictures)))
-    return Fingerprint(change=_unit(change, least=least).ravel(), still=_unit(still, least=1e-6).ravel())
+    return Fingerprint(
+        change=_unit(change, least=least).ravel().astype(np.float16),
+        still=_unit(still, least=1e-6).ravel().astype(np.float16),
+    )
 
 
 def _unit(values: NDArray[np.float32], *, least: float) -> NDArray[np.float32]:

@@ -52,7 +52,7 @@ class VideoPictures:
         with self._decoding:
             missing = sorted({place for place in plan if place not in self._jpegs})
             if missing and index not in self._jpegs:
-                for place, frame in zip(missing, self.video.read(missing), strict=True):
+                for place, frame in self.video.frames(missing):  # one in memory at a time
                     image = Image.fromarray(frame)
                     image.thumbnail((self._max_side, self._max_side))
                     buffer = BytesIO()

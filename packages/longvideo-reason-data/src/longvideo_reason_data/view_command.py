@@ -30,6 +30,6 @@ def view(
     path = output or dataset / VIEW_NAME
     contents = write_page(dataset, path, most_thumbnails=thumbnails)
     print(
-        f"{path}: {len(contents['questions'])} questions about {len(contents['videos'])} videos, "
+        f"{path}: {len(contents['questions'])} questions about {contents['counts']['videos']} videos, "
         f"{len(contents['dropped'])} dropped items, {path.stat().st_size / 1e6:.1f} MB"
     )

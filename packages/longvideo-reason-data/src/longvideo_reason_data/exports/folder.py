@@ -11,10 +11,9 @@ The folder is put together under another name and renamed, so a half-written one
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +21,7 @@ from pydantic import ValidationError
 
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.dataset_card import VIDEOS_LIST_NAME, list_videos, write_card
-from longvideo_reason_data.dataset_folder import MANIFEST_NAME, RECORDS_NAME, read_dataset
+from longvideo_reason_data.dataset_folder import RECORDS_NAME, read_dataset, read_manifest
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.exports.layouts import LAYOUTS, Layout, LayoutName, Row
 from longvideo_reason_data.records import QuestionRecord, Split, describe_invalid, resolve_video
@@ -69,7 +68,7 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
                 place_file(resolve_video(dataset, video), temporary / video.video_path)
         write_text_atomic(temporary / VIDEOS_LIST_NAME, "".join(json.dumps(row) + "\n" for row in list_videos(records)))
         files = {split: f"{DATA_NAME}/{split}.{layout.suffix}" for split in counts}
-        card = write_card(dataset.resolve().name, records, _read_manifest(dataset), files=files, layout=layout.name)
+        card = write_card(dataset.resolve().name, records, read_manifest(dataset), files=files, layout=layout.name)
         write_text_atomic(temporary / CARD_NAME, card)
         if output.exists():
             output.rmdir()
@@ -153,15 +152,3 @@ def _read_row(layout: Layout, path: Path, number: int, row: Row) -> QuestionReco
     if changed:
         raise DataError(f"{place} ({record.question_id}): {changed[0]} isn't that of its record; export it again")
     return record
-
-
-def _read_manifest(dataset: Path) -> Mapping[str, Any]:
-    """Read how the dataset was made, if that is known."""
-    path = dataset / MANIFEST_NAME
-    try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); restore or remove it") from error
-    return cast(dict[str, Any], content) if isinstance(content, dict) else {}

@@ -315,17 +315,21 @@ function lost(item) {
 }
 
 function about() {
-  const counts = data.counts, manifest = data.manifest;
+  const { pass_rates: answered = {}, ...counts } = data.counts, manifest = data.manifest;
   const table = (title, rows) => make("div", {}, make("h3", {}, title), make("table", {}, make("tbody", {},
     ...Object.entries(rows).map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, label(name)), make("td", {}, String(value)))))));
   const plain = Object.fromEntries(Object.entries(counts).filter(([, value]) => typeof value !== "object"));
   const tables = Object.entries(counts).filter(([, value]) => value && typeof value === "object" && Object.keys(value).length).map(([name, value]) => table(label(name), value));
+  const percent = (share) => Math.round(100 * share) + " %";
+  const rates = Object.entries(answered).map(([condition, rate]) => [condition, percent(rate.right_rate) + " of " + rate.answers.toLocaleString("en") + " right"
+    + (rate.unanswered_rate ? ", " + percent(rate.unanswered_rate) + " without a choice" : "")]);
   const reasons = {};
   for (const item of data.dropped) reasons[item.stage + ": " + label(item.reason)] = (reasons[item.stage + ": " + label(item.reason)] || 0) + 1;
   const stages = Object.entries(manifest.stages || {}).map(([name, stage]) => [name, stage.kept.toLocaleString("en") + " of " + stage.input.toLocaleString("en") + " kept"]);
   return [make("h2", {}, "What this dataset holds"), make("div", { class: "pair" }, table("In all", plain), ...tables,
+    rates.length ? table("How models answered", Object.fromEntries(rates)) : null,
     stages.length ? table("Stages", Object.fromEntries(stages)) : null,
-    data.dropped.length ? table("Dropped", reasons) : null),
+    data.dropped.length ? table("Dropped", Object.fromEntries(Object.entries(reasons).sort((one, other) => other[1] - one[1]))) : null),
     Object.keys(manifest).length ? make("details", {}, make("summary", {}, "How it was made (manifest.json)"), make("pre", { tabindex: "0" }, JSON.stringify(manifest, null, 2))) : null].filter(Boolean);
 }
 

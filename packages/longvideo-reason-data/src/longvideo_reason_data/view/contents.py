@@ -35,15 +35,17 @@ def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[QuestionRecord
         dataset: Its folder.
 
     Returns:
-        The contents of the page, and one record for each of its videos, in their order.
+        The contents of the page, and one record for each of its videos, in their order: first those that questions
+        were kept about, then those that only dropped ones are about.
 
     Raises:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When one of its files is damaged.
     """
     records = read_dataset(dataset)
+    filtered = _read_filtered(dataset)
     firsts: dict[str, QuestionRecord] = {}
-    for record in records:
+    for record in (*records, *(record for _, record in filtered if record)):
         firsts.setdefault(record.video_digest, record)
     numbers = {digest: number for number, digest in enumerate(firsts)}
     segments = _read_segments(dataset / SEGMENTS_NAME)
@@ -52,7 +54,13 @@ def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[QuestionRecord
         "counts": describe_dataset(dataset),
         "videos": [_describe_video(record, segments.get(digest, [])) for digest, record in firsts.items()],
         "questions": [_describe_question(record, numbers[record.video_digest]) for record in records],
-        "dropped": [*_read_dropped(dataset / DROPPED_NAME), *_read_filtered(dataset, numbers)],
+        "dropped": [
+            *_read_dropped(dataset / DROPPED_NAME),
+            *(
+                item | _describe_question(record, numbers[record.video_digest]) if record else item
+                for item, record in filtered
+            ),
+        ],
         "manifest": _read_object(dataset / MANIFEST_NAME),
     }
     return contents, list(firsts.values())
@@ -82,7 +90,7 @@ def _describe_video(record: QuestionRecord, segments: list[list[Any]]) -> dict[s
     }
 
 
-def _describe_question(record: QuestionRecord, video: int | None) -> dict[str, Any]:
+def _describe_question(record: QuestionRecord, video: int) -> dict[str, Any]:
     row = record.model_dump(mode="json")
     rates = cast(list[dict[str, Any]], row.get("pass_rates", []))
     return {
@@ -113,7 +121,7 @@ def _read_dropped(path: Path) -> list[dict[str, Any]]:
     return _read_lines(path, ("stage", "item", "reason", "detail"))
 
 
-def _read_filtered(dataset: Path, numbers: dict[str, int]) -> list[dict[str, Any]]:
+def _read_filtered(dataset: Path) -> list[tuple[dict[str, Any], QuestionRecord | None]]:
     """Read what a filter took out of the dataset, together with the questions themselves if they were kept."""
     path = dataset / FILTERS_NAME
     items = _read_object(path).get("items", [])
@@ -121,15 +129,13 @@ def _read_filtered(dataset: Path, numbers: dict[str, int]) -> list[dict[str, Any
     records: dict[str, QuestionRecord] = {}
     if items and unfiltered.is_file():
         records = {record.question_id: record for record in read_records(unfiltered)}
-    dropped: list[dict[str, Any]] = []
+    dropped: list[tuple[dict[str, Any], QuestionRecord | None]] = []
     for item in items:
         if not isinstance(item, dict) or not {"question_id", "reason", "detail"} <= item.keys():
             raise DataError(f"{path}: an item is {item!r}, expected question_id, reason and detail; filter again")
         known = cast(dict[str, Any], item)
         shown = {"stage": "filter", "item": known["question_id"], "reason": known["reason"], "detail": known["detail"]}
-        if record := records.get(known["question_id"]):
-            shown |= _describe_question(record, numbers.get(record.video_digest))
-        dropped.append(shown)
+        dropped.append((shown, records.get(known["question_id"])))
     return dropped
 
 
