@@ -1,10 +1,8 @@
 """Real vLLM samples what every family's policy computes, before and after an update of the weights."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from mrsp_engine.agreement import gaps_around_an_update
 from mrsp_engine.embeddings import EmbeddingStore
@@ -18,17 +16,9 @@ from mrsp_engine.tiny_families import TINY_FAMILIES, build_tiny
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=16, num_samples=4, seed=5)
 QUESTION = "Which shape left first?"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: passing work between threads costs more than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prompts_of(policy: Policy) -> list[Prompt]:

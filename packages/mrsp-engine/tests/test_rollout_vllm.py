@@ -28,6 +28,7 @@ from mrsp_engine.testing import NoiseVideo
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CountTokens = Callable[[VllmRolloutEngine], AbstractContextManager[list[int]]]
 MAX_MODEL_LEN = 224
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=24, num_samples=6, seed=5)
@@ -62,15 +63,6 @@ def engine(tiny_folder: Path, shelf: Shelf) -> Iterator[VllmRolloutEngine]:
     assert not torch.distributed.is_initialized()
     with pytest.raises(EngineError, match="closed"):
         engine.generate([], SAMPLING)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: passing work between threads costs more than the work, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
