@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from longrl.benchmark.measurement import PeakMemory, StageClock
-from longrl.benchmark.modes import MODES, STAGES, rotations
+from longrl.benchmark.modes import MODES, rotated
 from longrl.cli import main
+from mrsp_engine.planner.costs import STAGES
 
 SMALL_STEP = ["--frames", "4", "--response-tokens", "8", "--group-size", "4", "--repeats", "1", "--device", "cpu"]
 
@@ -38,6 +39,18 @@ def test_steps_are_measured_in_every_mode(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "shared is" in printed
     assert "off by" in printed
+
+
+def test_steps_that_take_too_long_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--frames", "2", "4", "--response-tokens", "2", "--group-size", "2", "--device", "cpu"]
+    arguments = ["--modes", "cached", "shared", "--repeats", "2", *sizes]
+    for minutes, num_steps in (("0", 1), ("5", 2)):
+        output = tmp_path / f"{minutes}.json"
+        assert main(["benchmark", "step", "--output", str(output), "--most-minutes", minutes, *arguments]) == 0
+        rows = json.loads(output.read_text())["rows"]
+        assert [len(row["seconds_of_repeats"]) for row in rows] == [num_steps] * 4
+        told = capsys.readouterr().err
+        assert told.count("no step 2, which would take longer than --most-minutes 0") == (2 if num_steps == 1 else 0)
 
 
 @pytest.mark.slow
@@ -98,6 +111,7 @@ def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
         (["plan", "--model", "Qwen2.5-VL-7B", "--frames", "8", "--gpu-memory", "much"], "--gpu-memory 'much'"),
         (["plan", "--model", "nothing", "--frames", "8"], "neither a folder"),
         (["benchmark", "step", "--repeats", "0"], "--repeats 0: expected 1 or more"),
+        (["benchmark", "step", "--most-minutes", "-1"], "--most-minutes -1.0: expected 0 or more"),
         (["benchmark", "step", "--output", "x.txt"], "expected a name that ends in .json"),
         (["benchmark", "step", "--device", "abacus"], "--device abacus"),
         (["benchmark", "rank", "--ranks", "2", "--rank", "2", "--device", "cpu"], "--rank 2 of --ranks 2"),
@@ -135,5 +149,6 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
 
 
 def test_modes_take_turns() -> None:
-    order = [mode for _, mode in rotations(("plain", "cached", "shared"), 2)]
-    assert order == ["plain", "cached", "shared", "cached", "shared", "plain"]
+    order = [rotated(("plain", "cached", "shared"), repeat) for repeat in range(4)]
+    assert order[:2] == [("plain", "cached", "shared"), ("cached", "shared", "plain")]
+    assert order[3] == order[0]

@@ -7,21 +7,8 @@ import pytest
 import torch
 
 from longrl.cli import main
-from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore
-
-
-def key(number: int) -> EmbeddingKey:
-    return EmbeddingKey(
-        content_digest=f"{number:064x}",
-        frame_indices=(0,),
-        timestamps=(0,),
-        height=28,
-        width=28,
-        processor_digest="p",
-        encoder_fingerprint="e",
-        dtype="float32",
-        family="f",
-    )
+from mrsp_engine.embeddings import EmbeddingStore
+from mrsp_engine.testing import numbered_key as key
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrsp_engine import logprobs, rows
+from mrsp_engine.attention.backends import Block
 from mrsp_engine.attention.torch_backends import CpuFlashBackend
 from mrsp_engine.collectives import gather_results
 from mrsp_engine.embeddings.store import EmbeddingStore
@@ -49,9 +50,8 @@ def unmerged_backward() -> Any:
     """Backward is given the block's own log-sum-exp rather than the joined one."""
     right = CpuFlashBackend.backward
 
-    def wrong(self: CpuFlashBackend, gradient: Tensor, *tensors: Tensor, **settings: Any) -> Any:
-        own = self.forward(*tensors[:3], **settings)[1]
-        return right(self, gradient, *tensors[:4], own, **settings)
+    def wrong(self: CpuFlashBackend, block: Block, gradient: Tensor, output: Tensor, _: Tensor) -> Any:
+        return right(self, block, gradient, output, self.forward(block)[1])
 
     return patch.object(CpuFlashBackend, "backward", wrong)
 

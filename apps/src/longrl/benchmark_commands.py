@@ -15,6 +15,7 @@ def step(
     group_size: int = 8,
     response_tokens: int = 64,
     repeats: int = 3,
+    most_minutes: float = 8.0,
     model: Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -37,6 +38,7 @@ def step(
         group_size: Responses per question.
         response_tokens: Tokens of every response.
         repeats: Steps of which the median is taken.
+        most_minutes: Fewer repeats of long steps, down to one, if all steps together would take longer.
         model: Folder of a checkpoint that sees; a tiny Qwen2.5-VL is built if not given.
         device: auto, cpu or cuda.
         dtype: Weights in float32 or bfloat16.
@@ -50,6 +52,7 @@ def step(
         group_size=group_size,
         response_tokens=response_tokens,
         repeats=repeats,
+        most_minutes=most_minutes,
         model=model,
         device=device,
         dtype=dtype,

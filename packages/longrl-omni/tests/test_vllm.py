@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from longrl_omni.audio import AudioFile
 from longrl_omni.tiny_tasks import make_tone, write_sound
+from mrsp_engine.agreement import gaps_around_an_update
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings
 from mrsp_engine.rollout.vllm import VllmRolloutEngine
@@ -23,32 +20,15 @@ SAMPLING = SamplingSettings(temperature=0.9, max_tokens=16, num_samples=4, seed=
 Load = Callable[..., Any]
 
 
-def gap(engine: VllmRolloutEngine, policy: Any, prompts: list[Prompt]) -> Tensor:
-    """Distance of the sampler's log-probs from the trainer's, of every token."""
-    gaps: list[Tensor] = []
-    for prompt, group in zip(prompts, engine.generate(prompts, SAMPLING), strict=True):
-        branches = [Branch(token_ids=rollout.token_ids) for rollout in group]
-        with torch.no_grad():
-            scores = score_branches(policy, prompt, branches, temperature=SAMPLING.temperature)
-        for rollout, scored in zip(group, scores.logprobs, strict=True):
-            gaps.append((torch.tensor(rollout.logprobs) - scored).abs())
-    return torch.cat(gaps)
-
-
 def check(folder: Path, policy: Any, prompts: list[Prompt]) -> None:
     engine = VllmRolloutEngine(folder, policy.store, max_model_len=256, memory_bytes=32 * 1024**2)
     try:
-        assert gap(engine, policy, prompts).max() < 1e-4
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in policy.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        assert gap(engine, policy, prompts).mean() > 1e-2  # stale weights can't pass
-        engine.update_weights(policy)
-        assert gap(engine, policy, prompts).max() < 1e-4
+        before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING)
     finally:
         engine.close()
+    assert before.max() < 1e-4
+    assert stale.mean() > 1e-2
+    assert after.max() < 1e-4
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from torch import nn
 
 from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore, StoreLimits, encoder_fingerprint
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.testing import numbered_key
 
 KEY = EmbeddingKey(
     content_digest="a" * 64,
@@ -43,35 +44,20 @@ OTHER_VALUES = {
 
 # Several processes run this: "put the entries from `first` to `last`, each a tensor filled with its number".
 WRITER = """
-import dataclasses, sys
+import sys
 from pathlib import Path
 import torch
-from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore
+from mrsp_engine.embeddings import EmbeddingStore
+from mrsp_engine.testing import numbered_key
 folder, first, last, size = Path(sys.argv[1]), *map(int, sys.argv[2:])
 store = EmbeddingStore(folder)
-base = EmbeddingKey(content_digest="x", frame_indices=(), timestamps=(), height=1, width=1, processor_digest="p",
-                    encoder_fingerprint="e", dtype="float32", family="f")
 for number in range(first, last):
-    store.put(dataclasses.replace(base, height=number), torch.full((size,), float(number)))
+    store.put(numbered_key(number), torch.full((size,), float(number)))
     print(number, flush=True)
 """
 
 
 DISK_ONLY = StoreLimits(host_bytes=0)
-
-
-def writer_key(number: int) -> EmbeddingKey:
-    return EmbeddingKey(
-        content_digest="x",
-        frame_indices=(),
-        timestamps=(),
-        height=number,
-        width=1,
-        processor_digest="p",
-        encoder_fingerprint="e",
-        dtype="float32",
-        family="f",
-    )
 
 
 def start_writer(folder: Path, first: int, last: int, size: int, *, prelude: str = "") -> "subprocess.Popen[str]":
@@ -217,7 +203,7 @@ def test_killed_writer_leaves_whole_entries_only(tmp_path: Path) -> None:
     assert store.verify() == []
     assert store.counters.encodes == entries
     for number in range(entries):
-        found = store.get(writer_key(number))
+        found = store.get(numbered_key(number))
         assert found is not None
         assert torch.equal(found, torch.full((500_000,), float(number)))
 

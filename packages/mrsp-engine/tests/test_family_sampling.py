@@ -1,36 +1,24 @@
 """Real vLLM samples what every family's policy computes, before and after an update of the weights."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
+from mrsp_engine.agreement import gaps_around_an_update
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout import SamplingSettings, require_rollouts
+from mrsp_engine.rollout import SamplingSettings
 from mrsp_engine.rollout.vllm import VllmRolloutEngine
 from mrsp_engine.testing import NoiseVideo
 from mrsp_engine.tiny_families import TINY_FAMILIES, build_tiny
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=16, num_samples=4, seed=5)
 QUESTION = "Which shape left first?"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: passing work between threads costs more than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prompts_of(policy: Policy) -> list[Prompt]:
@@ -44,19 +32,6 @@ def prompts_of(policy: Policy) -> list[Prompt]:
     return [blind, *(policy.build_prompt(QUESTION, media) for media in ([long], [short, image, short]))]
 
 
-def gap(engine: VllmRolloutEngine, policy: Policy, prompts: list[Prompt]) -> Tensor:
-    """Distance of the sampler's log-probs from the trainer's, of every token."""
-    gaps: list[Tensor] = []
-    for prompt, outcome in zip(prompts, engine.generate(prompts, SAMPLING), strict=True):
-        group = require_rollouts(outcome)
-        branches = [Branch(token_ids=rollout.token_ids) for rollout in group]
-        with torch.no_grad():
-            scores = score_branches(policy, prompt, branches, temperature=SAMPLING.temperature)
-        for rollout, scored in zip(group, scores.logprobs, strict=True):
-            gaps.append((torch.tensor(rollout.logprobs) - scored).abs())
-    return torch.cat(gaps)
-
-
 @pytest.mark.parametrize("family", sorted(TINY_FAMILIES))
 def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> None:
     build_tiny(family, tmp_path / "model")
@@ -65,14 +40,9 @@ def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> Non
     prompts = prompts_of(policy)
     engine = VllmRolloutEngine(tmp_path / "model", policy.store, max_model_len=512, memory_bytes=32 * 1024**2)
     try:
-        assert gap(engine, policy, prompts).max() < 1e-4
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in policy.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        assert gap(engine, policy, prompts).mean() > 1e-2  # stale weights can't pass
-        engine.update_weights(policy)
-        assert gap(engine, policy, prompts).max() < 1e-4
+        before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING)
     finally:
         engine.close()
+    assert before.max() < 1e-4
+    assert stale.mean() > 1e-2
+    assert after.max() < 1e-4

@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from mrsp_engine.agreement import logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout import SamplingSettings, require_rollouts
+from mrsp_engine.rollout import SamplingSettings
 from mrsp_engine.rollout.vllm import VllmRolloutEngine
 from mrsp_engine.testing import NoiseVideo, run_on_ranks
 from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
@@ -36,14 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mean_gap(policy: Policy, prompts: list[Prompt], engine: VllmRolloutEngine) -> float:
-    gaps: list[torch.Tensor] = []
-    for prompt, outcome in zip(prompts, engine.generate(prompts, SAMPLING), strict=True):
-        rollouts = require_rollouts(outcome)
-        with torch.no_grad():
-            scores = score_branches(policy, prompt, [Branch(token_ids=rollout.token_ids) for rollout in rollouts])
-        for rollout, scored in zip(rollouts, scores.logprobs, strict=True):
-            gaps.append((torch.tensor(rollout.logprobs) - scored.cpu().float()).abs())
-    return float(torch.cat(gaps).mean())
+    outcomes = engine.generate(prompts, SAMPLING)
+    return float(logprob_gaps(policy, prompts, outcomes, temperature=SAMPLING.temperature).mean())
 
 
 def sleep_and_wake(folder: str, store_folder: str, tensor_parallel_size: int) -> dict[str, Any]:

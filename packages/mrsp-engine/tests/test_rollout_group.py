@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
+from mrsp_engine.agreement import disturb_weights, logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings, require_rollouts
 from mrsp_engine.rollout.vllm import VllmRolloutEngine
@@ -44,24 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed_policy(folder: Path, store: EmbeddingStore) -> Policy:
     policy = load_policy(folder, store=store)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if "visual" not in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    policy.freeze_vision()
+    disturb_weights(policy, seed=1)
     return policy
 
 
-def gap(policy: Policy, prompts: list[Prompt], engine: VllmRolloutEngine) -> tuple[float, list[tuple[int, ...]]]:
-    worst, tokens = 0.0, []
-    for prompt, outcome in zip(prompts, engine.generate(prompts, SAMPLING), strict=True):
-        rollouts = require_rollouts(outcome)
-        tokens += [rollout.token_ids for rollout in rollouts]
-        with torch.no_grad():
-            scores = score_branches(policy, prompt, [Branch(token_ids=rollout.token_ids) for rollout in rollouts])
-        for rollout, scored in zip(rollouts, scores.logprobs, strict=True):
-            worst = max(worst, float((torch.tensor(rollout.logprobs) - scored).abs().max()))
-    return worst, tokens
+def sample(policy: Policy, prompts: list[Prompt], engine: VllmRolloutEngine) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """Draw responses: their gaps, and their tokens."""
+    groups = [require_rollouts(outcome) for outcome in engine.generate(prompts, SAMPLING)]
+    gaps = logprob_gaps(policy, prompts, groups, temperature=SAMPLING.temperature)
+    return gaps, [rollout.token_ids for group in groups for rollout in group]
 
 
 def open_engine(folder: str, store: EmbeddingStore, tensor_parallel_size: int) -> VllmRolloutEngine:
@@ -89,18 +81,24 @@ def split_over_ranks(folder: str, store_folder: str) -> dict[str, Any]:
     rows = engine._llm.apply_model(
         lambda model: model.language_model.model.layers[0].mlp.down_proj.input_size_per_partition
     )
-    start, _ = gap(policy, prompts, engine)
+    start, _ = sample(policy, prompts, engine)
     engine.sleep()
     changed = changed_policy(Path(folder), store)
     sharded = changed_policy(Path(folder), store)
     fully_shard(sharded.model)
     engine.update_weights(sharded)
-    after, tokens = gap(changed, prompts, engine)
-    stale, _ = gap(policy, prompts, engine)
+    after, tokens = sample(changed, prompts, engine)
+    stale, _ = sample(policy, prompts, engine)
     engine.close()
     alive = torch.ones(1)
     dist.all_reduce(alive)  # the trainer's group is still there
-    return {"wrong": wrong, "gaps": (start, after, stale), "tokens": tokens, "rows": rows, "alive": alive.item()}
+    return {
+        "wrong": wrong,
+        "gaps": tuple(float(gaps.max()) for gaps in (start, after, stale)),
+        "tokens": tokens,
+        "rows": rows,
+        "alive": alive.item(),
+    }
 
 
 def one_on_each_rank(folder: str, store_folder: str, message: str) -> None:
@@ -109,11 +107,11 @@ def one_on_each_rank(folder: str, store_folder: str, message: str) -> None:
     policy = load_policy(Path(folder), store=store)
     prompts = [policy.build_prompt(f"Which shape left first? {index}", []) for index in range(3 * rank)]
     engine = open_engine(folder, store, 1)
-    worst, tokens = gap(policy, prompts, engine)  # rank 0 has nothing to ask
-    assert worst < 1e-4
+    gaps, tokens = sample(policy, prompts, engine)  # rank 0 has nothing to ask
+    assert (gaps < 1e-4).all()
     assert len(tokens) == 6 * rank
     same = policy.build_prompt("Which?", [])
-    _, ours = gap(policy, [same], engine)
+    _, ours = sample(policy, [same], engine)
     everybody: list[Any] = [None, None]
     dist.all_gather_object(everybody, ours)
     assert everybody[0] != everybody[1]  # replicas draw their own numbers

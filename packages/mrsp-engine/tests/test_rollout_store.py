@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mrsp_engine.agreement import logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import Rollout, SamplingSettings, require_rollouts
 from mrsp_engine.rollout.long_media import MODEL_SUFFIX, VLLM_MODULES, allow_long_media
@@ -44,18 +43,6 @@ def prompts(policy: Policy) -> list[Prompt]:
     media = [policy.encode_video(NoiseVideo(seed=seed, frame_count=60), range(60)) for seed in (1, 2)]
     assert media[0].num_tokens == 360
     return [policy.build_prompt("Which shape left first?", [medium]) for medium in media]
-
-
-def agreement(policy: Policy, prompts: list[Prompt], groups: list[list[Rollout]]) -> float:
-    worst = 0.0
-    for prompt, group in zip(prompts, groups, strict=True):
-        with torch.no_grad():
-            scores = score_branches(
-                policy, prompt, [Branch(token_ids=rollout.token_ids) for rollout in group], temperature=0.9
-            )
-        for rollout, scored in zip(group, scores.logprobs, strict=True):
-            worst = max(worst, float((torch.tensor(rollout.logprobs) - scored).abs().max()))
-    return worst
 
 
 def test_a_medium_may_fill_the_context_whatever_vllm_expects(tiny_folder: Path, prompts: list[Prompt]) -> None:
@@ -93,7 +80,7 @@ def test_reading_the_store_gives_what_carrying_the_embeddings_gives(
         finally:
             engine.close()
     by_name, carried = results
-    assert agreement(policy, prompts, by_name) < 1e-4
+    assert logprob_gaps(policy, prompts, by_name, temperature=0.9).max() < 1e-4
     for ours, theirs in zip(by_name, carried, strict=True):
         assert [rollout.token_ids for rollout in ours] == [rollout.token_ids for rollout in theirs]
         for one, other in zip(ours, theirs, strict=True):
@@ -119,7 +106,7 @@ def test_short_of_memory_it_computes_again_and_dying_it_says_so(
         with count_tokens(engine) as counts:
             group = require_rollouts(engine.generate(prompts[:1], crowded)[0])
         assert len(group) == 6
-        assert agreement(policy, prompts[:1], [group]) < 1e-4
+        assert logprob_gaps(policy, prompts[:1], [group], temperature=0.9).max() < 1e-4
         # All would be in the middle of their responses when the memory is full: some were put off and began again.
         shared = prompts[0].length // 128 * 128
         without_loss = shared + sum(prompts[0].length - shared + len(rollout.token_ids) - 1 for rollout in group)

@@ -2,33 +2,23 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from mrsp_engine.agreement import logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import Refusal, RefusalReason, RolloutEngine, SamplingSettings, require_rollouts
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine, draw
 from mrsp_engine.testing import NoiseVideo
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLING = SamplingSettings(temperature=0.8, max_tokens=20, num_samples=5, seed=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: passing work between threads costs more than the work, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -45,12 +35,7 @@ def prompts(policy: Policy, video: NoiseVideo) -> list[Prompt]:
 def test_logprobs_are_those_of_the_trainer(engine: RolloutEngine, policy: Policy, prompts: list[Prompt]) -> None:
     groups = engine.generate(prompts, SAMPLING)
     assert [len(group) for group in groups] == [5, 5]
-    for prompt, group in zip(prompts, groups, strict=True):
-        branches = [Branch(token_ids=rollout.token_ids) for rollout in group]
-        with torch.no_grad():
-            scores = score_branches(policy, prompt, branches, temperature=0.8)
-        for rollout, scored in zip(group, scores.logprobs, strict=True):
-            assert torch.tensor(rollout.logprobs, dtype=torch.float64) == pytest.approx(scored, abs=1e-9)
+    assert logprob_gaps(policy, prompts, groups, temperature=SAMPLING.temperature).max() <= 1e-9
 
 
 def test_seed_makes_a_call_reproducible(engine: RolloutEngine, prompts: list[Prompt]) -> None:

@@ -4,14 +4,16 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from mrsp_engine.agreement import logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
@@ -26,9 +28,11 @@ from mrsp_engine.testing import NoiseVideo
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CountTokens = Callable[[VllmRolloutEngine], AbstractContextManager[list[int]]]
 MAX_MODEL_LEN = 224
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=24, num_samples=6, seed=5)
+gaps = partial(logprob_gaps, temperature=SAMPLING.temperature)
 
 
 class Shelf:
@@ -61,15 +65,6 @@ def engine(tiny_folder: Path, shelf: Shelf) -> Iterator[VllmRolloutEngine]:
         engine.generate([], SAMPLING)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: passing work between threads costs more than the work, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def trained(tiny_folder: Path, shelf: Shelf, engine: VllmRolloutEngine) -> Policy:
     """A float32 policy whose weights the engine has."""
@@ -87,20 +82,6 @@ def prompts(trained: Policy) -> list[Prompt]:
     return [*(trained.build_prompt(text, [medium]) for text in texts), trained.build_prompt("Blind?", [])]
 
 
-def gap(
-    policy: Policy, prompts: list[Prompt], outcomes: Sequence[list[Rollout] | Refusal], temperature: float = 0.9
-) -> Tensor:
-    """Distance of the sampler's log-probs from the trainer's, of every token."""
-    gaps: list[Tensor] = []
-    for prompt, group in zip(prompts, map(require_rollouts, outcomes), strict=True):
-        branches = [Branch(token_ids=rollout.token_ids) for rollout in group]
-        with torch.no_grad():
-            scores = score_branches(policy, prompt, branches, temperature=temperature)
-        for rollout, scored in zip(group, scores.logprobs, strict=True):
-            gaps.append((torch.tensor(rollout.logprobs) - scored).abs())
-    return torch.cat(gaps)
-
-
 def train_a_little(policy: Policy, prompt: Prompt, group: list[Rollout]) -> None:
     scores = score_branches(policy, prompt, [Branch(token_ids=rollout.token_ids) for rollout in group])
     torch.cat(scores.logprobs).mean().neg().backward()
@@ -114,14 +95,14 @@ def test_agrees_with_the_trainer_before_and_after_an_update(
 ) -> None:
     groups = engine.generate(prompts, SAMPLING)
     assert [len(group) for group in groups] == [6, 6, 6]
-    assert gap(trained, prompts, groups).max() < 1e-4
+    assert gaps(trained, prompts, groups).max() < 1e-4
     train_a_little(trained, prompts[0], groups[0])
     # The old weights are far from the new ones, so a stale weight or cache can't pass below.
-    assert gap(trained, prompts, groups).mean() > 1e-2
+    assert gaps(trained, prompts, groups).mean() > 1e-2
     engine.update_weights(trained)
-    assert gap(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4
+    assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4
     engine.update_weights(trained)
-    assert gap(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4
+    assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4
 
 
 def test_every_kind_of_weight_reaches_the_engine(
@@ -134,9 +115,9 @@ def test_every_kind_of_weight_reaches_the_engine(
             for name, parameter in trained.model.named_parameters():
                 if kind in name and "visual" not in name:
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-        assert gap(trained, prompts, old).mean() > 1e-4, kind
+        assert gaps(trained, prompts, old).mean() > 1e-4, kind
         engine.update_weights(trained)
-        assert gap(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4, kind
+        assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4, kind
 
 
 def test_same_seed_same_rollouts_and_the_callers_numbers_are_untouched(
@@ -169,7 +150,7 @@ def test_nucleus_logprobs_are_of_the_cut_distribution(
     sampling = dataclasses.replace(SAMPLING, top_p=0.3)
     groups = engine.generate(prompts, sampling)
     sampled = torch.cat([torch.tensor(rollout.logprobs) for group in groups for rollout in group])
-    whole = gap(trained, prompts, groups)  # cutting adds about log 1/0.3 to each
+    whole = gaps(trained, prompts, groups)  # cutting adds about log 1/0.3 to each
     assert sampled.max() <= 0
     assert torch.allclose(whole, torch.full_like(whole, 1.2), atol=0.25)
 
@@ -197,14 +178,14 @@ def test_same_embedding_with_other_timing_is_another_medium(
     slower = dataclasses.replace(medium, seconds_per_grid=medium.seconds_per_grid * 8)
     slow_prompts = [trained.build_prompt("Which shape left first?", [slower])]
     assert not torch.equal(slow_prompts[0].positions, prompts[0].positions)
-    assert gap(trained, slow_prompts, engine.generate(slow_prompts, SAMPLING)).max() < 1e-4
+    assert gaps(trained, slow_prompts, engine.generate(slow_prompts, SAMPLING)).max() < 1e-4
 
 
 def test_two_videos_in_one_prompt(engine: VllmRolloutEngine, trained: Policy) -> None:
     video = NoiseVideo()
     media = [trained.encode_video(video, [0, 1]), trained.encode_video(video, [2, 3, 4])]
     both = [trained.build_prompt("Which?", media)]
-    assert gap(trained, both, engine.generate(both, SAMPLING)).max() < 1e-4
+    assert gaps(trained, both, engine.generate(both, SAMPLING)).max() < 1e-4
 
 
 def test_refused_samples_are_accounted_for_and_the_others_are_answered(
@@ -227,7 +208,7 @@ def test_refused_samples_are_accounted_for_and_the_others_are_answered(
         RefusalReason.EMBEDDING_UNUSABLE,
         6,
     ]
-    assert gap(trained, prompts, [outcomes[0], outcomes[3], outcomes[5]]).max() < 1e-4
+    assert gaps(trained, prompts, [outcomes[0], outcomes[3], outcomes[5]]).max() < 1e-4
     with pytest.raises(EngineError, match="max_model_len"):
         require_rollouts(outcomes[1])
 
@@ -249,7 +230,7 @@ def test_an_embedding_that_leaves_the_store_fails_its_request_alone(
     assert isinstance(outcomes[1], Refusal)
     assert outcomes[1].reason == RefusalReason.SAMPLER_GAVE_UP
     assert "\n" not in outcomes[1].message
-    assert gap(trained, [prompts[0], prompts[2]], [outcomes[0], outcomes[2]]).max() < 1e-4
+    assert gaps(trained, [prompts[0], prompts[2]], [outcomes[0], outcomes[2]]).max() < 1e-4
 
 
 def test_samples_of_a_prompt_share_its_computation(

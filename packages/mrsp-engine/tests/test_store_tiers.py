@@ -1,6 +1,5 @@
 """The store's tiers and slices: budgets, what is read for some rows, and a disk that is full."""
 
-import dataclasses
 import logging
 import subprocess
 import sys
@@ -11,27 +10,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore, StoreLimits
+from mrsp_engine.embeddings import EmbeddingStore, StoreLimits
 from mrsp_engine.embeddings.entries import BLOCK_BYTES
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.testing import numbered_key as key
 
-KEY = EmbeddingKey(
-    content_digest="a" * 64,
-    frame_indices=(0, 4),
-    timestamps=(0, 160_000),
-    height=112,
-    width=140,
-    processor_digest="b" * 64,
-    encoder_fingerprint="c" * 64,
-    dtype="float32",
-    family="qwen2_5_vl",
-)
+KEY = key(0)
 ROW = 256  # numbers in a row of float32: a kibibyte
 HOST = torch.device("cpu")
-
-
-def key(number: int) -> EmbeddingKey:
-    return dataclasses.replace(KEY, height=number)
 
 
 def rows(num_rows: int, seed: int = 0) -> torch.Tensor:

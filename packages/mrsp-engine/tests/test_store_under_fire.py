@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore
+from mrsp_engine.embeddings import EmbeddingStore
+from mrsp_engine.testing import numbered_key as key
 
 NUM_PROCESSES, NUM_KILLS, NUM_KEYS = 8, 50, 12
 NUM_ROWS, ROW = 1500, 300  # two blocks
@@ -38,20 +39,6 @@ for line in sys.stdin:
         os._exit(0)
     os.write(1, f"born {child}\\n".encode())
 """
-
-
-def key(number: int) -> EmbeddingKey:
-    return EmbeddingKey(
-        content_digest=f"{number:064x}",
-        frame_indices=(0,),
-        timestamps=(0,),
-        height=28,
-        width=28,
-        processor_digest="p",
-        encoder_fingerprint="e",
-        dtype="float32",
-        family="f",
-    )
 
 
 def content(number: int) -> torch.Tensor:

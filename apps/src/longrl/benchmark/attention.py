@@ -18,7 +18,6 @@ from longrl.benchmark.measurement import (
     measure_matrix_rate,
     measure_packed_attention,
     random_heads,
-    time_interleaved,
 )
 from longrl.benchmark.ranks import open_ranks
 from longrl.errors import AppUsageError
@@ -89,15 +88,5 @@ def _measure_dense(
             query[None], key[None], value[None], is_causal=True, enable_gqa=True
         )
 
-    output = forward()
-    gradient = torch.randn_like(output)
-    seconds = time_interleaved(
-        {
-            "forward": forward,
-            "backward": lambda: torch.autograd.grad(output, (query, key, value), gradient, retain_graph=True),
-        },
-        repeats=repeats,
-        device=device,
-    )
     num_pairs = num_tokens * (num_tokens + 1) // 2
-    return AttentionRates.of(num_pairs, heads, seconds["forward"], seconds["backward"])
+    return AttentionRates.measure(forward, (query, key, value), heads, num_pairs=num_pairs, repeats=repeats)

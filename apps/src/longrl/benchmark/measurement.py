@@ -141,14 +141,33 @@ class AttentionRates:
     backward_rate: float
 
     @classmethod
-    def of(cls, num_pairs: int, heads: AttentionHeads, forward: list[float], backward: list[float]) -> "AttentionRates":
-        """From the seconds of several passes over a number of pairs."""
+    def measure(
+        cls,
+        forward: Callable[[], Tensor],
+        inputs: Sequence[Tensor],
+        heads: AttentionHeads,
+        *,
+        num_pairs: int,
+        repeats: int,
+    ) -> "AttentionRates":
+        """Time `forward`, which computes so many pairs, and the way back to its inputs."""
+        output = forward()
+        gradient = torch.randn_like(output)
+        seconds = time_interleaved(
+            {
+                "forward": forward,
+                "backward": lambda: torch.autograd.grad(output, inputs, gradient, retain_graph=True),
+            },
+            repeats=repeats,
+            device=output.device,
+        )
+        forward_seconds, backward_seconds = median(seconds["forward"]), median(seconds["backward"])
         operations = 4.0 * num_pairs * heads.query * heads.channels
         return cls(
-            forward_seconds=median(forward),
-            backward_seconds=median(backward),
-            forward_rate=operations / median(forward),
-            backward_rate=BACKWARD_PER_FORWARD * operations / median(backward),
+            forward_seconds=forward_seconds,
+            backward_seconds=backward_seconds,
+            forward_rate=operations / forward_seconds,
+            backward_rate=BACKWARD_PER_FORWARD * operations / backward_seconds,
         )
 
 
@@ -162,17 +181,9 @@ def measure_packed_attention(
     def forward() -> Tensor:
         return packed_attention(query, key, value, exchange, scale=heads.channels**-0.5, backend=backend)
 
-    output = forward()
-    gradient = torch.randn_like(output)
-    seconds = time_interleaved(
-        {
-            "forward": forward,
-            "backward": lambda: torch.autograd.grad(output, (query, key, value), gradient, retain_graph=True),
-        },
-        repeats=repeats,
-        device=device,
+    return AttentionRates.measure(
+        forward, (query, key, value), heads, num_pairs=layout.num_visible_pairs, repeats=repeats
     )
-    return AttentionRates.of(layout.num_visible_pairs, heads, seconds["forward"], seconds["backward"])
 
 
 def random_heads(

@@ -12,9 +12,9 @@ Shape legend: G responses, R tokens of a response.
 """
 
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -28,14 +28,13 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
+from mrsp_engine.planner.costs import STAGES, Mode
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import SamplingSettings, require_rollouts
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 from mrsp_engine.vision import Medium, encode_media
 
-Mode = Literal["plain", "cached", "published", "shared"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-STAGES = ("encode", "rollout", "old", "reference", "update")
 
 TEMPERATURE, CLIP, KL_COEFFICIENT, LEARNING_RATE = 1.0, 0.2, 1e-3, 1e-6
 
@@ -143,8 +142,7 @@ class _Step:
             yield
 
 
-def rotations(modes: Sequence[Mode], repeats: int) -> Iterator[tuple[int, Mode]]:
-    """Interleaved: every repeat takes all modes, each time beginning with another one."""
-    for repeat in range(repeats):
-        for place in range(len(modes)):
-            yield repeat, modes[(place + repeat) % len(modes)]
+def rotated(modes: Sequence[Mode], repeat: int) -> tuple[Mode, ...]:
+    """The modes in the order of a repeat: each repeat begins with another one."""
+    start = repeat % len(modes)
+    return (*modes[start:], *modes[:start])

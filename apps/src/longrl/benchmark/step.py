@@ -1,7 +1,8 @@
 """`longrl benchmark step`: whole steps at several numbers of frames, in every mode, one beside the other.
 
 All modes of one number of frames take turns, so that whatever else the machine does hits them alike, and medians are
-compared. Everything a figure has to be read with is written beside it.
+compared. Everything a figure has to be read with is written beside it. Long steps are repeated less often when that
+would take too long.
 """
 
 import shutil
@@ -17,13 +18,14 @@ import torch
 import torch.distributed as dist
 
 from longrl.benchmark.measurement import PeakMemory, describe_machine
-from longrl.benchmark.modes import MODES, STAGES, Mode, rotations, run_step
+from longrl.benchmark.modes import MODES, rotated, run_step
 from longrl.benchmark.plot import draw_steps
 from longrl.benchmark.predictions import describe_errors, measure_accelerator, predict_rows
 from longrl.benchmark.ranks import is_first, open_ranks, same_text, slowest
-from longrl.benchmark.workload import QUESTION, HeldVideo, Models, Workload, build_tiny, load_models
+from longrl.benchmark.workload import QUESTION, HeldVideo, Workload, build_tiny, load_models
 from longrl.errors import AppUsageError
 from longrl_trainer.durable import write_json
+from mrsp_engine.planner.costs import STAGES, Mode
 from mrsp_engine.planner.hardware import Accelerator
 from mrsp_engine.process_groups import SequenceGroup
 
@@ -40,6 +42,7 @@ class StepSettings:
         group_size: Responses G.
         response_tokens: Tokens R of each.
         repeats: Steps per mode and number of frames.
+        most_minutes: No repeat but the first is begun that would make all steps together take longer.
         model: Folder of a checkpoint; the tiny one if None.
         device: `auto`, `cpu` or `cuda`.
         dtype: Type of the weights.
@@ -51,6 +54,7 @@ class StepSettings:
     group_size: int
     response_tokens: int
     repeats: int
+    most_minutes: float
     model: Path | None
     device: str
     dtype: str
@@ -60,6 +64,8 @@ class StepSettings:
         for name in ("group_size", "response_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise AppUsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
+        if not self.most_minutes >= 0:
+            raise AppUsageError(f"--most-minutes {self.most_minutes}: expected 0 or more")
         if not self.frames or min(self.frames) < 1:
             raise AppUsageError(f"--frames {' '.join(map(str, self.frames))}: expected numbers from 1 up")
         if not self.modes or not set(self.modes) <= set(MODES):
@@ -86,7 +92,11 @@ def measure_steps(settings: StepSettings, output: Path) -> None:
                 "machine": describe_machine(device) | {"ranks": rows[0]["ranks"], "dtype": settings.dtype},
                 "model": "tiny" if settings.model is None else settings.model.name,
                 "rollout_engine": "TransformersRolloutEngine",
-                "settings": {"repeats": settings.repeats, "checkpointing": settings.checkpointing},
+                "settings": {
+                    "repeats": settings.repeats,
+                    "most_minutes": settings.most_minutes,
+                    "checkpointing": settings.checkpointing,
+                },
                 "rows": rows,
                 "ratios": ratios,
                 "rates": asdict(accelerator),
@@ -157,6 +167,7 @@ def _measure(
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
     models = load_models(folder, scratch, dtype=dtype, device=device, checkpointing=settings.checkpointing)
     rows: list[Row] = []
+    seconds_left = 60 * settings.most_minutes
     for number, frames in enumerate(sorted(settings.frames)):
         video = HeldVideo(frames)
         work = Workload(
@@ -171,29 +182,28 @@ def _measure(
         if not number:
             for mode in settings.modes:
                 run_step(work, mode)  # warms up
-        rows += _measure_frames(work, settings)
+        of_frames = _measure_frames(work, settings, seconds_left)
+        seconds_left -= sum(sum(row["seconds_of_repeats"]) for row in of_frames)
+        rows += of_frames
     return rows, measure_accelerator(models.policy, group)
 
 
-def _measure_frames(work: Workload, settings: StepSettings) -> list[Row]:
-    models: Models = work.models
-    device = models.policy.device
+def _measure_frames(work: Workload, settings: StepSettings, seconds_left: float) -> list[Row]:
     seconds: Mapping[Mode, list[list[float]]] = {mode: [] for mode in settings.modes}
     peaks: Mapping[Mode, list[int | None]] = {mode: [] for mode in settings.modes}
-    for repeat, mode in rotations(settings.modes, settings.repeats):
-        if work.group is not None:
-            dist.barrier(group=work.group.process_group)
-        memory = PeakMemory(device)
-        by_stage = run_step(work, mode)
-        peak = memory.read()
-        *of_stages, most, total = slowest(
-            [*by_stage.values(), float(peak or 0), sum(by_stage.values())], work.group, device
-        )
-        seconds[mode].append([*of_stages, total])
-        peaks[mode].append(None if peak is None else int(most))
-        if is_first(work.group):
-            print(f"{work.video.frame_count} frames, {mode}, step {repeat + 1}: {total:.2f} s", file=sys.stderr)
-    prompt = models.policy.build_prompt(QUESTION, [work.plan.reference])
+    rounds: list[float] = []  # seconds of all modes together, the same number on every rank
+    for repeat in range(settings.repeats):
+        if rounds and sum(rounds) + max(rounds) > seconds_left:
+            _tell(work, f"no step {repeat + 1}, which would take longer than --most-minutes {settings.most_minutes:g}")
+            break
+        rounds.append(0.0)
+        for mode in rotated(settings.modes, repeat):
+            of_step, peak = _measure_step(work, mode)
+            seconds[mode].append(of_step)
+            peaks[mode].append(peak)
+            rounds[-1] += of_step[-1]
+            _tell(work, f"{mode}, step {repeat + 1}: {of_step[-1]:.2f} s")
+    prompt = work.models.policy.build_prompt(QUESTION, [work.plan.reference])
     rows: list[Row] = []
     for mode in settings.modes:
         *of_stages, totals = zip(*seconds[mode], strict=True)
@@ -213,3 +223,20 @@ def _measure_frames(work: Workload, settings: StepSettings) -> list[Row]:
             }
         )
     return rows
+
+
+def _measure_step(work: Workload, mode: Mode) -> tuple[list[float], int | None]:
+    """Seconds of each stage and of the step, and the most bytes held: those of the rank with the most of each."""
+    if work.group is not None:
+        dist.barrier(group=work.group.process_group)
+    device = work.models.policy.device
+    memory = PeakMemory(device)
+    by_stage = run_step(work, mode)
+    peak = memory.read()
+    *seconds, most = slowest([*by_stage.values(), sum(by_stage.values()), float(peak or 0)], work.group, device)
+    return seconds, None if peak is None else int(most)
+
+
+def _tell(work: Workload, what: str) -> None:
+    if is_first(work.group):
+        print(f"{work.video.frame_count} frames, {what}", file=sys.stderr)

@@ -6,7 +6,7 @@ there are and that none of them is damaged. The module knows no model and keeps 
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, cast
@@ -16,11 +16,11 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Discard
 from numpy.typing import NDArray
 
 from longvideo_reason_data.containers import CONTAINER_NAMES, missing_bytes
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.media_stream import format_names, open_stream, reason_of
 from longvideo_reason_data.videos import digest_file
 
 SAMPLE_RATE = 16_000
@@ -176,35 +176,14 @@ class AudioFile:
             yield samples
 
 
-@contextmanager
-def _open_audio(path: Path) -> Generator[tuple[InputContainer, AudioStream]]:
-    """Open the main sound of a file, with every other stream left unread."""
-    if not path.is_file():
-        raise UsageError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected an audio file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; expected an audio file")
-    try:
-        container = av.open(str(path.absolute()), mode="r", metadata_errors="ignore")
-    except (av.FFmpegError, OSError, UnicodeError) as error:
-        missing = missing_bytes(path)
-        if missing:
-            raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again") from error
-        raise DataError(f"{path}: not an audio file, or damaged beyond reading ({_reason(error)})") from error
-    with container:
-        stream = container.streams.best("audio")
-        if not isinstance(stream, AudioStream):
-            kinds = sorted({other.type for other in container.streams}) or ["nothing"]
-            raise DataError(f"{path}: it holds {' and '.join(kinds)} only; expected a file with sound")
-        if not (CONTAINER_NAMES | AUDIO_CONTAINER_NAMES) & _format_names(container):
-            raise DataError(
-                f"{path}: not an audio file (it looks like {container.format.name!r}); expected a recording"
-            )
-        for other in container.streams:
-            if other.index != stream.index:
-                other.discard = Discard.all
-        # Left to itself a decoder fills what it can't read with silence.
-        stream.codec_context.options = {"err_detect": "explode"}
-        yield container, stream
+def _open_audio(path: Path) -> AbstractContextManager[tuple[InputContainer, AudioStream]]:
+    """Open the main sound of a file."""
+    return open_stream(path, "an audio file", CONTAINER_NAMES | AUDIO_CONTAINER_NAMES, _main_stream)
+
+
+def _main_stream(container: InputContainer) -> AudioStream | None:
+    stream = container.streams.best("audio")
+    return stream if isinstance(stream, AudioStream) else None
 
 
 def _decode(path: Path, sample_rate: int) -> Generator[NDArray[np.float32]]:
@@ -222,7 +201,7 @@ def _decode(path: Path, sample_rate: int) -> Generator[NDArray[np.float32]]:
             for part in resampler.resample(None):
                 yield _samples(path, part)
         except (av.FFmpegError, ValueError) as error:
-            raise DataError(f"{path}: damaged {seconds:.2f} seconds after its start ({_reason(error)})") from error
+            raise DataError(f"{path}: damaged {seconds:.2f} seconds after its start ({reason_of(error)})") from error
 
 
 def _samples(path: Path, frame: av.AudioFrame) -> NDArray[np.float32]:
@@ -245,14 +224,6 @@ def _missing_wave_bytes(path: Path) -> int:
 
 def _declared_seconds(container: InputContainer, stream: AudioStream) -> float:
     """Length by the header; 0 where headers don't say, or only estimate it."""
-    if stream.duration is None or stream.time_base is None or not _NAMES_WITH_LENGTH & _format_names(container):
+    if stream.duration is None or stream.time_base is None or not _NAMES_WITH_LENGTH & format_names(container):
         return 0.0
     return float(stream.duration * stream.time_base)
-
-
-def _format_names(container: InputContainer) -> set[str]:
-    return set(container.format.name.split(","))
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -6,8 +6,8 @@ carry no presentation times (some AVI) are decoded once from end to end; they ca
 The file is opened once. Nothing here judges whether the pictures make sense.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import dropwhile
@@ -18,14 +18,15 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from longvideo_reason_data.containers import CONTAINER_NAMES, missing_bytes
-from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.media_stream import open_stream, reason_of
 
 # Rows of the display matrix as quarter turns and mirrors: (a, b, c, d) with x' = a x + c y and y' = b x + d y.
 Orientation = tuple[int, int, int, int]
@@ -74,38 +75,14 @@ class VideoIndex:
     has_leading_frames: bool
 
 
-@contextmanager
-def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
+def open_video(path: Path) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
     """Open the main video stream of a file, with every other stream left unread.
 
     Raises:
         UsageError: When there is no such file.
         DataError: When it is empty, no video, or has sound only.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a video file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; expected a video file")
-    try:
-        container = av.open(str(path.absolute()), mode="r", metadata_errors="ignore")
-    except (av.FFmpegError, OSError, UnicodeError) as error:
-        missing = missing_bytes(path)
-        if missing:
-            raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again") from error
-        raise DataError(f"{path}: not a video file, or damaged beyond reading ({_reason(error)})") from error
-    with container:
-        stream = _main_stream(container)
-        if stream is None:
-            kinds = sorted({other.type for other in container.streams}) or ["nothing"]
-            raise DataError(f"{path}: it holds {' and '.join(kinds)} only; expected a file with a video stream")
-        if not CONTAINER_NAMES & set(container.format.name.split(",")):
-            raise DataError(f"{path}: not a video file (it looks like {container.format.name!r}); expected a video")
-        for other in container.streams:
-            if other.index != stream.index:
-                other.discard = Discard.all
-        # Left to itself a decoder paints over what it can't read, mostly with the neighbouring frame.
-        stream.codec_context.options = {"err_detect": "explode"}
-        yield container, stream
+    return open_stream(path, "a video file", CONTAINER_NAMES, _main_stream)
 
 
 def index_video(path: Path) -> VideoIndex:
@@ -238,7 +215,7 @@ class _Walk:
                     self._note(packet)
         except av.FFmpegError as error:
             raise DataError(
-                f"{self._path}: damaged, its packets can't be read to the end ({_reason(error)})"
+                f"{self._path}: damaged, its packets can't be read to the end ({reason_of(error)})"
             ) from error
         if self._num_packets == 0:
             raise DataError(f"{self._path}: truncated or empty, its video stream holds no frames")
@@ -254,7 +231,7 @@ class _Walk:
         try:
             self.first_frame = next(iter(packet.decode()), None)
         except av.FFmpegError as error:
-            self.first_error = self.first_error or _reason(error)
+            self.first_error = self.first_error or reason_of(error)
 
     def _note(self, packet: "av.Packet[VideoStream]") -> None:
         self.has_key_frames = self.has_key_frames or packet.is_keyframe
@@ -285,10 +262,5 @@ def _decode_times(path: Path, has_key_frames: bool) -> NDArray[np.int64]:
                     time = frame.pts if frame.pts is not None else frame.dts
                     times.append(time if time is not None else (times[-1] + 1 if times else 0))
         except av.FFmpegError as error:
-            raise DataError(f"{path}: damaged, frame {len(times)} can't be decoded ({_reason(error)})") from error
+            raise DataError(f"{path}: damaged, frame {len(times)} can't be decoded ({reason_of(error)})") from error
     return np.maximum.accumulate(np.array(times, dtype=np.int64))
-
-
-def _reason(error: Exception) -> str:
-    """Name an error of the library in a few words."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

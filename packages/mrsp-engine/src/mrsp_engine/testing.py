@@ -1,4 +1,4 @@
-"""Tools for tests of exactness: several ranks on one machine, norms that keep float64, and a video of noise.
+"""Tools for tests: several ranks on one machine, norms that keep float64, a video of noise, keys of no video.
 
 Meant for this package's tests and for those of packages that bring a family or an attention of their own.
 """
@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from mrsp_engine.embeddings.key import EmbeddingKey
 from mrsp_engine.rank_processes import RankError, Ranks, run_on_ranks
 
-__all__ = ["NoiseVideo", "RankError", "Ranks", "run_on_ranks", "use_exact_norms"]
+__all__ = ["NoiseVideo", "RankError", "Ranks", "numbered_key", "run_on_ranks", "use_exact_norms"]
 
 
 def use_exact_norms(model: nn.Module) -> None:
@@ -35,6 +36,21 @@ def _epsilon(norm: nn.Module) -> float:
         if hasattr(norm, name):
             return float(getattr(norm, name))
     raise ValueError(f"{type(norm).__name__} has no epsilon under a known name")
+
+
+def numbered_key(number: int) -> EmbeddingKey:
+    """A key for a store's tests, another one for every number."""
+    return EmbeddingKey(
+        content_digest=f"{number:064x}",
+        frame_indices=(0, 4),
+        timestamps=(0, 160_000),
+        height=112,
+        width=140,
+        processor_digest="p",
+        encoder_fingerprint="e",
+        dtype="float32",
+        family="f",
+    )
 
 
 class NoiseVideo:

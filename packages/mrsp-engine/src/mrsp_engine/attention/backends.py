@@ -9,6 +9,7 @@ the tensors at hand the one with the highest preference is used, unless one is n
 Shape legend: K key heads, N query heads per key head, Q queries, T keys, C head channels.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Protocol, cast
@@ -19,9 +20,34 @@ from mrsp_engine.errors import EngineUsageError
 
 ENTRY_POINT_GROUP = "mrsp_engine.attention"
 
+Part = tuple[Tensor, Tensor]
+"""What a block makes of its queries: output [K, N, Q, C] and log-sum-exp [K, N, Q]."""
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""Those of query, key and value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Queries and the keys and values they see.
+
+    Attributes:
+        query: [K, N, Q, C].
+        key: [K, T, C].
+        value: [K, T, C].
+        causal: Whether a query sees only the keys up to its own; then queries and keys are the same tokens.
+        scale: Factor of the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    causal: bool
+    scale: float
+
 
 class AttentionBackend(Protocol):
-    """Forward and backward of one block. A causal block is square: queries and keys are the same tokens."""
+    """Forward and backward of one block."""
 
     @property
     def preference(self) -> int:
@@ -32,25 +58,12 @@ class AttentionBackend(Protocol):
         """Why tensors like this (device, dtype, channels) can't be computed here; None if they can."""
         ...
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Take query [K, N, Q, C], key and value [K, T, C]; return output [K, N, Q, C], log-sum-exp [K, N, Q]."""
+    def forward(self, block: Block) -> Part:
+        """The block's own output and log-sum-exp."""
         ...
 
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        logsumexp: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of query [K, N, Q, C], key and value [K, T, C]."""
+    def backward(self, block: Block, gradient: Tensor, output: Tensor, logsumexp: Tensor) -> Gradients:
+        """The block's part of the gradients, given `gradient`, `output` and `logsumexp` of the joined result."""
         ...
 
 

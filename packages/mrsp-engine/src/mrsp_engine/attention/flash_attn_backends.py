@@ -1,158 +1,108 @@
 """The flash-attn packages as backends, where they are installed: version 2, and version 3 for Hopper.
 
 Both know grouped heads and take tokens before heads. Their differentiable functions can't be given a joined
-log-sum-exp, hence the two operators below them, which each package registers with torch when it is imported.
+log-sum-exp, hence the two operators below them, which each package registers with torch when it is imported. The
+packages differ in what these are told beside the tensors.
 
 Shape legend: K key heads, N query heads per key head, Q queries, T keys, C head channels.
 """
 
 import importlib
 import importlib.util
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-MOST_CHANNELS = 256
+from mrsp_engine.attention.backends import Block, Gradients, Part
+from mrsp_engine.attention.torch_backends import flash_refusal
+
+Settings = dict[str, Any]
 
 
-def _refusal(query: Tensor, module: str, capability: int) -> str | None:
-    """Refuse for a package that needs devices of this major compute capability or later."""
-    if query.device.type != "cuda":
-        return f"computes on CUDA devices, not on {query.device.type}"
-    if importlib.util.find_spec(module) is None:
-        return f"needs the package that provides {module}, which is not installed"
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"computes in float16 and bfloat16, not in {query.dtype}"
-    if query.shape[-1] % 8 or query.shape[-1] > MOST_CHANNELS:
-        return f"takes heads of a multiple of 8 up to {MOST_CHANNELS} channels, not {query.shape[-1]}"
-    if torch.cuda.get_device_capability(query.device)[0] < capability:
-        return f"needs a device of compute capability {capability}.0 or later"
-    return None
-
-
-class FlashAttention2Backend:
-    """flash-attn 2: Ampere and later."""
-
-    preference = 30
-    module = "flash_attn.flash_attn_interface"
+class _FlashAttentionBackend(ABC):
+    package: ClassVar[str]
+    module: ClassVar[str]
+    capability: ClassVar[int]
 
     def refusal(self, query: Tensor) -> str | None:
         """See `AttentionBackend.refusal`."""
-        return _refusal(query, "flash_attn", 8)
+        reason = flash_refusal(query, capability=self.capability)
+        if reason is None and importlib.util.find_spec(self.package) is None:
+            reason = f"needs the package that provides {self.package}, which is not installed"
+        return reason
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, block: Block) -> Part:
         """See `AttentionBackend.forward`."""
         operators: Any = importlib.import_module(self.module)
-        output, logsumexp, *_ = operators._flash_attn_forward(
-            _tokens_first(query),
-            _tokens_first(key[:, None]),
-            _tokens_first(value[:, None]),
-            0.0,
-            scale,
-            causal=causal,
-            window_size_left=-1,
-            window_size_right=-1,
-            softcap=0.0,
-            alibi_slopes=None,
-            return_softmax=False,
-        )
+        output, logsumexp, *_ = operators._flash_attn_forward(*_tensors(block), **self._forward_settings(block))
         return cast(Tensor, output).transpose(1, 2), cast(Tensor, logsumexp)
 
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        logsumexp: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, block: Block, gradient: Tensor, output: Tensor, logsumexp: Tensor) -> Gradients:
         """See `AttentionBackend.backward`."""
         operators: Any = importlib.import_module(self.module)
-        queries, keys, values = _tokens_first(query), _tokens_first(key[:, None]), _tokens_first(value[:, None])
-        of_query, of_key, of_value = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+        tensors = _tensors(block)
+        of_query, of_key, of_value = map(torch.empty_like, tensors)
         operators._flash_attn_backward(
             _tokens_first(gradient),
-            queries,
-            keys,
-            values,
-            _tokens_first(output),
-            logsumexp.contiguous(),
-            of_query,
-            of_key,
-            of_value,
-            0.0,
-            scale,
-            causal,
-            -1,
-            -1,
-            0.0,
-            None,
-            False,
-        )
-        return of_query.transpose(1, 2), of_key.squeeze(2), of_value.squeeze(2)
-
-
-class FlashAttention3Backend:
-    """flash-attn 3: Hopper."""
-
-    preference = 40
-    module = "flash_attn_interface"
-
-    def refusal(self, query: Tensor) -> str | None:
-        """See `AttentionBackend.refusal`."""
-        return _refusal(query, self.module, 9)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """See `AttentionBackend.forward`."""
-        operators: Any = importlib.import_module(self.module)
-        output, logsumexp, *_ = operators._flash_attn_forward(
-            _tokens_first(query),
-            _tokens_first(key[:, None]),
-            _tokens_first(value[:, None]),
-            softmax_scale=scale,
-            causal=causal,
-        )
-        return cast(Tensor, output).transpose(1, 2), cast(Tensor, logsumexp)
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        logsumexp: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `AttentionBackend.backward`."""
-        operators: Any = importlib.import_module(self.module)
-        queries, keys, values = _tokens_first(query), _tokens_first(key[:, None]), _tokens_first(value[:, None])
-        of_query, of_key, of_value = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
-        operators._flash_attn_backward(
-            _tokens_first(gradient),
-            queries,
-            keys,
-            values,
+            *tensors,
             _tokens_first(output),
             logsumexp.contiguous(),
             dq=of_query,
             dk=of_key,
             dv=of_value,
-            softmax_scale=scale,
-            is_causal=causal,
+            **self._backward_settings(block),
         )
         return of_query.transpose(1, 2), of_key.squeeze(2), of_value.squeeze(2)
+
+    @abstractmethod
+    def _forward_settings(self, block: Block) -> Settings: ...
+
+    @abstractmethod
+    def _backward_settings(self, block: Block) -> Settings: ...
+
+
+class FlashAttention2Backend(_FlashAttentionBackend):
+    """flash-attn 2: Ampere and later."""
+
+    preference = 30
+    package, module, capability = "flash_attn", "flash_attn.flash_attn_interface", 8
+
+    def _forward_settings(self, block: Block) -> Settings:
+        return self._settings(block) | {"return_softmax": False}
+
+    def _backward_settings(self, block: Block) -> Settings:
+        return self._settings(block) | {"deterministic": False}
+
+    @staticmethod
+    def _settings(block: Block) -> Settings:
+        return {
+            "dropout_p": 0.0,
+            "softmax_scale": block.scale,
+            "causal": block.causal,
+            "window_size_left": -1,
+            "window_size_right": -1,
+            "softcap": 0.0,
+            "alibi_slopes": None,
+        }
+
+
+class FlashAttention3Backend(_FlashAttentionBackend):
+    """flash-attn 3: Hopper."""
+
+    preference = 40
+    package, module, capability = "flash_attn_interface", "flash_attn_interface", 9
+
+    def _forward_settings(self, block: Block) -> Settings:
+        return {"softmax_scale": block.scale, "causal": block.causal}
+
+    def _backward_settings(self, block: Block) -> Settings:
+        return {"softmax_scale": block.scale, "is_causal": block.causal}
+
+
+def _tensors(block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    return _tokens_first(block.query), _tokens_first(block.key[:, None]), _tokens_first(block.value[:, None])
 
 
 def _tokens_first(tensor: Tensor) -> Tensor:

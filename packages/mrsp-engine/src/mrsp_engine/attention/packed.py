@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mrsp_engine.attention.backends import AttentionBackend
+from mrsp_engine.attention.backends import AttentionBackend, Block
 from mrsp_engine.attention.exchange import Calls, KeyValueExchange
-from mrsp_engine.layout import TokenRange
+from mrsp_engine.layout import AttentionCall, TokenRange
 
 
 def packed_attention(
@@ -66,13 +66,7 @@ class _PackedAttention(torch.autograd.Function):
         def visit(keys: Tensor, values: Tensor, calls: Calls) -> None:
             keys, values = _served(keys, key_heads), _served(values, key_heads)
             for call in calls:
-                part, part_logsumexp = backend.forward(
-                    _rows(query, call.queries),
-                    _rows(keys, call.keys),
-                    _rows(values, call.keys),
-                    causal=call.causal,
-                    scale=scale,
-                )
+                part, part_logsumexp = backend.forward(_block(query, keys, values, call, scale))
                 target, target_logsumexp = _rows(output, call.queries), _rows(logsumexp, call.queries, dim=2)
                 if call.causal:
                     # Causal calls come first and are the first of their queries.
@@ -103,14 +97,10 @@ class _PackedAttention(torch.autograd.Function):
             keys, values = _served(keys, key_heads), _served(values, key_heads)
             for call in calls:
                 of_query, of_key, of_value = backend.backward(
+                    _block(query, keys, values, call, ctx.scale),
                     _rows(gradient, call.queries),
-                    _rows(query, call.queries),
-                    _rows(keys, call.keys),
-                    _rows(values, call.keys),
                     _rows(output, call.queries),
                     _rows(logsumexp, call.queries, dim=2),
-                    causal=call.causal,
-                    scale=ctx.scale,
                 )
                 _rows(grad_query, call.queries).add_(of_query)
                 _add_served(_rows(grad_keys, call.keys), of_key, key_heads)
@@ -118,6 +108,16 @@ class _PackedAttention(torch.autograd.Function):
 
         grad_key, grad_value = exchange.circulate_back(key, value, visit)
         return grad_query.to(query.dtype), grad_key, grad_value, None, None, None, None
+
+
+def _block(query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, scale: float) -> Block:
+    return Block(
+        query=_rows(query, call.queries),
+        key=_rows(keys, call.keys),
+        value=_rows(values, call.keys),
+        causal=call.causal,
+        scale=scale,
+    )
 
 
 def _rows(tensor: Tensor, run: TokenRange, dim: int = -2) -> Tensor:

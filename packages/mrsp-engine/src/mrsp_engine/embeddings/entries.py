@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mrsp_engine.embeddings.checksums import CHECKSUM_DIGITS, BlockChecksums, checksum, seal
 from mrsp_engine.embeddings.key import tensor_bytes
 from mrsp_engine.errors import EngineError
 
@@ -42,7 +43,6 @@ __all__ = [
 
 TENSOR_NAME = "embeddings"
 BLOCK_BYTES = 1 << 20
-CHECKSUM_DIGITS = 32
 LONGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -109,7 +109,7 @@ class EntryLayout:
             "shape": list(self.shape),
             "data_offsets": [0, self.num_rows * self.row_bytes],
         }
-        metadata = {"blocks": checks, "key": key, "seal": _seal(key, checks, tensor)}
+        metadata = {"blocks": checks, "key": key, "seal": seal(key, checks, tensor)}
         text = json.dumps({"__metadata__": metadata, TENSOR_NAME: tensor}, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
@@ -131,14 +131,14 @@ def write_entry(file: BinaryIO, key: str, num_rows: int, chunks: Iterable[Tensor
     """
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
     layout: EntryLayout | None = None
-    checksums = _BlockChecksums()
+    checksums = BlockChecksums(BLOCK_BYTES)
     num_written = 0
     for chunk in chunks:
         if not bool(torch.isfinite(chunk).all()):
             raise EngineError(f"embedding {name}…: not all numbers are finite; check the encoder's dtype")
         if layout is None:
             layout = _layout_of(chunk, num_rows, name)
-            checksums = _BlockChecksums(layout.block_rows * layout.row_bytes)
+            checksums = BlockChecksums(layout.block_rows * layout.row_bytes)
             header_bytes = len(layout.header(key, ["0" * CHECKSUM_DIGITS] * layout.num_blocks))
             with refusals():
                 _reserve(file, header_bytes + num_rows * layout.row_bytes, most_bytes)
@@ -191,7 +191,7 @@ class Entry:
         try:
             header: Any = json.loads(self._read(num_bytes))
             metadata, tensor = cast(dict[str, str], header["__metadata__"]), header[TENSOR_NAME]
-            if metadata["seal"] != _seal(metadata["key"], metadata["blocks"], tensor):
+            if metadata["seal"] != seal(metadata["key"], metadata["blocks"], tensor):
                 raise DamagedEntryError("the header was changed")
             dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == tensor["dtype"])
         except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
@@ -220,7 +220,7 @@ class Entry:
             data = tensor_bytes(rows)
             self._file.seek(self._start + first * layout.row_bytes)
             self._read_into(data)
-            if _checksum(data) != self._checksums[block]:
+            if checksum(data) != self._checksums[block]:
                 raise DamagedEntryError(f"block {block} was changed")
             yield first, rows
 
@@ -259,7 +259,7 @@ class Entry:
                 rows = cast(Tensor, file.get_tensor(TENSOR_NAME))
         except (SafetensorError, OSError, ValueError) as error:
             raise DamagedEntryError(str(error)) from error
-        checksums = _BlockChecksums(self.layout.block_rows * self.layout.row_bytes)
+        checksums = BlockChecksums(self.layout.block_rows * self.layout.row_bytes)
         checksums.update(tensor_bytes(rows))
         if checksums.finish(self.layout.num_blocks) != self._checksums:
             raise DamagedEntryError("a block was changed")
@@ -283,33 +283,6 @@ class Entry:
             data = data[num_read:]
 
 
-class _BlockChecksums:
-    """Checksums of consecutive stretches of `block_bytes` bytes, whatever the pieces in which the bytes come."""
-
-    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
-        self._block_bytes = block_bytes
-        self._hash, self._filled = hashlib.sha256(), 0
-        self._finished: list[str] = []
-
-    def update(self, data: memoryview) -> None:
-        while data:
-            piece = data[: self._block_bytes - self._filled]
-            self._hash.update(piece)
-            self._filled += len(piece)
-            data = data[len(piece) :]
-            if self._filled == self._block_bytes:
-                self._close_block()
-
-    def finish(self, num_blocks: int) -> list[str]:
-        while len(self._finished) < num_blocks:  # the last one is shorter; all are empty where rows are
-            self._close_block()
-        return self._finished
-
-    def _close_block(self) -> None:
-        self._finished.append(self._hash.hexdigest()[:CHECKSUM_DIGITS])
-        self._hash, self._filled = hashlib.sha256(), 0
-
-
 def identity_of(status: os.stat_result) -> Identity:
     """Which state of which file this is."""
     return status.st_ino, status.st_size, status.st_mtime_ns
@@ -322,14 +295,6 @@ def _layout_of(chunk: Tensor, num_rows: int, name: str) -> EntryLayout:
             f"{', '.join(str(dtype) for dtype in DTYPE_NAMES)}"
         )
     return EntryLayout(dtype=chunk.dtype, shape=(num_rows, *chunk.shape[1:]))
-
-
-def _seal(key: str, blocks: str, tensor: Any) -> str:
-    return hashlib.sha256(json.dumps([key, blocks, tensor], sort_keys=True).encode()).hexdigest()
-
-
-def _checksum(data: memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()[:CHECKSUM_DIGITS]
 
 
 def _reserve(file: BinaryIO, num_bytes: int, most_bytes: int | None) -> None:

@@ -22,9 +22,6 @@ class MemoryTier:
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     def get(self, name: Hashable) -> Tensor | None:
         """The tensor of this name, or None; it becomes the last used one."""
         with self._lock:

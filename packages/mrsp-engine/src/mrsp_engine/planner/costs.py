@@ -169,8 +169,8 @@ def embedding_bytes(shape: ModelShape, sizes: Sizes) -> float:
 def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit) -> dict[str, float]:
     """Bytes a rank sends in one step: attention in four forward passes and a backward one, gradients, new weights.
 
-    Two passes without gradient, the update's own and its recomputation make four. Summed
-    gradients go round in a ring, 2 (n - 1) / n of all weights, and the sampler is given the weights once.
+    Two passes without gradient, the update's own and its recomputation make four. Summed gradients go round in a ring,
+    2 (n - 1) / n of all weights, and the sampler is given the weights once.
     """
     _, row = sizes.rows("shared")
     num_ranks = split.head_ranks * split.token_ranks

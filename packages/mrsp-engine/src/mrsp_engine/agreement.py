@@ -1,0 +1,64 @@
+"""How far sampler and trainer are from each other, for tests of families and of rollout engines.
+
+Both score the same tokens with what should be the same weights, positions and embeddings. A family agrees when the gap
+is that of rounding before and after an update of the weights, and far larger while the sampler has the old ones.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mrsp_engine.families.base import Policy
+from mrsp_engine.layout import Branch
+from mrsp_engine.logprobs import score_branches
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings, require_rollouts
+
+
+def logprob_gaps(
+    policy: Policy, prompts: Sequence[Prompt], outcomes: Sequence[list[Rollout] | Refusal], *, temperature: float
+) -> Tensor:
+    """Distance of the sampler's log-probability from the policy's, of every sampled token in order, float64.
+
+    Args:
+        policy: Scores the tokens.
+        prompts: What was answered.
+        outcomes: What the sampler gave for each of them.
+        temperature: What the sampler divided the logits by.
+
+    Raises:
+        EngineError: A prompt was refused.
+    """
+    gaps = [torch.empty(0, dtype=torch.float64)]
+    for prompt, rollouts in zip(prompts, map(require_rollouts, outcomes), strict=True):
+        branches = [Branch(token_ids=rollout.token_ids) for rollout in rollouts]
+        with torch.no_grad():
+            scores = score_branches(policy, prompt, branches, temperature=temperature)
+        for rollout, scored in zip(rollouts, scores.logprobs, strict=True):
+            gaps.append((torch.tensor(rollout.logprobs, dtype=torch.float64) - scored.double().cpu()).abs())
+    return torch.cat(gaps)
+
+
+def gaps_around_an_update(
+    engine: RolloutEngine, policy: Policy, prompts: Sequence[Prompt], sampling: SamplingSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gaps before the policy's weights change, while the engine has the old ones, and once it has the new ones."""
+
+    def measure() -> Tensor:
+        return logprob_gaps(policy, prompts, engine.generate(prompts, sampling), temperature=sampling.temperature)
+
+    before = measure()
+    disturb_weights(policy)
+    stale = measure()
+    engine.update_weights(policy)
+    return before, stale, measure()
+
+
+def disturb_weights(policy: Policy, *, seed: int = 0) -> None:
+    """Add seeded noise to all that is trained: a change that no sampler with the old weights can hide."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)

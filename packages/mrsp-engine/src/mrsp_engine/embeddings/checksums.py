@@ -1,0 +1,51 @@
+"""What makes an entry's bytes trustworthy: a checksum for every block of numbers, and a seal over the header.
+
+The module knows bytes and their digests, neither files nor tensors.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+__all__ = ["CHECKSUM_DIGITS", "BlockChecksums", "checksum", "seal"]
+
+CHECKSUM_DIGITS = 32
+
+
+def checksum(data: memoryview) -> str:
+    """The checksum of one block."""
+    return hashlib.sha256(data).hexdigest()[:CHECKSUM_DIGITS]
+
+
+def seal(key: str, checksums: str, tensor: Any) -> str:
+    """The digest of all that a header says: the key, the blocks' checksums in a row, and the tensor's description."""
+    return hashlib.sha256(json.dumps([key, checksums, tensor], sort_keys=True).encode()).hexdigest()
+
+
+class BlockChecksums:
+    """Checksums of consecutive stretches of `block_bytes` bytes, whatever the pieces in which the bytes come."""
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self._hash, self._filled = hashlib.sha256(), 0
+        self._finished: list[str] = []
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        while data:
+            piece = data[: self._block_bytes - self._filled]
+            self._hash.update(piece)
+            self._filled += len(piece)
+            data = data[len(piece) :]
+            if self._filled == self._block_bytes:
+                self._close_block()
+
+    def finish(self, num_blocks: int) -> list[str]:
+        """The checksums of all blocks."""
+        while len(self._finished) < num_blocks:  # the last one is shorter; all are empty where rows are
+            self._close_block()
+        return self._finished
+
+    def _close_block(self) -> None:
+        self._finished.append(self._hash.hexdigest()[:CHECKSUM_DIGITS])
+        self._hash, self._filled = hashlib.sha256(), 0
