@@ -8,7 +8,7 @@ response tokens of the step, whichever rows they are in. Under torchrun every ra
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from longrl_trainer.runs import open_run
 from longrl_trainer.samples import Question, load_questions
 from longrl_trainer.scoring import plan_rows, score_row
 from longrl_trainer.seeds import derive_seed
+from longrl_trainer.step_vision import count_frames_encoded, open_step, storing
 from longvideo_reason_data.answers import LETTERS, format_prompt, format_response
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
@@ -60,8 +61,10 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
         return SftResult(model_folder=run.model_folder, **run.result)
 
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
-    questions = load_questions(config.data, policy, progress=progress, learn_responses=True, ranks=ranks)
+    with storing(policy, config):
+        questions = load_questions(config.data, policy, progress=progress, learn_responses=True, ranks=ranks)
     run.save_questions(questions.report())
+    policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
@@ -77,17 +80,27 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             if not plan or step_of_epoch == 0:
                 plan = plan_epoch(questions.kept, config, epoch=epoch)
             blindness = random.Random(derive_seed(config.seed, "sft blind", step))
-            groups = [
-                pack_questions(policy, questions, config, is_blind=blindness.random() < config.blind_fraction)
-                for questions in plan[step_of_epoch]
+            shown = [
+                [replace(question, media=()) for question in of_video]
+                if blindness.random() < config.blind_fraction
+                else of_video
+                for of_video in plan[step_of_epoch]
             ]
+            frames_before = count_frames_encoded(policy, ranks)
+            asked, media = open_step(
+                policy, [question for of_video in shown for question in of_video], questions, ranks
+            )
+            in_order = iter(asked)
+            groups = [pack_questions(policy, [next(in_order) for _ in of_video], config) for of_video in shown]
             num_tokens = sum(map(count_scored_tokens, groups))
             loss = 0.0
-            for row in plan_rows(groups, config):
-                scores = score_row(policy, [groups[index] for index in row], config, ranks)
-                row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
-                row_loss.backward()
-                loss += row_loss.item()
+            with media.lend(with_gradients=True):
+                for row in plan_rows(groups, config):
+                    scores = score_row(policy, [groups[index] for index in row], config, ranks)
+                    row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
+                    row_loss.backward()
+                    loss += row_loss.item()
+            media.backward()
             ranks.sum_gradients(policy.model)
             learning_rate = cosine_learning_rate(
                 step,
@@ -105,6 +118,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
                     "learning_rate": learning_rate,
                     "gradient_norm": gradient_norm,
                     "tokens": num_tokens,
+                    "frames_encoded": count_frames_encoded(policy, ranks) - frames_before,
                     "seconds": perf_counter() - step_started,
                 },
             )
@@ -112,6 +126,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             if (step + 1) % config.checkpoint_every_steps == 0:
                 run.save_checkpoint(step + 1, policy, optimizer)
 
+    policy.freeze_vision()
     result: dict[str, Any] = {
         "num_steps": num_steps,
         "final_loss": run.read_metrics()[-1]["loss"],
@@ -141,12 +156,9 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
     return _chunks(rows, config.rows_per_step)
 
 
-def pack_questions(
-    policy: Policy, questions: Sequence[Question], config: SftConfig, *, is_blind: bool = False
-) -> PromptGroup:
+def pack_questions(policy: Policy, questions: Sequence[Question], config: SftConfig) -> PromptGroup:
     """Tokenise the questions of one video: what is common once, then question and response of each."""
-    media = () if is_blind else questions[0].media
-    prompt, tail_of = policy.build_shared_prompt(media, system=config.data.system)
+    prompt, tail_of = policy.build_shared_prompt(questions[0].media, system=config.data.system)
     branches: list[Branch] = []
     for question in questions:
         record = question.record

@@ -4,20 +4,22 @@ Groups of frames (temporal patches) stand in one line, medium after medium, and 
 so one long video is split over all ranks, and many short ones are dealt out, by the same rule. What travels between
 ranks are names: rows meet in the store. A rank that can't use a medium tells the others, and all of them drop it.
 
-When the encoder itself is trained nothing can be reused; `encode_live` splits the frames the same way and gathers rows
-with their gradients.
+Where the store keeps nothing, or features or frames in place of embeddings, `encode_live` and `encode_stored` do in
+each step what is left to do: they split the frames the same way and gather rows with their gradients.
 
 Shape legend: N embedding rows of a medium, D their width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from math import ceil
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -25,12 +27,12 @@ from mrsp_engine.collectives import gather_tokens
 from mrsp_engine.embeddings.entries import DiskRefusedError
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
-from mrsp_engine.families.frame_encoder import FRAMES_PER_STRETCH, EncodingPlan, FrameEncoder
+from mrsp_engine.families.frame_encoder import EncodingPlan, FrameEncoder
 from mrsp_engine.media import MediaReference
 from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.video import Video
 
-__all__ = ["Medium", "UnusableMedium", "divide_groups", "encode_live", "encode_media"]
+__all__ = ["Medium", "UnusableMedium", "divide_groups", "encode_live", "encode_media", "encode_stored"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -211,7 +213,7 @@ class _Work:
         mine = self.rows_in_memory.get(digest)
         reports = self._exchange(None if mine is None else (tuple(mine.shape), mine.dtype))
         shape, dtype = next(report for report in reports if report is not None)
-        is_joined = any(report is not None and report[0][0] == plan.layout.num_tokens for report in reports)
+        is_joined = any(report is not None and report[0][0] == plan.num_rows for report in reports)
         if not is_joined and mine is None and bounds[self.rank] < bounds[self.rank + 1]:
             # The disk took this rank's part and refused another's.
             ends = [bound * plan.rows_per_group for bound in bounds[self.rank : self.rank + 2]]
@@ -234,7 +236,7 @@ class _Work:
 def encode_live(
     encoder: FrameEncoder, media: Sequence[Medium], group: SequenceGroup | None = None
 ) -> dict[str, Tensor]:
-    """Encode media with gradients, for a step in which tower or projector are trained.
+    """Decode and encode media with gradients, for a step in which tower or projector are trained.
 
     Hand the result to `EmbeddingStore.lend` around the step: every pass then uses these rows, and the gradients of all
     responses meet in the one encoding. Activations of a stretch of frames are computed again in backward, so that they
@@ -247,16 +249,61 @@ def encode_live(
             added up like all others by `mrsp_engine.collectives.sum_gradients`.
 
     Returns:
-        Rows [N, D] of every medium by the digest of its key, whole on every rank.
+        Rows [N, D] of every medium by the digest of its embedding's key, whole on every rank.
     """
-    distinct = {medium.plan.key.digest: medium for medium in media}
+    videos = {medium.plan.reference.key: medium.video for medium in media}
+    return _encode_shared(
+        encoder,
+        [medium.plan for medium in media],
+        lambda plan, first, last: encoder.read_frames(videos[plan.reference.key], plan, first, last),
+        group,
+    )
+
+
+def encode_stored(
+    encoder: FrameEncoder, plans: Sequence[EncodingPlan], store: EmbeddingStore, group: SequenceGroup | None = None
+) -> dict[str, Tensor]:
+    """The same from what `encode_media` stored in place of embeddings; features only have to be projected.
+
+    Raises:
+        EngineError: The store has lost what an embedding is made from.
+    """
+
+    def read(plan: EncodingPlan, first: int, last: int) -> Tensor | NDArray[np.uint8]:
+        rows = store.read_rows(plan.key, first, last)
+        if rows is None:
+            raise EngineError(
+                f"{plan.key.content} {plan.key.digest[:12]}… of a {plan.modality} are not in the store {store.folder}; "
+                "give the store more room, or set the folder they were stored in"
+            )
+        return rows.flatten(0, 1).numpy() if plan.key.content == "frames" else rows
+
+    return _encode_shared(encoder, plans, read, group)
+
+
+def _encode_shared(
+    encoder: FrameEncoder,
+    plans: Sequence[EncodingPlan],
+    read: Callable[[EncodingPlan, int, int], Tensor | NDArray[np.uint8]],
+    group: SequenceGroup | None,
+) -> dict[str, Tensor]:
+    """Encode what `read` gives of a run of groups: resized frames, or features."""
+    distinct = {plan.reference.key: plan for plan in plans}
     rank, num_ranks = (0, 1) if group is None else (group.rank, group.size)
-    sizes = [(medium.plan.layout.num_groups, medium.plan.layout.operations_per_group) for medium in distinct.values()]
+    sizes = [(plan.layout.num_groups, plan.layout.operations_per_group) for plan in distinct.values()]
+    device = next(encoder.parts.parameters()).device
     live: dict[str, Tensor] = {}
-    all_bounds = divide_groups(sizes, num_ranks)
-    for (digest, medium), bounds in zip(distinct.items(), all_bounds, strict=True):
-        plan = medium.plan
-        parts = list(_encode_with_gradients(encoder, medium, bounds[rank], bounds[rank + 1]))
+    for (digest, plan), bounds in zip(distinct.items(), divide_groups(sizes, num_ranks), strict=True):
+        parts: list[Tensor] = []
+        for first, last in encoder.stretches(plan.layout, bounds[rank], bounds[rank + 1]):
+            given = read(plan, first, last)
+            if isinstance(given, Tensor):
+                make, given = encoder.project, given.to(device)
+            else:
+                make = encoder.encode
+                per_group = plan.layout.frames_per_group
+                encoder.frames_encoded += len(plan.frame_indices[first * per_group : last * per_group])
+            parts.append(cast(Tensor, checkpoint(make, plan.modality, given, plan.layout, use_reentrant=False)))
         if group is None:
             live[digest] = torch.cat(parts)
             continue
@@ -265,21 +312,10 @@ def encode_live(
         dist.all_gather_object(widths, mine, group=group.process_group)
         width, dtype = next(report for report in widths if report is not None)
         # A rank without frames takes part in the backward exchange too, so its empty part needs a gradient.
-        device = next(encoder.parts.parameters()).device
         local = torch.cat(parts) if parts else torch.zeros((0, *width), dtype=dtype, device=device, requires_grad=True)
-        lengths = [(end - start) * plan.rows_per_group for start, end in pairwise(bounds)]
+        lengths = [(end - start) * plan.tokens_per_group for start, end in pairwise(bounds)]
         live[digest] = gather_tokens(local, lengths, group)
     return live
-
-
-def _encode_with_gradients(encoder: FrameEncoder, medium: Medium, start: int, stop: int) -> Iterator[Tensor]:
-    plan = medium.plan
-    per_group = plan.layout.frames_per_group
-    step = max(1, FRAMES_PER_STRETCH // per_group)
-    for first in range(start, stop, step):
-        last = min(first + step, stop)
-        frames = medium.video.read(plan.frame_indices[first * per_group : last * per_group])
-        yield cast(Tensor, checkpoint(encoder.encode, plan.modality, frames, plan.layout, use_reentrant=False))
 
 
 def _describe(error: Exception) -> UnusableMedium:
