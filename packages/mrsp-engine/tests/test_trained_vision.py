@@ -282,6 +282,30 @@ def test_ranks_have_the_gradients_of_one_process(folders: Path, tmp_path: Path) 
             assert (on_ranks[part][name] - gradient).norm() <= 1e-9 * norm, name
 
 
+def test_another_policy_lends_its_own_embeddings_under_the_same_names(folders: Path, tmp_path: Path) -> None:
+    """As the reference does, whose vision isn't trained."""
+    policy, encoder = load(folders / "qwen3_vl", EmbeddingStore(tmp_path))
+    reference, frozen = load(folders / "qwen3_vl", EmbeddingStore(tmp_path))
+    (own, _) = encode_media(frozen, media_of(frozen, reference.name), reference.store)
+    encoder.content = "features"
+    (medium, _) = media_of(encoder, policy.name)
+    encode_media(encoder, [medium], policy.store)
+    policy.train_vision("projector")
+    with torch.no_grad():
+        for name, parameter in encoder.parts.named_parameters():
+            if parameter.requires_grad and "deepstack" in name:
+                parameter.add_(0.1)
+    plans = rename_plans(policy, [medium.plan])
+    name = plans[0].reference.key
+    with StepMedia(policy, plans).lend(), StepMedia(reference, plans).lend():
+        of_policy, of_reference = policy.store.get(name), reference.store.get(name)
+    assert torch.equal(of_reference, reference.store.get(own.key))
+    width = of_policy.shape[1] // 3
+    assert torch.equal(of_policy[:, :width], of_reference[:, :width])
+    assert all((of_policy != of_reference)[:, width:].any(0))
+    assert policy.store.get(name) is None  # given back behind the block
+
+
 @pytest.mark.parametrize("family", SEEING)
 def test_names_change_with_the_weights_they_depend_on(family: str, folders: Path, tmp_path: Path) -> None:
     policy, encoder = load(folders / family, EmbeddingStore(tmp_path))
