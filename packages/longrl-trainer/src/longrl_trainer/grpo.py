@@ -103,7 +103,8 @@ def train_grpo(
             clock = Stopwatch()
             frames_before = count_frames_encoded(policy, ranks)
             with clock("encode"):
-                asked, media = open_step(policy, choose_questions(questions.kept, config, step=step), questions, ranks)
+                chosen = choose_questions(questions.kept, config, step=step)
+                (asked,), media = open_step(policy, [chosen], questions, ranks)
             prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
             with clock("rollout"), media.lend():
                 drawn = draw_responses(sampler, prompts, config, step=step)

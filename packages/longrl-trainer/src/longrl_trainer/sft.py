@@ -79,19 +79,9 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             if not plan or step_of_epoch == 0:
                 plan = plan_epoch(questions.kept, config, epoch=epoch)
-            blindness = random.Random(derive_seed(config.seed, "sft blind", step))
-            shown = [
-                [replace(question, media=()) for question in of_video]
-                if blindness.random() < config.blind_fraction
-                else of_video
-                for of_video in plan[step_of_epoch]
-            ]
             frames_before = count_frames_encoded(policy, ranks)
-            asked, media = open_step(
-                policy, [question for of_video in shown for question in of_video], questions, ranks
-            )
-            in_order = iter(asked)
-            groups = [pack_questions(policy, [next(in_order) for _ in of_video], config) for of_video in shown]
+            shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
+            groups = [pack_questions(policy, of_video, config) for of_video in shown]
             num_tokens = sum(map(count_scored_tokens, groups))
             loss = 0.0
             with media.lend(with_gradients=True):
@@ -154,6 +144,15 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
         rows += _chunks(of_video, config.questions_per_row)
     order.shuffle(rows)
     return _chunks(rows, config.rows_per_step)
+
+
+def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:
+    """Take the video from some rows, others in each step."""
+    blindness = random.Random(derive_seed(config.seed, "sft blind", step))
+    return [
+        [replace(question, media=()) for question in row] if blindness.random() < config.blind_fraction else [*row]
+        for row in rows
+    ]
 
 
 def pack_questions(policy: Policy, questions: Sequence[Question], config: SftConfig) -> PromptGroup:

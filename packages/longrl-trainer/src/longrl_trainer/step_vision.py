@@ -43,25 +43,26 @@ def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
 
 
 def open_step(
-    policy: Policy, questions: Sequence[Question], known: QuestionSet, ranks: Ranks
-) -> tuple[list[Question], StepMedia]:
+    policy: Policy, rows: Sequence[Sequence[Question]], known: QuestionSet, ranks: Ranks
+) -> tuple[list[list[Question]], StepMedia]:
     """Make the embeddings that the questions of a step need and the store doesn't have; all ranks call it together.
 
     Args:
         policy: The model under training.
-        questions: Those of the step.
+        rows: The questions of the step.
         known: Where they are from.
         ranks: Processes that share the work.
 
     Returns:
-        The questions, referring to embeddings of this step's weights, and what makes and lends these.
+        The rows, their questions referring to embeddings of this step's weights, and what makes and lends these.
     """
-    keys = dict.fromkeys(medium.key for question in questions for medium in question.media if medium.key in known.plans)
+    media = [medium for row in rows for question in row for medium in question.media]
+    keys = dict.fromkeys(medium.key for medium in media if medium.key in known.plans)
     plans = rename_plans(policy, [known.plans[key] for key in keys])
     references = {key: plan.reference for key, plan in zip(keys, plans, strict=True)}
     renamed = [
-        replace(question, media=tuple(references.get(medium.key, medium) for medium in question.media))
-        for question in questions
+        [replace(item, media=tuple(references.get(medium.key, medium) for medium in item.media)) for item in row]
+        for row in rows
     ]
     return renamed, StepMedia(policy, plans, ranks.group)
 
