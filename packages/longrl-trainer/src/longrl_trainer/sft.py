@@ -18,7 +18,7 @@ import torch
 from longrl_trainer.config import SftConfig
 from longrl_trainer.models import create_optimizer, open_training_policy
 from longrl_trainer.optimizer import cosine_learning_rate
-from longrl_trainer.parallel import join_ranks
+from longrl_trainer.parallel import Ranks, join_ranks
 from longrl_trainer.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.runs import open_run
 from longrl_trainer.samples import Question, load_questions
@@ -82,14 +82,8 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             frames_before = count_frames_encoded(policy, ranks)
             shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
-            num_tokens = sum(map(count_scored_tokens, groups))
-            loss = 0.0
             with media.lend(with_gradients=True):
-                for row in plan_rows(groups, config):
-                    scores = score_row(policy, [groups[index] for index in row], config, ranks)
-                    row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
-                    row_loss.backward()
-                    loss += row_loss.item()
+                loss = take_gradients(policy, groups, config, ranks)
             media.backward()
             ranks.sum_gradients(policy.model)
             learning_rate = cosine_learning_rate(
@@ -107,7 +101,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
                     "loss": loss,
                     "learning_rate": learning_rate,
                     "gradient_norm": gradient_norm,
-                    "tokens": num_tokens,
+                    "tokens": sum(map(count_scored_tokens, groups)),
                     "frames_encoded": count_frames_encoded(policy, ranks) - frames_before,
                     "seconds": perf_counter() - step_started,
                 },
@@ -144,6 +138,18 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
         rows += _chunks(of_video, config.questions_per_row)
     order.shuffle(rows)
     return _chunks(rows, config.rows_per_step)
+
+
+def take_gradients(policy: Policy, groups: Sequence[PromptGroup], config: SftConfig, ranks: Ranks) -> float:
+    """The gradients of a step's loss, row by row; returns the loss, the mean over all response tokens."""
+    num_tokens = sum(map(count_scored_tokens, groups))
+    loss = 0.0
+    for row in plan_rows(groups, config):
+        scores = score_row(policy, [groups[index] for index in row], config, ranks)
+        row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
+        row_loss.backward()
+        loss += row_loss.item()
+    return loss
 
 
 def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:
