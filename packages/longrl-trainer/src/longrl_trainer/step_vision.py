@@ -9,11 +9,12 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from longrl_trainer.config import TrainingConfig
+from longrl_trainer.config import TrainingConfig, VisionName
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.parallel import Ranks
 from longrl_trainer.samples import Question, QuestionSet
 from mrsp_engine.families.base import Policy
+from mrsp_engine.families.frame_encoder import ContentChoice
 from mrsp_engine.step_media import StepMedia, rename_plans
 
 
@@ -35,7 +36,8 @@ def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
     if policy.encoder is None:
         yield
         return
-    policy.encoder.content = {"frozen": config.stored, "projector": "features", "all": "frames"}[config.train_vision]
+    contents: dict[VisionName, ContentChoice] = {"frozen": config.stored, "projector": "features", "all": "frames"}
+    policy.encoder.content = contents[config.train_vision]
     try:
         yield
     finally:

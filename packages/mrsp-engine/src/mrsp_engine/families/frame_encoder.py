@@ -32,7 +32,17 @@ from mrsp_engine.families.encoding_plan import EncodingPlan, FrameLayout
 from mrsp_engine.media import MediaReference
 from mrsp_engine.video import Video
 
-__all__ = ["FRAMES_PER_STRETCH", "EncodingPlan", "FrameEncoder", "FrameLayout", "transformer_operations"]
+__all__ = [
+    "FRAMES_PER_STRETCH",
+    "ContentChoice",
+    "EncodingPlan",
+    "FrameEncoder",
+    "FrameLayout",
+    "transformer_operations",
+]
+
+ContentChoice = StoredContent | Literal["smaller"]
+"""What the store is to keep of a medium; `"smaller"` is embeddings or frames, whichever are fewer bytes."""
 
 FRAMES_PER_STRETCH = 64
 """Most frames decoded and encoded at a time, unless one group has more."""
@@ -48,8 +58,7 @@ class FrameEncoder(ABC):
         projector: Beginnings of the projector's weights' names in `parts`; the tower has the others.
 
     Attributes:
-        content: What the store keeps of media that are planned from now on; "smaller" takes embeddings or frames,
-            whichever are fewer bytes.
+        content: What the store keeps of media that are planned from now on.
         frames_encoded: Frames that went through the tower in this process, recomputation in backward not counted.
     """
 
@@ -62,7 +71,7 @@ class FrameEncoder(ABC):
         projector: tuple[str, ...],
     ) -> None:
         self.parts = parts
-        self.content: StoredContent | Literal["smaller"] = "embeddings"
+        self.content: ContentChoice = "embeddings"
         self.frames_encoded = 0
         self._family = family
         self._projector = projector
