@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib.util
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from longrl_trainer.config import GrpoConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.metrics import read_json_lines
@@ -14,6 +16,7 @@ from longrl_trainer.models import open_policy
 from longrl_trainer.sft import train_sft
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+from mrsp_engine.testing import run_on_ranks
 
 NUM_VIDEOS, NUM_FRAMES = 4, 4
 GRPO = {
@@ -40,7 +43,7 @@ def parts_moved(before, after):
     return {part for part, of_part in names.items() if moved & of_part}
 
 
-def check_run(config, result, begun):
+def check_run(config, model_folder, gap, begun):
     """The counters of a finished GRPO run, and what it changed."""
     lines = read_json_lines(config.output / "metrics.jsonl")
     groups = read_json_lines(config.output / "rollouts.jsonl")
@@ -53,8 +56,8 @@ def check_run(config, result, begun):
         assert encoded == [0] * len(lines)
     assert EmbeddingStore(config.model.store).counters.encodes == NUM_VIDEOS
     expected = {"projector": {"projector", "language"}, "all": {"tower", "projector", "language"}}
-    assert parts_moved(weights_of(begun), weights_of(result.model_folder)) == expected[config.train_vision]
-    assert result.logprob_gap_mean_abs <= 1e-4
+    assert parts_moved(weights_of(begun), weights_of(model_folder)) == expected[config.train_vision]
+    assert gap <= 1e-4
 
 
 @pytest.mark.parametrize("part", ["projector", "all"])
@@ -67,7 +70,8 @@ def test_two_steps_of_grpo(started, tmp_path, part):
         updates_per_batch=2,
         model__store=tmp_path / "store",
     )
-    check_run(config, train_grpo(config), started.model)
+    result = train_grpo(config)
+    check_run(config, result.model_folder, result.logprob_gap_mean_abs, started.model)
     lines = read_json_lines(config.output / "metrics.jsonl")
     # The reference goes on with the vision it began with; what it sees of a video stays the same.
     assert all(line["kl"] > 0 for line in lines)
@@ -88,7 +92,8 @@ def test_vllm_sees_the_vision_of_every_step(started, tmp_path, part):
     config = started.grpo(
         tmp_path / "run", **GRPO, steps=3, train_vision=part, sampler__engine="vllm", model__store=tmp_path / "store"
     )
-    check_run(config, train_grpo(config), started.model)
+    result = train_grpo(config)
+    check_run(config, result.model_folder, result.logprob_gap_mean_abs, started.model)
 
 
 def test_a_sampler_that_keeps_old_embeddings_is_noticed(started, tmp_path):
@@ -133,6 +138,29 @@ def test_an_interrupted_run_ends_with_the_same_vision(started, tmp_path):
     train_grpo(broken)
     ends = [weights_of(config.output / "model") for config in (whole, broken)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def train_on_ranks(*all_values):
+    """What a rank ends with, of several runs."""
+    ends = []
+    for values in all_values:
+        config = GrpoConfig.model_validate_json(values)
+        policy = open_policy(config.model, config.dtype)
+        train_grpo(config, policy=policy)
+        ends.append({name: weight.double().sum().item() for name, weight in policy.model.state_dict().items()})
+    return ends
+
+
+def test_two_processes_share_the_tower_and_the_projector(started, tmp_path):
+    configs = [
+        started.grpo(tmp_path / part, **GRPO, train_vision=part, model__store=tmp_path / f"{part} store")
+        for part in ("projector", "all")
+    ]
+    ranks = run_on_ranks(train_on_ranks, 2, *(config.model_dump_json() for config in configs))
+    assert ranks[0] == ranks[1]
+    for config in configs:
+        result = json.loads((config.output / "result.json").read_text())
+        check_run(config, config.output / "model", result["logprob_gap_mean_abs"], started.model)
 
 
 @pytest.mark.parametrize("part", ["projector", "all"])
