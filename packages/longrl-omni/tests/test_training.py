@@ -27,6 +27,7 @@ from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+from mrsp_engine.step_media import StepMedia
 
 Load = Callable[..., Any]
 OPENERS = {"qwen2": SourceText.open, "qwen2_audio": AudioClip.open}
@@ -83,7 +84,7 @@ def test_two_grpo_steps_with_the_trainers_own_parts(
         groups = judge_groups(list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, advantage="grpo")
         # An untrained model is never right; give it something to learn, or no group would be computed.
         groups = [_with_spread(group) for group in groups]
-        statistics = update_policy(policy, optimizer, groups, config, config.learning_rate, None)
+        statistics = update_policy(policy, optimizer, groups, config, config.learning_rate, StepMedia(policy, []), None)
         assert statistics.gap_mean_abs < 1e-4
         assert statistics.gradient_norm > 0
         engine.update_weights(policy)

@@ -22,6 +22,7 @@ from longrl_trainer.progress import SilentProgress
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.samples import build_question_prompt, load_questions
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+from mrsp_engine.step_media import StepMedia
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -39,7 +40,8 @@ def test_two_steps_end_to_end(started, tmp_path, temperature):
         assert line["entropy"] > 0
         assert line["clip_fraction"] == 0  # with one update the ratio is 1
         assert line["logprob_gap"]["mean_abs"] < 1e-5
-        assert set(line["seconds"]) == {"rollout", "reward", "update", "sync"}
+        assert set(line["seconds"]) == {"encode", "rollout", "reward", "update", "sync"}
+        assert line["frames_encoded"] == 0  # once for all runs, before the first
     assert result.logprob_gap_mean_abs == max(line["logprob_gap"]["mean_abs"] for line in lines)
     groups = read_json_lines(config.output / "rollouts.jsonl")
     assert [group["step"] for group in groups] == [1, 1, 2, 2]
@@ -81,7 +83,7 @@ def step(started, tmp_path):
 def gradient_after(policy, groups, config, reference=None):
     """First moments after one update: the clipped gradient, scaled alike in every call."""
     optimizer = Optimizer(policy.model, weight_decay=0.0, max_gradient_norm=1e9)
-    statistics = update_policy(policy, optimizer, groups, config, 0.0, reference)
+    statistics = update_policy(policy, optimizer, groups, config, 0.0, StepMedia(policy, []), reference)
     return {name: value for name, value in optimizer.state_tensors().items() if "exp_avg/" in name}, statistics
 
 

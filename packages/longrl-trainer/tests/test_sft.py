@@ -1,5 +1,6 @@
 """CoT-SFT: it learns, the shared prompt changes nothing, every question is seen once per epoch."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -46,7 +47,8 @@ def test_a_blind_row_is_the_same_without_its_video(world, tmp_path):
     config = world.sft(tmp_path)
     policy = open_policy(config.model, "float32")
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept[:2]
-    seeing, blind = (pack_questions(policy, questions, config, is_blind=is_blind) for is_blind in (False, True))
+    hidden = [dataclasses.replace(question, media=()) for question in questions]
+    seeing, blind = (pack_questions(policy, shown, config) for shown in (questions, hidden))
     assert not blind.prompt.media
     assert blind.prompt.length < seeing.prompt.length
     assert count_scored_tokens(blind) == count_scored_tokens(seeing)

@@ -14,6 +14,8 @@ AdvantageName = Literal["grpo", "dr_grpo", "rloo"]
 AggregationName = Literal["token", "sequence", "constant"]
 OptimizerName = Literal["adamw", "muon"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
+VisionName = Literal["frozen", "projector", "all"]
+StoredName = Literal["embeddings", "frames", "smaller"]
 SplitName = Literal["train_sft", "train_rl", "held_out"]
 
 
@@ -93,6 +95,12 @@ class TrainingConfig(Section):
     """Decay of weight matrices; biases and norms have none."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this norm."""
+    train_vision: VisionName = "frozen"
+    """What is trained of what turns frames into embeddings: nothing, so that each video is encoded once for all runs;
+    `projector`, which is run in every step on what the tower made once; or `all`, encoding each video once per step."""
+    stored: StoredName = "embeddings"
+    """What the store keeps of videos while vision is frozen: embeddings; `frames`, to be encoded in every step that
+    needs them; or whichever of both is `smaller`."""
     share_prompt: bool = True
     """Compute each video's prompt once for all its questions or responses; false repeats it, with the same result."""
     parallel: ParallelSection = ParallelSection()

@@ -32,10 +32,12 @@ from longrl_trainer.samples import Question, build_question_prompt, load_questio
 from longrl_trainer.scoring import plan_rows, score_row
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.step_metrics import Stopwatch, TokenStatistics, describe_group, rollout_metrics, summarise_steps
+from longrl_trainer.step_vision import count_frames_encoded, open_step, storing
 from mrsp_engine.families.base import Policy
 from mrsp_engine.logprobs import BranchScores
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
+from mrsp_engine.step_media import StepMedia
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,10 @@ def train_grpo(
         return GrpoResult(model_folder=run.model_folder, **run.result)
 
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
-    questions = load_questions(config.data, policy, progress=progress, choice_only=True, ranks=ranks)
+    with storing(policy, config):
+        questions = load_questions(config.data, policy, progress=progress, choice_only=True, ranks=ranks)
     run.save_questions(questions.report())
+    policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     reference = open_policy(config.model, config.dtype) if config.kl_coefficient else None
@@ -97,9 +101,12 @@ def train_grpo(
     ):
         for step in range(run.step, config.steps):
             clock = Stopwatch()
-            asked = choose_questions(questions.kept, config, step=step)
+            frames_before = count_frames_encoded(policy, ranks)
+            with clock("encode"):
+                chosen = choose_questions(questions.kept, config, step=step)
+                (asked,), media = open_step(policy, [chosen], questions, ranks)
             prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
-            with clock("rollout"):
+            with clock("rollout"), media.lend():
                 drawn = draw_responses(sampler, prompts, config, step=step)
                 sampler.sleep()
             with clock("reward"):
@@ -114,11 +121,12 @@ def train_grpo(
                     raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
-                update = update_policy(policy, optimizer, groups, config, learning_rate, reference, ranks)
+                update = update_policy(policy, optimizer, groups, config, learning_rate, media, reference, ranks)
             with clock("sync"):
                 sampler.update_weights(policy)
 
             measured = rollout_metrics(groups) | update.metrics() | {"learning_rate": learning_rate}
+            measured["frames_encoded"] = count_frames_encoded(policy, ranks) - frames_before
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in refusals))
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
             for group in groups[: config.journal_groups]:
@@ -127,6 +135,7 @@ def train_grpo(
             if (step + 1) % config.checkpoint_every_steps == 0:
                 run.save_checkpoint(step + 1, policy, optimizer)
 
+    policy.freeze_vision()
     result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": questions.counts()}
     run.finish(policy, result)
     return GrpoResult(model_folder=run.model_folder, **result)
@@ -164,10 +173,14 @@ def update_policy(
     groups: Sequence[RolloutGroup],
     config: GrpoConfig,
     learning_rate: float,
+    media: StepMedia,
     reference: Policy | None,
     ranks: Ranks = ALONE,
 ) -> TokenStatistics:
     """One or several optimizer steps on the same rollouts.
+
+    Where the vision is trained too, the gradients of all rows meet in the step's embeddings, and then go through the
+    encoder once. The reference makes its own of the same videos.
 
     A group without spread has only zero advantages. Unless there is a KL term it adds nothing to the gradient and is
     left out of the computation, but not out of the weights. The gap between sampler and trainer is measured on every
@@ -182,29 +195,35 @@ def update_policy(
     rows = [[trained[index] for index in row] for row in plan_rows([g.as_prompt_group() for g in trained], config)]
     references: dict[int, list[Tensor]] = {}
     if reference is not None:
-        for row in rows:
-            references |= zip(map(id, row), score_frozen(reference, row, config, ranks), strict=True)
+        with torch.no_grad(), StepMedia(reference, media.plans, ranks.group).lend():
+            for row in rows:
+                references |= zip(map(id, row), score_frozen(reference, row, config, ranks), strict=True)
     if not trained:
-        measure_gap(statistics, judged[0], score_frozen(policy, judged[:1], config, ranks)[0], config)
+        with media.lend():
+            measure_gap(statistics, judged[0], score_frozen(policy, judged[:1], config, ranks)[0], config)
         return statistics
 
     old: dict[int, list[Tensor]] = {}
     for update in range(config.updates_per_batch):
         statistics.loss = 0.0
-        for row in rows:
-            losses: list[Tensor] = []
-            for group, scores in zip(row, score_rollouts(policy, row, config, ranks), strict=True):
-                place = id(group)
-                if update == 0:
-                    # No weight has changed since the rollouts were drawn, so these are their old log-probabilities.
-                    old[place] = [logprobs_R.detach() for logprobs_R in scores.logprobs]
-                    measure_gap(statistics, group, old[place], config)
-                losses.append(
-                    group_loss(group, scores, old[place], references.get(place), weights[place], config, statistics)
-                )
-            loss = torch.stack(losses).sum()
-            loss.backward()
-            statistics.loss += loss.item()
+        if update > 0:
+            media.encode()
+        with media.lend(with_gradients=True):
+            for row in rows:
+                losses: list[Tensor] = []
+                for group, scores in zip(row, score_rollouts(policy, row, config, ranks), strict=True):
+                    place = id(group)
+                    if update == 0:
+                        # No weight has changed since the rollouts were drawn, so these are their old log-probabilities.
+                        old[place] = [logprobs_R.detach() for logprobs_R in scores.logprobs]
+                        measure_gap(statistics, group, old[place], config)
+                    losses.append(
+                        group_loss(group, scores, old[place], references.get(place), weights[place], config, statistics)
+                    )
+                loss = torch.stack(losses).sum()
+                loss.backward()
+                statistics.loss += loss.item()
+        media.backward()
         ranks.sum_gradients(policy.model)
         statistics.gradient_norm = optimizer.step(learning_rate)
     return statistics

@@ -6,7 +6,7 @@ with a reason; nothing takes its place. Kept and dropped questions together are 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -22,6 +22,7 @@ from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records import QuestionRecord, Split, read_records, resolve_video
 from mrsp_engine.errors import EngineError
 from mrsp_engine.families.base import Policy
+from mrsp_engine.families.frame_encoder import EncodingPlan
 from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.vision import Medium as Frames
@@ -79,6 +80,8 @@ class QuestionSet:
 
     kept: tuple[Question, ...]
     dropped: tuple[DroppedQuestion, ...]
+    plans: Mapping[str, EncodingPlan]
+    """How media are encoded whose embeddings aren't stored, by the key of their references."""
 
     def counts(self) -> dict[str, Any]:
         """How many there were: `input` = `kept` + the sum of `dropped` over its reasons."""
@@ -132,15 +135,16 @@ def load_questions(
             dropped.append(DroppedQuestion(question_id=record.question_id, reason=problem[0], detail=problem[1]))
     if blind:
         kept = [Question(record=record, media=()) for record in candidates]
+        plans: dict[str, EncodingPlan] = {}
     else:
-        kept, unusable = _encode_videos(data, policy, candidates, progress, ranks)
+        kept, unusable, plans = _encode_videos(data, policy, candidates, progress, ranks)
         dropped += unusable
     if not kept:
         raise TrainerError(
             f"none of the {len(records)} questions of {data.dataset} can be used; the first: "
             f"{dropped[0].question_id}: {dropped[0].detail}"
         )
-    return QuestionSet(kept=tuple(kept), dropped=tuple(dropped))
+    return QuestionSet(kept=tuple(kept), dropped=tuple(dropped), plans=plans)
 
 
 def _find_problem(
@@ -176,10 +180,15 @@ def longest_prompt(policy: Policy, questions: Sequence[Question], system: str | 
 
 def _encode_videos(
     data: DataSection, policy: Policy, records: Sequence[QuestionRecord], progress: ProgressDisplay, ranks: Ranks
-) -> tuple[list[Question], list[DroppedQuestion]]:
-    """Encode every distinct video of the records; questions keep the records' order."""
+) -> tuple[list[Question], list[DroppedQuestion], dict[str, EncodingPlan]]:
+    """Encode every distinct video of the records; questions keep the records' order.
+
+    Returns:
+        Questions, what was dropped, and the plans of media of which the store doesn't have the embeddings.
+    """
     files = list({(record.video_path, record.video_digest): record for record in records}.items())
     outcomes: dict[tuple[str, str], tuple[MediaReference, ...] | DroppedMedium] = {}
+    plans: dict[str, EncodingPlan] = {}
     opener = opener_for(policy)
     batch_size = 1 if ranks.group is None else FILES_PER_RANK * ranks.size
     with progress.task(f"Videos ({data.split})", total=len(files)) as bar:
@@ -189,8 +198,10 @@ def _encode_videos(
                 [record for _, record in batch],
                 lambda share: [_open_medium(data, policy, record, opener) for record in share],
             )
-            encoded = _encode_together(policy, opened, ranks)
+            frames = _frames_among(opened)
+            encoded = _encode_together(policy, opened, frames, ranks)
             outcomes |= {file: outcome for (file, _), outcome in zip(batch, encoded, strict=True)}
+            plans |= {item.plan.reference.key: item.plan for item in frames if item.plan.key.content != "embeddings"}
             bar.advance(len(batch))
     kept: list[Question] = []
     dropped: list[DroppedQuestion] = []
@@ -202,7 +213,7 @@ def _encode_videos(
             )
         else:
             kept.append(Question(record=record, media=outcome))
-    return kept, dropped
+    return kept, dropped, plans
 
 
 def _open_medium(
@@ -219,15 +230,21 @@ def _open_medium(
         return DroppedMedium(reason=DropReason.UNREADABLE_VIDEO, detail=str(error))
 
 
+def _frames_among(opened: Sequence[tuple[MediaReference | Frames, ...] | DroppedMedium]) -> list[Frames]:
+    return [item for of_file in opened if isinstance(of_file, tuple) for item in of_file if isinstance(item, Frames)]
+
+
 def _encode_together(
-    policy: Policy, opened: Sequence[tuple[MediaReference | Frames, ...] | DroppedMedium], ranks: Ranks
+    policy: Policy,
+    opened: Sequence[tuple[MediaReference | Frames, ...] | DroppedMedium],
+    frames: Sequence[Frames],
+    ranks: Ranks,
 ) -> list[tuple[MediaReference, ...] | DroppedMedium]:
     """Encode the frames among what was opened, each by one rank.
 
     Raises:
         EngineError: Frames were read and can't be encoded or stored.
     """
-    frames = [item for of_file in opened if isinstance(of_file, tuple) for item in of_file if isinstance(item, Frames)]
     encoded: dict[str, MediaReference | UnusableMedium] = {}
     if frames and policy.encoder is not None:
         found = encode_media(policy.encoder, frames, policy.store, ranks.group)

@@ -8,7 +8,7 @@ response tokens of the step, whichever rows they are in. Under torchrun every ra
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -18,12 +18,13 @@ import torch
 from longrl_trainer.config import SftConfig
 from longrl_trainer.models import create_optimizer, open_training_policy
 from longrl_trainer.optimizer import cosine_learning_rate
-from longrl_trainer.parallel import join_ranks
+from longrl_trainer.parallel import Ranks, join_ranks
 from longrl_trainer.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.runs import open_run
 from longrl_trainer.samples import Question, load_questions
 from longrl_trainer.scoring import plan_rows, score_row
 from longrl_trainer.seeds import derive_seed
+from longrl_trainer.step_vision import count_frames_encoded, open_step, storing
 from longvideo_reason_data.answers import LETTERS, format_prompt, format_response
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
@@ -60,8 +61,10 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
         return SftResult(model_folder=run.model_folder, **run.result)
 
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
-    questions = load_questions(config.data, policy, progress=progress, learn_responses=True, ranks=ranks)
+    with storing(policy, config):
+        questions = load_questions(config.data, policy, progress=progress, learn_responses=True, ranks=ranks)
     run.save_questions(questions.report())
+    policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
@@ -76,18 +79,12 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             if not plan or step_of_epoch == 0:
                 plan = plan_epoch(questions.kept, config, epoch=epoch)
-            blindness = random.Random(derive_seed(config.seed, "sft blind", step))
-            groups = [
-                pack_questions(policy, questions, config, is_blind=blindness.random() < config.blind_fraction)
-                for questions in plan[step_of_epoch]
-            ]
-            num_tokens = sum(map(count_scored_tokens, groups))
-            loss = 0.0
-            for row in plan_rows(groups, config):
-                scores = score_row(policy, [groups[index] for index in row], config, ranks)
-                row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
-                row_loss.backward()
-                loss += row_loss.item()
+            frames_before = count_frames_encoded(policy, ranks)
+            shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
+            groups = [pack_questions(policy, of_video, config) for of_video in shown]
+            with media.lend(with_gradients=True):
+                loss = take_gradients(policy, groups, config, ranks)
+            media.backward()
             ranks.sum_gradients(policy.model)
             learning_rate = cosine_learning_rate(
                 step,
@@ -104,7 +101,8 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
                     "loss": loss,
                     "learning_rate": learning_rate,
                     "gradient_norm": gradient_norm,
-                    "tokens": num_tokens,
+                    "tokens": sum(map(count_scored_tokens, groups)),
+                    "frames_encoded": count_frames_encoded(policy, ranks) - frames_before,
                     "seconds": perf_counter() - step_started,
                 },
             )
@@ -112,6 +110,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             if (step + 1) % config.checkpoint_every_steps == 0:
                 run.save_checkpoint(step + 1, policy, optimizer)
 
+    policy.freeze_vision()
     result: dict[str, Any] = {
         "num_steps": num_steps,
         "final_loss": run.read_metrics()[-1]["loss"],
@@ -141,12 +140,30 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
     return _chunks(rows, config.rows_per_step)
 
 
-def pack_questions(
-    policy: Policy, questions: Sequence[Question], config: SftConfig, *, is_blind: bool = False
-) -> PromptGroup:
+def take_gradients(policy: Policy, groups: Sequence[PromptGroup], config: SftConfig, ranks: Ranks) -> float:
+    """The gradients of a step's loss, row by row; returns the loss, the mean over all response tokens."""
+    num_tokens = sum(map(count_scored_tokens, groups))
+    loss = 0.0
+    for row in plan_rows(groups, config):
+        scores = score_row(policy, [groups[index] for index in row], config, ranks)
+        row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
+        row_loss.backward()
+        loss += row_loss.item()
+    return loss
+
+
+def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:
+    """Take the video from some rows, others in each step."""
+    blindness = random.Random(derive_seed(config.seed, "sft blind", step))
+    return [
+        [replace(question, media=()) for question in row] if blindness.random() < config.blind_fraction else [*row]
+        for row in rows
+    ]
+
+
+def pack_questions(policy: Policy, questions: Sequence[Question], config: SftConfig) -> PromptGroup:
     """Tokenise the questions of one video: what is common once, then question and response of each."""
-    media = () if is_blind else questions[0].media
-    prompt, tail_of = policy.build_shared_prompt(media, system=config.data.system)
+    prompt, tail_of = policy.build_shared_prompt(questions[0].media, system=config.data.system)
     branches: list[Branch] = []
     for question in questions:
         record = question.record

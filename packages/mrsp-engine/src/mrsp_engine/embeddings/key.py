@@ -59,9 +59,14 @@ class EmbeddingKey:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def encoder_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names, shapes, number formats and bytes of a module's parameters and saved buffers."""
-    state = module.state_dict()
+def encoder_fingerprint(module: nn.Module, *, without: tuple[str, ...] = ()) -> str:
+    """SHA-256 over the names, shapes, number formats and bytes of a module's parameters and saved buffers.
+
+    Args:
+        module: The weights.
+        without: Beginnings of names that are left out.
+    """
+    state = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(without)}
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]

@@ -11,7 +11,7 @@ states: a family that adds to several layers carries all of that side by side.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,14 @@ from torch import Tensor, nn
 from mrsp_engine.attention.head_counts import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.frame_encoder import FrameEncoder
 from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.video import Video
+
+VisionPart = Literal["frozen", "projector", "all"]
+"""What of the encoder of media is trained: nothing, what lies between tower and language model, or the tower too."""
 
 
 class Policy(ABC):
@@ -113,6 +117,27 @@ class Policy(ABC):
     @abstractmethod
     def freeze_vision(self) -> None:
         """Exclude the encoder of media (tower and projector) from training."""
+
+    def train_vision(self, part: VisionPart) -> None:
+        """Include a part of the encoder of media in training, and exclude the rest.
+
+        Raises:
+            EngineUsageError: The model has no such part that the engine could train.
+        """
+        if part == "frozen":
+            self.freeze_vision()
+            return
+        if self.encoder is None:
+            raise EngineUsageError(
+                f'train_vision="{part}": a model of type {self.name} has no vision that can be trained; '
+                'set train_vision to "frozen"'
+            )
+        if part == "projector" and not self.encoder.has_projector:
+            raise EngineUsageError(
+                f'train_vision="projector": the projector of a model of type {self.name} is not separate from its '
+                'tower; set train_vision to "frozen" or "all"'
+            )
+        self.encoder.set_trainable(tower=part == "all", projector=True)
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -5,85 +5,47 @@ a stretch of groups at a time with the same result and bounded memory, and any r
 own. Where the embeddings lie is worked out before anything is decoded, and nothing is decoded when the store already
 holds them.
 
-Shape legend: F frames, N embedding rows, D hidden size.
+Encoding has three stages: frames are resized, the tower makes features of them, the projector makes embeddings of
+those. What the store keeps is the outcome of the last stage unless `FrameEncoder.content` says otherwise: features
+where the projector is trained, frames where the tower is trained or where they are smaller.
+
+Shape legend: F frames, G groups, N embedding rows, D hidden size; H, W rows and columns of a resized frame; T and C
+rows and columns of a group's features.
 """
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mrsp_engine.embeddings.key import EmbeddingKey, encoder_fingerprint
+from mrsp_engine.embeddings.key import EmbeddingKey, StoredContent, encoder_fingerprint
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.encoding_plan import EncodingPlan, FrameLayout
 from mrsp_engine.media import MediaReference
 from mrsp_engine.video import Video
 
-__all__ = ["FRAMES_PER_STRETCH", "EncodingPlan", "FrameEncoder", "FrameLayout", "transformer_operations"]
+__all__ = [
+    "FRAMES_PER_STRETCH",
+    "ContentChoice",
+    "EncodingPlan",
+    "FrameEncoder",
+    "FrameLayout",
+    "transformer_operations",
+]
+
+ContentChoice = StoredContent | Literal["smaller"]
+"""What the store is to keep of a medium; `"smaller"` is embeddings or frames, whichever are fewer bytes."""
 
 FRAMES_PER_STRETCH = 64
 """Most frames decoded and encoded at a time, unless one group has more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameLayout:
-    """How frames of one size become embedding rows; known without decoding.
-
-    Attributes:
-        height: Rows of a frame as the encoder sees it.
-        width: Its columns.
-        grid_thw: Patches in time, height and width before neighbours are merged.
-        num_tokens: Embedding rows of the whole medium.
-        frames_per_group: Frames that are encoded together and independently of all others.
-        num_groups: Number of such groups; the last may be filled up by repeating its last frame.
-        operations_per_group: Floating-point operations that one group costs, roughly; what balancing and planning use.
-        seconds_per_grid: See `MediaReference`.
-        grid_seconds: See `MediaReference`.
-    """
-
-    height: int
-    width: int
-    grid_thw: tuple[int, int, int]
-    num_tokens: int
-    frames_per_group: int
-    num_groups: int
-    operations_per_group: float
-    seconds_per_grid: float = 1.0
-    grid_seconds: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodingPlan:
-    """What is to be encoded, under which key, and what it will be: enough for any rank to do any part of it."""
-
-    modality: str
-    frame_indices: tuple[int, ...]
-    layout: FrameLayout
-    key: EmbeddingKey
-
-    @property
-    def rows_per_group(self) -> int:
-        """Embedding rows of one group."""
-        return self.layout.num_tokens // self.layout.num_groups
-
-    @property
-    def reference(self) -> MediaReference:
-        """The reference to the whole."""
-        return MediaReference(
-            key=self.key.digest,
-            grid_thw=self.layout.grid_thw,
-            seconds_per_grid=self.layout.seconds_per_grid,
-            num_tokens=self.layout.num_tokens,
-            modality=self.modality,
-            grid_seconds=self.layout.grid_seconds,
-        )
 
 
 class FrameEncoder(ABC):
@@ -93,16 +55,31 @@ class FrameEncoder(ABC):
         parts: Everything with weights that shapes an embedding; its fingerprint is part of every key.
         family: Name that goes into the key.
         settings: The processor's settings, by modality; a modality without any isn't supported.
+        projector: Beginnings of the projector's weights' names in `parts`; the tower has the others.
+
+    Attributes:
+        content: What the store keeps of media that are planned from now on.
+        frames_encoded: Frames that went through the tower in this process, recomputation in backward not counted.
     """
 
-    def __init__(self, parts: nn.Module, family: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        parts: nn.Module,
+        family: str,
+        settings: Mapping[str, Mapping[str, Any]],
+        *,
+        projector: tuple[str, ...],
+    ) -> None:
         self.parts = parts
+        self.content: ContentChoice = "embeddings"
+        self.frames_encoded = 0
         self._family = family
+        self._projector = projector
         self._settings_digests = {
             modality: hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
             for modality, values in settings.items()
         }
-        self._frozen_fingerprint: str | None = None
+        self._frozen_fingerprints: dict[bool, str] = {}
 
     @abstractmethod
     def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
@@ -113,8 +90,36 @@ class FrameEncoder(ABC):
         """
 
     @abstractmethod
+    def resize(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> NDArray[np.uint8]:
+        """Bring frames [F, …] to the size the tower sees, uint8 [F, H, W, 3]."""
+
+    @abstractmethod
+    def extract(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """What the tower makes of whole groups of resized frames, before the projector: [G, T, C]."""
+
+    @abstractmethod
+    def project(self, modality: str, features: Tensor, layout: FrameLayout) -> Tensor:
+        """What the projector makes of the features of some groups: [G, T, C] to rows [N, D]."""
+
+    @property
+    @abstractmethod
+    def embedding_width(self) -> int:
+        """Columns D of an embedding."""
+
     def encode(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
-        """Encode whole groups of frames, uint8 [F, H, W, 3], to rows [N, D], with gradients if they are enabled."""
+        """Encode whole groups of resized frames, uint8 [F, H, W, 3], to rows [N, D], with gradients if enabled."""
+        return self.project(modality, self.extract(modality, frames, layout), layout)
+
+    @property
+    def has_projector(self) -> bool:
+        """Whether the projector can be told from the tower."""
+        return bool(self._projector)
+
+    def set_trainable(self, *, tower: bool, projector: bool) -> None:
+        """Choose which parts an optimizer may change."""
+        self._frozen_fingerprints.clear()
+        for name, parameter in self.parts.named_parameters():
+            parameter.requires_grad_(projector if name.startswith(self._projector) else tower)
 
     def plan(self, video: Video, frame_indices: Sequence[int], *, modality: str = "video") -> EncodingPlan:
         """Plan the encoding of some frames of a video without reading any.
@@ -130,18 +135,24 @@ class FrameEncoder(ABC):
             )
         seconds: list[float] = np.asarray(video.timestamps, dtype=np.float64)[list(indices)].tolist()
         layout = self.lay_out(modality, video.height, video.width, seconds)
-        key = EmbeddingKey(
+        embedding_key = EmbeddingKey(
             content_digest=video.content_digest,
             frame_indices=indices,
             timestamps=tuple(round(second * 1e6) for second in seconds),
             height=layout.height,
             width=layout.width,
             processor_digest=self._settings_digests[modality],
-            encoder_fingerprint=self._fingerprint(),
+            encoder_fingerprint=self.fingerprint(),
             dtype=str(next(self.parts.parameters()).dtype).removeprefix("torch."),
             family=self._family if modality == "video" else f"{self._family} {modality}",
         )
-        return EncodingPlan(modality=modality, frame_indices=indices, layout=layout, key=key)
+        return EncodingPlan(
+            modality=modality,
+            frame_indices=indices,
+            layout=layout,
+            embedding_key=embedding_key,
+            key=self._entry_key(embedding_key, layout),
+        )
 
     def plan_image(self, image: Video) -> EncodingPlan:
         """Plan the encoding of an image, a video of one frame.
@@ -158,27 +169,42 @@ class FrameEncoder(ABC):
     def encode_groups(
         self, video: Video, plan: EncodingPlan, start: int = 0, end: int | None = None
     ) -> Iterator[Tensor]:
-        """Read and encode groups `start` to `end` (exclusive; all unless given) of a plan, a stretch at a time.
+        """Read groups `start` to `end` (exclusive; all unless given) of a plan and make rows of the store's entry.
 
         Yields:
-            The rows of a stretch, [n, D], on the CPU.
+            The rows of a stretch, on the CPU: [N, D] of embeddings, [G, T, C] of features or uint8 [G, F, H, W, 3] of
+            frames.
 
         Raises:
             EngineError: The encoder made another number of rows than was foreseen.
         """
         layout = plan.layout
-        end = layout.num_groups if end is None else end
-        groups_per_stretch = max(1, FRAMES_PER_STRETCH // layout.frames_per_group)
-        for first in range(start, end, groups_per_stretch):
-            last = min(first + groups_per_stretch, end)
-            chosen = plan.frame_indices[first * layout.frames_per_group : last * layout.frames_per_group]
-            rows = self.encode(plan.modality, np.ascontiguousarray(video.read(chosen)), layout)
+        for first, last in self.stretches(layout, start, layout.num_groups if end is None else end):
+            frames = self.read_frames(video, plan, first, last)
+            if plan.key.content == "frames":
+                yield self._grouped(frames, layout)
+                continue
+            self.frames_encoded += len(frames)
+            make = self.extract if plan.key.content == "features" else self.encode
+            rows = make(plan.modality, frames, layout)
             if rows.shape[0] != (last - first) * plan.rows_per_group:
                 raise EngineError(
                     f"{plan.modality} {video.content_digest[:12]}: the encoder made {rows.shape[0]} embeddings of "
                     f"{last - first} groups, expected {plan.rows_per_group} each; check the checkpoint's processor"
                 )
             yield rows.cpu()
+
+    def read_frames(self, video: Video, plan: EncodingPlan, start: int, end: int) -> NDArray[np.uint8]:
+        """Decode and resize the frames of some groups."""
+        per_group = plan.layout.frames_per_group
+        frames = np.ascontiguousarray(video.read(plan.frame_indices[start * per_group : end * per_group]))
+        return self.resize(plan.modality, frames, plan.layout)
+
+    @staticmethod
+    def stretches(layout: FrameLayout, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cut groups `start` to `end` into runs that are encoded at a time."""
+        step = max(1, FRAMES_PER_STRETCH // layout.frames_per_group)
+        return ((first, min(first + step, end)) for first in range(start, end, step))
 
     def refer(self, video: Video, frame_indices: Sequence[int], store: EmbeddingStore) -> MediaReference:
         """Refer to an embedding of the given frames, making it if the store lacks it."""
@@ -188,20 +214,41 @@ class FrameEncoder(ABC):
         """Refer to an embedding of an image, making it if the store lacks it."""
         return self._refer(image, self.plan_image(image), store)
 
+    def fingerprint(self, *, tower_only: bool = False) -> str:
+        """Fingerprint of the weights as they are now; remembered only while nothing may train them."""
+        prefixes = self._projector if tower_only else ()
+        if any(p.requires_grad for name, p in self.parts.named_parameters() if not name.startswith(prefixes)):
+            self._frozen_fingerprints.clear()
+            return encoder_fingerprint(self.parts, without=prefixes)
+        if tower_only not in self._frozen_fingerprints:
+            self._frozen_fingerprints[tower_only] = encoder_fingerprint(self.parts, without=prefixes)
+        return self._frozen_fingerprints[tower_only]
+
+    def _entry_key(self, key: EmbeddingKey, layout: FrameLayout) -> EmbeddingKey:
+        """The key of what the store keeps, which doesn't depend on the weights that are used behind it."""
+        content = self.content
+        if content == "smaller":
+            itemsize = next(self.parts.parameters()).dtype.itemsize
+            frame_bytes = layout.num_groups * layout.frames_per_group * layout.height * layout.width * 3
+            content = "frames" if frame_bytes < layout.num_tokens * self.embedding_width * itemsize else "embeddings"
+        if content == "features":
+            return replace(key, content=content, encoder_fingerprint=self.fingerprint(tower_only=True))
+        if content == "frames":
+            return replace(key, content=content, encoder_fingerprint="", dtype="uint8")
+        return key
+
     def _refer(self, video: Video, plan: EncodingPlan, store: EmbeddingStore) -> MediaReference:
         if not store.contains(plan.key):
             with torch.no_grad():
-                store.put_chunks(plan.key, plan.layout.num_tokens, lambda: self.encode_groups(video, plan))
+                store.put_chunks(plan.key, plan.num_rows, lambda: self.encode_groups(video, plan))
         return plan.reference
 
-    def _fingerprint(self) -> str:
-        """Fingerprint of the encoder as it is now; remembered only while nothing may train it."""
-        if any(parameter.requires_grad for parameter in self.parts.parameters()):
-            self._frozen_fingerprint = None
-            return encoder_fingerprint(self.parts)
-        if self._frozen_fingerprint is None:
-            self._frozen_fingerprint = encoder_fingerprint(self.parts)
-        return self._frozen_fingerprint
+    @staticmethod
+    def _grouped(frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """Frames [F, H, W, 3] by groups, [G, F, H, W, 3]; an incomplete last group repeats its last frame."""
+        lacking = -len(frames) % layout.frames_per_group
+        filled = np.concatenate([frames, frames[-1:].repeat(lacking, axis=0)]) if lacking else frames
+        return torch.from_numpy(filled).unflatten(0, (-1, layout.frames_per_group))
 
 
 def transformer_operations(

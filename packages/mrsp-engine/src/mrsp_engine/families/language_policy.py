@@ -161,7 +161,7 @@ class LanguagePolicy(Policy):
     def freeze_vision(self) -> None:
         """See `Policy.freeze_vision`; a model that only reads has no encoder to freeze."""
         if self.encoder is not None:
-            self.encoder.parts.requires_grad_(False)
+            self.encoder.set_trainable(tower=False, projector=False)
 
     def save(self, folder: Path) -> None:
         """See `Policy.save`."""

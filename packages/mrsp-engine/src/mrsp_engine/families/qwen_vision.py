@@ -4,16 +4,23 @@ Both cut two frames into patches at a time and merge two by two of these. They d
 pixels of a frame, or those of a whole video), and Qwen3-VL's tower also gives what its middle layers saw (DeepStack,
 arXiv 2406.04334), which is stored beside the rest: a row is then hidden size × (1 + levels) wide.
 
-Shape legend: F frames, N embedding rows, D hidden size (times 1 + levels).
+The projector is the tower's mergers. They stand inside it, and Qwen2.5-VL's tower puts back the order of windows only
+behind them. So features are what the tower gives with its mergers passing on what they are given: the rows are then in
+the order of the embeddings, whatever the tower does, and merging them later is a function of each row alone.
+
+Shape legend: F frames, G groups, N embedding rows, D hidden size (times 1 + levels), T embedding rows of a group, C
+what a merger joins into one row (times 1 + levels).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize as resize_frame
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as resize_video
@@ -43,7 +50,7 @@ class QwenVisionEncoder(FrameEncoder):
         self._videos: Any = processor.video_processor
         self._images: Any = processor.image_processor
         settings = {"video": self._videos.to_dict(), "image": self._images.to_dict()}
-        super().__init__(self._tower, family, settings)
+        super().__init__(self._tower, family, settings, projector=("merger.", "deepstack_merger_list."))
 
     @property
     def merge_size(self) -> int:
@@ -62,38 +69,68 @@ class QwenVisionEncoder(FrameEncoder):
             width=width,
             grid_thw=grid_thw,
             num_tokens=grid_thw[0] * num_patches // self.merge_size**2,
-            frames_per_group=temporal,
+            frames_per_group=temporal if modality == "video" else 1,  # an image's processor repeats it
             num_groups=grid_thw[0],
             operations_per_group=self._operations(num_patches),
             seconds_per_grid=_seconds_per_grid(seconds, temporal) if modality == "video" else 1.0,
             grid_seconds=self._grid_seconds(seconds, temporal) if modality == "video" else (),
         )
 
-    def encode(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
-        """See `FrameEncoder.encode`. An odd number of frames is completed by repeating the last."""
+    def resize(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> NDArray[np.uint8]:
+        """See `FrameEncoder.resize`; the size depends on the length of the whole video, so the plan's is taken."""
+        processor, resize = (
+            (self._videos, BaseVideoProcessor.resize)
+            if modality == "video"
+            else (self._images, TorchvisionBackend.resize)
+        )
+        if not processor.do_resize:
+            return frames
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        if modality == "image":
-            inputs = self._images(images=list(pixels), input_data_format="channels_first", return_tensors="pt")
-            values, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-            features = self._model.get_image_features(values.to(self._tower.device), grids.to(self._tower.device))
-        else:
-            if self._videos.do_resize:
-                # The size depends on the length of the whole video, so the processor can't find it for a stretch.
-                size = SizeDict(height=layout.height, width=layout.width)
-                pixels = BaseVideoProcessor.resize(self._videos, pixels, size, resample=self._videos.resample)
-            inputs = self._videos(
-                videos=[pixels],
-                do_resize=False,
-                do_sample_frames=False,
-                input_data_format="channels_first",
-                return_tensors="pt",
-            )
-            values, grids = inputs["pixel_values_videos"], inputs["video_grid_thw"]
-            features = self._model.get_video_features(values.to(self._tower.device), grids.to(self._tower.device))
-        return self._rows(features)
+        size = SizeDict(height=layout.height, width=layout.width)
+        resized: Tensor = resize(processor, pixels, size, resample=processor.resample)
+        return cast(NDArray[np.uint8], resized.permute(0, 2, 3, 1).contiguous().numpy())
 
-    def _rows(self, features: Any) -> Tensor:
-        return torch.cat(list(features.pooler_output))
+    def extract(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """See `FrameEncoder.extract`. An odd number of frames is completed by repeating the last."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        options: dict[str, Any] = {
+            "do_resize": False,
+            "input_data_format": "channels_first",
+            "return_tensors": "pt",
+        }
+        if modality == "image":
+            inputs = self._images(images=list(pixels), **options)
+            values, grids, encode = inputs["pixel_values"], inputs["image_grid_thw"], self._model.get_image_features
+        else:
+            inputs = self._videos(videos=[pixels], do_sample_frames=False, **options)
+            values, grids = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+            encode = self._model.get_video_features
+        with ExitStack() as bypasses:
+            for merger in self._mergers:
+                bypasses.enter_context(_bypassed(merger, self.merge_size**2))
+            features = encode(values.to(self._tower.device), grids.to(self._tower.device))
+        rows_NC = torch.cat(self._levels(features), dim=1)
+        return rows_NC.unflatten(0, (-1, layout.num_tokens // layout.num_groups))
+
+    def project(self, modality: str, features: Tensor, layout: FrameLayout) -> Tensor:
+        """See `FrameEncoder.project`."""
+        levels = features.flatten(0, 1).chunk(len(self._mergers), dim=1)
+        patches = (level.unflatten(1, (self.merge_size**2, -1)).flatten(0, 1) for level in levels)
+        return torch.cat([merger(of_level) for merger, of_level in zip(self._mergers, patches, strict=True)], dim=1)
+
+    @property
+    def embedding_width(self) -> int:
+        """See `FrameEncoder.embedding_width`."""
+        return int(self._tower.config.out_hidden_size) * len(self._mergers)
+
+    @property
+    def _mergers(self) -> list[Callable[[Tensor], Tensor]]:
+        """The mergers, in the order in which what they make stands side by side."""
+        return [self._tower.merger]
+
+    def _levels(self, features: Any) -> list[Tensor]:
+        """What each merger gave, [N, …]."""
+        return [torch.cat(list(features.pooler_output))]
 
     def _operations(self, num_patches: int) -> float:
         config = self._tower.config
@@ -144,9 +181,12 @@ class QwenVisionEncoder(FrameEncoder):
 class Qwen3VisionEncoder(QwenVisionEncoder):
     """Encodes with Qwen3-VL's tower, the levels of DeepStack included."""
 
-    def _rows(self, features: Any) -> Tensor:
-        levels = [torch.cat(list(level)) for level in features.deepstack_features]
-        return torch.cat([super()._rows(features), *levels], dim=1)
+    @property
+    def _mergers(self) -> list[Callable[[Tensor], Tensor]]:
+        return [self._tower.merger, *self._tower.deepstack_merger_list]
+
+    def _levels(self, features: Any) -> list[Tensor]:
+        return [*super()._levels(features), *(torch.cat(list(level)) for level in features.deepstack_features)]
 
     def _operations(self, num_patches: int) -> float:
         config = self._tower.config
@@ -184,6 +224,26 @@ class Qwen3VisionEncoder(QwenVisionEncoder):
             (filled[first] + filled[first + temporal_patch_size - 1]) / 2
             for first in range(0, len(filled), temporal_patch_size)
         )
+
+
+@contextmanager
+def _bypassed(merger: Any, num_joined: int) -> Generator[None]:
+    """Within the block, let a merger give its input, the patches of a row side by side, and compute nothing."""
+    given: list[Tensor] = []
+
+    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given.append(inputs[0])
+        return (inputs[0][:num_joined],)  # it must be called with something
+
+    def give(*_: Any) -> Tensor:
+        return given.pop().unflatten(0, (-1, num_joined)).flatten(1)
+
+    handles = [merger.register_forward_pre_hook(take), merger.register_forward_hook(give)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _seconds_per_grid(seconds: Sequence[float], temporal_patch_size: int) -> float:

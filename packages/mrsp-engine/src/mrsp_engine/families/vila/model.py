@@ -90,12 +90,15 @@ class VilaModel(nn.Module):
         _write_json(folder / PROJECTOR_FOLDER / "config.json", projector_values)
         _write_json(folder / "config.json", values)
 
-    def encode_frames(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pixels [F, 3, height, width] to rows [F, N, D]."""
+    def see_frames(self, pixels: Tensor) -> Tensor:
+        """What the tower makes of normalised pixels [F, 3, height, width]: patches [F, H × W, C]."""
         parameter = next(self.vision_tower.parameters())
         output = self.vision_tower(pixels.to(parameter), output_hidden_states=True)
-        patches = cast(Tensor, output.hidden_states[self.select_layer])  # [F, H × W, C]
-        return self.mm_projector(patches.unflatten(1, (self.patches_per_side, -1)))
+        return cast(Tensor, output.hidden_states[self.select_layer])
+
+    def project_frames(self, patches: Tensor) -> Tensor:
+        """What the projector makes of patches [F, H × W, C]: rows [F, N, D]."""
+        return cast(Tensor, self.mm_projector(patches.unflatten(1, (self.patches_per_side, -1))))
 
     @property
     def config(self) -> Any:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoTokenizer, SiglipImageProcessor
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import SizeDict
 
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
@@ -51,7 +53,10 @@ class VilaEncoder(FrameEncoder):
         shared = image_processor.to_dict() | {"select_layer": config.select_layer, "projector": config.projector_type}
         parts = nn.ModuleDict({"vision_tower": model.vision_tower, "mm_projector": model.mm_projector})
         super().__init__(
-            parts, family, {modality: shared | {"pool": syntax.pool} for modality, syntax in self._syntax.items()}
+            parts,
+            family,
+            {modality: shared | {"pool": syntax.pool} for modality, syntax in self._syntax.items()},
+            projector=("mm_projector.",),
         )
 
     def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
@@ -87,16 +92,37 @@ class VilaEncoder(FrameEncoder):
             ),
         )
 
-    def encode(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
-        """See `FrameEncoder.encode`."""
+    def resize(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> NDArray[np.uint8]:
+        """See `FrameEncoder.resize`."""
+        if not self._processor.do_resize:
+            return frames
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        inputs = self._processor(images=list(pixels), input_data_format="channels_first", return_tensors="pt")
-        rows_FND = self._model.encode_frames(inputs["pixel_values"])
+        size = SizeDict(height=layout.height, width=layout.width)
+        resized: Tensor = TorchvisionBackend.resize(self._processor, pixels, size, resample=self._processor.resample)
+        return cast(NDArray[np.uint8], resized.permute(0, 2, 3, 1).contiguous().numpy())
+
+    def extract(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """See `FrameEncoder.extract`; the patches of a group's frames stand one behind the other."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        inputs = self._processor(
+            images=list(pixels), do_resize=False, input_data_format="channels_first", return_tensors="pt"
+        )
+        patches_FTC = self._model.see_frames(inputs["pixel_values"])
+        return patches_FTC.unflatten(0, (-1, layout.frames_per_group)).flatten(1, 2)
+
+    def project(self, modality: str, features: Tensor, layout: FrameLayout) -> Tensor:
+        """See `FrameEncoder.project`; pooling comes last."""
+        rows_FND = self._model.project_frames(features.unflatten(1, (layout.frames_per_group, -1)).flatten(0, 1))
         side = self._model.mm_projector.rows_per_side(self._model.patches_per_side)
         rows_FRRD = pool_mean(rows_FND.unflatten(1, (side, side)), layout.frames_per_group, 0)
         for dim, factor in enumerate(self._syntax[modality].pool[1:], start=1):
             rows_FRRD = pool_mean(rows_FRRD, factor, dim)
         return rows_FRRD.flatten(0, 2)
+
+    @property
+    def embedding_width(self) -> int:
+        """See `FrameEncoder.embedding_width`."""
+        return int(self._model.config.hidden_size)
 
 
 class VilaPolicy(LanguagePolicy):
