@@ -151,6 +151,7 @@ def train_on_ranks(*all_values):
     return ends
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_tower_and_the_projector(started, tmp_path):
     configs = [
         started.grpo(tmp_path / part, **GRPO, train_vision=part, model__store=tmp_path / f"{part} store")
