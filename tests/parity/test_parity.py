@@ -35,7 +35,7 @@ from mrsp_engine.parity import (
     largest_difference,
 )
 from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import Ranks, use_exact_norms
+from mrsp_engine.testing import Ranks, run_on_ranks, use_exact_norms
 from mrsp_engine.tiny_families import build_tiny
 from mrsp_engine.tiny_language import LanguageSizes, generation_config
 
@@ -156,13 +156,13 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="module")
-def root(ranks: Ranks, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+def root(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with all checkpoints and what each case's subject comes to in the plain way."""
     root = tmp_path_factory.mktemp("parity")
     for family in (*FAMILIES, MANY_HEADS):
         build(family, root / family)
     references = {case.subject: case.reference for case in chosen_cases(pytestconfig)}
-    ranks.call(compute_references, str(root), list(references.values()))
+    run_on_ranks(compute_references, 2, str(root), list(references.values()), timeout_seconds=3600)
     return str(root)
 
 
