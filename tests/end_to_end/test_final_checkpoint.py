@@ -6,13 +6,8 @@ video file and writes tokens.
 
 import base64
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -24,7 +19,6 @@ from longvideo_reason_data.videos import VideoFile, sample_frames
 
 TINY_RECIPE = Path(__file__).parents[2] / "apps" / "tests" / "tiny_quickstart.toml"
 BIN = Path(sys.executable).parent
-START_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
@@ -57,54 +51,10 @@ def test_transformers_answers_a_question_about_a_video(quickstart, video):
 
 
 @pytest.fixture(scope="module")
-def server(quickstart, tmp_path_factory):
-    pytest.importorskip("vllm")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def server(quickstart, serve, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    options = {
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--dtype": "float32",
-        "--max-model-len": "2048",
-        "--served-model-name": "quickstart",
-    }
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    # The server that `vllm serve` starts; vllm-cpu's `vllm` command looks for the metadata of a package named vllm.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-    command += ["--model", str(quickstart / "grpo" / "model")]
-    command += [word for option in options.items() for word in option]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{address}/health"):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(1)
+    with serve(quickstart / "grpo" / "model", "quickstart", max_model_len=2048, log=log) as address:
         yield address
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
-
-
-def answers(address):
-    try:
-        with urllib.request.urlopen(address, timeout=5) as reply:
-            return reply.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @pytest.mark.slow

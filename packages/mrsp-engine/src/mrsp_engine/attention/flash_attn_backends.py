@@ -22,15 +22,17 @@ Settings = dict[str, Any]
 
 
 class _FlashAttentionBackend(ABC):
-    package: ClassVar[str]
+    """One of the packages: the module with its operators, and the major compute capability that it needs."""
+
     module: ClassVar[str]
     capability: ClassVar[int]
 
     def refusal(self, query: Tensor) -> str | None:
         """See `AttentionBackend.refusal`."""
         reason = flash_refusal(query, capability=self.capability)
-        if reason is None and importlib.util.find_spec(self.package) is None:
-            reason = f"needs the package that provides {self.package}, which is not installed"
+        package = self.module.partition(".")[0]
+        if reason is None and importlib.util.find_spec(package) is None:
+            reason = f"needs the package that provides {package}, which is not installed"
         return reason
 
     def forward(self, block: Block) -> Part:
@@ -67,7 +69,7 @@ class FlashAttention2Backend(_FlashAttentionBackend):
     """flash-attn 2: Ampere and later."""
 
     preference = 30
-    package, module, capability = "flash_attn", "flash_attn.flash_attn_interface", 8
+    module, capability = "flash_attn.flash_attn_interface", 8
 
     def _forward_settings(self, block: Block) -> Settings:
         return self._settings(block) | {"return_softmax": False}
@@ -92,7 +94,7 @@ class FlashAttention3Backend(_FlashAttentionBackend):
     """flash-attn 3: Hopper."""
 
     preference = 40
-    package, module, capability = "flash_attn_interface", "flash_attn_interface", 9
+    module, capability = "flash_attn_interface", 9
 
     def _forward_settings(self, block: Block) -> Settings:
         return {"softmax_scale": block.scale, "causal": block.causal}
