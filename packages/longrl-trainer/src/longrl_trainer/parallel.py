@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch import nn
 
 from longrl_trainer.config import ModelSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
-from mrsp_engine.collectives import sum_gradients
+from mrsp_engine.collectives import exchange_objects, sum_gradients
 from mrsp_engine.process_groups import SequenceGroup, create_sequence_group
 
 ItemT = TypeVar("ItemT")
@@ -56,11 +56,7 @@ class Ranks:
 
     def exchange(self, value: ResultT) -> list[ResultT]:
         """What every rank gives, in rank order; all ranks call it together."""
-        if self.group is None:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group.process_group)
-        return values
+        return exchange_objects(value, self.group)
 
     def divide(self, items: Sequence[ItemT], work: Callable[[Sequence[ItemT]], Sequence[ResultT]]) -> list[ResultT]:
         """Let every rank do its share of some work; all get all results, in the order of the items.

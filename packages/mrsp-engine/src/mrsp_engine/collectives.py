@@ -14,13 +14,15 @@ must still use an empty slice of it, or the others wait for it for ever.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mrsp_engine.process_groups import SequenceGroup
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +91,15 @@ def gather_results(local: Tensor, lengths: Sequence[int], group: SequenceGroup) 
     Every rank then holds the same gradient, so backward takes the rank's own slice and sends nothing.
     """
     return cast(Tensor, _GatherResults.apply(local, tuple(lengths), group))
+
+
+def exchange_objects(value: Value, group: SequenceGroup | None) -> list[Value]:
+    """What every rank gives, in rank order; without a group the own value alone. For plain objects, not for tensors."""
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * group.size
+    dist.all_gather_object(values, value, group=group.process_group)
+    return values
 
 
 def sum_gradients(parameters: nn.Module | Iterable[nn.Parameter], group: SequenceGroup) -> None:

@@ -6,13 +6,11 @@ embedding rows of a medium, D their width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mrsp_engine.collectives import gather_tokens
+from mrsp_engine.collectives import exchange_objects, gather_tokens
 from mrsp_engine.embeddings.entries import DiskRefusedError
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
@@ -83,7 +81,7 @@ class EncodingWork:
             (self.store.holds(digest), place % self.num_ranks == self.rank and self.store.disk.contains(digest))
             for place, digest in enumerate(distinct)
         ]
-        reports = self._exchange(seen)
+        reports = exchange_objects(seen, self.group)
         return [
             not (all(held for held, _ in of_ranks) or any(on_disk for _, on_disk in of_ranks))
             for of_ranks in zip(*reports, strict=True)
@@ -114,7 +112,7 @@ class EncodingWork:
 
     def agree(self) -> None:
         """After this all ranks know what failed and what the disk refused."""
-        reports = self._exchange((self.failures, set(self.rows_in_memory)))
+        reports = exchange_objects((self.failures, set(self.rows_in_memory)), self.group)
         self.failures = {digest: failure for failures, _ in reports for digest, failure in failures.items()}
         self.refused = {digest for _, refused in reports for digest in refused} - self.failures.keys()
 
@@ -142,7 +140,7 @@ class EncodingWork:
         if digest not in self.refused:
             return
         mine = self.rows_in_memory.get(digest)
-        reports = self._exchange(None if mine is None else (tuple(mine.shape), mine.dtype))
+        reports = exchange_objects(None if mine is None else (tuple(mine.shape), mine.dtype), self.group)
         shape, dtype = next(report for report in reports if report is not None)
         is_joined = any(report is not None and report[0][0] == plan.num_rows for report in reports)
         if not is_joined and mine is None and bounds[self.rank] < bounds[self.rank + 1]:
@@ -151,17 +149,9 @@ class EncodingWork:
             mine = torch.cat(list(self.store.disk.read_parts(plan.key.to_json(), ends)))
             self.store.disk.remove_parts(plan.key.to_json(), ends)
         local = torch.empty((0, *shape[1:]), dtype=dtype) if mine is None else mine
-        lengths = self._exchange(local.shape[0])
+        lengths = exchange_objects(local.shape[0], self.group)
         whole = local if self.group is None else gather_tokens(local, lengths, self.group)
         self.store.hold(digest, whole, is_encode=self.rank == 0)
-
-    def _exchange(self, report: Any) -> list[Any]:
-        """What every rank reports, in rank order."""
-        if self.group is None:
-            return [report]
-        reports: list[Any] = [None] * self.group.size
-        dist.all_gather_object(reports, report, group=self.group.process_group)
-        return reports
 
 
 def _describe(error: Exception) -> UnusableMedium:

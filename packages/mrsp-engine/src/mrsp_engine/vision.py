@@ -13,16 +13,15 @@ Shape legend: N embedding rows of a medium, D their width.
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from math import ceil
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mrsp_engine.collectives import gather_tokens
+from mrsp_engine.collectives import exchange_objects, gather_tokens
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding_work import EncodingWork, Medium, UnusableMedium
 from mrsp_engine.errors import EngineError
@@ -166,10 +165,8 @@ def _encode_shared(
         if group is None:
             live[digest] = torch.cat(parts)
             continue
-        widths: list[Any] = [None] * num_ranks
         mine = (tuple(parts[0].shape[1:]), parts[0].dtype) if parts else None
-        dist.all_gather_object(widths, mine, group=group.process_group)
-        width, dtype = next(report for report in widths if report is not None)
+        width, dtype = next(report for report in exchange_objects(mine, group) if report is not None)
         # A rank without frames takes part in the backward exchange too, so its empty part needs a gradient.
         local = torch.cat(parts) if parts else torch.zeros((0, *width), dtype=dtype, device=device, requires_grad=True)
         lengths = [(end - start) * plan.tokens_per_group for start, end in pairwise(bounds)]
