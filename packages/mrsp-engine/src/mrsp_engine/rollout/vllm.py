@@ -36,7 +36,7 @@ from mrsp_engine.rollout.vllm_requests import RequestWriter, SamplerCheckpoint, 
 __all__ = ["VllmRolloutEngine"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-SMALL_HIDDEN_SIZE = 512
+SMALL_HIDDEN_SIZE = 128
 REPLICA_SEED_STRIDE = 0x9E3779B9  # torch's CPU generator reads the low 32 bits of a seed alone
 
 _FIXED_OPTIONS: dict[str, Any] = {
