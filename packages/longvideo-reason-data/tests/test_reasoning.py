@@ -13,9 +13,10 @@ from longvideo_reason_data.build_settings import QuestionSettings
 from longvideo_reason_data.language_model import LanguageModel
 from longvideo_reason_data.model_requests import Outcome
 from longvideo_reason_data.prompt_files import load_prompts
-from longvideo_reason_data.questions import LostQuestion, QuestionDraft, QuestionProposal, ReasoningStep
+from longvideo_reason_data.questions import QuestionDraft, QuestionProposal, ReasoningStep
 from longvideo_reason_data.reasoning import RewriteFault, find_rewrite_fault, rewrite_reasoning
 from longvideo_reason_data.records import Interval
+from longvideo_reason_data.resampling import LostQuestion
 from longvideo_reason_data.response_cache import ResponseCache
 
 STEPS = (

@@ -15,9 +15,10 @@ from longvideo_reason_data.captions import Caption, caption_segments
 from longvideo_reason_data.errors import DataError, first_error
 from longvideo_reason_data.filters import check_question
 from longvideo_reason_data.model_requests import Asks, Outcome, Reply, Request
-from longvideo_reason_data.questions import LostQuestion, QuestionDraft, propose_question
+from longvideo_reason_data.questions import QuestionDraft, propose_question
 from longvideo_reason_data.reasoning import rewrite_reasoning
 from longvideo_reason_data.records import Skill
+from longvideo_reason_data.resampling import LostQuestion
 from longvideo_reason_data.shards import DescribedSegment, DraftedQuestion, Dropped, VideoShard
 from longvideo_reason_data.sources import SourceVideo
 from longvideo_reason_data.subtitles import read_subtitles

@@ -8,7 +8,7 @@ time may hold a journal.
 import fcntl
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,13 +20,15 @@ class Journal:
 
     Args:
         path: The file, made when it doesn't exist.
+        take: Is given every line that is there already, and its offset in bytes; raises ValueError, KeyError or
+            AttributeError at one that it can't read.
 
     Raises:
         UsageError: When another process holds it.
-        DataError: When it can't be opened.
+        DataError: When it can't be opened, or a line can't be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, take: Callable[[int, bytes], None]) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,19 +42,16 @@ class Journal:
             raise UsageError(f"{path}: another build is using this output folder; wait for it to end") from error
         self._writing = threading.Lock()
         self._size = self._cut_unfinished_line()
+        try:
+            self._read(take)
+        except BaseException:
+            self._file.close()
+            raise
 
     def close(self) -> None:
         """Close the file, after what is being written."""
         with self._writing:
             self._file.close()
-
-    def lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """Go through the lines; gives each one's number from 1, its offset in bytes, and the line."""
-        self._file.seek(0)
-        offset = 0
-        for number, line in enumerate(self._file, start=1):
-            yield number, offset, line
-            offset += len(line)
 
     def read_line(self, offset: int, num_bytes: int) -> bytes:
         """Read a line again."""
@@ -89,6 +88,16 @@ class Journal:
                 ) from error
             self._size += len(content)
         return offset
+
+    def _read(self, take: Callable[[int, bytes], None]) -> None:
+        self._file.seek(0)
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
+            try:
+                take(offset, line)
+            except (ValueError, KeyError, AttributeError) as error:
+                raise DataError(f"{self.path}: line {number} is damaged; remove that line and run again") from error
+            offset += len(line)
 
     def _cut_unfinished_line(self) -> int:
         """Return the size of what is whole, and drop the rest."""

@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.journal import Journal
 from longvideo_reason_data.model_requests import Outcome
 from longvideo_reason_data.prices import Amount, Count, TokenPrice, TokenUsage, dearest_price
@@ -109,12 +108,7 @@ class Ledger:
 
     def __enter__(self) -> Self:
         if self.path is not None:
-            self._journal = Journal(self.path)
-            try:
-                self._load(self._journal)
-            except BaseException:
-                self._journal.close()
-                raise
+            self._journal = Journal(self.path, self._take)
         return self
 
     def __exit__(
@@ -155,16 +149,7 @@ class Ledger:
         self, started: CallStarted, outcome: Outcome, usage: TokenUsage, *, is_confirmed: bool, latency_seconds: float
     ) -> None:
         """Write down how a call ended."""
-        ended = CallEnded(
-            call=started.call,
-            outcome=outcome,
-            usage=usage,
-            is_confirmed=is_confirmed,
-            cost=started.price.cost(usage) if started.price else None,
-            latency_seconds=round(latency_seconds, 4),
-        )
-        self._write(ended)
-        self._count_end(ended)
+        self._end(started, outcome, usage, is_confirmed=is_confirmed, latency_seconds=round(latency_seconds, 4))
         if outcome is Outcome.ANSWERED:
             self.num_made += 1
         else:
@@ -175,25 +160,29 @@ class Ledger:
         for started in list(self._open.values()):
             stored = cache.get(started.key)
             if stored is not None and stored.call == started.call:
-                usage = usage_of(stored)
-                cost = started.price.cost(usage) if started.price else None
-                ended = CallEnded(
-                    call=started.call, outcome=Outcome.ANSWERED, usage=usage, cost=cost, latency_seconds=0
-                )
-                self._write(ended)
-                self._count_end(ended)
+                self._end(started, Outcome.ANSWERED, usage_of(stored), is_confirmed=True, latency_seconds=0)
 
-    def _load(self, journal: Journal) -> None:
-        for number, _, line in journal.lines():
-            try:
-                fields = json.loads(line)
-                if fields.get("event") == "started":
-                    self._count_start(CallStarted.model_validate(fields))
-                    self._num_calls += 1
-                else:
-                    self._count_end(CallEnded.model_validate(fields))
-            except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, AttributeError, KeyError) as error:
-                raise DataError(f"{journal.path}: line {number} is damaged; remove that line and run again") from error
+    def _take(self, offset: int, line: bytes) -> None:
+        fields = json.loads(line)
+        if fields.get("event") == "started":
+            self._count_start(CallStarted.model_validate(fields))
+            self._num_calls += 1
+        else:
+            self._count_end(CallEnded.model_validate(fields))
+
+    def _end(
+        self, started: CallStarted, outcome: Outcome, usage: TokenUsage, *, is_confirmed: bool, latency_seconds: float
+    ) -> None:
+        ended = CallEnded(
+            call=started.call,
+            outcome=outcome,
+            usage=usage,
+            is_confirmed=is_confirmed,
+            cost=started.price.cost(usage) if started.price else None,
+            latency_seconds=latency_seconds,
+        )
+        self._write(ended)
+        self._count_end(ended)
 
     def _write(self, line: CallStarted | CallEnded) -> None:
         if self._journal is not None:

@@ -1,12 +1,11 @@
 """From the descriptions of a video to questions with evidence and reasoning, with four options or open-ended.
 
 The reasoner is held to a JSON schema where the server supports one; in any case its answer is searched for the JSON
-object and checked here. An answer that breaks the form is asked for again as another sample, a truncated one with more
-room; what still fails is left out with its reason. Whether a question is any good is for the filters to say.
+object and checked here. What fails in every sample is left out with its reason. Whether a question is any good is for
+the filters to say.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -17,10 +16,8 @@ from longvideo_reason_data.captions import Caption
 from longvideo_reason_data.model_requests import Asks, Outcome, Request
 from longvideo_reason_data.prompt_files import Prompts
 from longvideo_reason_data.records import NUM_OPTIONS, Interval, Skill
+from longvideo_reason_data.resampling import LostQuestion, ask_for_use
 from longvideo_reason_data.structured_output import extract_json
-
-# What may come out better when it is asked for once more; anything else concerns every sample alike.
-WORTH_ANOTHER_SAMPLE = (Outcome.INVALID, Outcome.TRUNCATED, Outcome.REFUSED)
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -60,21 +57,6 @@ class QuestionDraft(_Question):
     """A question whose reasoning is one text."""
 
     reasoning: Text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LostQuestion:
-    """A question that wasn't had.
-
-    Attributes:
-        reason: Why.
-        outcome: How the last request for it ended.
-        detail: What the server said.
-    """
-
-    reason: str
-    outcome: Outcome
-    detail: str
 
 
 _SECONDS = {"type": "number", "minimum": 0}
@@ -154,35 +136,22 @@ async def propose_question(
         earlier="\n".join(f"  - {question}" for question in earlier) or "  (none yet)",
         form=prompts.texts[form],
     )
-    lost = _lost(Outcome.INVALID, "")
-    max_tokens = settings.max_tokens
-    for sample_index in range(settings.num_samples):
-        request = Request(
-            model=model,
-            parts=(text,),
-            max_tokens=max_tokens,
-            temperature=settings.temperature,
-            schema=answer_schema(open_ended=open_ended),
-            sample_index=sample_index,
-            prompt_digest=prompts.digest_of("question", skill.value, form),
-        )
-        reply = await language_model.ask(request)
-        if reply.outcome is Outcome.ANSWERED:
-            try:
-                proposal = QuestionProposal.model_validate(extract_json(reply.text))
-                if bool(proposal.options) is open_ended:
-                    raise ValueError(f"{len(proposal.options)} options in answer to {form}.md")
-            except (ValueError, ValidationError) as error:
-                lost = _lost(Outcome.INVALID, str(error))
-                continue
-            return proposal
-        lost = _lost(reply.outcome, reply.text)
-        if reply.outcome is Outcome.TRUNCATED:
-            max_tokens *= 2
-        elif reply.outcome not in WORTH_ANOTHER_SAMPLE:
-            break  # the client has already tried again as often as that can help
-    return lost
+    request = Request(
+        model=model,
+        parts=(text,),
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        schema=answer_schema(open_ended=open_ended),
+        prompt_digest=prompts.digest_of("question", skill.value, form),
+    )
 
+    def read(answer: str) -> QuestionProposal | LostQuestion:
+        try:
+            proposal = QuestionProposal.model_validate(extract_json(answer))
+            if bool(proposal.options) is open_ended:
+                raise ValueError(f"{len(proposal.options)} options in answer to {form}.md")
+        except (ValueError, ValidationError) as error:
+            return LostQuestion.at("question", Outcome.INVALID, str(error))
+        return proposal
 
-def _lost(outcome: Outcome, detail: str) -> LostQuestion:
-    return LostQuestion(reason=f"question_{outcome}", outcome=outcome, detail=detail)
+    return await ask_for_use(language_model, request, read, stage="question", num_samples=settings.num_samples)

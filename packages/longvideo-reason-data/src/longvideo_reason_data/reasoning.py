@@ -2,8 +2,8 @@
 
 The reasoner's steps and their labels would teach a policy to number its thoughts and to speak of captions that it
 never gets. The rewrite takes both away. What it must not take away are the moments: each end of each range has to be
-named, and no moment that the steps don't know. A text that fails is asked for again as another sample, and what still
-fails is left out with its reason. Whether the text says the same as the steps otherwise isn't judged here.
+named, and no moment that the steps don't know. What fails in every sample is left out with its reason. Whether the text
+says the same as the steps otherwise isn't judged here.
 """
 
 import re
@@ -14,14 +14,9 @@ from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.build_settings import QuestionSettings
 from longvideo_reason_data.model_requests import Asks, Outcome, Request
 from longvideo_reason_data.prompt_files import Prompts
-from longvideo_reason_data.questions import (
-    WORTH_ANOTHER_SAMPLE,
-    LostQuestion,
-    QuestionDraft,
-    QuestionProposal,
-    ReasoningStep,
-)
+from longvideo_reason_data.questions import QuestionDraft, QuestionProposal, ReasoningStep
 from longvideo_reason_data.reasoning_checks import times_in
+from longvideo_reason_data.resampling import LostQuestion, ask_for_use
 
 
 class RewriteFault(StrEnum):
@@ -71,32 +66,25 @@ async def rewrite_reasoning(
         options="\n".join(options),
         answer=answer,
     )
-    lost = LostQuestion(reason=f"rewrite_{Outcome.INVALID}", outcome=Outcome.INVALID, detail="")
-    max_tokens = settings.max_tokens
-    for sample_index in range(settings.num_samples):
-        request = Request(
-            model=model,
-            parts=(text,),
-            max_tokens=max_tokens,
-            temperature=settings.temperature,
-            sample_index=sample_index,
-            prompt_digest=prompts.digest_of("rewrite"),
-        )
-        reply = await language_model.ask(request)
-        if reply.outcome is Outcome.ANSWERED:
-            written = reply.text.rpartition("</think>")[2].strip()
-            fault = find_rewrite_fault(proposal.reasoning, written)
-            if fault is None and written:
-                kept = proposal.model_dump(include={"question", "evidence", "options", "answer"})
-                return QuestionDraft.model_validate({**kept, "reasoning": " ".join(written.split())})
-            lost = LostQuestion(reason=fault or f"rewrite_{Outcome.INVALID}", outcome=Outcome.INVALID, detail=written)
-            continue
-        lost = LostQuestion(reason=f"rewrite_{reply.outcome}", outcome=reply.outcome, detail=reply.text)
-        if reply.outcome is Outcome.TRUNCATED:
-            max_tokens *= 2
-        elif reply.outcome not in WORTH_ANOTHER_SAMPLE:
-            break
-    return lost
+    request = Request(
+        model=model,
+        parts=(text,),
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        prompt_digest=prompts.digest_of("rewrite"),
+    )
+
+    def read(answer: str) -> QuestionDraft | LostQuestion:
+        written = answer.rpartition("</think>")[2].strip()
+        fault = find_rewrite_fault(proposal.reasoning, written)
+        if fault is not None:
+            return LostQuestion(reason=fault, outcome=Outcome.INVALID, detail=written)
+        if not written:
+            return LostQuestion.at("rewrite", Outcome.INVALID, written)
+        kept = proposal.model_dump(include={"question", "evidence", "options", "answer"})
+        return QuestionDraft.model_validate({**kept, "reasoning": " ".join(written.split())})
+
+    return await ask_for_use(language_model, request, read, stage="rewrite", num_samples=settings.num_samples)
 
 
 def find_rewrite_fault(steps: Sequence[ReasoningStep], written: str) -> RewriteFault | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.journal import Journal
@@ -60,19 +60,7 @@ class ResponseCache:
         self._committing = asyncio.Lock()
 
     def __enter__(self) -> Self:
-        self._journal = Journal(self._path)
-        try:
-            for number, offset, line in self._journal.lines():
-                try:
-                    response = StoredResponse.model_validate(json.loads(line))
-                except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-                    raise DataError(
-                        f"{self._path}: line {number} is damaged; remove that line and run again"
-                    ) from error
-                self._note(response, offset, len(line))
-        except BaseException:
-            self._journal.close()
-            raise
+        self._journal = Journal(self._path, self._take)
         return self
 
     def __exit__(
@@ -119,6 +107,9 @@ class ResponseCache:
     def total_tokens(self) -> tuple[int, int]:
         """Sum the tokens read and written over all answers in the journal, of this run and earlier ones."""
         return self._tokens
+
+    def _take(self, offset: int, line: bytes) -> None:
+        self._note(StoredResponse.model_validate(json.loads(line)), offset, len(line))
 
     def _write(self, responses: list[StoredResponse]) -> None:
         lines = [response.model_dump_json().encode() + b"\n" for response in responses]
