@@ -101,7 +101,7 @@ def train_grpo(
     ):
         for step in range(run.step, config.steps):
             clock = Stopwatch()
-            frames_before = count_frames_encoded(policy, ranks)
+            frames_before = count_frames_encoded(policy)
             with clock("encode"):
                 chosen = choose_questions(questions.kept, config, step=step)
                 (asked,), media = open_step(policy, [chosen], questions, ranks)
@@ -126,7 +126,7 @@ def train_grpo(
                 sampler.update_weights(policy)
 
             measured = rollout_metrics(groups) | update.metrics() | {"learning_rate": learning_rate}
-            measured["frames_encoded"] = count_frames_encoded(policy, ranks) - frames_before
+            measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in refusals))
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
             for group in groups[: config.journal_groups]:

@@ -79,7 +79,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             if not plan or step_of_epoch == 0:
                 plan = plan_epoch(questions.kept, config, epoch=epoch)
-            frames_before = count_frames_encoded(policy, ranks)
+            frames_before = count_frames_encoded(policy)
             shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
             with media.lend(with_gradients=True):
@@ -102,7 +102,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
                     "learning_rate": learning_rate,
                     "gradient_norm": gradient_norm,
                     "tokens": sum(map(count_scored_tokens, groups)),
-                    "frames_encoded": count_frames_encoded(policy, ranks) - frames_before,
+                    "frames_encoded": sum(ranks.exchange(count_frames_encoded(policy) - frames_before)),
                     "seconds": perf_counter() - step_started,
                 },
             )

@@ -69,6 +69,6 @@ def open_step(
     return renamed, StepMedia(policy, plans, ranks.group)
 
 
-def count_frames_encoded(policy: Policy, ranks: Ranks) -> int:
-    """Frames that have gone through the policy's tower so far, in all processes of the run together."""
-    return sum(ranks.exchange(0 if policy.encoder is None else policy.encoder.frames_encoded))
+def count_frames_encoded(policy: Policy) -> int:
+    """Frames that have gone through the policy's tower so far, in this process."""
+    return 0 if policy.encoder is None else policy.encoder.frames_encoded
