@@ -1,6 +1,7 @@
 """VILA from its three folders: projectors against plain loops, stored against live, pooling, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,22 @@ def test_projectors(projector_type: str, names: set[str], num_rows: int, tmp_pat
     assert {name.rpartition(".")[0] for name in of_file} == names
     policy = load(tmp_path / "model", store)
     assert policy.encode_video(NoiseVideo(), range(3)).num_tokens == 3 * num_rows
+
+
+def test_rows_of_the_first_release_stand_column_by_column(tmp_path: Path, store: EmbeddingStore) -> None:
+    """Configurations of the first release name no encoders; everything else is the same."""
+    create_tiny_vila(tmp_path / "later", projector_type="mlp_downsample")
+    shutil.copytree(tmp_path / "later", tmp_path / "first")
+    path = tmp_path / "first" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in config.items() if not key.endswith("_encoder")}))
+    later, first = (
+        store.get(load(tmp_path / name, store).encode_video(NoiseVideo(), range(2)).key) for name in ("later", "first")
+    )
+    assert later is not None
+    assert first is not None
+    assert not first.equal(later)
+    assert first.unflatten(0, (2, 3, 3)).transpose(1, 2).flatten(0, 2).equal(later)
 
 
 def test_cached_equals_live(folder: Path, store: EmbeddingStore) -> None:

@@ -54,6 +54,9 @@ class VilaConfig:
     values: dict[str, Any]
     projector_values: dict[str, Any]
     projector_type: str
+    is_by_columns: bool
+    """Whether the projector writes its rows column by column. The first release did, whose configurations name no
+    encoders yet."""
     select_layer: int
     video: MediaSyntax
     image: MediaSyntax | None
@@ -85,6 +88,7 @@ class VilaConfig:
             values=values,
             projector_values=projector,
             projector_type=projector_type,
+            is_by_columns=projector_type == "mlp_downsample" and not values.keys() & {"image_encoder", "video_encoder"},
             select_layer=select_layer,
             video=_read_syntax(path, values, "video_encoder"),
             image=_read_syntax(path, values, "image_encoder") if is_resized else None,

@@ -64,6 +64,7 @@ class VilaModel(nn.Module):
             config.projector_type,
             vision_width=int(tower.config.hidden_size),
             hidden_size=int(llm.config.hidden_size),
+            is_by_columns=config.is_by_columns,
         )
         with refuse_broken(folder / PROJECTOR_FOLDER, model_type):
             weights = load_file(folder / PROJECTOR_FOLDER / PROJECTOR_FILE)

@@ -50,7 +50,11 @@ class VilaEncoder(FrameEncoder):
         self._model = model
         self._processor = image_processor
         self._syntax = {"video": config.video} | ({} if config.image is None else {"image": config.image})
-        shared = image_processor.to_dict() | {"select_layer": config.select_layer, "projector": config.projector_type}
+        shared = image_processor.to_dict() | {
+            "select_layer": config.select_layer,
+            "projector": config.projector_type,
+            "is_by_columns": config.is_by_columns,
+        }
         parts = nn.ModuleDict({"vision_tower": model.vision_tower, "mm_projector": model.mm_projector})
         super().__init__(
             parts,

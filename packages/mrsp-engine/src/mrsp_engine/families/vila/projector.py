@@ -1,8 +1,8 @@
 """VILA's projector: from the vision tower's patches to rows for the language model.
 
-The names of the weights (`layers.1.weight`, …) are those of published checkpoints, and so is every peculiarity: the
-first `mlp_downsample` writes its rows column by column, the variants called `_fix` row by row; a side that doesn't
-divide is filled up with zeros.
+The names of the weights (`layers.1.weight`, …) are those of published checkpoints, and so is every peculiarity: a side
+that doesn't divide is filled up with zeros, and the first release of the code wrote the rows of `mlp_downsample` column
+by column, all later ones row by row.
 
 Shape legend: F frames, H and W patches per side, C channels of the tower, N rows, D hidden size.
 """
@@ -25,7 +25,7 @@ class DownSample(nn.Module):
 
     Args:
         factor: Neighbours per side.
-        is_by_columns: Write rows column by column, as the first version did.
+        is_by_columns: Write rows column by column, as the first release did.
     """
 
     def __init__(self, factor: int, *, is_by_columns: bool = False) -> None:
@@ -50,15 +50,18 @@ class VilaProjector(nn.Module):
         projector_type: Its name in the checkpoint, such as `mlp_downsample_2x2_fix`.
         vision_width: Channels C of the tower.
         hidden_size: Channels D of the language model.
+        is_by_columns: Whether neighbours that were joined are written column by column.
 
     Raises:
         EngineUsageError: There is no such projector.
     """
 
-    def __init__(self, projector_type: str, *, vision_width: int, hidden_size: int) -> None:
+    def __init__(
+        self, projector_type: str, *, vision_width: int, hidden_size: int, is_by_columns: bool = False
+    ) -> None:
         super().__init__()
         self.projector_type = projector_type
-        layers, self.factor = _layers(projector_type, vision_width, hidden_size)
+        layers, self.factor = _layers(projector_type, vision_width, hidden_size, is_by_columns=is_by_columns)
         self.layers = nn.Sequential(*layers)
 
     def rows_per_side(self, patches_per_side: int) -> int:
@@ -70,12 +73,14 @@ class VilaProjector(nn.Module):
         return self.layers(patches_FHWC if self.factor > 1 else patches_FHWC.flatten(1, 2))
 
 
-def _layers(projector_type: str, vision_width: int, hidden_size: int) -> tuple[list[nn.Module], int]:
+def _layers(
+    projector_type: str, vision_width: int, hidden_size: int, *, is_by_columns: bool
+) -> tuple[list[nn.Module], int]:
     """The layers of a type, and how many neighbours per side it joins."""
     if projector_type in ("mlp_downsample", "mlp_downsample_2x2_fix"):
         joined = 4 * vision_width
         return [
-            DownSample(2, is_by_columns=projector_type == "mlp_downsample"),
+            DownSample(2, is_by_columns=is_by_columns),
             nn.LayerNorm(joined),
             nn.Linear(joined, hidden_size),
             nn.GELU(),
@@ -83,7 +88,7 @@ def _layers(projector_type: str, vision_width: int, hidden_size: int) -> tuple[l
         ], 2
     if projector_type == "mlp_downsample_3x3_fix":
         return [
-            DownSample(3),
+            DownSample(3, is_by_columns=is_by_columns),
             nn.LayerNorm(9 * vision_width),
             nn.Linear(9 * vision_width, 3 * vision_width),
             nn.GELU(),
