@@ -3,7 +3,6 @@
 Imports nothing heavy: a command imports what it needs when it runs, so that help comes at once.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from longrl import benchmark_commands, plan_command, recipe_commands, store_command
 from longrl.errors import AppError, AppUsageError
+from longrl.processor import settle_on_processor
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
 from longrl_trainer.errors import TrainerError
 from longvideo_reason_data.errors import DataError
@@ -198,9 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0, 1 when something failed, 2 when the request was wrong, 130 when interrupted.
     """
-    # Read when torch is loaded. Threads of OpenMP spin while they wait, on a busy machine against the very thread they
-    # wait for: five times slower. This short a spin costs nothing on an idle machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    settle_on_processor()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         # Their options are those of the recipe's model with the recipe as default, so the recipe is read first.
