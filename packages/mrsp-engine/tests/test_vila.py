@@ -99,6 +99,33 @@ def test_rows_of_the_first_release_stand_column_by_column(tmp_path: Path, store:
     assert first.unflatten(0, (2, 3, 3)).transpose(1, 2).flatten(0, 2).equal(later)
 
 
+def test_frames_stand_for_all_scales(tmp_path: Path, store: EmbeddingStore) -> None:
+    """With weights that read the first scale alone a model of three scales gives what one of a single scale gives."""
+    create_tiny_vila(tmp_path / "single")
+    create_tiny_vila(tmp_path / "scaled", num_scales=3)
+    policy = load(tmp_path / "single", store)
+    path = tmp_path / "scaled" / "mm_projector" / "model.safetensors"
+    weights, single = load_file(path), load_file(tmp_path / "single" / "mm_projector" / "model.safetensors")
+    width = single["layers.1.weight"].shape[0] // 4
+    # A row is four neighbours, each with its channels three times over. Their mean and spread are those of one scale.
+    first = torch.cat([torch.arange(width) + 3 * width * neighbour for neighbour in range(4)])
+    for name in ("layers.2.weight", "layers.1.weight", "layers.1.bias"):
+        weights[name] = torch.zeros_like(weights[name])
+        weights[name][..., first] = single[name]
+    weights |= {name: single[name] for name in ("layers.2.bias", "layers.4.weight", "layers.4.bias")}
+    save_file(weights, path)
+    scaled = load(tmp_path / "scaled", store)
+    found, expected = (store.get(of.encode_video(NoiseVideo(), range(3)).key) for of in (scaled, policy))
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(EngineUsageError, match="image for a model of family vila that takes none"):
+        scaled.encode_image(NoiseVideo(frame_count=1))
+    scaled.save(tmp_path / "saved")
+    again = load(tmp_path / "saved", store)
+    assert again.encode_video(NoiseVideo(), range(3)) == scaled.encode_video(NoiseVideo(), range(3))
+
+
 def test_cached_equals_live(folder: Path, store: EmbeddingStore) -> None:
     """Logits from the store equal those of the three parts put together by hand, a line break behind every frame."""
     policy = load(folder, store)
@@ -176,8 +203,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"dynamic_s2": True, "s2_scales": "448,896,1344"}, "dynamic_s2=True: several image scales"),
-            ({"s2": True}, "s2=True: several image scales"),
+            ({"dynamic_s2": True, "s2_scales": "large"}, "s2_scales='large': expected sides of images"),
+            ({"dynamic_s2": True, "s2_scales": "448,896,1344"}, "weight layers.1.bias has shape"),
+            ({"s2": True}, "s2=True: frames in several scales"),
             ({"mm_vision_select_layer": "last"}, "mm_vision_select_layer='last'"),
             ({"video_encoder": {"_target_": "os.system"}}, "expected frames one after another"),
             ({"video_encoder": {"_target_": "x.TSPVideoEncoder", "pool_sizes": [[4, 1, 1], [8, 2, 2]]}}, "one pool"),

@@ -148,6 +148,7 @@ def create_tiny_vila(
     projector_type: str = "mlp_downsample_2x2_fix",
     patches_per_side: int = 5,
     pool_frames: int = 1,
+    num_scales: int = 1,
 ) -> None:
     """Write a VILA checkpoint in the published folder layout; see `build_tiny`.
 
@@ -158,6 +159,7 @@ def create_tiny_vila(
         projector_type: Its projector.
         patches_per_side: Patches per side of a frame.
         pool_frames: Frames whose mean becomes one; 1 for a checkpoint without temporal pooling.
+        num_scales: Scales in which it sees images (`dynamic_s2`).
     """
     require_empty(folder)
     tokenizer = train_tokenizer(CORPUS, sizes.vocabulary_size, sizes.max_position_embeddings)
@@ -175,6 +177,8 @@ def create_tiny_vila(
         "image_encoder": {"_target_": "llava.model.encoders.BasicImageEncoder"},
         "video_encoder": pooling if pool_frames > 1 else {"_target_": "llava.model.encoders.BasicVideoEncoder"},
     }
+    if num_scales > 1:
+        values |= {"dynamic_s2": True, "s2_scales": ",".join(str(448 * (scale + 1)) for scale in range(num_scales))}
     projector_values = {"model_type": "v2l_projector", "mm_projector_type": projector_type}
     image_size = patches_per_side * PATCH_SIZE
     with torch.random.fork_rng(devices=[]):
@@ -192,14 +196,18 @@ def create_tiny_vila(
             )
         )
         projector = VilaProjector(
-            projector_type, vision_width=TOWER_SETTINGS["hidden_size"], hidden_size=sizes.hidden_size
+            projector_type,
+            vision_width=TOWER_SETTINGS["hidden_size"] * num_scales,
+            hidden_size=sizes.hidden_size,
         )
         _make_vision_matter([projector])
     llm.generation_config = generation_config(llm.config)
     images = SiglipImageProcessor(size={"height": image_size, "width": image_size})
 
     def write(temporary: Path) -> None:
-        VilaModel(llm, tower, projector, select_layer=-2).save(temporary, values, projector_values)
+        VilaModel(llm, tower, projector, select_layer=-2, num_scales=num_scales).save(
+            temporary, values, projector_values
+        )
         tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
         images.save_pretrained(temporary / TOWER_FOLDER)
 

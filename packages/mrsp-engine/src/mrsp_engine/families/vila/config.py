@@ -2,8 +2,8 @@
 
 Only data is read: class names in the file (`_target_`, `auto_map`) choose between the engine's own code or are refused,
 nothing is imported because of them, and paths in it (`resume_path`) are not followed. The facts are those of the
-published layout; what can't be computed exactly as published (several image scales at once, tiles) is refused instead
-of being approximated.
+published layout; what can't be computed exactly as published (images in several scales, tiles) is refused instead of
+being approximated.
 """
 
 import json
@@ -58,6 +58,9 @@ class VilaConfig:
     """Whether the projector writes its rows column by column. The first release did, whose configurations name no
     encoders yet."""
     select_layer: int
+    num_scales: int
+    """Times that the channels of a frame's patches are repeated. Models that see images in several scales
+    (`dynamic_s2`) see a video's frames in the smallest alone, which then stands for all of them."""
     video: MediaSyntax
     image: MediaSyntax | None
 
@@ -70,12 +73,12 @@ class VilaConfig:
         """
         path = folder / "config.json"
         values, projector = _read_json(path), _read_json(folder / PROJECTOR_FOLDER / "config.json")
-        for key in ("s2", "dynamic_s2"):
-            if values.get(key):
-                raise EngineUsageError(
-                    f"{path}: {key}={values[key]}: several image scales are not supported; "
-                    "set a model folder whose vision tower sees one scale"
-                )
+        is_scaled = bool(values.get("dynamic_s2"))
+        if values.get("s2") and not is_scaled:
+            raise EngineUsageError(
+                f"{path}: s2={values['s2']}: frames in several scales are not supported; "
+                "set a model folder whose vision tower sees one scale of a frame"
+            )
         projector_type = projector.get("mm_projector_type", values.get("mm_projector_type"))
         select_layer = values.get("mm_vision_select_layer", -2)
         if not isinstance(projector_type, str) or not isinstance(select_layer, int):
@@ -83,16 +86,28 @@ class VilaConfig:
                 f"{folder}: mm_projector_type={projector_type!r}, mm_vision_select_layer={select_layer!r}: expected a "
                 "name and a number; set another model folder"
             )
-        is_resized = values.get("image_aspect_ratio", "resize") == "resize"  # otherwise images are cut into tiles
+        # Otherwise images are cut into tiles.
+        is_resized = values.get("image_aspect_ratio", "resize") == "resize" and not is_scaled
         return cls(
             values=values,
             projector_values=projector,
             projector_type=projector_type,
             is_by_columns=projector_type == "mlp_downsample" and not values.keys() & {"image_encoder", "video_encoder"},
             select_layer=select_layer,
+            num_scales=_count_scales(path, values.get("s2_scales")) if is_scaled else 1,
             video=_read_syntax(path, values, "video_encoder"),
             image=_read_syntax(path, values, "image_encoder") if is_resized else None,
         )
+
+
+def _count_scales(path: Path, scales: Any) -> int:
+    """Count what is written as "448,896,1344" or as a list."""
+    listed = scales.split(",") if isinstance(scales, str) else scales
+    if not isinstance(listed, list) or not all(str(side).strip().isdecimal() for side in cast(list[Any], listed)):
+        raise EngineUsageError(
+            f"{path}: s2_scales={scales!r}: expected sides of images, such as '448,896,1344'; set another model folder"
+        )
+    return len(cast(list[Any], listed))
 
 
 def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax:

@@ -34,14 +34,18 @@ class VilaModel(nn.Module):
         vision_tower: SigLIP.
         mm_projector: The projector between them.
         select_layer: Which of the tower's hidden states the projector sees, counted from the end.
+        num_scales: Times that the projector sees their channels, one after another.
     """
 
-    def __init__(self, llm: Any, vision_tower: Any, mm_projector: VilaProjector, *, select_layer: int) -> None:
+    def __init__(
+        self, llm: Any, vision_tower: Any, mm_projector: VilaProjector, *, select_layer: int, num_scales: int = 1
+    ) -> None:
         super().__init__()
         self.llm = llm
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
         self.select_layer = select_layer
+        self.num_scales = num_scales
 
     @classmethod
     def load(cls, folder: Path, config: VilaConfig, *, model_type: str, dtype: torch.dtype) -> "VilaModel":
@@ -62,7 +66,7 @@ class VilaModel(nn.Module):
         )
         projector = VilaProjector(
             config.projector_type,
-            vision_width=int(tower.config.hidden_size),
+            vision_width=int(tower.config.hidden_size) * config.num_scales,
             hidden_size=int(llm.config.hidden_size),
             is_by_columns=config.is_by_columns,
         )
@@ -77,7 +81,7 @@ class VilaModel(nn.Module):
                     f"{expected.get(name)} for {config.projector_type}; set another model folder"
                 )
             projector.load_state_dict(weights)
-        return cls(llm, tower, projector.to(dtype), select_layer=config.select_layer)
+        return cls(llm, tower, projector.to(dtype), select_layer=config.select_layer, num_scales=config.num_scales)
 
     def save(self, folder: Path, values: dict[str, Any], projector_values: dict[str, Any]) -> None:
         """Write all three parts into an existing folder, with the configurations of the whole and the projector."""
@@ -99,7 +103,8 @@ class VilaModel(nn.Module):
 
     def project_frames(self, patches: Tensor) -> Tensor:
         """What the projector makes of patches [F, H × W, C]: rows [F, N, D]."""
-        return cast(Tensor, self.mm_projector(patches.unflatten(1, (self.patches_per_side, -1))))
+        squares = patches.unflatten(1, (self.patches_per_side, -1))
+        return cast(Tensor, self.mm_projector(squares.repeat(1, 1, 1, self.num_scales)))
 
     @property
     def config(self) -> Any:

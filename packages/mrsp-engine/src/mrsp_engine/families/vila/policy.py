@@ -54,6 +54,7 @@ class VilaEncoder(FrameEncoder):
             "select_layer": config.select_layer,
             "projector": config.projector_type,
             "is_by_columns": config.is_by_columns,
+            "num_scales": config.num_scales,
         }
         parts = nn.ModuleDict({"vision_tower": model.vision_tower, "mm_projector": model.mm_projector})
         super().__init__(
