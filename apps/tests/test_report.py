@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longrl.errors import AppUsageError
@@ -116,10 +116,12 @@ def test_a_nice_step_is_round_and_at_most_two_and_a_half_times_too_large(rough):
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+@example(-8e-6, 20001.0)
 def test_a_linear_axis_covers_its_values(low, extent):
     axis = linear_axis("x", low, low + extent)
-    assert axis.low <= low + 1e-6 * abs(low) + 1e-6
-    assert axis.high >= low + extent - 1e-6 * abs(low + extent) - 1e-6
+    invisible = 1e-6 * max(1.0, abs(low), extent)
+    assert axis.low <= low + invisible
+    assert axis.high >= low + extent - invisible
     assert 2 <= len(axis.ticks) <= 8
 
 
