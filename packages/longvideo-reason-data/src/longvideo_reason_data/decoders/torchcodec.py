@@ -69,7 +69,8 @@ class TorchCodecReader:
 
 def version() -> str:
     """Name the library and its FFmpeg."""
-    return f"torchcodec {version_of('torchcodec')} (FFmpeg {_load().ffmpeg_major_version})"
+    torchcodec = _load()  # which says what to install
+    return f"torchcodec {version_of('torchcodec')} (FFmpeg {torchcodec.ffmpeg_major_version})"
 
 
 @contextmanager
