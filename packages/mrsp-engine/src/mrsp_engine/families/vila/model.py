@@ -104,7 +104,9 @@ class VilaModel(nn.Module):
     def project_frames(self, patches: Tensor) -> Tensor:
         """What the projector makes of patches [F, H × W, C]: rows [F, N, D]."""
         squares = patches.unflatten(1, (self.patches_per_side, -1))
-        return cast(Tensor, self.mm_projector(squares.repeat(1, 1, 1, self.num_scales)))
+        if self.num_scales > 1:
+            squares = squares.repeat(1, 1, 1, self.num_scales)
+        return cast(Tensor, self.mm_projector(squares))
 
     @property
     def config(self) -> Any:
