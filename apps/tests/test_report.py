@@ -119,9 +119,9 @@ def test_a_nice_step_is_round_and_at_most_two_and_a_half_times_too_large(rough):
 @example(-8e-6, 20001.0)
 def test_a_linear_axis_covers_its_values(low, extent):
     axis = linear_axis("x", low, low + extent)
-    invisible = 1e-6 * max(1.0, abs(low), extent)
-    assert axis.low <= low + invisible
-    assert axis.high >= low + extent - invisible
+    rounding = 1e-9 * extent  # a value that close to a round number is taken for it
+    assert axis.low <= low + 1e-6 * abs(low) + 1e-6 + rounding
+    assert axis.high >= low + extent - 1e-6 * abs(low + extent) - 1e-6 - rounding
     assert 2 <= len(axis.ticks) <= 8
 
 
