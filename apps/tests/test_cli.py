@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from longvideo_reason_data.records import SCHEMA_VERSION
+from longvideo_reason_data.records.record import SCHEMA_VERSION
 
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -8,7 +8,7 @@ import pytest
 
 CHILD = """
 import os, resource
-from longrl.processor import settle_on_processor
+from longrl.cpu_settings import settle_on_processor
 
 if {settles}:
     settle_on_processor()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longvideo_reason_data.dataset_folder import check_dataset
+from longvideo_reason_data.inspection.check import check_dataset
 from mrsp_engine.embeddings.store import EmbeddingStore
 
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from longrl.quickstart_config import QUICKSTART_RECIPE, RECIPES_FOLDER, load_quickstart
-from longrl_trainer.config import EvaluateConfig, GrpoConfig, SftConfig
+from longrl.quickstart.config import QUICKSTART_RECIPE, RECIPES_FOLDER, load_quickstart
+from longrl_trainer.config.recipes import load_recipe
+from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerUsageError
-from longrl_trainer.recipes import load_recipe
 
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
 MODELS = {"sft": SftConfig, "grpo": GrpoConfig, "evaluate": EvaluateConfig}

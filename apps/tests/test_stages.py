@@ -10,7 +10,7 @@ import time
 import pytest
 
 from longrl.errors import AppUsageError
-from longrl.stages import Stage, digest_json, measure, open_pipeline, read_finished
+from longrl.pipeline import Stage, digest_json, measure, open_pipeline, read_finished
 
 
 class Work:
@@ -144,7 +144,7 @@ def test_the_digest_does_not_depend_on_the_order_of_keys():
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from longrl.stages import Stage, open_pipeline
+from longrl.pipeline import Stage, open_pipeline
 folder = Path(sys.argv[1])
 def work():
     with (folder / "log").open("a") as log:

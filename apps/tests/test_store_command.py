@@ -8,7 +8,7 @@ import torch
 
 from longrl.cli import main
 from mrsp_engine.embeddings import EmbeddingStore
-from mrsp_engine.testing import numbered_key as key
+from mrsp_engine.testing.fixtures import numbered_key as key
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longrl_trainer.config import DataSection, ModelSection
-from longrl_trainer.models import open_policy
-from longrl_trainer.progress import SilentProgress
-from longrl_trainer.samples import load_questions
-from longvideo_reason_data.dataset_folder import check_dataset
-from longvideo_reason_data.records import QuestionRecord, Split, resolve_video
+from longrl_trainer.config.sections import DataSection, ModelSection
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.runs.progress import SilentProgress
+from longrl_trainer.training.opening import open_policy
+from longvideo_reason_data.inspection.check import check_dataset
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.records.record import QuestionRecord, Split, resolve_video
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.world import WorldSettings
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from mrsp_engine.encoding.video import Video
 from mrsp_engine.families.base import Policy
 from mrsp_engine.rollout.base import SamplingSettings
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
-from mrsp_engine.video import Video
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 NUM_FRAMES = 6
 NUM_VIDEOS = {Split.TRAIN_SFT: 2, Split.TRAIN_RL: 1, Split.HELD_OUT: 1}
@@ -92,7 +92,7 @@ def test_an_embedding_refers_to_the_frames_that_were_planned(dataset, policy):
 
 
 def test_a_question_reaches_the_sampler_and_comes_back_as_text(dataset, policy):
-    from longrl_trainer.samples import build_question_prompt
+    from longrl_trainer.questions.question import build_question_prompt
     from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 
     data = DataSection(dataset=dataset[0], split="held_out", num_frames=NUM_FRAMES)

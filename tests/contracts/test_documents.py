@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from longrl.cli import COMMANDS
-from longrl_trainer.config import GrpoConfig
-from longrl_trainer.recipes import load_recipe
+from longrl_trainer.config.recipes import load_recipe
+from longrl_trainer.config.stages import GrpoConfig
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted([*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md")])

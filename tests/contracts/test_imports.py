@@ -55,6 +55,6 @@ def test_importing_every_module_loads_nothing_optional(package):
 
 def test_the_commands_modules_load_no_torch():
     # Help must come at once, and mistakes in a recipe are told before a model library is loaded.
-    modules = "longrl.cli, longrl_trainer.config"
+    modules = "longrl.cli, longrl_trainer.config.stages"
     code = f"import sys, {modules}; print(*{{'torch', 'transformers', 'vllm', 'av'}}.intersection(sys.modules))"
     assert run_python(code).split() == []

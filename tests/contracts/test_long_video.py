@@ -9,14 +9,14 @@ import pytest
 from longvideo_reason_data.timeline.rendering import write_video
 from longvideo_reason_data.timeline.world import WorldSettings, create_world
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 NUM_FRAMES = 8192
 
 ENCODE = """
 import sys
 from pathlib import Path
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 policy = load_policy(Path(sys.argv[1]), store=EmbeddingStore(Path(sys.argv[2])))

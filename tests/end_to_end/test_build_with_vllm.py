@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.model_requests import Outcome, Request
-from longvideo_reason_data.records import Split
-from longvideo_reason_data.response_cache import ResponseCache
-from longvideo_reason_data.structured_output import extract_json
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
+from longvideo_reason_data.language_model.client import LanguageModel
+from longvideo_reason_data.language_model.requests import Outcome, Request
+from longvideo_reason_data.language_model.structured_output import extract_json
+from longvideo_reason_data.records.record import Split
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.world import WorldSettings
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
 
 TINY_RECIPE = Path(__file__).parents[2] / "apps" / "tests" / "tiny_quickstart.toml"
 BIN = Path(sys.executable).parent

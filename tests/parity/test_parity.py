@@ -21,11 +21,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.layout import GroupLengths, PackedLayout
-from mrsp_engine.parity import (
+from mrsp_engine.testing.exactness import (
     BRANCHES,
     ParityCase,
     ParityFamily,
@@ -34,10 +35,9 @@ from mrsp_engine.parity import (
     every_case,
     largest_difference,
 )
-from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import Ranks, run_on_ranks, use_exact_norms
-from mrsp_engine.tiny_families import build_tiny
-from mrsp_engine.tiny_language import LanguageSizes, generation_config
+from mrsp_engine.testing.fixtures import Ranks, run_on_ranks, use_exact_norms
+from mrsp_engine.tiny.families import build_tiny
+from mrsp_engine.tiny.language import LanguageSizes, generation_config
 
 SIZES = LanguageSizes(
     hidden_size=192, num_layers=2, num_heads=6, num_key_value_heads=2, intermediate_size=64, vocabulary_size=400

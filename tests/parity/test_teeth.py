@@ -17,17 +17,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrsp_engine import logprobs, rows
-from mrsp_engine.attention.backends import Block
-from mrsp_engine.attention.torch_backends import CpuFlashBackend
-from mrsp_engine.collectives import gather_results
+from mrsp_engine.attention.backends.base import Block
+from mrsp_engine.attention.backends.torch_fused import CpuFlashBackend
+from mrsp_engine.distributed.collectives import gather_results
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.parallel import encode_media
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.language_policy import LanguagePolicy
-from mrsp_engine.parity import QUESTION, ParityCase, compute, largest_difference, parity_media
-from mrsp_engine.process_groups import SequenceGroup
-from mrsp_engine.testing import Ranks, use_exact_norms
-from mrsp_engine.tiny_families import build_tiny
-from mrsp_engine.vision import encode_media
+from mrsp_engine.testing.exactness import QUESTION, ParityCase, compute, largest_difference, parity_media
+from mrsp_engine.testing.fixtures import Ranks, use_exact_norms
+from mrsp_engine.tiny.families import build_tiny
 
 NUM_RANKS = 2
 CASE = ParityCase(
@@ -69,7 +69,7 @@ def foreign_frames() -> Any:
             group.prompt_embeddings.data.copy_(foreign)
         return right(policy, groups, **settings)
 
-    return patch("mrsp_engine.parity.score_groups", wrong)
+    return patch("mrsp_engine.testing.exactness.score_groups", wrong)
 
 
 def late_labels() -> Any:
@@ -102,7 +102,7 @@ right_gather = logprobs.gather_results
 
 def forgotten_ranks() -> Any:
     """A rank's frames get the gradient of the tokens that the same rank owns, and of no other's."""
-    return patch("mrsp_engine.vision.gather_tokens", gather_results)
+    return patch("mrsp_engine.encoding.parallel.gather_tokens", gather_results)
 
 
 FAULTS: dict[str, tuple[ParityCase, Callable[[], Any]]] = {

@@ -11,9 +11,12 @@ import tyro
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from longrl import benchmark_commands, plan_command, recipe_commands, store_command
+from longrl.commands import benchmark as benchmark_commands
+from longrl.commands import plan as plan_command
+from longrl.commands import recipes as recipe_commands
+from longrl.commands import store as store_command
+from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
-from longrl.processor import settle_on_processor
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
 from longrl_trainer.errors import TrainerError
 from longvideo_reason_data.errors import DataError
@@ -48,8 +51,8 @@ def quickstart(output: Path = Path("quickstart"), seed: int = 0, recipe: Path | 
     from rich.console import Console
 
     from longrl.progress import choose_progress
-    from longrl.quickstart import print_summary, run_quickstart
-    from longrl.quickstart_config import QUICKSTART_RECIPE, load_quickstart
+    from longrl.quickstart.config import QUICKSTART_RECIPE, load_quickstart
+    from longrl.quickstart.run import print_summary, run_quickstart
 
     config = load_quickstart(recipe or QUICKSTART_RECIPE, output=output, seed=seed)
     summary = run_quickstart(config, choose_progress(), Console(stderr=True))
@@ -85,7 +88,7 @@ def tiny_model(
         sizes: Sizes of the model.
     """
     if family != TRAINABLE_FAMILY:
-        from mrsp_engine.tiny_families import build_tiny
+        from mrsp_engine.tiny.families import build_tiny
 
         if dataset is not None or corpus or sizes != TinyModelSettings():
             raise AppUsageError(f"--family {family}: comes as it is; leave out --dataset, --corpus and the sizes")
@@ -93,7 +96,7 @@ def tiny_model(
         print(output)
         return
     from longrl.corpus import corpus_of_records, corpus_of_stories
-    from longvideo_reason_data.dataset_folder import read_dataset
+    from longvideo_reason_data.records.folder import read_dataset
 
     texts: list[str] = []
     if dataset is not None:
@@ -122,7 +125,7 @@ def encode(videos: Files, model: Path, store: Path = Path("embeddings"), num_fra
         store: Folder of the embedding store.
         num_frames: Frames per video, spread evenly; a shorter video gives all it has.
     """
-    from longrl.encode import encode_videos
+    from longrl.commands.encode import encode_videos
 
     encode_videos(videos, model, store, num_frames)
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from itertools import cycle
 
-from longvideo_reason_data.answers import LETTERS, format_prompt, format_response
-from longvideo_reason_data.records import NUM_OPTIONS, QuestionRecord
+from longvideo_reason_data.records.answers import LETTERS, format_prompt, format_response
+from longvideo_reason_data.records.record import NUM_OPTIONS, QuestionRecord
 from longvideo_reason_data.timeline.questions import create_questions
 from longvideo_reason_data.timeline.world import WorldSettings, create_world
 

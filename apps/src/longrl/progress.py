@@ -4,7 +4,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from longrl_trainer.progress import ProgressDisplay, RichProgress
+from longrl_trainer.runs.progress import ProgressDisplay, RichProgress
 
 LINES_PER_TASK = 10
 

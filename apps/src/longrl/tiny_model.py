@@ -53,7 +53,7 @@ def build_tiny_model(
 ) -> None:
     """Write the checkpoint, its frozen eye set for frames like those given (uint8 [F, H, W, 3] each)."""
     from mrsp_engine.families.checkpoints import without_progress_bars
-    from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+    from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
     with without_progress_bars():
         create_tiny_qwen2_5_vl(

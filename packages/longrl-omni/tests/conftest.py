@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from longrl_omni.families.qwen2_audio import Qwen2AudioFamily
-from longrl_omni.tiny_models import AudioSizes, create_tiny_qwen2_audio
-from longrl_omni.tiny_tasks import corpus_of, write_sum_questions, write_tone_questions
-from longvideo_reason_data.records import read_records
+from longrl_omni.audio.qwen2_audio import Qwen2AudioFamily
+from longrl_omni.audio.tiny_model import AudioSizes, create_tiny_qwen2_audio
+from longrl_omni.audio.tiny_tasks import corpus_of, write_sum_questions, write_tone_questions
+from longvideo_reason_data.records.record import read_records
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families.language_policy import LanguagePolicy
-from mrsp_engine.families.qwen_text import Qwen2Family
-from mrsp_engine.tiny_language import LanguageSizes, create_tiny_qwen2
+from mrsp_engine.families.qwen.text import Qwen2Family
+from mrsp_engine.tiny.language import LanguageSizes, create_tiny_qwen2
 
 SIZES = LanguageSizes(
     hidden_size=64, num_layers=2, num_heads=2, num_key_value_heads=1, intermediate_size=128, vocabulary_size=512

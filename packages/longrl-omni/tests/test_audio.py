@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from longrl_omni.audio import SAMPLE_RATE as RATE
-from longrl_omni.audio import AudioFile
-from longrl_omni.tiny_tasks import make_tone, write_sound
+from longrl_omni.audio.audio_file import SAMPLE_RATE as RATE
+from longrl_omni.audio.audio_file import AudioFile
+from longrl_omni.audio.tiny_tasks import make_tone, write_sound
 from longvideo_reason_data.errors import DataError, UsageError
 
 FORMATS = [("wav", "pcm_s16le"), ("flac", "flac"), ("mp4", "aac"), ("mkv", "flac"), ("mp3", "mp3"), ("ogg", "libopus")]

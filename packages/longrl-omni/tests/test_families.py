@@ -14,9 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from longrl_omni.audio import AudioFile
-from longrl_omni.tiny_tasks import make_tone, write_sound
-from mrsp_engine.agreement import logprob_gaps
+from longrl_omni.audio.audio_file import AudioFile
+from longrl_omni.audio.tiny_tasks import make_tone, write_sound
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.language_policy import LanguagePolicy
@@ -25,7 +24,8 @@ from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.testing import NoiseVideo, use_exact_norms
+from mrsp_engine.testing.agreement import logprob_gaps
+from mrsp_engine.testing.fixtures import NoiseVideo, use_exact_norms
 
 QUESTION = "How high is the tone?"
 Load = Callable[..., Any]

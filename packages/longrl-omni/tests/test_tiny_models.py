@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from longrl_omni.audio import AudioFile
-from longrl_omni.tiny_models import AudioSizes
-from longrl_omni.tiny_tasks import make_tone, write_sound
+from longrl_omni.audio.audio_file import AudioFile
+from longrl_omni.audio.tiny_model import AudioSizes
+from longrl_omni.audio.tiny_tasks import make_tone, write_sound
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.tiny_language import LanguageSizes, create_tiny_qwen2
+from mrsp_engine.tiny.language import LanguageSizes, create_tiny_qwen2
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from longrl_omni.tiny_models import AudioSizes, create_tiny_qwen2_audio
-from mrsp_engine.tiny_language import LanguageSizes, create_tiny_qwen2
+from longrl_omni.audio.tiny_model import AudioSizes, create_tiny_qwen2_audio
+from mrsp_engine.tiny.language import LanguageSizes, create_tiny_qwen2
 sizes = LanguageSizes(hidden_size=32, num_layers=1, num_heads=1, num_key_value_heads=1, vocabulary_size=300)
 create_tiny_qwen2(Path(sys.argv[1]) / "text", corpus=["a tone"], seed=3, sizes=sizes)
 audio = AudioSizes(hidden_size=32, num_layers=1, num_heads=1, num_mel_bins=40, window_seconds=1)

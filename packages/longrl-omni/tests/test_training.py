@@ -8,26 +8,29 @@ from typing import Any
 import pytest
 import torch
 
-from longrl_omni.media import AudioClip, SourceText
-from longrl_omni.tiny_tasks import make_tone, write_sound
-from longrl_trainer.config import DataSection, GrpoConfig, SftConfig
-from longrl_trainer.groups import judge_groups
-from longrl_trainer.grpo import draw_responses, train_grpo, update_policy
-from longrl_trainer.metrics import read_json_lines
-from longrl_trainer.optimizer import Optimizer
-from longrl_trainer.recipes import parse_config
+from longrl_omni.audio.medium import AudioClip
+from longrl_omni.audio.tiny_tasks import make_tone, write_sound
+from longrl_omni.text import SourceText
+from longrl_trainer.config.recipes import parse_config
+from longrl_trainer.config.sections import DataSection
+from longrl_trainer.config.stages import GrpoConfig, SftConfig
+from longrl_trainer.grpo import draw_responses, train_grpo
+from longrl_trainer.questions.question import Question, build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
-from longrl_trainer.samples import Question, build_question_prompt
+from longrl_trainer.rl.groups import judge_groups
+from longrl_trainer.rl.update import update_policy
+from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
-from longvideo_reason_data.answers import format_response
+from longrl_trainer.training.optimizer import Optimizer
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.records import QuestionRecord, read_records
+from longvideo_reason_data.records.answers import format_response
+from longvideo_reason_data.records.record import QuestionRecord, read_records
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.step_media import StepMedia
 
 Load = Callable[..., Any]
 OPENERS = {"qwen2": SourceText.open, "qwen2_audio": AudioClip.open}

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from longrl_omni.audio import AudioFile
-from longrl_omni.tiny_tasks import make_tone, write_sound
-from mrsp_engine.agreement import gaps_around_an_update
+from longrl_omni.audio.audio_file import AudioFile
+from longrl_omni.audio.tiny_tasks import make_tone, write_sound
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings
-from mrsp_engine.rollout.vllm import VllmRolloutEngine
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+from mrsp_engine.testing.agreement import gaps_around_an_update
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 

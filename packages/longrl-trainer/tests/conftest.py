@@ -12,12 +12,12 @@ import av
 import numpy as np
 import pytest
 
-from longrl_trainer.config import EvaluateConfig, GrpoConfig, SftConfig
-from longrl_trainer.recipes import parse_config
+from longrl_trainer.config.recipes import parse_config
+from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.sft import train_sft
-from longvideo_reason_data.answers import format_prompt, format_response
-from longvideo_reason_data.records import QuestionRecord, Skill, Split, write_records
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from longvideo_reason_data.records.answers import format_prompt, format_response
+from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (235, 235, 235)}
 NUM_FRAMES, SIZE = 12, 56

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl_trainer.advantages import group_advantages, has_spread
+from longrl_trainer.objectives.advantages import group_advantages, has_spread
 
 REWARDS = [1.0, 0.0, 0.0, 3.0]  # mean 1; squared deviations 0, 1, 1, 4; sample variance 6 / 3 = 2
 

@@ -6,7 +6,7 @@ import pytest
 
 from longrl_trainer.durable import new_folder, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.metrics import JsonLines, read_json_lines
+from longrl_trainer.runs.journal import JsonLines, read_json_lines
 
 
 def test_a_folder_that_failed_half_way_does_not_appear(tmp_path):

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.evaluation import clustered_standard_error, evaluate, summarise
-from longrl_trainer.models import open_policy
+from longrl_trainer.evaluation.evaluate import clustered_standard_error, evaluate, summarise
+from longrl_trainer.training.opening import open_policy
 from mrsp_engine.rollout.base import Rollout
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 

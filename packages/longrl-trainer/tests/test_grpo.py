@@ -7,22 +7,18 @@ import pytest
 import torch
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.groups import judge_groups
-from longrl_trainer.grpo import (
-    choose_questions,
-    draw_responses,
-    train_grpo,
-    update_policy,
-    weigh_groups,
-)
-from longrl_trainer.metrics import read_json_lines
-from longrl_trainer.models import open_policy, open_training_policy
-from longrl_trainer.optimizer import Optimizer
-from longrl_trainer.progress import SilentProgress
+from longrl_trainer.grpo import choose_questions, draw_responses, train_grpo
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
-from longrl_trainer.samples import build_question_prompt, load_questions
+from longrl_trainer.rl.groups import judge_groups
+from longrl_trainer.rl.update import update_policy, weigh_groups
+from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.progress import SilentProgress
+from longrl_trainer.training.opening import open_policy, open_training_policy
+from longrl_trainer.training.optimizer import Optimizer
+from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.step_media import StepMedia
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

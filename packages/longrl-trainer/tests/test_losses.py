@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl_trainer.losses import clipped_policy_loss, kl_divergence_k3, response_weights
+from longrl_trainer.objectives.clipped import clipped_policy_loss
+from longrl_trainer.objectives.terms import kl_divergence_k3, response_weights
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 

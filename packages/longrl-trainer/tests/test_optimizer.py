@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.optimizer import Optimizer, cosine_learning_rate, warmup_learning_rate
+from longrl_trainer.training.optimizer import Optimizer, cosine_learning_rate, warmup_learning_rate
 
 
 def make_model(dtype: torch.dtype = torch.float32) -> nn.Module:

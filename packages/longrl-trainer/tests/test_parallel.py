@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longrl_trainer.config import GrpoConfig, SftConfig
+from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.grpo import train_grpo
-from longrl_trainer.metrics import read_json_lines
-from longrl_trainer.models import open_policy
-from longrl_trainer.parallel import ALONE
+from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.sft import train_sft
-from longvideo_reason_data.videos import VideoFile
+from longrl_trainer.training.opening import open_policy
+from longrl_trainer.training.ranks import ALONE
+from longvideo_reason_data.media.video_file import VideoFile
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.testing import run_on_ranks
+from mrsp_engine.testing.fixtures import run_on_ranks
 
 NUM_RANKS = 2
 

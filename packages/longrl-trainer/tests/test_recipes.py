@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from longrl_trainer.config import EvaluateConfig, GrpoConfig, SftConfig
+from longrl_trainer.config.recipes import first_difference, load_recipe
+from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerUsageError
-from longrl_trainer.recipes import first_difference, load_recipe
 
 GOOD = """
 output = "runs/grpo"

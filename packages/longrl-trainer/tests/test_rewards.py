@@ -5,14 +5,14 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from longrl_trainer.advantages import group_advantages
 from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.objectives.advantages import group_advantages
 from longrl_trainer.rewards import registry
 from longrl_trainer.rewards.answer import AnswerReward
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longrl_trainer.rewards.format import FormatReward
 from longrl_trainer.rewards.registry import load_rewards, score_response
-from longvideo_reason_data.records import QuestionRecord, Skill, Split
+from longvideo_reason_data.records.record import QuestionRecord, Skill, Split
 
 CHOICE = QuestionRecord(
     question_id="q",

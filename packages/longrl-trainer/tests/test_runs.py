@@ -11,22 +11,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longrl_trainer.config import SftConfig, TrainingConfig
+from longrl_trainer.config.stages import SftConfig, TrainingConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
-from longrl_trainer.metrics import read_json_lines
-from longrl_trainer.models import open_policy
+from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
+from longrl_trainer.training.opening import open_policy
 
 # Trains like the command would, and dies without warning when the bar of the loop has advanced so many times.
 WORKER = """
 import json, os, signal, sys
 from contextlib import contextmanager
 import torch
-from longrl_trainer.config import GrpoConfig, SftConfig
+from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import train_grpo
-from longrl_trainer.progress import SilentProgress
-from longrl_trainer.recipes import parse_config
+from longrl_trainer.runs.progress import SilentProgress
+from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.sft import train_sft
 
 stage, values, kill_after = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])

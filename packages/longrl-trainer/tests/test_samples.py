@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from longrl_trainer.errors import TrainerError, TrainerUsageError
-from longrl_trainer.evaluation import evaluate
+from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
-from longrl_trainer.metrics import read_json_lines
-from longrl_trainer.models import open_policy
-from longrl_trainer.progress import SilentProgress
-from longrl_trainer.samples import build_question_prompt, load_questions, longest_prompt
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.question import build_question_prompt, longest_prompt
+from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import train_sft
-from longvideo_reason_data.records import Split, write_records
+from longrl_trainer.training.opening import open_policy
+from longvideo_reason_data.records.record import Split, write_records
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 
@@ -142,7 +143,7 @@ def test_a_store_that_cannot_be_used_is_one_line(new_world, tmp_path):
 def test_what_is_in_the_store_is_not_decoded_again(new_world, tmp_path, monkeypatch):
     world = new_world(splits=[Split.TRAIN_SFT])
     first = load(world, tmp_path)
-    monkeypatch.setattr("longvideo_reason_data.videos.VideoFile.read", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("longvideo_reason_data.media.video_file.VideoFile.read", lambda *_: pytest.fail("decoded"))
     assert load(world, tmp_path) == first
 
 

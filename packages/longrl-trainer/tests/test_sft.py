@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from longrl_trainer.metrics import read_json_lines
-from longrl_trainer.models import open_policy
-from longrl_trainer.progress import SilentProgress
-from longrl_trainer.samples import load_questions
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import count_scored_tokens, pack_questions, plan_epoch, train_sft
-from longvideo_reason_data.answers import format_prompt, format_response, parse_response
+from longrl_trainer.training.opening import open_policy
+from longvideo_reason_data.records.answers import format_prompt, format_response, parse_response
 
 
 def test_a_row_is_the_ordinary_prompt_and_response_of_each_question(world, tmp_path):

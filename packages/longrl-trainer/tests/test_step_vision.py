@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longrl_trainer.config import GrpoConfig
+from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
-from longrl_trainer.metrics import read_json_lines
-from longrl_trainer.models import open_policy
+from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
+from longrl_trainer.training.opening import open_policy
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.testing import run_on_ranks
+from mrsp_engine.testing.fixtures import run_on_ranks
 
 NUM_VIDEOS, NUM_FRAMES = 4, 4
 GRPO = {

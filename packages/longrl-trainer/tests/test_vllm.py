@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 
-from longrl_trainer.evaluation import evaluate
+from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
-from longrl_trainer.metrics import read_json_lines
+from longrl_trainer.runs.journal import read_json_lines
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +42,7 @@ def test_a_run_stopped_between_steps_draws_the_same_responses_again(started, tmp
 
     from contextlib import contextmanager
 
-    from longrl_trainer.progress import SilentProgress
+    from longrl_trainer.runs.progress import SilentProgress
 
     class StoppingProgress(SilentProgress):
         @contextmanager

@@ -5,11 +5,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.ledger import Ledger
-from longvideo_reason_data.model_requests import Reply, Request
-from longvideo_reason_data.prices import TokenPrice
-from longvideo_reason_data.response_cache import ResponseCache
+from longvideo_reason_data.language_model.accounts.ledger import Ledger
+from longvideo_reason_data.language_model.accounts.prices import TokenPrice
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
+from longvideo_reason_data.language_model.client import LanguageModel
+from longvideo_reason_data.language_model.requests import Reply, Request
 
 PRICE = TokenPrice(prompt=Decimal("0.7"), completion=Decimal("2.9"))
 

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from longvideo_reason_data.captions import read_captions
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.drop_reasons import Reason
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.filter_settings import FilterSettings, Thresholds
-from longvideo_reason_data.filters import decide
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.option_order import balance_options
-from longvideo_reason_data.pass_rates import Condition, PassRate
-from longvideo_reason_data.prompt_files import ANSWERING_PROMPTS, load_prompts
-from longvideo_reason_data.question_filter import FilterModels, QuestionFilter
-from longvideo_reason_data.records import QuestionRecord, read_records, write_records
-from longvideo_reason_data.response_cache import ResponseCache
-from longvideo_reason_data.videos import digest_file
-from longvideo_reason_data.word_filter import Filtered
+from longvideo_reason_data.filtering.by_answers import FilterModels, QuestionFilter
+from longvideo_reason_data.filtering.by_words import Filtered
+from longvideo_reason_data.filtering.rules import decide
+from longvideo_reason_data.filtering.settings import FilterSettings, Thresholds
+from longvideo_reason_data.generation.captions import read_captions
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
+from longvideo_reason_data.language_model.client import LanguageModel
+from longvideo_reason_data.media.video_file import digest_file
+from longvideo_reason_data.pipeline.option_order import balance_options
+from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
+from longvideo_reason_data.records.drop_reasons import Reason
+from longvideo_reason_data.records.pass_rates import Condition, PassRate
+from longvideo_reason_data.records.record import QuestionRecord, read_records, write_records
 
 QUESTION = "Which number comes after the first ones?"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longvideo_reason_data.answers import ParseStatus, format_prompt, format_response, parse_response
+from longvideo_reason_data.records.answers import ParseStatus, format_prompt, format_response, parse_response
 
 OPTIONS = ("the red circle", "the blue square", "a green star", "nobody")
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longvideo_reason_data.build_settings import BuildSettings
-from longvideo_reason_data.dataset_filter import filter_folder
-from longvideo_reason_data.dataset_folder import check_dataset
-from longvideo_reason_data.decoders.base import DecoderName, decoder_version
 from longvideo_reason_data.errors import UsageError
-from longvideo_reason_data.filter_settings import FilterSettings
-from longvideo_reason_data.pass_rates import Condition
-from longvideo_reason_data.pipeline import build
-from longvideo_reason_data.question_filter import FilterModels
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from longvideo_reason_data.filtering.by_answers import FilterModels
+from longvideo_reason_data.filtering.settings import FilterSettings
+from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.inspection.check import check_dataset
+from longvideo_reason_data.media.decoders.base import DecoderName, decoder_version
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.pipeline.build import build
+from longvideo_reason_data.pipeline.filter import filter_folder
+from longvideo_reason_data.records.pass_rates import Condition
 
 MakeVideo = Callable[..., Path]
 FILTERS = FilterSettings(conditions=(Condition.FULL,), num_samples=1, num_full_frames=3)

@@ -15,10 +15,10 @@ import av
 import numpy as np
 import pytest
 
-from longvideo_reason_data.decoders.base import DecoderName, check_times, decoder_version
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.segments import Segment, check_segments, fixed_windows, frames_in_segment
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from longvideo_reason_data.media.decoders.base import DecoderName, check_times, decoder_version
+from longvideo_reason_data.media.segments import Segment, check_segments, fixed_windows, frames_in_segment
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
 
 MakeVideo = Callable[..., Path]
 ReadCounter = Callable[[np.ndarray], int]
@@ -204,7 +204,7 @@ def test_a_missing_decoder_is_one_line_and_nothing_takes_its_place(
         raise PackageNotFoundError(distribution)
 
     monkeypatch.setitem(sys.modules, name, None)  # so that an import fails
-    monkeypatch.setattr(f"longvideo_reason_data.decoders.{name}.version_of", find_no_version)
+    monkeypatch.setattr(f"longvideo_reason_data.media.decoders.{name}.version_of", find_no_version)
     path = make_video()
     for work in (lambda: decoder_version(DecoderName(name)), lambda: VideoFile.open(path, decoder=name)):
         with pytest.raises(UsageError, match=r"^the decoder .* can't be loaded .*; install .* the decoder pyav$") as it:

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longvideo_reason_data.answers import format_prompt, parse_response
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.dataset_folder import check_dataset, hash_records
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.exports.folder import export_dataset, read_export
-from longvideo_reason_data.exports.layouts import LAYOUTS
-from longvideo_reason_data.records import Interval, QuestionRecord, Skill, Split, read_records, write_records
-from longvideo_reason_data.videos import digest_file
+from longvideo_reason_data.exchange.export_layouts import LAYOUTS
+from longvideo_reason_data.exchange.exporting import export_dataset, read_export
+from longvideo_reason_data.inspection.check import check_dataset
+from longvideo_reason_data.media.video_file import digest_file
+from longvideo_reason_data.records.answers import format_prompt, parse_response
+from longvideo_reason_data.records.folder import hash_records
+from longvideo_reason_data.records.record import Interval, QuestionRecord, Skill, Split, read_records, write_records
 
 MakeVideo = Callable[..., Path]
 

@@ -21,18 +21,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.dataset_filter import REPORT_NAME
-from longvideo_reason_data.dataset_folder import hash_records
-from longvideo_reason_data.decontamination import SAME_WORDING
-from longvideo_reason_data.near_duplicates import likeness, shingle
-from longvideo_reason_data.pass_rates import Condition
-from longvideo_reason_data.records import Interval, QuestionRecord, Skill, Split, read_records, write_records
+from longvideo_reason_data.filtering.decontamination import SAME_WORDING
+from longvideo_reason_data.filtering.near_duplicates import likeness, shingle
+from longvideo_reason_data.media.video_file import digest_file
+from longvideo_reason_data.pipeline.filter import REPORT_NAME
+from longvideo_reason_data.records.answers import LETTERS
+from longvideo_reason_data.records.folder import hash_records
+from longvideo_reason_data.records.pass_rates import Condition
+from longvideo_reason_data.records.record import Interval, QuestionRecord, Skill, Split, read_records, write_records
 from longvideo_reason_data.timeline.questions import create_questions, deal_letters
 from longvideo_reason_data.timeline.rendering import PALETTE, draw_frame
 from longvideo_reason_data.timeline.world import PLACES, Scene, World, WorldSettings, create_world
-from longvideo_reason_data.videos import digest_file
 
 SETTINGS = WorldSettings(seconds=30.0, num_scenes=5, frames_per_second=2, size_pixels=64, num_characters=6)
 MIDDLE_SECONDS = 15.0  # the third of five scenes is always on stage then

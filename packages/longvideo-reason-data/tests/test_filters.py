@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from longvideo_reason_data.drop_reasons import Reason
 from longvideo_reason_data.errors import UsageError
-from longvideo_reason_data.filters import check_question
-from longvideo_reason_data.option_hygiene import find_shortcuts
-from longvideo_reason_data.option_order import UnclearLetterError, balanced_letters, reorder_options
-from longvideo_reason_data.prompt_files import load_prompts
-from longvideo_reason_data.questions import QuestionDraft
-from longvideo_reason_data.reasoning_checks import times_in
-from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.filtering.option_shortcuts import find_shortcuts
+from longvideo_reason_data.filtering.reasoning_checks import times_in
+from longvideo_reason_data.filtering.rules import check_question
+from longvideo_reason_data.pipeline.option_order import UnclearLetterError, balanced_letters, reorder_options
+from longvideo_reason_data.prompts.templates import load_prompts
+from longvideo_reason_data.records.drafts import QuestionDraft
+from longvideo_reason_data.records.drop_reasons import Reason
+from longvideo_reason_data.records.record import QuestionRecord
 from longvideo_reason_data.timeline.questions import create_questions, deal_letters
 from longvideo_reason_data.timeline.world import WorldSettings, create_world
 

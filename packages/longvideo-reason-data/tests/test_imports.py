@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.dataset_folder import check_dataset, read_dataset
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.imports import ImportSettings, import_dataset
-from longvideo_reason_data.records import QuestionRecord, Skill
-from longvideo_reason_data.videos import digest_file
+from longvideo_reason_data.exchange.importing import ImportSettings, import_dataset
+from longvideo_reason_data.inspection.check import check_dataset
+from longvideo_reason_data.media.video_file import digest_file
+from longvideo_reason_data.records.folder import read_dataset
+from longvideo_reason_data.records.record import QuestionRecord, Skill
 
 MakeVideo = Callable[..., Path]
 Item = dict[str, Any]

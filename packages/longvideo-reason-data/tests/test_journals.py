@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.journal import Journal
-from longvideo_reason_data.ledger import Ledger
-from longvideo_reason_data.model_requests import Outcome
-from longvideo_reason_data.prices import TokenUsage
-from longvideo_reason_data.response_cache import ResponseCache, StoredResponse
+from longvideo_reason_data.language_model.accounts.journal import Journal
+from longvideo_reason_data.language_model.accounts.ledger import Ledger
+from longvideo_reason_data.language_model.accounts.prices import TokenUsage
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache, StoredResponse
+from longvideo_reason_data.language_model.requests import Outcome
 
 
 def response(key: str, call: str = "") -> StoredResponse:

@@ -9,10 +9,10 @@ import pytest
 from asking import ask, request
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.model_failures import retry_after
-from longvideo_reason_data.model_requests import Outcome, Picture, Request
-from longvideo_reason_data.response_cache import ResponseCache
-from longvideo_reason_data.structured_output import extract_json
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
+from longvideo_reason_data.language_model.failures import retry_after
+from longvideo_reason_data.language_model.requests import Outcome, Picture, Request
+from longvideo_reason_data.language_model.structured_output import extract_json
 
 JSON_SCHEMA = {"type": "object"}
 

@@ -17,13 +17,13 @@ import pytest
 from asking import PRICE, ask, request
 from scripted_server import DROPPED, LOST, ScriptedServer
 
-from longvideo_reason_data.build_settings import BuildSettings
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.ledger import Ledger
-from longvideo_reason_data.model_requests import Outcome, Picture, Request
-from longvideo_reason_data.pipeline import build
-from longvideo_reason_data.prices import TokenPrice, TokenUsage
+from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.language_model.accounts.ledger import Ledger
+from longvideo_reason_data.language_model.accounts.prices import TokenPrice, TokenUsage
+from longvideo_reason_data.language_model.requests import Outcome, Picture, Request
+from longvideo_reason_data.pipeline.build import build
 
 
 def charged(server: ScriptedServer) -> Decimal:

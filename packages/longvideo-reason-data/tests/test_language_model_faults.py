@@ -15,11 +15,11 @@ from asking import PRICE, ask, request
 from scripted_server import DROPPED, LATE, LOST, Failure
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.model_failures import retry_after
-from longvideo_reason_data.model_requests import Outcome, Request
-from longvideo_reason_data.prices import TokenUsage
-from longvideo_reason_data.response_cache import ResponseCache
+from longvideo_reason_data.language_model.accounts.prices import TokenUsage
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
+from longvideo_reason_data.language_model.client import LanguageModel
+from longvideo_reason_data.language_model.failures import retry_after
+from longvideo_reason_data.language_model.requests import Outcome, Request
 
 SCHEMA = {
     "type": "object",

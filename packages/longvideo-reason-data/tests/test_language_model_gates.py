@@ -11,9 +11,8 @@ from asking import ask, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvideo_reason_data.concurrency import AdaptiveConcurrency
-from longvideo_reason_data.model_requests import Outcome
-from longvideo_reason_data.rate_limits import MinuteAllowance, RateLimits
+from longvideo_reason_data.language_model.gates import AdaptiveConcurrency, MinuteAllowance, RateLimits
+from longvideo_reason_data.language_model.requests import Outcome
 
 PARALLEL, NUM_REQUESTS = 16, 160
 

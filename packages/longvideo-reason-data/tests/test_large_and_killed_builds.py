@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longvideo_reason_data.dataset_folder import check_dataset
+from longvideo_reason_data.inspection.check import check_dataset
 
 MakeVideo = Callable[..., Path]
 PROGRAM = "import sys; from longvideo_reason_data.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -33,7 +33,7 @@ NUM_MANY = int(os.environ.get("LONGRL_MANY_VIDEOS", "300"))
 # end and tells how it ended.
 FORKING_PROGRAM = """
 import json, os, sys
-import openai, longvideo_reason_data.cli, longvideo_reason_data.dataset_filter, longvideo_reason_data.pipeline
+import openai, longvideo_reason_data.cli, longvideo_reason_data.pipeline.filter, longvideo_reason_data.pipeline.build
 
 for line in sys.stdin:
     child = os.fork()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.parallel_reading import FrameRequest, read_videos
-from longvideo_reason_data.videos import MAX_PLANNED_FRAMES, VideoFile, sample_frames
+from longvideo_reason_data.media.parallel_reading import FrameRequest, read_videos
+from longvideo_reason_data.media.video_file import MAX_PLANNED_FRAMES, VideoFile, sample_frames
 
 MakeVideo = Callable[..., Path]
 ReadCounter = Callable[[np.ndarray], int]
@@ -24,7 +24,7 @@ NUM_FRAMES, RATE, SIDE = 18_000, 5, 64
 # Reads the largest plan and says what that cost, beside what a short plan costs.
 READ_AN_HOUR = """
 import json, resource, sys
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
 
 def most_kilobytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

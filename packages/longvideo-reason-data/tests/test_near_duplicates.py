@@ -15,17 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvideo_reason_data.benchmarks import read_benchmark
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.dataset_checks import check_footage, check_questions
-from longvideo_reason_data.decontamination import Net, find_contamination, source_id_of
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.near_duplicates import find_repeated_questions, likeness, similar_pairs
-from longvideo_reason_data.records import QuestionRecord, Split, read_records, write_records
-from longvideo_reason_data.timeline.dataset import HASTY_SOURCE, SOURCE, write_timeline_dataset
-from longvideo_reason_data.timeline.rendering import draw_frame
-from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
-from longvideo_reason_data.video_fingerprint import (
+from longvideo_reason_data.filtering.benchmark_files import read_benchmark
+from longvideo_reason_data.filtering.decontamination import Net, find_contamination, source_id_of
+from longvideo_reason_data.filtering.near_duplicates import find_repeated_questions, likeness, similar_pairs
+from longvideo_reason_data.inspection.check import check_footage, check_questions
+from longvideo_reason_data.media.fingerprints import (
     SAME_FOOTAGE,
     Fingerprint,
     compare_footage,
@@ -33,7 +29,11 @@ from longvideo_reason_data.video_fingerprint import (
     find_same_footage,
     fingerprint_video,
 )
-from longvideo_reason_data.videos import VideoFile, digest_file
+from longvideo_reason_data.media.video_file import VideoFile, digest_file
+from longvideo_reason_data.records.record import HASTY_SOURCE, QuestionRecord, Split, read_records, write_records
+from longvideo_reason_data.timeline.dataset import SOURCE, write_timeline_dataset
+from longvideo_reason_data.timeline.rendering import draw_frame
+from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
 
 GOOD: dict[str, Any] = {
     "question_id": "q1",

@@ -15,11 +15,12 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from longvideo_reason_data.build_settings import BuildSettings, QuestionSettings, SkillQuotas
-from longvideo_reason_data.dataset_folder import check_dataset, hash_records, read_dataset
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.pipeline import build
-from longvideo_reason_data.records import QuestionRecord, Skill, Split, write_records
+from longvideo_reason_data.generation.settings import BuildSettings, QuestionSettings, SkillQuotas
+from longvideo_reason_data.inspection.check import check_dataset
+from longvideo_reason_data.pipeline.build import build
+from longvideo_reason_data.records.folder import hash_records, read_dataset
+from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
 
 MakeVideo = Callable[..., Path]
 VERSION_KEY = "longvideo_reason_data.schema_version"

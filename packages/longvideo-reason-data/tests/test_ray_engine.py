@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from longvideo_reason_data.build_settings import BuildSettings, Engine, QuestionSettings, SkillQuotas
-from longvideo_reason_data.dataset_filter import filter_folder
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.filter_settings import FilterSettings
-from longvideo_reason_data.pass_rates import Condition
-from longvideo_reason_data.pipeline import build
-from longvideo_reason_data.question_filter import FilterModels
+from longvideo_reason_data.filtering.by_answers import FilterModels
+from longvideo_reason_data.filtering.settings import FilterSettings
+from longvideo_reason_data.generation.settings import BuildSettings, Engine, QuestionSettings, SkillQuotas
+from longvideo_reason_data.pipeline.build import build
+from longvideo_reason_data.pipeline.filter import filter_folder
+from longvideo_reason_data.records.pass_rates import Condition
 
 MakeVideo = Callable[..., Path]
 SETTINGS = BuildSettings(

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvideo_reason_data.build_settings import QuestionSettings
-from longvideo_reason_data.language_model import LanguageModel
-from longvideo_reason_data.model_requests import Outcome
-from longvideo_reason_data.prompt_files import load_prompts
-from longvideo_reason_data.questions import QuestionDraft, QuestionProposal, ReasoningStep
-from longvideo_reason_data.reasoning import RewriteFault, find_rewrite_fault, rewrite_reasoning
-from longvideo_reason_data.records import Interval
-from longvideo_reason_data.resampling import LostQuestion
-from longvideo_reason_data.response_cache import ResponseCache
+from longvideo_reason_data.generation.reasoning import RewriteFault, find_rewrite_fault, rewrite_reasoning
+from longvideo_reason_data.generation.settings import QuestionSettings
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
+from longvideo_reason_data.language_model.client import LanguageModel
+from longvideo_reason_data.language_model.requests import Outcome
+from longvideo_reason_data.language_model.resampling import LostQuestion
+from longvideo_reason_data.prompts.templates import load_prompts
+from longvideo_reason_data.records.drafts import QuestionDraft, QuestionProposal, ReasoningStep
+from longvideo_reason_data.records.record import Interval
 
 STEPS = (
     ReasoningStep(start_seconds=0, end_seconds=10, thought="A red car stops at 4 s."),

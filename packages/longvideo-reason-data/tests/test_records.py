@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from longvideo_reason_data.atomic_files import atomic_path, write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.records import QuestionRecord, read_records, resolve_video, write_records
+from longvideo_reason_data.records.record import QuestionRecord, read_records, resolve_video, write_records
 
 GOOD: dict[str, Any] = {
     "question_id": "one",

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvideo_reason_data.build_settings import BuildSettings
-from longvideo_reason_data.decoders.base import DecoderName
 from longvideo_reason_data.errors import UsageError
-from longvideo_reason_data.pipeline import build
-from longvideo_reason_data.scenes import SceneSettings, find_cuts, scene_segments, segments_from_cuts
-from longvideo_reason_data.segments import check_segments
-from longvideo_reason_data.videos import VideoFile
+from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.media.decoders.base import DecoderName
+from longvideo_reason_data.media.scenes import SceneSettings, find_cuts, scene_segments, segments_from_cuts
+from longvideo_reason_data.media.segments import check_segments
+from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.pipeline.build import build
 
 MakeVideo = Callable[..., Path]
 
@@ -85,8 +85,8 @@ def test_a_still_picture_has_no_cuts(make_video: MakeVideo) -> None:
 
 
 def test_without_the_extra_it_is_one_line(make_video: MakeVideo) -> None:
-    code = "import sys; sys.modules['scenedetect'] = None; from longvideo_reason_data.scenes import *\n"
-    code += "from longvideo_reason_data.videos import VideoFile\n"
+    code = "import sys; sys.modules['scenedetect'] = None; from longvideo_reason_data.media.scenes import *\n"
+    code += "from longvideo_reason_data.media.video_file import VideoFile\n"
     code += "try:\n    find_cuts(VideoFile.open(sys.argv[1]), SceneSettings())\nexcept Exception as error: print(error)"
     finished = subprocess.run(
         [sys.executable, "-c", code, str(make_video())], capture_output=True, text=True, timeout=60, check=True

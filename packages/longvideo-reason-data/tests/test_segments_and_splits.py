@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.records import Split
-from longvideo_reason_data.segments import Segment, check_segments, fixed_windows, frames_in_segment
-from longvideo_reason_data.splits import SplitFractions, assign_split
+from longvideo_reason_data.media.segments import Segment, check_segments, fixed_windows, frames_in_segment
+from longvideo_reason_data.records.record import Split
+from longvideo_reason_data.records.splits import SplitFractions, assign_split
 
 
 def spans(duration: float, window: float = 10.0) -> list[tuple[float, float]]:

@@ -9,8 +9,8 @@ import av
 import pytest
 
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.subtitles import Cue, digest_cues, read_subtitles, speech_between
-from longvideo_reason_data.videos import VideoFile
+from longvideo_reason_data.media.subtitles import Cue, digest_cues, read_subtitles, speech_between
+from longvideo_reason_data.media.video_file import VideoFile
 
 MakeVideo = Callable[..., Path]
 SRT = """1

@@ -13,12 +13,12 @@ import pytest
 from pydantic import ValidationError
 
 from longvideo_reason_data.errors import UsageError
-from longvideo_reason_data.records import Skill, Split, read_records
-from longvideo_reason_data.timeline.dataset import HASTY_SOURCE, write_timeline_dataset
+from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.records.record import HASTY_SOURCE, Skill, Split, read_records
+from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.questions import NUM_OPTIONS, create_questions, deal_letters
 from longvideo_reason_data.timeline.rendering import PALETTE, draw_frame, write_video
 from longvideo_reason_data.timeline.world import Action, WorldSettings, create_world
-from longvideo_reason_data.videos import VideoFile
 
 SETTINGS = WorldSettings()
 LONG_WORLDS = [

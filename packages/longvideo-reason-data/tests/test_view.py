@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.pass_rates import Condition, PassRate
-from longvideo_reason_data.records import Interval, QuestionRecord, Skill, Split, write_records
+from longvideo_reason_data.records.pass_rates import Condition, PassRate
+from longvideo_reason_data.records.record import Interval, QuestionRecord, Skill, Split, write_records
 from longvideo_reason_data.view.contents import difficulty_of
 from longvideo_reason_data.view.page import render_page, write_page
 from longvideo_reason_data.view.thumbnails import SIDE_PIXELS, make_thumbnails

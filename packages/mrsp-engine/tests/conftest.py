@@ -11,8 +11,8 @@ import torch
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.testing import NoiseVideo
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 CORPUS = (
     "Which shape left first?",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.plan import plan_attention
 from mrsp_engine.attention.split import (
     AttentionSettings,
@@ -16,9 +16,9 @@ from mrsp_engine.attention.split import (
     choose_split,
     predict_seconds,
 )
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import GroupLengths, PackedLayout
-from mrsp_engine.process_groups import SequenceGroup
 
 HOUR = PackedLayout((GroupLengths(262_144, (1024,) * 8),))
 GPU = MachineRates.nominal("cuda")

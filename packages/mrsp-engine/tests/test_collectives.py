@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from mrsp_engine.attention.rates import measure_rates
 from mrsp_engine.attention.split import MachineRates
-from mrsp_engine.collectives import gather_results, sum_gradients, swap
+from mrsp_engine.distributed.collectives import gather_results, sum_gradients, swap
+from mrsp_engine.distributed.process_groups import SequenceGroup, create_sequence_group
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.process_groups import SequenceGroup, create_sequence_group
-from mrsp_engine.testing import RankError, Ranks, run_on_ranks
+from mrsp_engine.testing.fixtures import RankError, Ranks, run_on_ranks
 
 Findings = tuple[dict[str, Tensor] | None, dict[str, Tensor], str, MachineRates]
 """What one rank saw: the exchange (if it took part), the summed gradients, the refusal of a bad group size,

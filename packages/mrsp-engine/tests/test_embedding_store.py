@@ -16,7 +16,7 @@ from torch import nn
 
 from mrsp_engine.embeddings import EmbeddingKey, EmbeddingStore, StoreLimits, encoder_fingerprint
 from mrsp_engine.errors import EngineError, EngineUsageError
-from mrsp_engine.testing import numbered_key
+from mrsp_engine.testing.fixtures import numbered_key
 
 KEY = EmbeddingKey(
     content_digest="a" * 64,
@@ -48,7 +48,7 @@ import sys
 from pathlib import Path
 import torch
 from mrsp_engine.embeddings import EmbeddingStore
-from mrsp_engine.testing import numbered_key
+from mrsp_engine.testing.fixtures import numbered_key
 folder, first, last, size = Path(sys.argv[1]), *map(int, sys.argv[2:])
 store = EmbeddingStore(folder)
 for number in range(first, last):

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mrsp_engine.agreement import logprob_gaps
-from mrsp_engine.collectives import sum_gradients
+from mrsp_engine.distributed.collectives import sum_gradients
+from mrsp_engine.distributed.process_groups import SequenceGroup
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families import load_policy
@@ -20,13 +21,12 @@ from mrsp_engine.families.base import Policy
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
-from mrsp_engine.media import MediaReference
-from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.testing import NoiseVideo, run_on_ranks, use_exact_norms
-from mrsp_engine.tiny_families import TINY_FAMILIES, build_tiny
+from mrsp_engine.testing.agreement import logprob_gaps
+from mrsp_engine.testing.fixtures import NoiseVideo, run_on_ranks, use_exact_norms
+from mrsp_engine.tiny.families import TINY_FAMILIES, build_tiny
 
 FAMILIES = tuple(sorted(TINY_FAMILIES))
 SEEING = tuple(family for family in FAMILIES if family not in ("qwen2", "qwen3"))

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from mrsp_engine.agreement import gaps_around_an_update
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings
-from mrsp_engine.rollout.vllm import VllmRolloutEngine
-from mrsp_engine.testing import NoiseVideo
-from mrsp_engine.tiny_families import TINY_FAMILIES, build_tiny
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+from mrsp_engine.testing.agreement import gaps_around_an_update
+from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.tiny.families import TINY_FAMILIES, build_tiny
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mrsp_engine.embeddings import FileDigests
+from mrsp_engine.encoding.video import FileVideo
 from mrsp_engine.errors import EngineError
-from mrsp_engine.testing import NoiseVideo
-from mrsp_engine.video import FileVideo
+from mrsp_engine.testing.fixtures import NoiseVideo
 
 
 @pytest.fixture

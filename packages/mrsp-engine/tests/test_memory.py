@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mrsp_engine.attention.split import AttentionSettings, Exchange
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import LOGIT_BYTES, score_branches, token_logprobs
-from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.testing import run_on_ranks
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.testing.fixtures import run_on_ranks
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 NUM_RANKS = 4
 SPLITS: tuple[tuple[int, Exchange], ...] = ((1, "gather"), (2, "ring"), (4, "gather"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrsp_engine.attention.backends import AttentionBackend, choose_backend, load_backends
+from mrsp_engine.attention.backends.base import AttentionBackend, choose_backend, load_backends
 from mrsp_engine.attention.exchange import NoExchange
 from mrsp_engine.attention.packed import packed_attention
 from mrsp_engine.errors import EngineUsageError

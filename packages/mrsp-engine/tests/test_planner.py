@@ -22,7 +22,7 @@ from mrsp_engine.planner.hardware import find_accelerator
 from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
 from mrsp_engine.planner.search import Request, StepPlan, plan_step
 from mrsp_engine.planner.shapes import MODELS, find_shape, read_shape
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 SEVEN = MODELS["Qwen2.5-VL-7B"]
 HOUR = Request(shape=SEVEN, hardware=find_accelerator("A100"), num_devices=8, memory_bytes=80e9, num_frames=3600)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrsp_engine.media import MediaReference
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.positions import continue_positions, qwen2_5_vl_positions
 
 PLACEHOLDER = 7

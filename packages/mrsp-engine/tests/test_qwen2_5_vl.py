@@ -15,10 +15,10 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.families.qwen2_5_vl import Qwen25VlPolicy
+from mrsp_engine.families.qwen.qwen2_5_vl import Qwen25VlPolicy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
-from mrsp_engine.testing import NoiseVideo
+from mrsp_engine.testing.fixtures import NoiseVideo
 
 QUESTION = "Which shape left first?"
 

@@ -9,9 +9,9 @@ from transformers.video_utils import VideoMetadata
 
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
-from mrsp_engine.families.qwen3_vl import Qwen3VlPolicy
-from mrsp_engine.testing import NoiseVideo
-from mrsp_engine.tiny_families import TINY_SIZES, build_tiny
+from mrsp_engine.families.qwen.qwen3_vl import Qwen3VlPolicy
+from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.tiny.families import TINY_SIZES, build_tiny
 
 QUESTION = "Which shape left first?"
 NUM_LEVELS = 2

@@ -11,16 +11,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
-from mrsp_engine.agreement import disturb_weights, logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings, require_rollouts
-from mrsp_engine.rollout.vllm import VllmRolloutEngine
-from mrsp_engine.testing import NoiseVideo, RankError, run_on_ranks
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+from mrsp_engine.testing.agreement import disturb_weights, logprob_gaps
+from mrsp_engine.testing.fixtures import NoiseVideo, RankError, run_on_ranks
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.base import Policy
-from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import Refusal, RefusalReason, SamplingSettings
-from mrsp_engine.rollout.embedding_connector import medium_name
-from mrsp_engine.rollout.vllm_requests import RequestWriter, SamplerCheckpoint
-from mrsp_engine.testing import NoiseVideo
+from mrsp_engine.rollout.vllm.embedding_connector import medium_name
+from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint
+from mrsp_engine.testing.fixtures import NoiseVideo
 
 SAMPLING = SamplingSettings(temperature=1.0, max_tokens=8)
 

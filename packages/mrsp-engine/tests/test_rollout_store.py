@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrsp_engine.agreement import logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import Rollout, SamplingSettings, require_rollouts
-from mrsp_engine.rollout.long_media import MODEL_SUFFIX, VLLM_MODULES, allow_long_media
-from mrsp_engine.rollout.vllm import VllmRolloutEngine
-from mrsp_engine.rollout.vllm_process import confined_import
-from mrsp_engine.testing import NoiseVideo
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+from mrsp_engine.rollout.vllm.long_media import MODEL_SUFFIX, VLLM_MODULES, allow_long_media
+from mrsp_engine.rollout.vllm.process import confined_import
+from mrsp_engine.testing.agreement import logprob_gaps
+from mrsp_engine.testing.fixtures import NoiseVideo
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrsp_engine.agreement import logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
@@ -15,7 +14,8 @@ from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import Refusal, RefusalReason, RolloutEngine, SamplingSettings, require_rollouts
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine, draw
-from mrsp_engine.testing import NoiseVideo
+from mrsp_engine.testing.agreement import logprob_gaps
+from mrsp_engine.testing.fixtures import NoiseVideo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLING = SamplingSettings(temperature=0.8, max_tokens=20, num_samples=5, seed=1)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrsp_engine.agreement import logprob_gaps
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
@@ -23,8 +22,9 @@ from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import Refusal, RefusalReason, Rollout, SamplingSettings, require_rollouts
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.rollout.vllm import VllmRolloutEngine
-from mrsp_engine.testing import NoiseVideo
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+from mrsp_engine.testing.agreement import logprob_gaps
+from mrsp_engine.testing.fixtures import NoiseVideo
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
@@ -259,7 +259,7 @@ import sys
 from pathlib import Path
 sys.modules["vllm"] = None  # what an absent package looks like
 from mrsp_engine.embeddings import EmbeddingStore
-from mrsp_engine.rollout.vllm import VllmRolloutEngine
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
 assert not [name for name in sys.modules if name.startswith("vllm.")]
 VllmRolloutEngine(Path({str(tiny_folder)!r}), EmbeddingStore(Path({str(tmp_path)!r})), max_model_len=64)
 """

@@ -11,7 +11,7 @@ from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.testing import NoiseVideo, use_exact_norms
+from mrsp_engine.testing.fixtures import NoiseVideo, use_exact_norms
 
 TOLERANCE = 1e-9
 LENGTHS = ((9, 0), (30, 4), (1, 0), (17, 17), (2, 1), (23, 0))  # tokens, first scored token

@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mrsp_engine.distributed.process_groups import create_sequence_group
 from mrsp_engine.embeddings import EmbeddingStore, entries
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
-from mrsp_engine.process_groups import create_sequence_group
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.testing import NoiseVideo, run_on_ranks
-from mrsp_engine.tiny_families import create_tiny_qwen3_vl
+from mrsp_engine.testing.fixtures import NoiseVideo, run_on_ranks
+from mrsp_engine.tiny.families import create_tiny_qwen3_vl
 
 NUM_RANKS = 4
 BRANCHES = [Branch(token_ids=(5, 6, 7, 8)), Branch(token_ids=(9, 10))]

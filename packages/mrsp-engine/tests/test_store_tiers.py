@@ -13,7 +13,7 @@ from safetensors import safe_open
 from mrsp_engine.embeddings import EmbeddingStore, StoreLimits
 from mrsp_engine.embeddings.entries import BLOCK_BYTES
 from mrsp_engine.errors import EngineError, EngineUsageError
-from mrsp_engine.testing import numbered_key as key
+from mrsp_engine.testing.fixtures import numbered_key as key
 
 KEY = key(0)
 ROW = 256  # numbers in a row of float32: a kibibyte

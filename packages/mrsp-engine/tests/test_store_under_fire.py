@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from mrsp_engine.embeddings import EmbeddingStore
-from mrsp_engine.testing import numbered_key as key
+from mrsp_engine.testing.fixtures import numbered_key as key
 
 NUM_PROCESSES, NUM_KILLS, NUM_KEYS = 8, 50, 12
 NUM_ROWS, ROW = 1500, 300  # two blocks

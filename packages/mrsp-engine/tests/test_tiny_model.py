@@ -11,13 +11,13 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.tiny_model import DEFAULT_SYSTEM, create_tiny_qwen2_5_vl
+from mrsp_engine.tiny.qwen2_5_vl import DEFAULT_SYSTEM, create_tiny_qwen2_5_vl
 
 CORPUS = [f"At 00:{second:02d} the red circle meets the blue square." for second in range(60)] + ["<think> </think>"]
 SCRIPT = """
 import sys
 from pathlib import Path
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 for name, seed in (("same", 3), ("other", 4)):
     create_tiny_qwen2_5_vl(Path(sys.argv[1]) / name, corpus={corpus!r}, seed=seed)
 """

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from mrsp_engine.embeddings import EmbeddingStore
+from mrsp_engine.encoding.parallel import Medium, encode_media
+from mrsp_engine.encoding.step_media import StepMedia, rename_plans
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.rollout import SamplingSettings, require_rollouts
-from mrsp_engine.rollout.vllm import VllmRolloutEngine
-from mrsp_engine.step_media import StepMedia, rename_plans
-from mrsp_engine.testing import NoiseVideo
-from mrsp_engine.tiny_families import build_tiny
-from mrsp_engine.vision import Medium, encode_media
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.tiny.families import build_tiny
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 

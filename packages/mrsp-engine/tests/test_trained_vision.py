@@ -23,23 +23,23 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from mrsp_engine.collectives import sum_gradients
+from mrsp_engine.distributed.collectives import sum_gradients
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_encoder import FrameEncoder
+from mrsp_engine.encoding.parallel import Medium, encode_media
+from mrsp_engine.encoding.step_media import StepMedia, rename_plans
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.families.frame_encoder import FrameEncoder
 from mrsp_engine.families.vila.projector import VilaProjector
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
-from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rows import PackedRow, PromptGroup
-from mrsp_engine.step_media import StepMedia, rename_plans
-from mrsp_engine.testing import NoiseVideo, run_on_ranks, use_exact_norms
-from mrsp_engine.tiny_families import build_tiny, create_tiny_vila
-from mrsp_engine.tiny_model import create_tiny_qwen2_5_vl
-from mrsp_engine.vision import Medium, encode_media
+from mrsp_engine.testing.fixtures import NoiseVideo, run_on_ranks, use_exact_norms
+from mrsp_engine.tiny.families import build_tiny, create_tiny_vila
+from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 SEEING = ("qwen2_5_vl", "qwen3_vl", "vila")
 QUESTIONS = ("Which shape left first?", "What came after the red circle?")

@@ -17,8 +17,8 @@ from mrsp_engine.families import load_policy
 from mrsp_engine.families.vila import VilaPolicy
 from mrsp_engine.families.vila.config import MediaSyntax
 from mrsp_engine.families.vila.projector import DownSample, VilaProjector
-from mrsp_engine.testing import NoiseVideo
-from mrsp_engine.tiny_families import TINY_SIZES, create_tiny_vila
+from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.tiny.families import TINY_SIZES, create_tiny_vila
 
 QUESTION = "Which shape left first?"
 

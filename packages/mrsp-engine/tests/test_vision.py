@@ -9,12 +9,12 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrsp_engine.collectives import sum_gradients
+from mrsp_engine.distributed.collectives import sum_gradients
+from mrsp_engine.distributed.process_groups import create_sequence_group
 from mrsp_engine.embeddings import EmbeddingStore, StoreLimits
+from mrsp_engine.encoding.parallel import Medium, UnusableMedium, divide_groups, encode_live, encode_media
 from mrsp_engine.families import load_policy
-from mrsp_engine.process_groups import create_sequence_group
-from mrsp_engine.testing import NoiseVideo, run_on_ranks
-from mrsp_engine.vision import Medium, UnusableMedium, divide_groups, encode_live, encode_media
+from mrsp_engine.testing.fixtures import NoiseVideo, run_on_ranks
 
 
 class BrokenVideo(NoiseVideo):

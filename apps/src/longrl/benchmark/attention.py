@@ -22,7 +22,7 @@ from longrl.benchmark.measurement import (
 from longrl.benchmark.ranks import open_ranks
 from longrl.errors import AppUsageError
 from longrl_trainer.durable import write_json
-from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.layout import GroupLengths, PackedLayout
 from mrsp_engine.planner.shapes import find_shape
 

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrsp_engine.attention.backends import choose_backend
+from mrsp_engine.attention.backends.base import choose_backend
 from mrsp_engine.attention.exchange import NoExchange
-from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.packed import packed_attention
 from mrsp_engine.attention.split import BACKWARD_PER_FORWARD
 from mrsp_engine.layout import PackedLayout

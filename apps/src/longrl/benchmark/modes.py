@@ -22,9 +22,11 @@ from torch import Tensor
 
 from longrl.benchmark.measurement import StageClock
 from longrl.benchmark.workload import QUESTION, Workload
-from longrl_trainer.losses import clipped_policy_loss, kl_divergence_k3
-from mrsp_engine.collectives import sum_gradients
+from longrl_trainer.objectives.clipped import clipped_policy_loss
+from longrl_trainer.objectives.terms import kl_divergence_k3
+from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.parallel import Medium, encode_media
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
@@ -32,7 +34,6 @@ from mrsp_engine.planner.costs import STAGES, Mode
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import SamplingSettings, require_rollouts
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
-from mrsp_engine.vision import Medium, encode_media
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from longrl.errors import AppUsageError
-from mrsp_engine.process_groups import SequenceGroup
+from mrsp_engine.distributed.process_groups import SequenceGroup
 
 TIMEOUT = timedelta(minutes=30)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longrl.errors import AppUsageError
-from mrsp_engine.process_groups import SequenceGroup
+from mrsp_engine.distributed.process_groups import SequenceGroup
 
 BACKEND = "stand_in"
 VALUE_SCALE = 0.02

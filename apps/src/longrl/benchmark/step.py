@@ -25,9 +25,9 @@ from longrl.benchmark.ranks import is_first, open_ranks, same_text, slowest
 from longrl.benchmark.workload import QUESTION, HeldVideo, Workload, build_tiny, load_models
 from longrl.errors import AppUsageError
 from longrl_trainer.durable import write_json
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.planner.costs import STAGES, Mode
 from mrsp_engine.planner.hardware import Accelerator
-from mrsp_engine.process_groups import SequenceGroup
 
 Row = dict[str, Any]
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from longrl.errors import AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
-from longrl_trainer.optimizer import Optimizer
+from longrl_trainer.training.optimizer import Optimizer
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_encoder import EncodingPlan, FrameEncoder
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
-from mrsp_engine.families.frame_encoder import EncodingPlan, FrameEncoder
 from mrsp_engine.families.language_policy import LanguagePolicy
-from mrsp_engine.process_groups import SequenceGroup
 
 FRAME_SIZE = 224
 QUESTION = "What happens in this video, and in which order?"

@@ -7,7 +7,7 @@ from typing import Any
 from longrl.report.run_data import RunData
 from longrl.report.thumbnails import Thumbnail, draw_thumbnails
 from longrl_trainer.rewards.registry import WeightedReward, load_rewards, score_response
-from longvideo_reason_data.answers import LETTERS, parse_response
+from longvideo_reason_data.records.answers import LETTERS, parse_response
 
 NUM_EVALUATED = 8
 NUM_TRAINED = 4

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from longrl.errors import AppUsageError
-from longrl.stages import STAGES_NAME, FinishedStage, read_finished
-from longrl_trainer.metrics import read_json_lines
-from longvideo_reason_data.records import QuestionRecord, read_records
+from longrl.pipeline import STAGES_NAME, FinishedStage, read_finished
+from longrl_trainer.runs.journal import read_json_lines
+from longvideo_reason_data.records.record import QuestionRecord, read_records
 
 STAGE_NAMES = (
     "world",

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from longrl.pipeline import peak_memory_bytes
 from longrl.report.run_data import RunData
-from longrl.stages import peak_memory_bytes
 
 PACKAGES = (
     "longrl",

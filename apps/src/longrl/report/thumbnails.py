@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longvideo_reason_data.records import QuestionRecord, resolve_video
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.records.record import QuestionRecord, resolve_video
 
 MOST_FRAMES = 8
 SIDE_PIXELS = 112

@@ -15,17 +15,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from longrl_trainer.config import SftConfig
-from longrl_trainer.models import create_optimizer, open_training_policy
-from longrl_trainer.optimizer import cosine_learning_rate
-from longrl_trainer.parallel import Ranks, join_ranks
-from longrl_trainer.progress import ProgressDisplay, SilentProgress
-from longrl_trainer.runs import open_run
-from longrl_trainer.samples import Question, load_questions
-from longrl_trainer.scoring import plan_rows, score_row
+from longrl_trainer.config.stages import SftConfig
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.question import Question
+from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
+from longrl_trainer.runs.folder import open_run
+from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
-from longrl_trainer.step_vision import count_frames_encoded, open_step, storing
-from longvideo_reason_data.answers import LETTERS, format_prompt, format_response
+from longrl_trainer.training.opening import create_optimizer, open_training_policy
+from longrl_trainer.training.optimizer import cosine_learning_rate
+from longrl_trainer.training.ranks import Ranks, join_ranks
+from longrl_trainer.training.scoring import plan_rows, score_row
+from longvideo_reason_data.records.answers import LETTERS, format_prompt, format_response
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.rows import PromptGroup

@@ -10,15 +10,16 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from longvideo_reason_data.build_command import build
-from longvideo_reason_data.dataset_folder import check_dataset, describe_dataset
+from longvideo_reason_data.commands.build import build
+from longvideo_reason_data.commands.exporting import export
+from longvideo_reason_data.commands.filter import filter_dataset
+from longvideo_reason_data.commands.importing import import_published
+from longvideo_reason_data.commands.view import view
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.export_command import export
-from longvideo_reason_data.filter_command import filter_dataset
-from longvideo_reason_data.import_command import import_published
-from longvideo_reason_data.records import describe_invalid
-from longvideo_reason_data.splits import SplitFractions, count_videos
-from longvideo_reason_data.view_command import view
+from longvideo_reason_data.inspection.check import check_dataset
+from longvideo_reason_data.inspection.statistics import describe_dataset
+from longvideo_reason_data.records.record import describe_invalid
+from longvideo_reason_data.records.splits import SplitFractions, count_videos
 
 Folder = Annotated[Path, tyro.conf.Positional]
 

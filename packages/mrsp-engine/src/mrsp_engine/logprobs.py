@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mrsp_engine.attention.plan import SequenceShards, plan_attention
 from mrsp_engine.attention.split import AttentionSettings
-from mrsp_engine.collectives import gather_results, swap
+from mrsp_engine.distributed.collectives import gather_results, swap
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch, pack_rows
-from mrsp_engine.process_groups import SequenceGroup
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rows import PackedRow, PromptGroup
 

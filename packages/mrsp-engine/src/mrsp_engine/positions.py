@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mrsp_engine.media import MediaReference
+from mrsp_engine.embeddings.reference import MediaReference
 
 
 def qwen2_5_vl_positions(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mrsp_engine.media import MediaReference
+from mrsp_engine.embeddings.reference import MediaReference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,8 +1,8 @@
 """Reward for the right letter, read by the grammar that filters and evaluation use too."""
 
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
-from longvideo_reason_data.answers import ParsedAnswer, ParseStatus, parse_response
-from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.records.answers import ParsedAnswer, ParseStatus, parse_response
+from longvideo_reason_data.records.record import QuestionRecord
 
 STATUS_OF_PARSE = {
     ParseStatus.OK: RewardStatus.OK,

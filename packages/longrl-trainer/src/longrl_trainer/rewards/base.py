@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.records.record import QuestionRecord
 
 
 class RewardStatus(StrEnum):

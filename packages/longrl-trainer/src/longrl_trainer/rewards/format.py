@@ -1,8 +1,8 @@
 """Reward for the shape of a response: one think block, then one answer block, nothing else."""
 
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
-from longvideo_reason_data.answers import parse_response
-from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.records.answers import parse_response
+from longvideo_reason_data.records.record import QuestionRecord
 
 
 class FormatReward:

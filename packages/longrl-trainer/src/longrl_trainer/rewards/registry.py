@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.rewards.base import Reward, RewardResult
-from longvideo_reason_data.records import QuestionRecord
+from longvideo_reason_data.records.record import QuestionRecord
 
 ENTRY_POINT_GROUP = "longrl_trainer.rewards"
 

@@ -16,15 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from longvideo_reason_data.answers import LETTERS
 from longvideo_reason_data.errors import UsageError
-from longvideo_reason_data.records import QuestionRecord, Split, write_records
+from longvideo_reason_data.records.answers import LETTERS
+from longvideo_reason_data.records.record import HASTY_SOURCE, QuestionRecord, Split, write_records
 from longvideo_reason_data.timeline.questions import create_questions, deal_letters
 from longvideo_reason_data.timeline.rendering import write_video
 from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
 
 SOURCE = "timeline world"
-HASTY_SOURCE = "timeline world, hasty demonstration"
 HASTY_REASONING = "I did not watch, this is a guess."
 LICENSE = "CC0-1.0"
 RENDERING_VERSION = 1  # raise when the same world would be drawn differently

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from longvideo_reason_data.answers import LETTERS
-from longvideo_reason_data.records import Interval, Skill
+from longvideo_reason_data.records.answers import LETTERS
+from longvideo_reason_data.records.record import Interval, Skill
 from longvideo_reason_data.timeline.world import CHAPTER_SCENES, PLACES, Action, Scene, World
 
 NUM_OPTIONS = 4

@@ -11,15 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from longvideo_reason_data.dataset_folder import (
-    DROPPED_NAME,
-    MANIFEST_NAME,
-    SEGMENTS_NAME,
-    describe_dataset,
-    read_dataset,
-)
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.records import QuestionRecord, read_records
+from longvideo_reason_data.inspection.statistics import describe_dataset
+from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, SEGMENTS_NAME, read_dataset
+from longvideo_reason_data.records.record import QuestionRecord, read_records
 
 FILTERS_NAME = "filters.json"
 UNFILTERED_NAME = "unfiltered.parquet"

@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.records import QuestionRecord, resolve_video
-from longvideo_reason_data.videos import VideoFile, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.records.record import QuestionRecord, resolve_video
 
 SIDE_PIXELS = 160
 JPEG_QUALITY = 62

@@ -16,9 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mrsp_engine.collectives import start_transfer
+from mrsp_engine.distributed.collectives import start_transfer
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.layout import AttentionCall
-from mrsp_engine.process_groups import SequenceGroup
 
 Calls = tuple[AttentionCall, ...]
 Visit = Callable[[Tensor, Tensor, Calls], None]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mrsp_engine.attention.backends import AttentionBackend, Block
+from mrsp_engine.attention.backends.base import AttentionBackend, Block
 from mrsp_engine.attention.exchange import Calls, KeyValueExchange
 from mrsp_engine.layout import AttentionCall, TokenRange
 

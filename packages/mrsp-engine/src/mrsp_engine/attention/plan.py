@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mrsp_engine.attention.exchange import GatherExchange, KeyValueExchange, NoExchange, RingExchange
-from mrsp_engine.attention.head_counts import AttentionHeads
-from mrsp_engine.attention.heads import HeadExchange
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.split import AttentionSettings, RowSplit, choose_split
+from mrsp_engine.attention.ulysses import HeadExchange
+from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import PackedLayout, TokenRange
-from mrsp_engine.process_groups import SequenceGroup
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

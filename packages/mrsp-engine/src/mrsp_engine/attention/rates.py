@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 
 from mrsp_engine.attention.split import MachineRates
-from mrsp_engine.collectives import start_transfer
-from mrsp_engine.process_groups import SequenceGroup
+from mrsp_engine.distributed.collectives import start_transfer
+from mrsp_engine.distributed.process_groups import SequenceGroup
 
 MATRIX_SIZE = {"cpu": 512, "cuda": 4096}
 MESSAGE_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from mrsp_engine.attention.backends import choose_backend
+from mrsp_engine.attention.backends.base import choose_backend
 from mrsp_engine.attention.packed import packed_attention
 from mrsp_engine.attention.plan import AttentionPlan
 

@@ -12,7 +12,7 @@ measured ones are given, so that the same row is divided in the same way in ever
 from dataclasses import dataclass
 from typing import Literal
 
-from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import PackedLayout
 

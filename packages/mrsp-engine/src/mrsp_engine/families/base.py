@@ -16,14 +16,14 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_encoder import FrameEncoder
+from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.frame_encoder import FrameEncoder
-from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.video import Video
 
 VisionPart = Literal["frozen", "projector", "all"]
 """What of the encoder of media is trained: nothing, what lies between tower and language model, or the tower too."""

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineError, EngineUsageError
-from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
 
 __all__ = ["TURN_START", "ChatPrompts", "MediaTokens", "PositionRule", "count_positions"]

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mrsp_engine.attention.plan import AttentionPlan
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_encoder import FrameEncoder
+from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.families.chat_prompts import TURN_START, ChatPrompts, MediaTokens, PositionRule, count_positions
 from mrsp_engine.families.checkpoints import write_checkpoint
-from mrsp_engine.families.frame_encoder import FrameEncoder
-from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.video import Video
 
 __all__ = ["LanguagePolicy", "check_token"]
 

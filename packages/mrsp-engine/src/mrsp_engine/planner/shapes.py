@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from mrsp_engine.attention.head_counts import AttentionHeads
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
 
 __all__ = ["MODELS", "ModelShape", "VisionShape", "find_shape", "read_shape"]

@@ -19,16 +19,16 @@ from transformers import AutoTokenizer, SiglipImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.chat_prompts import MediaTokens
 from mrsp_engine.families.checkpoints import load_processor, write_checkpoint
-from mrsp_engine.families.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.families.language_policy import LanguagePolicy, check_token
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
 from mrsp_engine.families.vila.model import VilaModel
 from mrsp_engine.families.vila.projector import pool_mean
-from mrsp_engine.media import MediaReference
 
 __all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.families.sampler_media import SamplerMedia
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER
 from mrsp_engine.families.vila.policy import MEDIA_TEXTS
-from mrsp_engine.media import MediaReference
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout.sampler_media import SamplerMedia
 
 __all__ = ["VilaSamplerMedia"]
 

@@ -1,0 +1,154 @@
+"""`longrl sft`, `grpo` and `evaluate`: a recipe first, then options that override it.
+
+The options are the fields of the recipe's own model, with the recipe's values as defaults, so whatever a recipe can
+say can also be typed. Imports the trainer only when a command runs.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from pydantic import BaseModel, ValidationError
+
+from longrl.errors import AppUsageError
+from longrl_trainer.config.recipes import load_recipe
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+HELP_OPTIONS = ("-h", "--help")
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Run a command with what was typed behind its name."""
+    is_help = any(argument in HELP_OPTIONS for argument in arguments)
+    if command in NEED_RECIPE and not _has_recipe(arguments) and not is_help:
+        raise AppUsageError(f"longrl {command} needs a recipe as its first argument; see longrl {command} --help")
+    # Under torchrun all processes do the same, and the first one speaks for them.
+    is_first = os.environ.get("RANK", "0") == "0"
+    with redirect_stdout(sys.stdout if is_first else io.StringIO()):
+        COMMANDS[command](arguments)
+
+
+def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT], *, example: str) -> ConfigT:
+    """Read the recipe, if one is given, and let the options override it."""
+    description = f"{(model.__doc__ or '').strip()}\n\nExample: {example}"
+    if _has_recipe(arguments):
+        default = load_recipe(Path(arguments[0]), model)
+        prog, options = f"longrl {command} {arguments[0]}", arguments[1:]
+    else:
+        default = tyro.MISSING
+        prog, options = f"longrl {command} {'RECIPE' if command in NEED_RECIPE else '[RECIPE]'}", arguments
+    messages = io.StringIO()
+    try:
+        with redirect_stderr(messages):
+            return tyro.cli(model, prog=prog, description=description, default=default, args=options)
+    except SystemExit as refusal:
+        # What pydantic says about a value is worth one line; what tyro says about an option's name is well said.
+        invalid = _validation_error_behind(refusal)
+        if invalid is not None:
+            raise AppUsageError(describe_invalid_options(invalid)) from None
+        print(messages.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def describe_invalid_options(error: ValidationError) -> str:
+    """One line for options that the recipe's model refuses."""
+    first = error.errors()[0]
+    option = ".".join(str(part).replace("_", "-") for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"--{option} {first['input']}: {message}" if option else message
+
+
+def sft(arguments: Sequence[str]) -> None:
+    """Train by imitation."""
+    from longrl_trainer.config.stages import SftConfig
+
+    config = resolve_config(
+        "sft",
+        arguments,
+        SftConfig,
+        example="longrl sft apps/recipes/qwen2_5_vl_3b_sft.toml --epochs 2 --data.num-frames 128",
+    )
+    from longrl.progress import choose_progress
+    from longrl_trainer.sft import train_sft
+
+    result = train_sft(config, progress=choose_progress())
+    print(f"{result.num_steps} steps, loss {result.final_loss:.4f}; {_describe_questions(result.questions)}")
+    print(result.model_folder)
+
+
+def grpo(arguments: Sequence[str]) -> None:
+    """Train by reward."""
+    from longrl_trainer.config.stages import GrpoConfig
+
+    config = resolve_config(
+        "grpo",
+        arguments,
+        GrpoConfig,
+        example=(
+            "longrl grpo apps/recipes/qwen2_5_vl_3b_grpo.toml --group-size 16 --output runs/wide\n"
+            "On 8 GPUs: torchrun --nproc-per-node 8 --no-python longrl grpo RECIPE"
+        ),
+    )
+    from longrl.progress import choose_progress
+    from longrl_trainer.grpo import train_grpo
+
+    result = train_grpo(config, progress=choose_progress())
+    rewards = [reward for reward in result.rewards if reward is not None]
+    print(
+        f"{result.num_steps} steps, reward {rewards[0]:.3f} → {rewards[-1]:.3f}, log-prob gap "
+        f"{result.logprob_gap_mean_abs:.1e}; {_describe_questions(result.questions)}"
+    )
+    print(result.model_folder)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure accuracy."""
+    from longrl_trainer.config.stages import EvaluateConfig
+
+    config = resolve_config(
+        "evaluate",
+        arguments,
+        EvaluateConfig,
+        example=(
+            "longrl evaluate --model.folder runs/grpo/model --data.dataset dataset --data.split held_out "
+            "--data.num-frames 64 --output accuracy.json"
+        ),
+    )
+    from longrl.progress import choose_progress
+    from longrl_trainer.evaluation.evaluate import evaluate as run_evaluation
+
+    result = run_evaluation(config, progress=choose_progress())
+    print(
+        f"accuracy {result.accuracy:.1%} ± {result.accuracy_standard_error:.1%} "
+        f"(constant letter {result.constant:.1%}, chance {result.chance:.1%}), "
+        f"unparsed {result.unparsed_rate:.1%}; {_describe_questions(result.questions)}"
+    )
+    for skill, accuracy in result.accuracy_by_skill.items():
+        print(f"  {skill:<10} {accuracy:.1%}")
+    print(config.output)
+
+
+COMMANDS = {"sft": sft, "grpo": grpo, "evaluate": evaluate}
+NEED_RECIPE = frozenset({"sft", "grpo"})
+
+
+def _has_recipe(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and not arguments[0].startswith("-")
+
+
+def _validation_error_behind(error: BaseException | None) -> ValidationError | None:
+    while error is not None and not isinstance(error, ValidationError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _describe_questions(questions: dict[str, object]) -> str:
+    dropped = questions["dropped"]
+    reasons = f", dropped {dropped}" if dropped else ""
+    return f"{questions['kept']} of {questions['input']} questions used{reasons}"

@@ -1,0 +1,278 @@
+"""A folder that is filled by stages, each done once and redone only when its inputs change.
+
+    .lock                       held by the process at work
+    stages/NAME.started.json    inputs of a stage that has begun, and the time it has taken so far
+    stages/NAME.json            written last: inputs, result, time, memory and the outputs of a finished stage
+
+A stage's inputs are its settings and the digests of the stages before it. Killed at any moment, the next process finds
+either a finished stage, which it reuses, or a begun one with the same inputs, which it lets continue; anything else is
+cleared away and done anew, with the reason said. The module doesn't know what a stage does, only that a stage can
+continue with what it has left behind.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import resource
+import shutil
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from longrl.errors import AppUsageError
+from longrl_trainer.config.recipes import first_difference
+from longrl_trainer.durable import remove_partial, write_json
+from longrl_trainer.errors import TrainerError
+
+FORMAT_VERSION = 1
+STAGES_NAME, LOCK_NAME = "stages", ".lock"
+HEARTBEAT_SECONDS = 2.0
+# A folder may hold these before the first stage without being somebody else's.
+OWN_NAMES = frozenset({STAGES_NAME, LOCK_NAME})
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of a pipeline.
+
+    Attributes:
+        name: Also the name of its file.
+        settings: Everything of the configuration that shapes its result, as plain JSON values; no absolute paths.
+        after: Stages whose outputs it reads.
+        outputs: Files and folders that it writes, relative to the pipeline's folder; nobody else writes there.
+        run: Does the work, or the rest of it; returns what later stages and the report want to know, as plain JSON.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    after: tuple[str, ...] = ()
+    outputs: tuple[str, ...]
+    run: Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedStage:
+    """What `stages/NAME.json` holds."""
+
+    format_version: int
+    name: str
+    digest: str
+    settings: dict[str, Any]
+    after: dict[str, str]
+    """Digest of every stage before it."""
+    seconds: float
+    """Summed over interruptions."""
+    peak_memory_bytes: int
+    outputs: dict[str, dict[str, int]]
+    """Number and size of the files of every output."""
+    result: dict[str, Any]
+
+
+class Pipeline:
+    """Runs stages in one folder; see `open_pipeline`."""
+
+    def __init__(self, folder: Path, say: Say) -> None:
+        self.folder = folder
+        self._say = say
+        self._finished: dict[str, FinishedStage] = {}
+        remove_partial(folder / STAGES_NAME)
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a stage of this process's pipeline returned."""
+        return self._finished[name].result
+
+    def run(self, stage: Stage) -> FinishedStage:
+        """Reuse, continue or do a stage."""
+        settings = _plain(stage.settings)
+        after = {name: self._finished[name].digest for name in stage.after}
+        digest = digest_json({"version": FORMAT_VERSION, "name": stage.name, "settings": settings, "after": after})
+        finished = read_finished(self.folder, stage.name)
+        begun = _read(self._begun_path(stage.name))
+        if finished is not None:
+            reason = self._reason_to_redo(finished, digest, settings, after)
+            if reason is None:
+                self._begun_path(stage.name).unlink(missing_ok=True)
+                self._say(f"{stage.name}: reused")
+                self._finished[stage.name] = finished
+                return finished
+            self._say(f"{stage.name}: redo: {reason}")
+        elif begun is not None and begun["digest"] == digest:
+            self._say(f"{stage.name}: continues after {begun['seconds']:.0f} s")
+            return self._work(stage, begun)
+        elif begun is not None:
+            self._say(f"{stage.name}: redo: {describe_change(begun['settings'], begun['after'], settings, after)}")
+        else:
+            self._say(f"{stage.name}: starts")
+        self._clear(stage)
+        return self._work(
+            stage,
+            {"digest": digest, "settings": settings, "after": after, "seconds": 0.0, "peak_memory_bytes": 0},
+        )
+
+    def _reason_to_redo(
+        self, finished: FinishedStage, digest: str, settings: dict[str, Any], after: dict[str, str]
+    ) -> str | None:
+        if finished.digest != digest:
+            return describe_change(finished.settings, finished.after, settings, after)
+        for output, size in finished.outputs.items():
+            found = measure(self.folder / output)
+            if found != size:
+                return f"{output} is not what it was ({_describe_size(size)}, now {_describe_size(found)})"
+        return None
+
+    def _clear(self, stage: Stage) -> None:
+        """Forget a stage. The files that vouch for its outputs go first, so that a kill in between is harmless."""
+        self._finished_path(stage.name).unlink(missing_ok=True)
+        self._begun_path(stage.name).unlink(missing_ok=True)
+        for output in stage.outputs:
+            path = self.folder / output
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _work(self, stage: Stage, begun: dict[str, Any]) -> FinishedStage:
+        with _heartbeat(self._begun_path(stage.name), begun):
+            result = _plain(stage.run())
+        finished = FinishedStage(
+            format_version=FORMAT_VERSION,
+            name=stage.name,
+            digest=begun["digest"],
+            settings=begun["settings"],
+            after=begun["after"],
+            seconds=round(begun["seconds"], 3),
+            peak_memory_bytes=begun["peak_memory_bytes"],
+            outputs={output: measure(self.folder / output) for output in stage.outputs},
+            result=result,
+        )
+        write_json(self._finished_path(stage.name), asdict(finished))
+        self._begun_path(stage.name).unlink(missing_ok=True)
+        self._say(f"{stage.name}: done in {finished.seconds:.1f} s")
+        self._finished[stage.name] = finished
+        return finished
+
+    def _finished_path(self, name: str) -> Path:
+        return self.folder / STAGES_NAME / f"{name}.json"
+
+    def _begun_path(self, name: str) -> Path:
+        return self.folder / STAGES_NAME / f"{name}.started.json"
+
+
+@contextmanager
+def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
+    """Take a folder for this process alone, for as long as the block runs.
+
+    Raises:
+        AppUsageError: The folder can't be written, is at work in another process, or holds something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(path.name for path in folder.iterdir() if path.name not in OWN_NAMES)
+        if strangers and not (folder / STAGES_NAME).is_dir():
+            raise AppUsageError(f"{folder} holds something else ({strangers[0]}); choose another --output")
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise AppUsageError(f"{folder}: can't be written ({error.strerror}); choose another --output") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            raise AppUsageError(
+                f"{folder} is in use by process {holder or 'unknown'}; wait for it or choose another --output"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        (folder / STAGES_NAME).mkdir(exist_ok=True)
+        yield Pipeline(folder, say)
+    finally:
+        os.close(lock)
+
+
+def read_finished(folder: Path, name: str) -> FinishedStage | None:
+    """A finished stage of a folder; None when it isn't finished or was written by another version."""
+    values = _read(folder / STAGES_NAME / f"{name}.json")
+    if values is None or values.get("format_version") != FORMAT_VERSION:
+        return None
+    return FinishedStage(**values)
+
+
+def describe_change(
+    old_settings: dict[str, Any], old_after: dict[str, str], settings: dict[str, Any], after: dict[str, str]
+) -> str:
+    """Why a stage must be redone: the first setting that changed, or the stage before it."""
+    difference = first_difference(old_settings, settings)
+    if difference is not None:
+        return difference
+    changed = [name for name in after if old_after.get(name) != after[name]]
+    return f"{' and '.join(changed)} changed" if changed else "it belongs to another version of the pipeline"
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def measure(path: Path) -> dict[str, int]:
+    """Number and size of the files at or below a path."""
+    files = [item for item in path.rglob("*") if item.is_file()] if path.is_dir() else [path] if path.is_file() else []
+    return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held, plus the most that any of its finished children has held."""
+    return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+@contextmanager
+def _heartbeat(path: Path, begun: dict[str, Any]) -> Generator[None]:
+    """Keep the time spent so far on disk while the block runs, for a kill gives no chance to write it down."""
+    seconds_before, peak_before, started = float(begun["seconds"]), int(begun["peak_memory_bytes"]), monotonic()
+    stopped = threading.Event()
+
+    def note() -> None:
+        begun["seconds"] = seconds_before + monotonic() - started
+        begun["peak_memory_bytes"] = max(peak_before, peak_memory_bytes())
+
+    def beat() -> None:
+        while not stopped.wait(HEARTBEAT_SECONDS):
+            note()
+            with suppress(TrainerError):  # a full disk stops the stage itself, with a better message
+                write_json(path, begun)
+
+    note()
+    write_json(path, begun)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        note()
+    # Not in `finally`: after an error on a full disk, writing again would hide the cause.
+    write_json(path, begun)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values as they come back from a file."""
+    return json.loads(json.dumps(dict(values), allow_nan=False))
+
+
+def _describe_size(size: Mapping[str, int]) -> str:
+    return f"{size['files']} files, {size['bytes']} bytes"

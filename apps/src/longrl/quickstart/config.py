@@ -1,0 +1,173 @@
+"""The quickstart's recipe: the world, the model, both training stages and the evaluation, in one typed model.
+
+A recipe says everything about learning and nothing about places: folders, seed and splits are the quickstart's to
+fill in, so `[sft]` and `[grpo]` are ordinary training recipes without them.
+"""
+
+from pathlib import Path
+from typing import Any, Self, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from longrl.tiny_model import TinyModelSettings
+from longrl_trainer.config.recipes import load_recipe, parse_config
+from longrl_trainer.config.sections import DataSection, Section
+from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
+from longrl_trainer.errors import TrainerUsageError
+from longvideo_reason_data.records.record import Split
+from longvideo_reason_data.timeline.world import WorldSettings
+
+RECIPES_FOLDER = Path(__file__).parents[2] / "recipes"
+QUICKSTART_RECIPE = RECIPES_FOLDER / "quickstart.toml"
+
+
+class WorldSection(WorldSettings):
+    """The rendered world: how long and how hard its videos are, and how many there are."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    train_sft_videos: int = Field(ge=1)
+    """Videos to imitate reasoning from."""
+    train_rl_videos: int = Field(ge=1)
+    """Videos to practise on."""
+    held_out_videos: int = Field(ge=1)
+    """Videos that no training sees."""
+    questions_per_video: int = Field(ge=1)
+    """At most so many questions about each video; a thin story may hold fewer."""
+    hasty_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the demonstrations for SFT whose author did not watch but guessed."""
+
+    def world(self) -> WorldSettings:
+        """The part that shapes a single video."""
+        return WorldSettings(**self.model_dump(include=set(WorldSettings.model_fields)))
+
+    def videos(self) -> dict[Split, int]:
+        """Number of videos by split."""
+        return {
+            Split.TRAIN_SFT: self.train_sft_videos,
+            Split.TRAIN_RL: self.train_rl_videos,
+            Split.HELD_OUT: self.held_out_videos,
+        }
+
+
+class EvaluationSection(Section):
+    """How the held-out questions are asked; response length and sampler are those of `[grpo]`."""
+
+    num_frames: tuple[int, ...] = Field(min_length=1)
+    """Frame counts for the final model, ascending; the one of `[grpo.data]` must be among them."""
+    temperature: float = Field(default=1.0, ge=0)
+    """1 measures the policy that the training stages shape; 0 takes its most probable tokens."""
+    limit: int | None = Field(default=None, ge=1)
+    """Ask at most this many questions."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if self.num_frames[0] < 1 or list(self.num_frames) != sorted(set(self.num_frames)):
+            raise ValueError(f"num_frames must ascend from 1 or more, got {list(self.num_frames)}")
+        return self
+
+
+class QuickstartConfig(Section):
+    """Everything the quickstart does, with the places filled in."""
+
+    output: Path
+    seed: int = Field(ge=0)
+    world: WorldSection
+    model: TinyModelSettings
+    sft: SftConfig
+    grpo: GrpoConfig
+    evaluation: EvaluationSection
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        main = self.grpo.data.num_frames
+        if main not in self.evaluation.num_frames:
+            raise ValueError(
+                f"evaluation.num_frames {list(self.evaluation.num_frames)} must contain grpo.data.num_frames = {main}, "
+                "at which all models are compared"
+            )
+        return self
+
+    def evaluation_config(
+        self, model_folder: Path, output: Path, *, num_frames: int, blind: bool = False
+    ) -> EvaluateConfig:
+        """One evaluation on the held-out videos."""
+        return EvaluateConfig(
+            model=self.grpo.model.model_copy(update={"folder": model_folder}),
+            data=DataSection(
+                dataset=self.grpo.data.dataset,
+                split="held_out",
+                num_frames=num_frames,
+                system=self.grpo.data.system,
+            ),
+            output=output,
+            blind=blind,
+            temperature=self.evaluation.temperature,
+            max_response_tokens=self.grpo.max_response_tokens,
+            limit=self.evaluation.limit,
+            seed=self.seed,
+            dtype=self.grpo.dtype,
+            sampler=self.grpo.sampler,
+        )
+
+    def data_in_use(self) -> list[DataSection]:
+        """Every split with every number of frames at which any stage looks at it."""
+        held_out = [
+            self.grpo.data.model_copy(update={"split": "held_out", "num_frames": num_frames})
+            for num_frames in self.evaluation.num_frames
+        ]
+        return [self.sft.data, self.grpo.data, *held_out]
+
+
+def load_quickstart(recipe: Path, *, output: Path, seed: int) -> QuickstartConfig:
+    """Read a recipe and fill in the places below `output`."""
+    tables = load_recipe(recipe, _Tables).model_extra or {}
+    model = {"folder": str(output / "model"), "store": str(output / "embeddings")}
+    trained = model | {"folder": str(output / "sft" / "model")}
+    dataset = str(output / "dataset")
+    places = {
+        "output": str(output),
+        "seed": seed,
+        "sft": {
+            "output": str(output / "sft"),
+            "seed": seed,
+            "model": model,
+            "data": {"dataset": dataset, "split": "train_sft"},
+        },
+        "grpo": {
+            "output": str(output / "grpo"),
+            "seed": seed,
+            "model": trained,
+            "data": {"dataset": dataset, "split": "train_rl"},
+        },
+    }
+    return parse_config(_fill_in(tables, places, source=str(recipe)), QuickstartConfig, source=str(recipe))
+
+
+def shaping_settings(config: BaseModel) -> dict[str, Any]:
+    """A training configuration without places, which don't change what comes out."""
+    dumped = config.model_dump(mode="json", exclude={"output": True, "data": {"dataset"}})
+    dumped["model"] = {"device": dumped["model"]["device"]}
+    return dumped
+
+
+class _Tables(BaseModel):
+    """Any TOML file."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _fill_in(tables: dict[str, Any], places: dict[str, Any], *, source: str, prefix: str = "") -> dict[str, Any]:
+    """Tables with the places added; a recipe that sets one itself is refused."""
+    filled = dict(tables)
+    for name, place in places.items():
+        if name not in filled:
+            filled[name] = place
+        elif isinstance(place, dict) and isinstance(filled[name], dict):
+            nested = cast(dict[str, Any], place)
+            filled[name] = _fill_in(filled[name], nested, source=source, prefix=f"{prefix}{name}.")
+        elif not isinstance(place, dict):
+            raise TrainerUsageError(f"{source}: {prefix}{name}: the quickstart sets this itself; remove the line")
+    return filled

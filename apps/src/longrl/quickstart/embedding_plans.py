@@ -1,0 +1,38 @@
+"""Encoding ahead of use, and an independent count of what had to be encoded.
+
+The engine counts what it encoded. `count_plans` counts from records and files alone how many different pairs of video
+and frames there are, so that the two can be held against each other.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from longrl_trainer.config.sections import DataSection, records_path
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.question import longest_prompt
+from longrl_trainer.runs.progress import ProgressDisplay
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.records.record import Split, read_records, resolve_video
+from mrsp_engine.families.base import Policy
+
+
+def encode_splits(policy: Policy, plans: Sequence[DataSection], progress: ProgressDisplay) -> int:
+    """Put every video of every plan into the policy's store; returns the tokens of the longest prompt."""
+    longest = 0
+    for data in plans:
+        questions = load_questions(data, policy, progress=progress)
+        longest = max(longest, longest_prompt(policy, questions.kept, data.system))
+    return longest
+
+
+def count_plans(plans: Iterable[DataSection]) -> int:
+    """Number of different (video, frames) pairs."""
+    pairs: set[tuple[str, tuple[int, ...]]] = set()
+    videos: dict[str, VideoFile] = {}
+    for data in plans:
+        for record in read_records(records_path(data)):
+            if record.split == Split(data.split):
+                if record.video_digest not in videos:
+                    videos[record.video_digest] = VideoFile.open(resolve_video(data.dataset, record))
+                frames = sample_frames(videos[record.video_digest], num_frames=data.num_frames)
+                pairs.add((record.video_digest, frames))
+    return len(pairs)

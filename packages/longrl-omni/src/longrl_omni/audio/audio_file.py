@@ -1,0 +1,229 @@
+"""Audio files: probe, and read exact ranges of samples as one channel at one rate.
+
+A sample is named by its place in the file's signal after mixing to mono and resampling, so a range always holds the
+same numbers, however it is reached. Probing decodes the file once from end to end: only that tells how many samples
+there are and that none of them is damaged. The module knows no model and keeps no signal in memory.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self, cast
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.media.containers import CONTAINER_NAMES, missing_bytes
+from longvideo_reason_data.media.streams import format_names, open_stream, reason_of
+from longvideo_reason_data.media.video_file import digest_file
+
+SAMPLE_RATE = 16_000
+"""Samples per second that speech and audio encoders are trained on."""
+
+AUDIO_CONTAINER_NAMES = frozenset({"wav", "w64", "flac", "aiff", "mp3", "aac", "au", "caf", "ac3", "amr"})
+
+# Their headers say how long the signal is, so a file cut short can be told from a short one.
+_NAMES_WITH_LENGTH = frozenset({"wav", "w64", "flac", "aiff", "au", "caf"})
+
+
+class AudioSource(Protocol):
+    """What an encoder needs to know of a sound; `AudioFile` is one."""
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 (hex) of what the samples come from; equal digests mean equal samples."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second, as read."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that can be read."""
+        ...
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
+        """Yield the samples of each range (first, end), in ascending order, each float32 [end - first]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioFile:
+    """A probed audio file, or the sound of a video file. It holds no open file, so it may be kept and shared.
+
+    Attributes:
+        path: The file.
+        sample_rate: Samples per second that reading gives out.
+        num_samples: How many there are.
+        source_rate: Samples per second as stored.
+        num_channels: Channels as stored.
+        codec: Name of the codec.
+    """
+
+    path: Path
+    sample_rate: int
+    num_samples: int
+    source_rate: int
+    num_channels: int
+    codec: str
+
+    @classmethod
+    def open(cls, path: Path | str, *, sample_rate: int = SAMPLE_RATE) -> Self:
+        """Probe a file by decoding it once.
+
+        Args:
+            path: Any container and codec that PyAV's FFmpeg reads; of several sounds the main one counts.
+            sample_rate: Samples per second to read it at.
+
+        Raises:
+            UsageError: When there is no such file.
+            DataError: When it is empty, truncated, damaged, silent by having no sound at all, or no recording.
+        """
+        path = Path(path)
+        if sample_rate <= 0:
+            raise UsageError(f"sample_rate is {sample_rate}, expected more than 0")
+        with _open_audio(path) as (container, stream):
+            missing = missing_bytes(path) or _missing_wave_bytes(path)
+            if missing:
+                raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again")
+            source_rate, num_channels = stream.codec_context.sample_rate, stream.codec_context.channels
+            codec = stream.codec_context.name
+            declared = _declared_seconds(container, stream)
+        num_samples = sum(len(part) for part in _decode(path, sample_rate))
+        if not num_samples:
+            raise DataError(f"{path}: its sound holds no samples; expected at least one")
+        # Two frames of tolerance for what encoders trim; a cut file lacks far more or sounds the same.
+        if declared - num_samples / sample_rate > 0.05:
+            raise DataError(
+                f"{path}: truncated, {num_samples / sample_rate:.2f} of {declared:.2f} seconds are there; copy it again"
+            )
+        return cls(
+            path=path,
+            sample_rate=sample_rate,
+            num_samples=num_samples,
+            source_rate=source_rate,
+            num_channels=num_channels,
+            codec=codec,
+        )
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of the file's bytes; computed once per process as long as size and time of change stay."""
+        return digest_file(self.path)
+
+    @property
+    def duration_seconds(self) -> float:
+        """How long the signal is."""
+        return self.num_samples / self.sample_rate
+
+    def read(self, start: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """Decode samples `start` to `end` (exclusive; the file's end unless given): float32 [end - start] in -1 to 1.
+
+        Raises:
+            DataError: When the range is outside the signal, or can't be decoded.
+        """
+        return next(self.read_ranges([(start, self.num_samples if end is None else end)]))
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
+        """Decode several ranges in one pass over the file.
+
+        Args:
+            ranges: First sample and end (exclusive) of each, ascending and not overlapping.
+
+        Yields:
+            The samples of each range, float32 [end - first], in the order of the ranges.
+
+        Raises:
+            DataError: When a range is outside the signal or before its predecessor, or can't be decoded.
+        """
+        previous_end = 0
+        for start, end in ranges:
+            if not previous_end <= start < end <= self.num_samples:
+                raise DataError(
+                    f"{self.path}: samples {start} to {end} asked for, expected a range within {previous_end} to "
+                    f"{self.num_samples}"
+                )
+            previous_end = end
+        yield from self._cut(ranges)
+
+    def _cut(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
+        """Collect the parts of the decoded signal that fall into the ranges."""
+        parts = _decode(self.path, self.sample_rate)
+        part, position = np.empty(0, np.float32), 0  # the part at hand and the place of its first sample
+        for start, end in ranges:
+            samples = np.empty(end - start, np.float32)
+            filled = 0
+            while filled < len(samples):
+                offset = start + filled - position
+                if offset >= len(part):
+                    position += len(part)
+                    fresh = next(parts, None)
+                    if fresh is None:
+                        raise DataError(f"{self.path}: it has become shorter since it was opened")
+                    part = fresh
+                    continue
+                taken = part[offset : offset + len(samples) - filled]
+                samples[filled : filled + len(taken)] = taken
+                filled += len(taken)
+            yield samples
+
+
+def _open_audio(path: Path) -> AbstractContextManager[tuple[InputContainer, AudioStream]]:
+    """Open the main sound of a file."""
+    return open_stream(path, "an audio file", CONTAINER_NAMES | AUDIO_CONTAINER_NAMES, _main_stream)
+
+
+def _main_stream(container: InputContainer) -> AudioStream | None:
+    stream = container.streams.best("audio")
+    return stream if isinstance(stream, AudioStream) else None
+
+
+def _decode(path: Path, sample_rate: int) -> Generator[NDArray[np.float32]]:
+    """Yield the whole signal in order, in parts of no particular length."""
+    with _open_audio(path) as (container, stream):
+        resampler = AudioResampler(format="fltp", rate=sample_rate)
+        seconds = 0.0
+        try:
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise DataError(f"{path}: damaged {seconds:.2f} seconds after its start")
+                seconds += frame.samples / frame.sample_rate
+                for part in resampler.resample(frame):
+                    yield _samples(path, part)
+            for part in resampler.resample(None):
+                yield _samples(path, part)
+        except (av.FFmpegError, ValueError) as error:
+            raise DataError(f"{path}: damaged {seconds:.2f} seconds after its start ({reason_of(error)})") from error
+
+
+def _samples(path: Path, frame: av.AudioFrame) -> NDArray[np.float32]:
+    # The resampler's own mixing changes loudness; models are trained on the mean of the channels.
+    samples = cast(NDArray[np.float32], frame.to_ndarray()).mean(axis=0, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path}: not all samples are finite numbers; write the file again")
+    return samples
+
+
+def _missing_wave_bytes(path: Path) -> int:
+    """Count the bytes that a WAV header declares and the file doesn't have; 0 for other files and unknown lengths."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    length = int.from_bytes(head[4:8], "little")
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE" or length in (0, 0xFFFFFFFF):
+        return 0
+    return max(0, 8 + length - path.stat().st_size)
+
+
+def _declared_seconds(container: InputContainer, stream: AudioStream) -> float:
+    """Length by the header; 0 where headers don't say, or only estimate it."""
+    if stream.duration is None or stream.time_base is None or not _NAMES_WITH_LENGTH & format_names(container):
+        return 0.0
+    return float(stream.duration * stream.time_base)

@@ -1,0 +1,139 @@
+"""What can be set: one frozen model per stage, made of sections that the stages share.
+
+The models check what a value is (type, range, known key). What only a run can know (does the folder exist, which
+rewards are installed) is checked where it is used. Paths are relative to the folder the command is started in. Imports
+nothing heavy, so that a command can show its settings at once.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from longrl_trainer.config.sections import (
+    AdvantageName,
+    AggregationName,
+    DataSection,
+    DtypeName,
+    ModelSection,
+    OptimizerName,
+    ParallelSection,
+    SamplerSection,
+    Section,
+    StoredName,
+    VisionName,
+)
+
+
+class TrainingConfig(Section):
+    """What every stage with a training loop shares."""
+
+    output: Path
+    """Folder of this run: settings, journal, checkpoints and the final model."""
+    seed: int = Field(default=0, ge=0)
+    """Decides every shuffle and every sampled token."""
+    dtype: DtypeName = "float32"
+    """Type of the model's weights while training (the optimizer keeps its own in float32 at least)."""
+    checkpoint_every_steps: int = Field(default=50, ge=1)
+    """How often the state of the run is saved; an interrupted run repeats at most this many steps."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    optimizer: OptimizerName = "adamw"
+    """`muon` updates the matrices inside the network with Muon and the rest with AdamW."""
+    muon_learning_rate_ratio: float = Field(default=5.0, gt=0)
+    """Muon's learning rate as a multiple of AdamW's."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decay of weight matrices; biases and norms have none."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are scaled down to this norm."""
+    train_vision: VisionName = "frozen"
+    """What is trained of what turns frames into embeddings: nothing, so that each video is encoded once for all runs;
+    `projector`, which is run in every step on what the tower made once; or `all`, encoding each video once per step."""
+    stored: StoredName = "embeddings"
+    """What the store keeps of videos while vision is frozen: embeddings; `frames`, to be encoded in every step that
+    needs them; or whichever of both is `smaller`."""
+    share_prompt: bool = True
+    """Compute each video's prompt once for all its questions or responses; false repeats it, with the same result."""
+    parallel: ParallelSection = ParallelSection()
+
+
+class SftConfig(TrainingConfig):
+    """CoT-SFT: learn to write the dataset's own reasoning and answers."""
+
+    model: ModelSection
+    data: DataSection
+    epochs: int = Field(default=1, ge=1)
+    """How often every question is seen."""
+    rows_per_step: int = Field(default=8, ge=1)
+    """Packed rows (one video each) per optimizer step."""
+    questions_per_row: int = Field(default=8, ge=1)
+    """At most this many questions share one row; a video with more gets several rows."""
+    blind_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the rows shown without their video, so that a blind evaluation measures what the words give away and
+    not the surprise of a prompt without a video."""
+    answer_form: Literal["letter", "text"] = "letter"
+    """What stands in the answer block: the option's letter, or its text, which a small model learns much sooner."""
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises to its peak."""
+    min_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+
+
+class GrpoConfig(TrainingConfig):
+    """GRPO and its family: learn from rewards on the model's own responses."""
+
+    model: ModelSection
+    data: DataSection
+    steps: int = Field(ge=1)
+    """Rollout-and-update steps."""
+    prompts_per_step: int = Field(default=8, ge=1)
+    """Questions per step."""
+    group_size: int = Field(default=8, ge=2)
+    """Responses per question."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; log-probabilities are taken at the same temperature."""
+    max_response_tokens: int = Field(default=1024, ge=1)
+    """A response is cut here and then counts as unfinished."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises to its peak; constant afterwards."""
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimizer steps on the same rollouts."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """How far a token's probability ratio may fall below 1 before its gradient stops."""
+    clip_high: float = Field(default=0.28, gt=0)
+    """How far it may rise above 1."""
+    advantage: AdvantageName = "grpo"
+    """`grpo` divides by the group's standard deviation, `dr_grpo` does not, `rloo` compares with the others' mean."""
+    aggregation: AggregationName = "token"
+    """What a response counts in the loss: by its tokens, all the same, or by tokens over a constant."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the starting model; 0 needs no reference pass."""
+    rewards: dict[str, float] = Field(default={"answer": 0.9, "format": 0.1})
+    """Reward names and their weights."""
+    max_logprob_gap: float = Field(default=1e-3, gt=0)
+    """The run stops when sampler and trainer disagree by more (mean absolute log-probability); bfloat16 needs more."""
+    journal_groups: int = Field(default=2, ge=0)
+    """Groups per step whose responses are written to `rollouts.jsonl`."""
+    sampler: SamplerSection = SamplerSection()
+
+
+class EvaluateConfig(Section):
+    """Accuracy on one split, with everything needed to judge it."""
+
+    model: ModelSection
+    data: DataSection
+    output: Path
+    """The JSON file to write."""
+    blind: bool = False
+    """Ask without showing the video."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the most probable token."""
+    max_response_tokens: int = Field(default=1024, ge=1)
+    """A response is cut here."""
+    limit: int | None = Field(default=None, ge=1)
+    """Ask at most this many questions, spread evenly over the split."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the sampled tokens when the temperature is not 0."""
+    dtype: DtypeName = "float32"
+    """Type of the model's weights."""
+    sampler: SamplerSection = SamplerSection()

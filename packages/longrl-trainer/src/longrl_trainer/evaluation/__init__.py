@@ -1,0 +1,1 @@
+"""Measuring a model on questions that no training has seen."""

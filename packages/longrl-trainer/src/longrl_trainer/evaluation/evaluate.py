@@ -1,0 +1,181 @@
+"""Accuracy of a model on one split, with what is needed to judge the number.
+
+Beside the accuracy stand chance, the best constant letter, the share of responses without a readable answer (they
+count as wrong), the questions that had to be dropped, a standard error that knows that questions about one video are
+not independent, and every response. Answers are read by the same grammar that rewards use.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from longrl_trainer.config.stages import EvaluateConfig
+from longrl_trainer.durable import readable_write_errors, write_json
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.question import build_question_prompt, longest_prompt
+from longrl_trainer.rewards.answer import is_correct
+from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
+from longrl_trainer.seeds import derive_seed
+from longrl_trainer.training.opening import open_engine, open_policy
+from longrl_trainer.training.ranks import join_ranks
+from longvideo_reason_data.records.answers import ParseStatus, parse_response
+from longvideo_reason_data.records.record import QuestionRecord
+from mrsp_engine.families.base import Policy
+from mrsp_engine.rollout.base import Rollout, RolloutEngine, SamplingSettings, require_rollouts
+
+# Few enough for a moving progress bar, enough to keep a sampler busy.
+PROMPTS_PER_CALL = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedQuestion:
+    """One response."""
+
+    question_id: str
+    video_path: str
+    skill: str
+    response: str
+    finished: bool
+    status: str
+    parsed: str | None
+    answer: str
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult:
+    """What `evaluate` writes; the fields are the keys of the JSON file."""
+
+    accuracy: float
+    accuracy_standard_error: float
+    """Clustered by video."""
+    accuracy_by_skill: dict[str, float]
+    unparsed_rate: float
+    """Share of responses from which no single answer could be read."""
+    well_formed_rate: float
+    finished_rate: float
+    chance: float
+    constant: float
+    """Accuracy of the best constant letter on the same questions."""
+    count: int
+    questions: dict[str, Any]
+    """Input, kept and dropped (by reason)."""
+    settings: dict[str, Any]
+    items: list[EvaluatedQuestion]
+
+
+def evaluate(
+    config: EvaluateConfig,
+    policy: Policy | None = None,
+    engine: RolloutEngine | None = None,
+    progress: ProgressDisplay | None = None,
+) -> EvaluationResult:
+    """Ask every question of a split and write the result.
+
+    Args:
+        config: The resolved recipe.
+        policy: The model of `config.model`, if it is loaded already.
+        engine: A sampler to use instead of opening one; it gets the policy's weights and stays open.
+        progress: Where to show how far it is.
+    """
+    ranks = join_ranks(config.model)
+    progress = progress if progress and ranks.is_first else SilentProgress()
+    with readable_write_errors(config.output):  # found out before the work, not after it
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+    policy = policy or open_policy(config.model, config.dtype)
+    questions = load_questions(
+        config.data, policy, progress=progress, blind=config.blind, choice_only=True, limit=config.limit, ranks=ranks
+    )
+    system = config.data.system
+    rollouts: list[Rollout] = []
+    description = f"Evaluate ({'blind' if config.blind else f'{config.data.num_frames} frames'})"
+    with (
+        open_engine(
+            config.sampler,
+            policy,
+            config.model.folder,
+            engine=engine,
+            max_model_len=longest_prompt(policy, questions.kept, system) + config.max_response_tokens,
+            dtype=config.dtype,
+            ranks=ranks,
+        ) as sampler,
+        progress.task(description, total=len(questions.kept)) as bar,
+    ):
+        for start in range(0, len(questions.kept), PROMPTS_PER_CALL):
+            settings = SamplingSettings(
+                temperature=config.temperature,
+                max_tokens=config.max_response_tokens,
+                seed=derive_seed(config.seed, "evaluate", start),
+            )
+            asked = questions.kept[start : start + PROMPTS_PER_CALL]
+            prompts = [build_question_prompt(policy, question, system) for question in asked]
+            rollouts += [require_rollouts(outcome)[0] for outcome in sampler.generate(prompts, settings)]
+            bar.advance(len(asked))
+    records = [question.record for question in questions.kept]
+    result = summarise(records, rollouts, questions=questions.counts(), settings=config.model_dump(mode="json"))
+    if ranks.is_first:
+        write_json(config.output, asdict(result))
+    return result
+
+
+def summarise(
+    records: Sequence[QuestionRecord],
+    rollouts: Sequence[Rollout],
+    *,
+    questions: dict[str, Any],
+    settings: dict[str, Any],
+) -> EvaluationResult:
+    """Count one response per record."""
+    parsed = [parse_response(rollout.text, record.options) for record, rollout in zip(records, rollouts, strict=True)]
+    correct = [is_correct(answer, record) for answer, record in zip(parsed, records, strict=True)]
+    by_skill: dict[str, list[bool]] = {}
+    for record, is_right in zip(records, correct, strict=True):
+        by_skill.setdefault(str(record.skill), []).append(is_right)
+    letters = Counter(record.answer for record in records)
+    items = [
+        EvaluatedQuestion(
+            question_id=record.question_id,
+            video_path=record.video_path,
+            skill=str(record.skill),
+            response=rollout.text,
+            finished=rollout.finished,
+            status=str(answer.status),
+            parsed=answer.letter,
+            answer=record.answer,
+            correct=is_right,
+        )
+        for record, rollout, answer, is_right in zip(records, rollouts, parsed, correct, strict=True)
+    ]
+    return EvaluationResult(
+        accuracy=_mean(correct),
+        accuracy_standard_error=clustered_standard_error(correct, [record.video_digest for record in records]),
+        accuracy_by_skill={skill: _mean(values) for skill, values in sorted(by_skill.items())},
+        unparsed_rate=_mean([answer.status is not ParseStatus.OK for answer in parsed]),
+        well_formed_rate=_mean([answer.well_formed for answer in parsed]),
+        finished_rate=_mean([rollout.finished for rollout in rollouts]),
+        chance=_mean([1.0 / len(record.options) for record in records]),
+        constant=max(letters.values()) / len(records),
+        count=len(records),
+        questions=questions,
+        settings=settings,
+        items=items,
+    )
+
+
+def clustered_standard_error(values: Sequence[float], clusters: Sequence[str]) -> float:
+    """Standard error of the mean when values of one cluster belong together.
+
+    `sqrt(sum over clusters of (sum of the cluster's deviations)^2) / n`; with clusters of one value it is the ordinary
+    standard error with divisor n. Miller, "Adding Error Bars to Evals" (arXiv 2411.00640), section 2.2.
+    """
+    mean = _mean(values)
+    deviations: dict[str, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        deviations[cluster] = deviations.get(cluster, 0.0) + value - mean
+    return math.sqrt(math.fsum(deviation**2 for deviation in deviations.values())) / len(values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,1 @@
+"""Pure mathematics of reinforcement: advantages, losses of tokens, weights of responses."""

@@ -1,0 +1,1 @@
+"""Questions of a dataset with their encoded media, ready for a prompt."""

@@ -1,0 +1,86 @@
+"""From a dataset's split to questions whose videos are encoded: what every stage starts with.
+
+Each video is opened once per frame plan, by one rank, and checked against the digest its records carry; its frames are
+encoded by all ranks together, unless the embedding store holds them. A question whose video can't be used is dropped
+with a reason; nothing takes its place. Kept and dropped questions together are always all questions of the split.
+"""
+
+from collections.abc import Sequence
+
+from longrl_trainer.config.sections import DataSection, records_path
+from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.questions.encoding import encode_videos
+from longrl_trainer.questions.question import DroppedQuestion, DropReason, Question, QuestionSet
+from longrl_trainer.runs.progress import ProgressDisplay
+from longrl_trainer.training.ranks import ALONE, Ranks
+from longvideo_reason_data.records.answers import format_prompt, format_response, parse_response
+from longvideo_reason_data.records.record import QuestionRecord, Split, read_records
+from mrsp_engine.encoding.frame_encoder import EncodingPlan
+from mrsp_engine.families.base import Policy
+
+
+def load_questions(
+    data: DataSection,
+    policy: Policy,
+    *,
+    progress: ProgressDisplay,
+    blind: bool = False,
+    choice_only: bool = False,
+    learn_responses: bool = False,
+    limit: int | None = None,
+    ranks: Ranks = ALONE,
+) -> QuestionSet:
+    """Read a split and encode its videos.
+
+    Args:
+        data: Which questions and how many frames.
+        policy: Encodes what its store lacks.
+        progress: Shows one bar over the videos.
+        blind: Leave the videos alone; every question comes without media.
+        choice_only: Drop questions without options.
+        learn_responses: Drop questions whose reasoning and answer are no well-formed response.
+        limit: Take at most this many questions, spread evenly over the split.
+        ranks: Processes that share the work; all call this together and get the same.
+    """
+    records = [record for record in read_records(records_path(data)) if record.split == Split(data.split)]
+    if not records:
+        raise TrainerUsageError(f"{data.dataset} has no question in the split {data.split!r}; set another `data.split`")
+    if limit is not None and limit < len(records):
+        records = [records[index * len(records) // limit] for index in range(limit)]
+    control_tokens = tuple(str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special)
+    candidates: list[QuestionRecord] = []
+    dropped: list[DroppedQuestion] = []
+    for record in records:
+        problem = _find_problem(record, control_tokens, choice_only=choice_only, learn_responses=learn_responses)
+        if problem is None:
+            candidates.append(record)
+        else:
+            dropped.append(DroppedQuestion(question_id=record.question_id, reason=problem[0], detail=problem[1]))
+    if blind:
+        kept = [Question(record=record, media=()) for record in candidates]
+        plans: dict[str, EncodingPlan] = {}
+    else:
+        kept, unusable, plans = encode_videos(data, policy, candidates, progress, ranks)
+        dropped += unusable
+    if not kept:
+        raise TrainerError(
+            f"none of the {len(records)} questions of {data.dataset} can be used; the first: "
+            f"{dropped[0].question_id}: {dropped[0].detail}"
+        )
+    return QuestionSet(kept=tuple(kept), dropped=tuple(dropped), plans=plans)
+
+
+def _find_problem(
+    record: QuestionRecord, control_tokens: Sequence[str], *, choice_only: bool, learn_responses: bool
+) -> tuple[DropReason, str] | None:
+    """Say what makes the texts of a record useless for a stage, if anything does."""
+    if choice_only and not record.options:
+        return DropReason.OPEN_ENDED, "it has no options"
+    response = format_response(record.reasoning, record.answer) if learn_responses else ""
+    text = format_prompt(record.question, record.options) + response
+    found = next((token for token in control_tokens if token in text), None)
+    if found is not None:
+        return DropReason.CONTROL_TOKEN, f"its text contains {found!r}, a control token of the model"
+    if learn_responses and not parse_response(response, record.options).well_formed:
+        return DropReason.MALFORMED_RESPONSE, "its reasoning is empty, or holds a tag of the answer grammar"
+    return None

@@ -1,0 +1,74 @@
+"""The file a question is about, as a stage meets it: opened, told by its digest, encoded.
+
+A video is the trainer's own case: its frames are planned here and encoded later, by all ranks together. A family that
+takes something else brings its medium through an entry point in the group `longrl_trainer.media`, under the family's
+name; nothing here names one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol, Self, cast
+
+from longrl_trainer.config.sections import DataSection
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.encoding.parallel import Medium as Frames
+from mrsp_engine.encoding.video import FileVideo
+from mrsp_engine.families.base import Policy
+
+ENTRY_POINT_GROUP = "longrl_trainer.media"
+
+
+class Medium(Protocol):
+    """An opened file."""
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of the file's bytes."""
+        ...
+
+    def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
+        """Refer to what the model is shown of it, encoding what the policy's store lacks; may be nothing.
+
+        Frames are only planned, and encoded later by all ranks together. Of all ranks, one alone calls this.
+        """
+        ...
+
+
+OpenMedium = Callable[[Path, Policy], Medium]
+"""Opens a file for a policy; raises `DataError` when the file can't be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoMedium:
+    """A video, of which evenly spread frames are shown."""
+
+    video: VideoFile
+    policy: Policy
+
+    @classmethod
+    def open(cls, path: Path, policy: Policy) -> Self:
+        """Probe a video."""
+        return cls(video=VideoFile.open(path), policy=policy)
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of the file's bytes."""
+        return self.policy.store.digests.digest(self.video.path)
+
+    def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
+        """One medium of `num_frames` frames."""
+        known = FileVideo(self.video, self.video.path, self.policy.store.digests)
+        frame_indices = sample_frames(self.video, num_frames=data.num_frames)
+        encoder = self.policy.encoder
+        if encoder is None:
+            return (self.policy.encode_video(known, frame_indices),)
+        return (Frames(video=known, plan=encoder.plan(known, frame_indices)),)
+
+
+def opener_for(policy: Policy) -> OpenMedium:
+    """How files are opened for a policy: as its family says, and as videos if it says nothing."""
+    entry = next((entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == policy.name), None)
+    return VideoMedium.open if entry is None else cast(OpenMedium, entry.load())

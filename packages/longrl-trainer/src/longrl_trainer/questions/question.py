@@ -1,0 +1,94 @@
+"""A question with its encoded media, why one is dropped, and the prompt that is made of it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from longvideo_reason_data.records.answers import format_prompt
+from longvideo_reason_data.records.record import QuestionRecord
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.encoding.frame_encoder import EncodingPlan
+from mrsp_engine.families.base import Policy
+from mrsp_engine.prompts import Prompt
+
+# A family sets a medium between a few tokens of its own.
+FRAMING_TOKENS = 16
+
+
+class DropReason(StrEnum):
+    """Why a question was left out."""
+
+    UNREADABLE_VIDEO = "unreadable_video"
+    """Missing, outside the dataset, not a video, or damaged."""
+    DIGEST_MISMATCH = "digest_mismatch"
+    """The file is not the one the question was written for."""
+    OPEN_ENDED = "open_ended"
+    """The question has no options, and this stage needs a letter to compare with."""
+    CONTROL_TOKEN = "control_token"
+    """A text contains a control token of the model."""
+    MALFORMED_RESPONSE = "malformed_response"
+    """Reasoning and answer don't make a well-formed response to learn from; the reasoning may be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A record and its encoded video; no media when it is asked blind."""
+
+    record: QuestionRecord
+    media: tuple[MediaReference, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedQuestion:
+    """A question that was left out."""
+
+    question_id: str
+    reason: DropReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedMedium:
+    """Why no question about a file can be used."""
+
+    reason: DropReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionSet:
+    """The questions of a split."""
+
+    kept: tuple[Question, ...]
+    dropped: tuple[DroppedQuestion, ...]
+    plans: Mapping[str, EncodingPlan]
+    """How media are encoded whose embeddings aren't stored, by the key of their references."""
+
+    def counts(self) -> dict[str, Any]:
+        """How many there were: `input` = `kept` + the sum of `dropped` over its reasons."""
+        return {
+            "input": len(self.kept) + len(self.dropped),
+            "kept": len(self.kept),
+            "dropped": dict(sorted(Counter(str(question.reason) for question in self.dropped).items())),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The counts, and every dropped question with its reason."""
+        return {**self.counts(), "dropped_questions": [asdict(question) for question in self.dropped]}
+
+
+def build_question_prompt(policy: Policy, question: Question, system: str | None) -> Prompt:
+    """The prompt of one question, as sampler and trainer both use it."""
+    record = question.record
+    return policy.build_prompt(format_prompt(record.question, record.options), question.media, system=system)
+
+
+def longest_prompt(policy: Policy, questions: Sequence[Question], system: str | None) -> int:
+    """Tokens of the longest prompt, or a few more, without laying out any long one."""
+    return max(
+        build_question_prompt(policy, replace(question, media=()), system).length
+        + sum(medium.num_tokens + FRAMING_TOKENS for medium in question.media)
+        for question in questions
+    )

@@ -1,0 +1,89 @@
+"""The group record: one question, one prompt that refers to its media, G responses, their rewards and advantages.
+
+Whatever travels from the sampler to the optimizer is in here. Media are references into the embedding store; they are
+not repeated per response.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longrl_trainer.objectives.advantages import AdvantageName, group_advantages, has_spread
+from longrl_trainer.questions.question import Question
+from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_response
+from longrl_trainer.training.ranks import ALONE, Ranks
+from mrsp_engine.layout import Branch
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.rollout.base import Rollout
+from mrsp_engine.rows import PromptGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RolloutGroup:
+    """All responses to one question in one step."""
+
+    question: Question
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[ResponseScore, ...]
+    advantages: tuple[float | None, ...]
+    """None where the response could not be judged; such a response takes no part in training."""
+
+    @property
+    def rewards(self) -> tuple[float | None, ...]:
+        """Weighted sum of every response's rewards."""
+        return tuple(score.total for score in self.scores)
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether there is anything to learn: some response was better than another."""
+        return has_spread(self.rewards)
+
+    def judged(self) -> list[tuple[Rollout, float]]:
+        """The responses that take part in training, with their advantages."""
+        pairs = zip(self.rollouts, self.advantages, strict=True)
+        return [(rollout, advantage) for rollout, advantage in pairs if advantage is not None]
+
+    def branches(self) -> list[Branch]:
+        """The judged responses as branches behind the shared prompt; every token is scored."""
+        return [Branch(token_ids=rollout.token_ids) for rollout, _ in self.judged()]
+
+    def as_prompt_group(self) -> PromptGroup:
+        """What the engine scores."""
+        return PromptGroup(prompt=self.prompt, branches=self.branches())
+
+
+def judge_groups(
+    answered: Sequence[tuple[Question, Prompt, Sequence[Rollout]]],
+    *,
+    rewards: Sequence[WeightedReward],
+    advantage: AdvantageName,
+    ranks: Ranks = ALONE,
+) -> list[RolloutGroup]:
+    """Score the responses to every question and compare them with each other; one rank alone judges a response.
+
+    Args:
+        answered: Questions with their prompts and responses.
+        rewards: The recipe's.
+        advantage: How responses to one question are compared.
+        ranks: Processes that share the work, so that a judge who changes its mind can't divide them.
+    """
+
+    def judge(share: Sequence[tuple[Question, Prompt, Sequence[Rollout]]]) -> list[tuple[ResponseScore, ...]]:
+        return [
+            tuple(
+                score_response(rewards, rollout.text, finished=rollout.finished, record=question.record)
+                for rollout in rollouts
+            )
+            for question, _, rollouts in share
+        ]
+
+    return [
+        RolloutGroup(
+            question=question,
+            prompt=prompt,
+            rollouts=tuple(rollouts),
+            scores=scores,
+            advantages=tuple(group_advantages([score.total for score in scores], advantage)),
+        )
+        for (question, prompt, rollouts), scores in zip(answered, ranks.divide(answered, judge), strict=True)
+    ]

@@ -1,0 +1,147 @@
+"""What a GRPO step is measured by: time per stage, what the responses were like, what the update did to the tokens."""
+
+import math
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longrl_trainer.rewards.answer import is_correct
+from longrl_trainer.rl.groups import RolloutGroup
+from longvideo_reason_data.records.answers import parse_response
+
+
+class Stopwatch:
+    """Seconds spent in named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        """Count the block's time for `stage`."""
+        started = perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - started
+
+
+class TokenStatistics:
+    """Sums over the tokens of a step, gathered one response at a time."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.gradient_norm = 0.0
+        self._num_compared = 0
+        self._gap_sum = 0.0
+        self._gap_max = 0.0
+        self._num_tokens = 0
+        self._num_clipped = 0
+        self._entropy_sum = 0.0
+        self._kl_sum = 0.0
+
+    @property
+    def gap_mean_abs(self) -> float:
+        """Mean absolute difference between the sampler's and the trainer's log-probability of the same token."""
+        return self._gap_sum / self._num_compared
+
+    def compare_with_sampler(self, trainer_logprobs_R: Tensor, sampler_logprobs: Sequence[float]) -> None:
+        """Take in both log-probabilities of one response."""
+        sampler_R = torch.tensor(sampler_logprobs, dtype=torch.float64)
+        gap_R = (trainer_logprobs_R.detach().to("cpu", torch.float64) - sampler_R).abs()
+        self._num_compared += gap_R.numel()
+        self._gap_sum += gap_R.sum().item()
+        # A plain `max` would lose a NaN, which must reach the gate.
+        self._gap_max = float(torch.maximum(gap_R.max(), torch.tensor(self._gap_max, dtype=torch.float64)))
+
+    def add_response(self, *, is_clipped_R: Tensor, entropies_R: Tensor, kl_R: Tensor | None) -> None:
+        """Take in what the objective saw of one response."""
+        self._num_tokens += is_clipped_R.numel()
+        self._num_clipped += int(is_clipped_R.sum())
+        self._entropy_sum += entropies_R.detach().sum().item()
+        self._kl_sum += kl_R.detach().sum().item() if kl_R is not None else 0.0
+
+    def metrics(self) -> dict[str, Any]:
+        """The step's line in the journal; without trained tokens the means over tokens are None."""
+        num_tokens = self._num_tokens
+
+        def per_token(total: float) -> float | None:
+            return total / num_tokens if num_tokens else None
+
+        return {
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "logprob_gap": {"mean_abs": self.gap_mean_abs, "max_abs": self._gap_max},
+            "entropy": per_token(self._entropy_sum),
+            "clip_fraction": per_token(self._num_clipped),
+            "kl": per_token(self._kl_sum),
+        }
+
+
+def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
+    """What the responses of a step were like."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scores = [score for group in groups for score in group.scores]
+    parsed = [
+        (parse_response(rollout.text, group.question.record.options), group.question.record)
+        for group in groups
+        for rollout in group.rollouts
+    ]
+    return {
+        "reward": _mean([score.total for score in scores if score.total is not None]),
+        "rewards": {
+            name: _mean([value for score in scores if (value := score.terms[name].value) is not None])
+            for name in scores[0].terms
+        },
+        "reward_statuses": {
+            name: dict(Counter(str(score.terms[name].status) for score in scores)) for name in scores[0].terms
+        },
+        "accuracy": _mean([float(is_correct(answer, record)) for answer, record in parsed]),
+        "format_rate": _mean([float(answer.well_formed) for answer, _ in parsed]),
+        "finished_rate": _mean([float(rollout.finished) for rollout in rollouts]),
+        "response_tokens": _mean([float(len(rollout.token_ids)) for rollout in rollouts]),
+        "responses_not_judged": sum(score.total is None for score in scores),
+        "groups": len(groups),
+        "groups_without_spread": sum(not group.has_spread for group in groups),
+    }
+
+
+def summarise_steps(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the journal of a whole run says in a few numbers."""
+    return {
+        "num_steps": len(lines),
+        "rewards": [line["reward"] for line in lines],
+        "logprob_gap_mean_abs": max(line["logprob_gap"]["mean_abs"] for line in lines),
+        "logprob_gap_max_abs": max(line["logprob_gap"]["max_abs"] for line in lines),
+    }
+
+
+def describe_group(group: RolloutGroup) -> dict[str, Any]:
+    """A group as people read it: the question and every response with its answer and rewards."""
+    record = group.question.record
+    return {
+        "question_id": record.question_id,
+        "video_path": record.video_path,
+        "skill": str(record.skill),
+        "question": record.question,
+        "options": list(record.options),
+        "answer": record.answer,
+        "responses": [
+            {
+                "text": rollout.text,
+                "finished": rollout.finished,
+                "parsed": parse_response(rollout.text, record.options).letter,
+                "rewards": {name: result.value for name, result in score.terms.items()},
+                "reward": score.total,
+                "advantage": advantage,
+            }
+            for rollout, score, advantage in zip(group.rollouts, group.scores, group.advantages, strict=True)
+        ],
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,1 @@
+"""What all training needs: opened models, optimizers, ranks, the scoring of rows, checkpoints."""

@@ -1,0 +1,111 @@
+"""Opening what a stage works with: the policy in the trainer's precision, and the sampler that writes responses."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from longrl_trainer.config.sections import DtypeName, ModelSection, SamplerSection
+from longrl_trainer.config.stages import TrainingConfig
+from longrl_trainer.training.checkpoints import Checkpoint
+from longrl_trainer.training.joint_sampler import JointSampler
+from longrl_trainer.training.optimizer import Optimizer
+from longrl_trainer.training.ranks import ALONE, Ranks, choose_device
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families import load_policy
+from mrsp_engine.families.base import Policy
+from mrsp_engine.rollout.base import RolloutEngine
+
+TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
+    """Load the model a recipe names."""
+    store = EmbeddingStore(model.store)
+    return load_policy(model.folder, dtype=TORCH_DTYPES[dtype], store=store, device=choose_device(model))
+
+
+def open_training_policy(
+    model: ModelSection, dtype: DtypeName, *, policy: Policy | None, checkpoint: Checkpoint | None
+) -> Policy:
+    """The policy at the point where training begins or continues, with the encoder of media frozen.
+
+    Args:
+        model: The model to start from.
+        dtype: Type of its weights.
+        policy: The same model, if the caller has it loaded already.
+        checkpoint: Where an interrupted run continues.
+    """
+    if checkpoint is None:
+        policy = policy or open_policy(model, dtype)
+    else:
+        continued = open_policy(model.model_copy(update={"folder": checkpoint.model_folder}), dtype)
+        if policy is None:
+            policy = continued
+        else:
+            policy.model.load_state_dict(continued.model.state_dict())
+    policy.freeze_vision()
+    return policy
+
+
+def create_optimizer(policy: Policy, config: TrainingConfig) -> Optimizer:
+    """The optimizer a recipe asks for, over what the policy trains."""
+    return Optimizer(
+        policy.model,
+        weight_decay=config.weight_decay,
+        max_gradient_norm=config.max_gradient_norm,
+        name=config.optimizer,
+        muon_learning_rate_ratio=config.muon_learning_rate_ratio,
+    )
+
+
+@contextmanager
+def open_engine(
+    sampler: SamplerSection,
+    policy: Policy,
+    folder: Path,
+    *,
+    engine: RolloutEngine | None,
+    max_model_len: int,
+    dtype: DtypeName,
+    ranks: Ranks = ALONE,
+) -> Generator[RolloutEngine]:
+    """A sampler with the policy's weights, for as long as the block runs.
+
+    Args:
+        sampler: Which one, and its limits.
+        policy: Whose weights it must sample with.
+        folder: A checkpoint folder with those weights.
+        engine: A sampler of the caller's to use instead; it gets the policy's weights and stays open.
+        max_model_len: Longest prompt with its response.
+        dtype: Type of its weights.
+        ranks: Processes that each open one; together they are the sampler.
+    """
+    if engine is not None:
+        engine.update_weights(policy)
+        yield engine if ranks.group is None else JointSampler(engine, ranks)
+        return
+    if sampler.engine == "transformers":
+        from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+
+        opened: RolloutEngine = TransformersRolloutEngine(policy)
+    else:
+        from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+
+        opened = VllmRolloutEngine(
+            folder,
+            policy.store,
+            max_model_len=max_model_len,
+            memory_bytes=sampler.memory_bytes,
+            max_num_seqs=sampler.max_num_seqs,
+            dtype=dtype,
+        )
+    try:
+        yield opened if ranks.group is None else JointSampler(opened, ranks)
+    finally:
+        opened.close()

@@ -1,0 +1,142 @@
+"""The processes of a run: one alone, or all that torchrun started, which work on every step together.
+
+All ranks form one sequence group: they split the frames of the videos, the tokens of every row and the prompts to
+sample among themselves, end every step with the same gradient, and so keep equal weights. What is decided or written
+once is decided or written by the first rank. Everything a rank hands to others here is a plain object; tensors travel
+in the engine.
+"""
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from longrl_trainer.config.sections import ModelSection
+from longrl_trainer.errors import TrainerError, TrainerUsageError
+from mrsp_engine.distributed.collectives import exchange_objects, sum_gradients
+from mrsp_engine.distributed.process_groups import SequenceGroup, create_sequence_group
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+# Ranks wait for each other while one saves a checkpoint or writes longer responses; that one died is noticed sooner.
+PATIENCE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process among those of the run.
+
+    Attributes:
+        group: All of them; None where it is alone.
+    """
+
+    group: SequenceGroup | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process's place."""
+        return 0 if self.group is None else self.group.rank
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return 1 if self.group is None else self.group.size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's folder and speaks for all."""
+        return self.rank == 0
+
+    def exchange(self, value: ResultT) -> list[ResultT]:
+        """What every rank gives, in rank order; all ranks call it together."""
+        return exchange_objects(value, self.group)
+
+    def divide(self, items: Sequence[ItemT], work: Callable[[Sequence[ItemT]], Sequence[ResultT]]) -> list[ResultT]:
+        """Let every rank do its share of some work; all get all results, in the order of the items.
+
+        Args:
+            items: The same on every rank.
+            work: One result for every item that it is given; a rank may be given none.
+        """
+        shares = self._attempt(lambda: work(items[self.rank :: self.size]))
+        return [shares[place % self.size][place // self.size] for place in range(len(items))]
+
+    def ask_first(self, work: Callable[[], ResultT]) -> ResultT:
+        """What `work` returns on the first rank, which alone does it; the others wait."""
+        return cast(ResultT, self._attempt(lambda: work() if self.is_first else None)[0])
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        self.exchange(None)
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Add up what the ranks have of the gradients; each of them then holds the whole."""
+        if self.group is not None:
+            sum_gradients(model, self.group)
+
+    def _attempt(self, work: Callable[[], ResultT]) -> list[ResultT]:
+        """What `work` returns on every rank; if it fails on one, that is an error on all, told in the same words."""
+        value, error = None, None
+        try:
+            value = work()
+        except Exception as caught:
+            if self.group is None:
+                raise
+            error = caught
+        failure = None if error is None else (str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+        reports = self.exchange((value, failure))
+        if error is not None:
+            raise error
+        for _, failure in reports:
+            if failure is not None:
+                message, exit_code = failure
+                raise TrainerUsageError(message) if exit_code == TrainerUsageError.exit_code else TrainerError(message)
+        return [cast(ResultT, value) for value, _ in reports]
+
+
+ALONE = Ranks()
+
+
+def choose_device(model: ModelSection) -> str:
+    """Where the trainer computes: "cpu" or "cuda"."""
+    if model.device != "auto":
+        return model.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def join_ranks(model: ModelSection) -> Ranks:
+    """Take this process's place among those that torchrun started, or among those that are joined already.
+
+    Raises:
+        TrainerUsageError: There are more processes than GPUs.
+    """
+    if not dist.is_initialized():
+        if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+            return ALONE
+        backend = "gloo"
+        if choose_device(model) == "cuda":
+            place, num_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if place >= num_devices:
+                raise TrainerUsageError(
+                    f"torchrun started process {place + 1} on a machine with {num_devices} GPUs; "
+                    f'lower --nproc-per-node, or set `model.device` to "cpu"'
+                )
+            torch.cuda.set_device(place)
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=PATIENCE)
+        # Finalizers run in reverse order of their making: at exit, whoever works in the group (vLLM) leaves it first.
+        weakref.finalize(dist, _leave_ranks)
+    return Ranks(group=create_sequence_group(dist.get_world_size()))
+
+
+def _leave_ranks() -> None:
+    """Part from the other processes; harmless when that is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,121 @@
+"""The command `build`: what it can be told. What it does is loaded when it is called."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from longvideo_reason_data.commands.filter import print_filtered
+from longvideo_reason_data.errors import UsageError
+from longvideo_reason_data.filtering.settings import FilterSettings
+from longvideo_reason_data.generation.settings import BuildSettings, Engine
+from longvideo_reason_data.records.folder import MANIFEST_NAME
+
+
+def build(
+    videos: tuple[Path, ...],
+    output: Path,
+    base_url: str,
+    model: str,
+    captioner: str | None = None,
+    prompts: Path | None = None,
+    engine: Engine = "local",
+    filter: Literal["answers", "none"] = "answers",  # noqa: A002 - the name of the option
+    judge: str | None = None,
+    policy: str | None = None,
+    benchmarks: tuple[Path, ...] = (),
+    filters: Annotated[FilterSettings, tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+    settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
+) -> None:
+    """Turn video files into a dataset with the help of a language model.
+
+    Videos are cut into segments, each segment is described with what is said in it, and from the descriptions
+    questions with options or without, evidence and reasoning are written, checked and balanced. Then the captioner
+    really answers each question under several conditions, and those that need no video or can't be answered with it are
+    dropped, as by longvideo-data filter. Subtitles are taken from FILM.srt or FILM.vtt beside a video or from a text
+    track inside it. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
+
+    Every answer of the model is kept in OUTPUT/responses.jsonl before it is used. Start the same command again after
+    an interruption: what was answered is not asked again. The API key is read from OPENAI_API_KEY.
+
+    Example: longvideo-data build --videos films --output dataset --base-url http://localhost:8000/v1 --model my-model
+
+    Example: longvideo-data build --videos a.mp4 b.mkv --output dataset --base-url http://localhost:8000/v1
+    --model reasoner --captioner seer --judge reasoner --segments scenes --questions.quotas.temporal 3 --max-cost 20
+    --prompt-price 0.4 --completion-price 1.6
+
+    Args:
+        videos: Video files, or folders that are searched for them.
+        output: Folder of the dataset; made when it doesn't exist.
+        base_url: Address of a server that speaks the OpenAI protocol, up to and including /v1.
+        model: Name of the model that writes the questions.
+        captioner: Name of the model that sees the pictures; the same when not given.
+        prompts: Folder with prompts (caption.md, question.md, rewrite.md, answer.md, …) to be used in place of the
+            built-in ones.
+        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; videos and the
+            output must have the same paths on all its machines.
+        filter: "answers" has each question answered by the captioner and keeps those that need their video; "none"
+            keeps all, for instance to run longvideo-data filter with another model.
+        judge: Name of another model than the captioner, for instance the reasoner; it compares open answers and
+            answers from the reasoning alone.
+        policy: Name of the model to be trained; its rollouts tell how difficult questions are.
+        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        filters: How questions are answered, and what is kept.
+        settings: Further settings.
+    """
+    from longvideo_reason_data.filtering.benchmark_files import read_benchmark
+    from longvideo_reason_data.filtering.by_answers import FilterModels
+    from longvideo_reason_data.pipeline.build import build as build_dataset
+    from longvideo_reason_data.pipeline.filter import filter_folder
+    from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
+
+    # What the filters can't work with is refused before anything is paid for.
+    models = FilterModels(answerer=captioner or model, judge=judge, policy=policy)
+    load_prompts(prompts, ANSWERING_PROMPTS)
+    for path in benchmarks:
+        read_benchmark(path)
+    if filter == "answers" and judge is None and settings.questions.open_ended_share > 0:
+        share = settings.questions.open_ended_share
+        raise UsageError(
+            f"--questions.open-ended-share {share:g}: answers to open questions need a judge; "
+            "give --judge, another model than the captioner, or --filter none"
+        )
+    manifest = build_dataset(
+        videos,
+        output,
+        base_url=base_url,
+        model=model,
+        captioner=captioner,
+        prompts_folder=prompts,
+        settings=settings,
+        engine=engine,
+    )
+    _print_built(output, manifest)
+    if filter == "none":
+        return
+    manifest = filter_folder(
+        output,
+        base_url=base_url,
+        models=models,
+        settings=filters,
+        client=settings,
+        prices=settings.model_prices(models.answerer, model, judge, policy),
+        benchmarks=benchmarks,
+        prompts_folder=prompts,
+        seed=settings.seed,
+        engine=engine,
+    )
+    print_filtered(output, manifest)
+
+
+def _print_built(output: Path, manifest: Mapping[str, Any]) -> None:
+    """Say in a few lines what was kept and what was asked."""
+    console = Console()
+    for stage, count in manifest["input"].items():
+        dropped = manifest["stages"][stage]["dropped"]
+        reasons = f" ({', '.join(f'{reason} {number}' for reason, number in dropped.items())})" if dropped else ""
+        console.print(f"{stage}: {manifest['kept'][stage]} of {count} kept{reasons}", highlight=False, soft_wrap=True)
+    calls = manifest["calls"]
+    console.print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}")

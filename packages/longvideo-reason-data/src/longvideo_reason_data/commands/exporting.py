@@ -1,0 +1,35 @@
+"""The command `export`: what it can be told. What it does is loaded when it is called."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+def export(
+    dataset: Annotated[Path, tyro.conf.Positional],
+    to: Literal["hf", "jsonl", "trl", "verl", "easyr1"],
+    output: Path | None = None,
+    video_root: str | None = None,
+) -> None:
+    """Write a dataset in another layout, with a dataset card, ready to be published or trained on.
+
+    hf is Parquet for datasets.load_dataset, jsonl one object per line; trl, verl and easyr1 are what these trainers
+    read. Every layout keeps the whole record.
+
+    Example: longvideo-data export dataset --to hf
+
+    Example: longvideo-data export dataset --to verl --output verl-data --video-root file:///data/dataset
+
+    Args:
+        dataset: Folder of the dataset.
+        to: The layout.
+        output: Folder to write; exports/LAYOUT in the dataset's folder when not given.
+        video_root: Where the trainer finds the dataset's folder; then videos aren't brought along. Without it, places
+            of videos are relative to the output.
+    """
+    from longvideo_reason_data.exchange.exporting import export_dataset
+
+    folder = output or dataset / "exports" / to
+    counts = export_dataset(dataset, folder, to, video_root=video_root)
+    print(f"{folder}: {', '.join(f'{split} {count}' for split, count in counts.items())}")

@@ -1,0 +1,76 @@
+"""The command `filter`: what it can be told. What it does is loaded when it is called."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from longvideo_reason_data.filtering.settings import FilterSettings
+from longvideo_reason_data.generation.settings import Engine
+from longvideo_reason_data.language_model.settings import ClientSettings
+
+
+def filter_dataset(
+    dataset: Annotated[Path, tyro.conf.Positional],
+    base_url: str,
+    model: str,
+    judge: str | None = None,
+    policy: str | None = None,
+    benchmarks: tuple[Path, ...] = (),
+    prompts: Path | None = None,
+    seed: int = 0,
+    engine: Engine = "local",
+    client: Annotated[ClientSettings, tyro.conf.arg(name="")] = ClientSettings(),  # noqa: B008 - tyro shows it as the default
+    settings: Annotated[FilterSettings, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+) -> None:
+    """Drop questions that don't need their video, that can't be answered with it, or that repeat others.
+
+    Each question is really answered by a model: without the video, from one picture, from the full video, from its
+    evidence, and more; the record keeps how often each was right. DATASET/filters.json says what was dropped and why,
+    DATASET/unfiltered.parquet keeps it. Every answer is in DATASET/responses.jsonl before it is used: start again after
+    an interruption, or with other thresholds, and nothing is asked twice.
+
+    Example: longvideo-data filter dataset --base-url http://localhost:8000/v1 --model seer --judge reasoner
+
+    Example: longvideo-data filter dataset --base-url http://localhost:8000/v1 --model seer --policy student
+    --benchmarks videomme.parquet --thresholds.max-blind-rate 0.5
+
+    Args:
+        dataset: Folder of the dataset.
+        base_url: Address of a server that speaks the OpenAI protocol, up to and including /v1.
+        model: Name of the model that answers; it has to see pictures.
+        judge: Name of another model, which compares open answers and answers from the reasoning alone.
+        policy: Name of the model to be trained; its rollouts tell how difficult questions are.
+        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        prompts: Folder with prompts (answer.md, same_answer.md, support.md) to be used in place of the built-in ones.
+        seed: Decides the order of options when letters are balanced again.
+        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; the dataset must
+            have the same path on all its machines.
+        client: How the server is asked, and what may be spent on this dataset.
+        settings: Further settings.
+    """
+    from longvideo_reason_data.filtering.by_answers import FilterModels
+    from longvideo_reason_data.pipeline.filter import filter_folder
+
+    manifest = filter_folder(
+        dataset,
+        base_url=base_url,
+        models=FilterModels(answerer=model, judge=judge, policy=policy),
+        benchmarks=benchmarks,
+        prompts_folder=prompts,
+        seed=seed,
+        engine=engine,
+        client=client,
+        settings=settings,
+    )
+    print_filtered(dataset, manifest)
+
+
+def print_filtered(dataset: Path, manifest: Mapping[str, Any]) -> None:
+    """Say in two lines what filtering left and what it asked."""
+    report = manifest["filter"]
+    calls = report["calls"]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
+    print(f"filtered: {report['kept']} of {report['input']} kept{f' ({reasons})' if reasons else ''}")
+    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / 'filters.json'}")

@@ -1,0 +1,154 @@
+"""Writing a dataset in another layout, as a folder that can be published, and reading it back.
+
+    README.md                  the dataset card
+    data/SPLIT.parquet|jsonl   the questions
+    videos/                    the videos
+    videos.jsonl               source, licence and digest of each
+
+The folder is put together under another name and renamed, so a half-written one is never published.
+"""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from longvideo_reason_data.atomic_files import write_text_atomic
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.exchange.export_layouts import LAYOUTS, Layout, LayoutName, Row
+from longvideo_reason_data.generation.sources import place_file
+from longvideo_reason_data.inspection.card import VIDEOS_LIST_NAME, list_videos, write_card
+from longvideo_reason_data.records.folder import RECORDS_NAME, read_dataset, read_manifest
+from longvideo_reason_data.records.record import QuestionRecord, Split, describe_invalid, resolve_video
+
+CARD_NAME = "README.md"
+DATA_NAME = "data"
+
+_ROWS_PER_GROUP = 1000
+
+
+def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root: str | None = None) -> dict[str, int]:
+    """Write a dataset in another layout.
+
+    Args:
+        dataset: Its folder.
+        output: The folder to write; it must not exist yet or be empty.
+        name: The layout.
+        video_root: Where the program that reads it finds the dataset's folder. Then no video is brought along; without
+            it they are, and their places are relative to `output`.
+
+    Returns:
+        How many questions are in each split.
+
+    Raises:
+        UsageError: When there is no such dataset, or the output is taken.
+        DataError: When a record or video is damaged, or something can't be written.
+    """
+    layout = LAYOUTS[name]
+    if video_root is not None and not layout.names_videos:
+        raise UsageError(f"--video-root {video_root}: the layout {name} keeps videos inside its folder; leave it out")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output}: is already there; remove it or choose another folder with --output")
+    records = read_dataset(dataset)
+    if not records:
+        raise DataError(f"{dataset / RECORDS_NAME}: no questions in it, nothing to export")
+    schema = layout.make_schema(pq.read_schema(dataset / RECORDS_NAME))
+    temporary = output.with_name(f".{output.name}.{secrets.token_hex(6)}")
+    prefix = f"{video_root.rstrip('/')}/" if video_root else ""
+    try:
+        counts = _write_splits(temporary, layout, records, schema, prefix)
+        if video_root is None:
+            for video in {record.video_digest: record for record in records}.values():
+                place_file(resolve_video(dataset, video), temporary / video.video_path)
+        write_text_atomic(temporary / VIDEOS_LIST_NAME, "".join(json.dumps(row) + "\n" for row in list_videos(records)))
+        files = {split: f"{DATA_NAME}/{split}.{layout.suffix}" for split in counts}
+        card = write_card(dataset.resolve().name, records, read_manifest(dataset), files=files, layout=layout.name)
+        write_text_atomic(temporary / CARD_NAME, card)
+        if output.exists():
+            output.rmdir()
+        temporary.rename(output)
+    except OSError as error:
+        raise DataError(f"{output}: can't be written ({error.strerror or error}); choose another --output") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return counts
+
+
+def read_export(folder: Path, name: LayoutName) -> list[QuestionRecord]:
+    """Read back what `export_dataset` wrote.
+
+    Returns:
+        The records, split by split in the order of `Split`.
+
+    Raises:
+        UsageError: When there is nothing of this layout in the folder.
+        DataError: When a row breaks the rules or contradicts itself.
+    """
+    layout = LAYOUTS[name]
+    paths = [folder / DATA_NAME / f"{split}.{layout.suffix}" for split in Split]
+    existing = [path for path in paths if path.is_file()]
+    if not existing:
+        raise UsageError(f"{folder}: no {DATA_NAME}/SPLIT.{layout.suffix} in it; expected an export with --to {name}")
+    return [_read_row(layout, path, number, row) for path in existing for number, row in enumerate(_read_rows(path))]
+
+
+def _write_splits(
+    folder: Path, layout: Layout, records: Sequence[QuestionRecord], schema: pa.Schema, prefix: str
+) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    (folder / DATA_NAME).mkdir(parents=True)
+    for split in Split:
+        chosen = [record for record in records if record.split is split]
+        if not chosen:
+            continue
+        path = folder / DATA_NAME / f"{split}.{layout.suffix}"
+        rows = (layout.write_row(record, prefix + record.video_path, number) for number, record in enumerate(chosen))
+        _write_rows(path, rows, schema)
+        counts[str(split)] = len(chosen)
+    return counts
+
+
+def _write_rows(path: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
+    if path.suffix == ".jsonl":
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return
+    remaining = iter(rows)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while group := list(islice(remaining, _ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def _read_rows(path: Path) -> Iterator[Row]:
+    try:
+        if path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as file:
+                yield from (json.loads(line) for line in file)
+        else:
+            yield from pq.read_table(path).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not readable ({(str(error).splitlines() or ['damaged'])[0]})") from error
+
+
+def _read_row(layout: Layout, path: Path, number: int, row: Row) -> QuestionRecord:
+    place = f"{path}: row {number}"
+    try:
+        record = QuestionRecord.model_validate(layout.find_record(row))
+        video = layout.find_video(row)
+    except ValidationError as error:
+        raise DataError(f"{place}: {describe_invalid(error)}") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(f"{place}: isn't of the layout {layout.name} ({error!r}); export the dataset again") from error
+    expected = layout.write_row(record, video, number)
+    changed = [name for name in expected if row.get(name) != expected[name]]
+    if not video.endswith(record.video_path):
+        changed.append("the place of the video")
+    if changed:
+        raise DataError(f"{place} ({record.question_id}): {changed[0]} isn't that of its record; export it again")
+    return record

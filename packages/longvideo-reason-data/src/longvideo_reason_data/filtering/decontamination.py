@@ -1,0 +1,236 @@
+"""Finding questions and videos of benchmarks among one's own, so that nobody trains on what is measured later.
+
+Three nets, because each has holes: the id of the source (until somebody uploads the video again), the footage (unless
+it was cut), and the wording of the question (unless it was rewritten). A wording that a dataset asks about several
+videos is a template, says nothing about any of them, and doesn't convict a question by itself.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.filtering.benchmark_files import Benchmark
+from longvideo_reason_data.filtering.near_duplicates import shingle, similar_pairs
+from longvideo_reason_data.media.decoders.base import DecoderName
+from longvideo_reason_data.media.fingerprints import Fingerprint, find_footage, fingerprint_video
+from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.records.record import QuestionRecord, resolve_video
+
+SAME_WORDING = 0.8
+_SHORTEST_ID = 6  # characters; shorter ids, such as running numbers, are those of any video
+_FEWEST_TEMPLATE_VIDEOS = 3
+
+
+class Net(StrEnum):
+    """By what a question was recognised."""
+
+    SOURCE_ID = "source_id"
+    FOOTAGE = "footage"
+    WORDING = "wording"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contamination:
+    """A question that is in a benchmark, or is about a video of one.
+
+    Attributes:
+        question_id: The question.
+        benchmark: Name of the benchmark.
+        row: Its row, from 1.
+        net: By what it was recognised.
+        likeness: How alike footage or wording are, from 0 to 1; 1 for equal ids.
+    """
+
+    question_id: str
+    benchmark: str
+    row: int
+    net: Net
+    likeness: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecontaminationReport:
+    """What was compared and what was found, so that "nothing" can be told from "nothing to compare".
+
+    Attributes:
+        compared: By benchmark, how many questions, ids and videos it offered, and videos that couldn't be read.
+        found: All contaminations; a question may have several.
+    """
+
+    compared: Mapping[str, Mapping[str, int]]
+    found: tuple[Contamination, ...]
+
+    def by_question(self) -> dict[str, Contamination]:
+        """Return the first contamination of each question."""
+        return {item.question_id: item for item in reversed(self.found)}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a report file says."""
+        return {
+            "compared": {name: dict(counts) for name, counts in self.compared.items()},
+            "contaminated_questions": len({item.question_id for item in self.found}),
+            "found_by": dict(sorted(Counter(str(item.net) for item in self.found).items())),
+            "found": [
+                {
+                    "question_id": item.question_id,
+                    "benchmark": item.benchmark,
+                    "row": item.row,
+                    "net": str(item.net),
+                    "likeness": round(item.likeness, 4),
+                }
+                for item in self.found
+            ],
+        }
+
+
+def find_contamination(
+    records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], benchmarks: Sequence[Benchmark]
+) -> DecontaminationReport:
+    """Look for the benchmarks in a dataset.
+
+    Args:
+        records: The dataset's questions.
+        fingerprints: Of its videos, by digest; a video without one isn't compared by footage.
+        benchmarks: What must not be in it.
+    """
+    compared: dict[str, dict[str, int]] = {}
+    found: list[Contamination] = []
+    for benchmark in benchmarks:
+        known, unreadable = _fingerprint_videos(benchmark)
+        compared[benchmark.name] = {
+            "questions": sum(bool(item.question) for item in benchmark.items),
+            "source_ids": len({item.source_id for item in benchmark.items if item.source_id}),
+            "videos": len(known),
+            "videos_unreadable": unreadable,
+        }
+        found += _by_source_id(records, benchmark)
+        found += _by_footage(records, fingerprints, benchmark.name, known)
+        found += _by_wording(records, benchmark)
+    return DecontaminationReport(compared=compared, found=tuple(found))
+
+
+def source_id_of(record: QuestionRecord) -> str:
+    """Return the name under which a video came, without what a build appended to it."""
+    stem = PurePosixPath(record.video_path).stem
+    return stem.removesuffix(f"-{record.video_digest[:12]}")
+
+
+def _by_source_id(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list[Contamination]:
+    rows: dict[str, int] = {}
+    for row, item in enumerate(benchmark.items, start=1):
+        names = (item.source_id, PurePosixPath(item.video_path).stem if item.video_path else None)
+        for name in names:
+            if name and len(name) >= _SHORTEST_ID:
+                rows.setdefault(name, row)
+    # An id inside a longer name counts when nothing that ids are made of touches it: `film_[dQw4w9WgXcQ]`.
+    by_name: dict[str, int | None] = {}
+    found: list[Contamination] = []
+    for record in records:
+        name = source_id_of(record)
+        if name not in by_name:
+            parts = {name, *re.split(r"[\s\[\](){}=.]+", name)}
+            by_name[name] = min((rows[part] for part in parts if part in rows), default=None)
+        row = by_name[name]
+        if row is not None:
+            found.append(_contamination(record, benchmark.name, row, Net.SOURCE_ID, 1.0))
+    return found
+
+
+def _fingerprint_videos(benchmark: Benchmark) -> tuple[dict[int, Fingerprint], int]:
+    """Compute the fingerprint of each video by the first row that names it, and count those that can't be read."""
+    rows: dict[Any, int] = {}
+    for row, item in enumerate(benchmark.items, start=1):
+        path = benchmark.find_video(item)
+        if path is not None:
+            rows.setdefault(path, row)
+    known: dict[int, Fingerprint] = {}
+    for path, row in rows.items():
+        try:
+            known[row] = fingerprint_video(VideoFile.open(path))
+        except DataError:
+            continue  # counted in the report
+    return known, len(rows) - len(known)
+
+
+def _by_footage(
+    records: Sequence[QuestionRecord],
+    fingerprints: Mapping[str, Fingerprint],
+    name: str,
+    known: Mapping[int, Fingerprint],
+) -> list[Contamination]:
+    rows = list(known)
+    matches = find_footage(fingerprints, list(known.values()))
+    return [
+        _contamination(
+            record, name, rows[matches[record.video_digest][0]], Net.FOOTAGE, matches[record.video_digest][1]
+        )
+        for record in records
+        if record.video_digest in matches
+    ]
+
+
+def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list[Contamination]:
+    asked: defaultdict[frozenset[str], list[QuestionRecord]] = defaultdict(list)
+    for record in records:
+        asked[shingle(record.question, record.options)].append(record)
+    own = [
+        members
+        for members, group in asked.items()
+        if len({record.video_digest for record in group}) < _FEWEST_TEMPLATE_VIDEOS
+    ]
+    rows: dict[frozenset[str], int] = {}
+    for row, item in enumerate(benchmark.items, start=1):
+        if item.question:
+            rows.setdefault(shingle(item.question, item.options or ()), row)
+    theirs = list(rows)
+    found: dict[int, tuple[float, int]] = {}
+    for first, second, alike in similar_pairs([*own, *theirs], at_least=SAME_WORDING):
+        if first < len(own) <= second and alike > found.get(first, (0.0, 0))[0]:
+            found[first] = (alike, rows[theirs[second - len(own)]])
+    return [
+        _contamination(record, benchmark.name, row, Net.WORDING, alike)
+        for place, (alike, row) in found.items()
+        for record in asked[own[place]]
+    ]
+
+
+def _contamination(record: QuestionRecord, benchmark: str, row: int, net: Net, alike: float) -> Contamination:
+    return Contamination(question_id=record.question_id, benchmark=benchmark, row=row, net=net, likeness=alike)
+
+
+_NUM_READERS = 4  # videos looked at side by side
+
+
+def fingerprint_records(
+    folder: Path, records: Iterable[QuestionRecord], *, decoder: DecoderName
+) -> dict[str, Fingerprint]:
+    """Compute the fingerprints of a dataset's videos by digest; those that can't be read are left out.
+
+    Raises:
+        UsageError: When the decoder isn't installed.
+    """
+    videos = {record.video_digest: record for record in records}
+    with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="fingerprints") as threads:
+        made = threads.map(partial(fingerprint_record, folder, decoder), videos.values())
+        return {digest: found for digest, found in zip(videos, made, strict=True) if found is not None}
+
+
+def fingerprint_record(folder: Path, decoder: DecoderName, record: QuestionRecord) -> Fingerprint | None:
+    """Compute the fingerprint of the video of a record; None when it can't be read.
+
+    Raises:
+        UsageError: When the decoder isn't installed.
+    """
+    try:
+        return fingerprint_video(VideoFile.open(resolve_video(folder, record), decoder=decoder))
+    except UsageError:
+        raise
+    except DataError:
+        return None

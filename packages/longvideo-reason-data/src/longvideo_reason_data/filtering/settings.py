@@ -1,0 +1,108 @@
+"""What the filters can be told, as strict models that load nothing heavy."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from longvideo_reason_data.records.pass_rates import Condition
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[int, Field(ge=1)]
+
+
+class Thresholds(BaseModel):
+    """Which pass rates a question may have.
+
+    Somebody who guesses one of four options is right six times of eight in 4 of 1,000 questions, and five times in 27;
+    so five of eight is still a question that couldn't be answered.
+
+    Attributes:
+        max_blind_rate: Highest share of right answers without the video.
+        max_single_frame_rate: Highest share of right answers from the picture in the middle.
+        max_captions_rate: Highest share of right answers from descriptions; 1 to measure only.
+        min_seen_rate: Lowest share of right answers in the better of the full video and the evidence.
+        min_rival_rate: Share of answers from which on a second option makes the question ambiguous, when it and the
+            right one have all but a tenth of the answers.
+        min_reasoning_rate: Share of the judge's answers that has to follow from the reasoning.
+        fewest_right_rollouts: With fewer right ones a question is too hard for reinforcement learning.
+        most_right_rollouts: With more right ones it is too easy.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_blind_rate: Rate = 0.625
+    max_single_frame_rate: Rate = 0.625
+    max_captions_rate: Rate = 1.0
+    min_seen_rate: Rate = 0.75
+    min_rival_rate: Rate = 0.25
+    min_reasoning_rate: Rate = 0.75
+    fewest_right_rollouts: Annotated[int, Field(ge=0)] = 1
+    most_right_rollouts: Number = 7
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.fewest_right_rollouts > self.most_right_rollouts:
+            raise ValueError(
+                f"fewest_right_rollouts is {self.fewest_right_rollouts}, expected at most most_right_rollouts "
+                f"({self.most_right_rollouts})"
+            )
+        return self
+
+
+class FilterSettings(BaseModel):
+    """Settings of the filters that have a default.
+
+    Attributes:
+        conditions: Under which conditions questions are answered; those that decide come first whatever the order here.
+        num_samples: Answers per question and condition; the options are turned by one place from each to the next.
+        num_judge_samples: Answers of the judge about a reasoning.
+        num_rollouts: Answers of the policy.
+        num_full_frames: Pictures of the whole video.
+        num_few_frames: Pictures of the whole video when there shall be few.
+        num_evidence_frames: Pictures of all evidence intervals together, at least one for each.
+        max_side: Longest side of a picture in pixels; larger ones are made smaller.
+        jpeg_quality: Quality of a picture, of 100.
+        max_tokens: Longest answer, reasoning included.
+        temperature: 0 for the likeliest answer.
+        rollout_temperature: That of the policy's answers, as in training.
+        thresholds: Which pass rates a question may have.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    conditions: tuple[Condition, ...] = (
+        Condition.BLIND,
+        Condition.SINGLE_FRAME,
+        Condition.FULL,
+        Condition.EVIDENCE,
+        Condition.CAPTIONS,
+        Condition.FEW_FRAMES,
+        Condition.SCRAMBLED,
+    )
+    num_samples: Number = 8
+    num_judge_samples: Number = 4
+    num_rollouts: Number = 8
+    num_full_frames: Annotated[int, Field(ge=1, le=8192)] = 64
+    num_few_frames: Annotated[int, Field(ge=1, le=8192)] = 8
+    num_evidence_frames: Annotated[int, Field(ge=1, le=8192)] = 16
+    max_side: Annotated[int, Field(ge=32, le=4096)] = 448
+    jpeg_quality: Annotated[int, Field(ge=10, le=95)] = 85
+    max_tokens: Number = 1024
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    rollout_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    thresholds: Thresholds = Thresholds()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        others = {Condition.REASONING, Condition.ROLLOUTS}.intersection(self.conditions)
+        if others:
+            raise ValueError(
+                f"conditions names {', '.join(sorted(others))}, which are measured with a judge and a policy; name "
+                "those with --judge and --policy"
+            )
+        if self.thresholds.most_right_rollouts > self.num_rollouts:
+            raise ValueError(
+                f"most_right_rollouts is {self.thresholds.most_right_rollouts}, expected at most num_rollouts "
+                f"({self.num_rollouts})"
+            )
+        return self

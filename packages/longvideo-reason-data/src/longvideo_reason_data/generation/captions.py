@@ -1,0 +1,140 @@
+"""Describing a video segment by segment: frames, what is said, and the description before go in, words come out.
+
+A video's segments are asked about one after the other, because each needs the one before; several videos go side by
+side. A segment that can't be described is left out with its reason, and the chain goes on from the last description.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.generation.settings import CaptionSettings
+from longvideo_reason_data.language_model.requests import Asks, Outcome, Request
+from longvideo_reason_data.media.segments import Segment, frames_in_segment
+from longvideo_reason_data.media.subtitles import Cue, speech_between
+from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.prompts.pictures import VideoPictures
+from longvideo_reason_data.prompts.templates import Prompts
+from longvideo_reason_data.records.folder import SEGMENTS_NAME
+from longvideo_reason_data.records.record import describe_invalid
+
+_NOTHING_BEFORE = "(nothing: this is the beginning)"
+_NOTHING_SAID = "(nothing)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """What a segment shows, and the words that are said in it."""
+
+    segment: Segment
+    text: str
+    speech: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostSegment:
+    """A segment without a description, and why."""
+
+    segment: Segment
+    outcome: Outcome
+    detail: str
+
+
+async def caption_segments(
+    language_model: Asks,
+    video: VideoFile,
+    segments: Sequence[Segment],
+    *,
+    cues: Sequence[Cue],
+    model: str,
+    prompts: Prompts,
+    settings: CaptionSettings,
+    on_segment: Callable[[], None] = lambda: None,
+) -> tuple[list[Caption], list[LostSegment]]:
+    """Describe the segments of a video in order.
+
+    Args:
+        language_model: Whom to ask.
+        video: The video.
+        segments: Its segments in order.
+        cues: Its subtitles.
+        model: Name of the captioner.
+        prompts: The prompts, of which `caption` is used.
+        settings: How segments are shown.
+        on_segment: Called after each segment, for a progress bar.
+
+    Returns:
+        The descriptions, and the segments that have none.
+
+    Raises:
+        DataError: When the server is of no use at all, or a frame can't be decoded.
+    """
+    captions: list[Caption] = []
+    lost: list[LostSegment] = []
+    digest = await asyncio.to_thread(lambda: video.content_digest)
+    for segment in segments:
+        # Of each segment anew, so that the pictures of an hour aren't kept.
+        shown = VideoPictures(video, digest, max_side=settings.max_side, jpeg_quality=settings.jpeg_quality)
+        pictures = shown.pictures(frames_in_segment(video, segment, num_frames=settings.num_frames))
+        speech = speech_between(cues, segment.start_seconds, segment.end_seconds)
+        text = prompts.fill(
+            "caption",
+            num_frames=len(pictures),
+            start_seconds=f"{segment.start_seconds:.1f}",
+            end_seconds=f"{segment.end_seconds:.1f}",
+            previous=captions[-1].text if captions else _NOTHING_BEFORE,
+            speech=speech or _NOTHING_SAID,
+        )
+        request = Request(
+            model=model,
+            parts=(*pictures, text),
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            prompt_digest=prompts.digest_of("caption"),
+        )
+        reply = await language_model.ask(request)
+        # A description that was cut off is still one; only its last sentence may be half.
+        words = " ".join(reply.text.rpartition("</think>")[2].split())
+        if reply.outcome in (Outcome.ANSWERED, Outcome.TRUNCATED) and words:
+            captions.append(Caption(segment=segment, text=words, speech=speech))
+        else:
+            lost.append(LostSegment(segment=segment, outcome=reply.outcome, detail=reply.text))
+        on_segment()
+    return captions, lost
+
+
+def read_captions(dataset: Path) -> dict[str, list[str]]:
+    """Read what a build wrote about the segments of its videos, as one line each by the digest of the video.
+
+    Raises:
+        DataError: When the file is damaged.
+    """
+    path = dataset / SEGMENTS_NAME
+    lines: dict[str, list[tuple[float, str]]] = {}
+    if not path.exists():
+        return {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            segment = _DescribedSegment.model_validate_json(line)
+            said = f' Said: "{segment.speech}"' if segment.speech else ""
+            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
+            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
+    except ValidationError as error:
+        raise DataError(f"{path}: {describe_invalid(error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error})") from error
+    return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
+
+
+class _DescribedSegment(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    video_digest: str
+    start_seconds: float
+    end_seconds: float
+    caption: str
+    speech: str = ""

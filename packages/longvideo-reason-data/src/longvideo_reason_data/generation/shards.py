@@ -1,0 +1,146 @@
+"""What became of each video of a build: one JSON file per video, written when all its questions are settled.
+
+So a build keeps one video in memory per video at work, and one that was interrupted or is started again leaves alone
+what is settled. A shard counts only for the very video, subtitles, settings, prompts and models that it was made with,
+and not at all when something was lost to a failure that may pass: then the video is gone through again, with every
+answer that was paid for taken from the journal.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longvideo_reason_data.atomic_files import write_text_atomic
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.generation.sources import SourceVideo
+from longvideo_reason_data.records.drafts import QuestionDraft
+from longvideo_reason_data.records.folder import SHARDS_NAME
+from longvideo_reason_data.records.record import Skill
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dropped(BaseModel):
+    """An item that isn't in the dataset, and why.
+
+    Attributes:
+        stage: Where it was dropped: "videos", "segments" or "questions".
+        item: Which one it is.
+        reason: Why, in one word that can be counted.
+        detail: What exactly happened, in one line.
+    """
+
+    model_config = _STRICT
+
+    stage: str
+    item: str
+    reason: str
+    detail: str
+
+
+class DescribedSegment(BaseModel):
+    """What a segment shows, and the words that are said in it."""
+
+    model_config = _STRICT
+
+    number: int
+    start_seconds: float
+    end_seconds: float
+    caption: str
+    speech: str
+
+
+class DraftedQuestion(BaseModel):
+    """A question that passed the checks, its options in the order in which they were written."""
+
+    model_config = _STRICT
+
+    question_id: str
+    skill: Skill
+    draft: QuestionDraft
+
+
+class VideoShard(BaseModel):
+    """What became of a video.
+
+    Attributes:
+        version: Of this form.
+        config_digest: Digest of all that shaped it besides the video.
+        source: The video.
+        num_questions: How many questions were wanted.
+        num_requests: How often a model was asked, in this run or an earlier one.
+        is_settled: Whether asking again would change nothing.
+        segments: Those that were described.
+        questions: Those that passed, by id.
+        dropped: The others of both kinds, by stage and name.
+    """
+
+    model_config = _STRICT
+
+    version: Literal[1] = 1
+    config_digest: str
+    source: SourceVideo
+    num_questions: int
+    num_requests: int
+    is_settled: bool
+    segments: tuple[DescribedSegment, ...]
+    questions: tuple[DraftedQuestion, ...]
+    dropped: tuple[Dropped, ...]
+
+
+class ShardFolder:
+    """The shards of a build.
+
+    Args:
+        output: The dataset's folder.
+        config_digest: Digest of all that shapes a shard besides its video.
+    """
+
+    def __init__(self, output: Path, config_digest: str) -> None:
+        self._folder, self._config_digest = output / SHARDS_NAME, config_digest
+
+    def write(self, shard: VideoShard) -> None:
+        """Keep a shard.
+
+        Raises:
+            DataError: When it can't be written.
+        """
+        write_text_atomic(self._path(shard.source), shard.model_dump_json() + "\n")
+
+    def find(self, source: SourceVideo) -> VideoShard | None:
+        """Return the shard of a video, or None when there is none that still counts."""
+        path = self._path(source)
+        try:
+            shard = VideoShard.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError):
+            return None  # of another version or damaged; its answers are in the journal
+        same = shard.config_digest == self._config_digest and _identity(shard.source) == _identity(source)
+        return shard.model_copy(update={"source": source}) if same and shard.is_settled else None
+
+    def read(self, source: SourceVideo) -> VideoShard:
+        """Return the shard that this build wrote for a video.
+
+        Raises:
+            DataError: When it isn't there or not readable.
+        """
+        path = self._path(source)
+        try:
+            return VideoShard.model_validate_json(path.read_bytes()).model_copy(update={"source": source})
+        except (OSError, ValidationError) as error:
+            raise DataError(f"{path}: gone or changed while the build was running; run it again") from error
+
+    def _path(self, source: SourceVideo) -> Path:
+        return self._folder / f"{source.digest}.json"
+
+
+def _identity(source: SourceVideo) -> dict[str, object]:
+    """What of a video shapes its shard; not its name."""
+    return source.model_dump(exclude={"path"})
+
+
+def make_dropped(stage: str, item: str, reason: str, detail: str = "") -> Dropped:
+    """Note an item that is left out; the detail is cut to one line."""
+    return Dropped(stage=stage, item=item, reason=reason, detail=" ".join(detail.split())[:300])

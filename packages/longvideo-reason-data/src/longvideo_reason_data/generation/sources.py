@@ -1,0 +1,108 @@
+"""The first stage of a build: which of the files are videos, what they are, and where they stand in the dataset.
+
+A video is known by the digest of its bytes, so that nothing that follows hangs on names or on order. What is kept of it
+here is small: a build may have very many.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from longvideo_reason_data.atomic_files import atomic_path
+from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.media.scenes import scene_segments
+from longvideo_reason_data.media.segments import Segment, check_segments, fixed_windows, segments_between
+from longvideo_reason_data.media.subtitles import digest_cues, read_subtitles
+from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.records.folder import VIDEOS_NAME
+
+
+class SourceVideo(BaseModel):
+    """A video of the build.
+
+    Attributes:
+        path: The file that was given.
+        digest: SHA-256 of its bytes.
+        duration_seconds: Its length.
+        borders: Where its segments begin, and where the last one ends, in seconds.
+        speech_digest: Digest of its subtitles.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path
+    digest: str
+    duration_seconds: float
+    borders: tuple[float, ...]
+    speech_digest: str
+
+    @property
+    def num_segments(self) -> int:
+        """How many segments it is cut into."""
+        return len(self.borders) - 1
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What it is cut into."""
+        return segments_between(self.borders)
+
+    @property
+    def dataset_path(self) -> str:
+        """Where the video stands in the dataset: `videos/NAME-DIGEST.SUFFIX`."""
+        stem = re.sub(r"[^\w.-]+", "_", self.path.stem)[:60].strip("._") or "video"
+        return f"{VIDEOS_NAME}/{stem}-{self.digest[:12]}{self.path.suffix.lower()}"
+
+
+def probe_source(path: Path, settings: BuildSettings) -> SourceVideo:
+    """Find out what a file is.
+
+    Raises:
+        UsageError: When the decoder or the detector of scenes isn't installed.
+        DataError: When it or its subtitles can't be read, or not exactly by this decoder.
+    """
+    video = VideoFile.open(path, decoder=settings.decoder)
+    segments = cut_video(video, settings)
+    return SourceVideo(
+        path=path.absolute(),
+        digest=video.content_digest,
+        duration_seconds=video.duration_seconds,
+        borders=(*(segment.start_seconds for segment in segments), segments[-1].end_seconds),
+        speech_digest=digest_cues(read_subtitles(video)),
+    )
+
+
+def cut_video(video: VideoFile, settings: BuildSettings) -> tuple[Segment, ...]:
+    """Cut a video as the settings say."""
+    if settings.segments == "scenes":
+        segments = scene_segments(video, settings.scenes)
+    else:
+        segments = fixed_windows(video.duration_seconds, window_seconds=settings.window_seconds)
+    check_segments(segments, video.duration_seconds)
+    return segments
+
+
+def place_video(source: SourceVideo, output: Path) -> None:
+    """Bring a video into the dataset: as a hard link on the same disk, else as a copy. Done once per video.
+
+    Raises:
+        DataError: When it can't be written.
+    """
+    place_file(source.path, output / source.dataset_path)
+
+
+def place_file(path: Path, target: Path) -> None:
+    """Bring a file to another place: as a hard link on the same disk, else as a copy. Done once.
+
+    Raises:
+        DataError: When it can't be written.
+    """
+    if target.exists() and target.stat().st_size == path.stat().st_size:
+        return
+    with atomic_path(target) as temporary:
+        try:
+            os.link(path.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)

@@ -1,0 +1,1 @@
+"""Looking at a finished dataset: checks, figures and its card."""

@@ -1,0 +1,208 @@
+"""The card of a dataset: what is in it, how it was made, under which licences, and what it can't be trusted with.
+
+Everything in it is counted from the records and the manifest, or said to be unknown. The front matter is what Hugging
+Face reads; it names the files of each split, so that `datasets.load_dataset` finds them in a folder and on a hub.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from longvideo_reason_data.records.answers import LETTERS
+from longvideo_reason_data.records.record import NUM_OPTIONS, QuestionRecord, Skill, Split
+
+VIDEOS_LIST_NAME = "videos.jsonl"
+
+_MOST_VIDEOS_LISTED = 100
+_SIZES = (1000, 10_000, 100_000, 1_000_000)
+
+
+def list_videos(records: Sequence[QuestionRecord]) -> list[dict[str, Any]]:
+    """List the videos of a dataset with source and licence, each once."""
+    counts = Counter(record.video_digest for record in records)
+    return [
+        {
+            "video_path": record.video_path,
+            "sha256": record.video_digest,
+            "seconds": record.video_duration_seconds,
+            "split": str(record.split),
+            "source": record.source,
+            "license": record.license,
+            "num_questions": counts[record.video_digest],
+        }
+        for record in {record.video_digest: record for record in records}.values()
+    ]
+
+
+def write_card(
+    name: str, records: Sequence[QuestionRecord], manifest: Mapping[str, Any], *, files: Mapping[str, str], layout: str
+) -> str:
+    """Write the card.
+
+    Args:
+        name: Of the dataset.
+        records: Its questions.
+        manifest: How it was made; empty when that isn't known.
+        files: The file of each split.
+        layout: Name of the layout of the files.
+
+    Returns:
+        Markdown with front matter.
+    """
+    videos = list_videos(records)
+    hours = sum(video["seconds"] for video in videos) / 3600
+    lines = [
+        *_front_matter(name, records, files),
+        "",
+        f"# {_escape(name)}",
+        "",
+        f"{len(records)} questions about {len(videos)} videos ({hours:.2f} hours), each with its answer, the time "
+        f"ranges that hold the evidence, and reasoning. Layout: `{layout}`.",
+        "",
+        "## Questions",
+        "",
+        *_count_table(records),
+        "",
+        "## Sources and licences",
+        "",
+        f"`{VIDEOS_LIST_NAME}` says for every video where it is from and under which licence it is.",
+        "",
+        *_source_table(videos),
+        "",
+        "## How it was made",
+        "",
+        *_describe_making(manifest),
+        "",
+        "## Known limits",
+        "",
+        *(f"- {limit}" for limit in _find_limits(records)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front_matter(name: str, records: Sequence[QuestionRecord], files: Mapping[str, str]) -> list[str]:
+    """Write the front matter; strings as JSON, which is YAML too."""
+    licenses = sorted({record.license for record in records})
+    single = (
+        licenses[0].lower() if len(licenses) == 1 and licenses[0].lower().startswith(("cc", "apache", "mit")) else ""
+    )
+    size = next((place for place, limit in enumerate(_SIZES) if len(records) < limit), len(_SIZES))
+    sizes = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "n>1M")
+    lines = ["---", f"pretty_name: {json.dumps(name)}"]
+    if single:
+        lines.append(f"license: {json.dumps(single)}")
+    else:
+        lines += ["license: other", f"license_name: {json.dumps('; '.join(licenses))}"]
+    lines += [
+        "task_categories:",
+        "- visual-question-answering",
+        "- video-text-to-text",
+        "tags:",
+        "- video",
+        "- long-video",
+        "- reasoning",
+        "size_categories:",
+        f"- {json.dumps(sizes[size])}",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+    ]
+    for split, path in files.items():
+        lines += [f"  - split: {split}", f"    path: {json.dumps(path)}"]
+    return [*lines, "---"]
+
+
+def _count_table(records: Sequence[QuestionRecord]) -> list[str]:
+    counts = Counter((record.split, record.skill) for record in records)
+    splits = [split for split in Split if any(counts[split, skill] for skill in Skill)]
+    rows = [
+        [
+            str(skill),
+            *(str(counts[split, skill]) for split in splits),
+            str(sum(counts[split, skill] for split in splits)),
+        ]
+        for skill in Skill
+    ]
+    totals = [sum(counts[split, skill] for skill in Skill) for split in splits]
+    rows.append(["all", *(str(total) for total in totals), str(len(records))])
+    return _table(["skill", *(str(split) for split in splits), "all"], rows)
+
+
+def _source_table(videos: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(videos) <= _MOST_VIDEOS_LISTED:
+        rows = [[str(video["video_path"]), str(video["source"]), str(video["license"])] for video in videos]
+        return _table(["video", "source", "licence"], rows)
+    counts = Counter((str(video["source"]), str(video["license"])) for video in videos)
+    rows = [[source, license_name, str(count)] for (source, license_name), count in sorted(counts.items())]
+    return _table(["source", "licence", "videos"], rows)
+
+
+def _describe_making(manifest: Mapping[str, Any]) -> list[str]:
+    if not manifest:
+        return ["The dataset has no manifest: how its questions came about isn't recorded here."]
+    lines = ["Made with `longvideo-data`."]
+    if models := manifest.get("models"):
+        lines.append(
+            "Models: " + ", ".join(f"{role} `{_escape(str(model))}`" for role, model in models.items() if model) + "."
+        )
+    rows = [
+        [
+            str(stage),
+            str(counts.get("input", "")),
+            str(counts.get("kept", "")),
+            ", ".join(f"{reason} {number}" for reason, number in counts.get("dropped", {}).items()),
+        ]
+        for stage, counts in (*manifest.get("stages", {}).items(), ("filter", manifest.get("filter")))
+        if counts
+    ]
+    if rows:
+        lines += ["", *_table(["stage", "in", "kept", "dropped"], rows), ""]
+    if settings := manifest.get("settings"):
+        lines += [
+            "<details><summary>Settings</summary>",
+            "",
+            "```json",
+            json.dumps(settings, indent=2),
+            "```",
+            "</details>",
+        ]
+    return lines
+
+
+def _find_limits(records: Sequence[QuestionRecord]) -> list[str]:
+    """Say what the records themselves show about how far to trust them."""
+    num_measured = sum(bool(record.model_dump().get("pass_rates")) for record in records)
+    num_open = sum(not record.options for record in records)
+    num_ungrounded = sum(not record.evidence for record in records)
+    letters = Counter(record.answer for record in records if record.options)
+    limits = ["Questions, answers and reasoning weren't reviewed by people, unless a source says so."]
+    if num_measured < len(records):
+        limits.append(
+            f"{len(records) - num_measured} of {len(records)} questions weren't tried on a model; whether they need "
+            "the video isn't known for them."
+        )
+    if num_ungrounded:
+        limits.append(f"{num_ungrounded} questions have no evidence interval.")
+    if num_open:
+        limits.append(f"{num_open} questions are open-ended; comparing answers to them takes judgement.")
+    if letters:
+        shown = ", ".join(f"{letter} {letters[letter]}" for letter in LETTERS[:NUM_OPTIONS])
+        limits.append(f"Right letters: {shown}.")
+    if unknown := sum(record.license == "unknown" for record in records):
+        limits.append(f"The licence of the video is unknown for {unknown} questions.")
+    return limits
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines]
+
+
+def _escape(text: str) -> str:
+    """Keep text from being read as Markdown, HTML or another cell."""
+    flat = " ".join(text.split())
+    for sign in ("\\", "|", "<", "`"):
+        flat = flat.replace(sign, "&lt;" if sign == "<" else "\\" + sign)
+    return flat

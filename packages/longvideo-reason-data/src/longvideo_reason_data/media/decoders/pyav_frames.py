@@ -1,0 +1,187 @@
+"""Decoding forward through one open file and knowing at every frame which one it is.
+
+A frame is recognised by its presentation time, so it doesn't matter where the container lands after a jump: if it
+lands too late, an earlier key frame is tried, and in the end the file is read from its start. Only files without
+presentation times are counted from the start.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.media.frame_index import VideoIndex, open_video, packets_from_key_frame
+
+# Jumping to a key frame throws away what the decoder has under way; below this many frames, decoding on is as fast.
+MIN_SKIPPED_FRAMES_TO_JUMP = 8
+_NUM_KEY_FRAMES_TRIED = 3
+
+
+class _Damage:
+    """Which frames may be wrong after a packet failed, for a decoder that lost a reference silently uses another one.
+
+    That is every frame up to the next key frame. Frames that are stored behind a key frame but shown before it lean on
+    both groups; they fail after every jump to that key frame, which says nothing about the frames shown after it.
+    """
+
+    def __init__(self) -> None:
+        self._times: set[int | None] = set()
+        self._is_on = self._is_on_for_leading = False
+        self._key_time: int | None = None
+
+    def begins_at(self, packet: "av.Packet[VideoStream]") -> None:
+        """Note a packet that the decoder refused."""
+        self._times.add(packet.pts)
+        if self._is_leading(packet):
+            self._is_on_for_leading = True
+        else:
+            self._is_on = True
+
+    def passes(self, packet: "av.Packet[VideoStream]") -> None:
+        """Note a packet that the decoder took."""
+        if packet.is_keyframe:
+            self._is_on, self._is_on_for_leading = False, self._is_on
+            self._key_time = packet.pts
+        elif self._is_on_for_leading if self._is_leading(packet) else self._is_on:
+            self._times.add(packet.pts)
+
+    def covers(self, frame: VideoFrame) -> bool:
+        """Say whether a decoded frame may be wrong."""
+        return frame.pts in self._times
+
+    def _is_leading(self, packet: "av.Packet[VideoStream]") -> bool:
+        return self._key_time is not None and packet.pts is not None and packet.pts < self._key_time
+
+
+class FrameDecoder:
+    """A file opened for decoding; a context manager.
+
+    Args:
+        path: The file.
+        index: What the probe found in it.
+        num_threads: Threads of the decoder; 0 lets it choose. They share one frame, because threads on different
+            frames report damage at the wrong one. Read several videos at once to use many cores.
+
+    Attributes:
+        num_decoded: Frames decoded so far, wanted or not: the cost of what was asked for.
+    """
+
+    def __init__(self, path: Path, index: VideoIndex, *, num_threads: int) -> None:
+        self._path = path
+        self._index = index
+        self._num_threads = num_threads
+        self._resources = ExitStack()
+        self._frames: Iterator[VideoFrame] = iter(())
+        self._position = -1
+        self.num_decoded = 0
+        self._container: InputContainer
+        self._stream: VideoStream
+
+    def __enter__(self) -> Self:
+        self._start_over()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._resources.close()
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Give the wanted frames, which must ascend, in one pass that jumps where it pays.
+
+        Raises:
+            DataError: When one of them can't be decoded.
+        """
+        for target in wanted:
+            frame = self._find(target)
+            if frame is None:
+                seconds = float((int(self._index.times[target]) - int(self._index.times[0])) * self._index.time_base)
+                raise DataError(f"{self._path}: frame {target} (at {seconds:.3f} s) can't be decoded; it is damaged")
+            yield target, frame
+
+    def _find(self, target: int) -> VideoFrame | None:
+        starts = self._starts_before(target)
+        is_near = not starts or self._place_of(starts[0]) - (self._position + 1) < MIN_SKIPPED_FRAMES_TO_JUMP
+        if is_near and (frame := self._advance(target)):
+            return frame
+        came = is_near and self._position == target
+        for start in starts:
+            # The next key frame back: a container may land late, and after a jump into an open group the decoder
+            # refuses packets that it takes when it comes from the group before.
+            self._container.seek(start, stream=self._stream)
+            self._begin()
+            if frame := self._advance(target):
+                return frame
+            came = came or self._position == target
+        if came or (is_near and not starts):
+            return None
+        self._start_over()
+        return self._advance(target)
+
+    def _start_over(self) -> None:
+        self._resources.close()
+        self._container, self._stream = self._resources.enter_context(open_video(self._path))
+        self._stream.codec_context.thread_count = self._num_threads
+        self._stream.thread_type = "SLICE"
+        self._begin()
+
+    def _begin(self) -> None:
+        self._frames = self._decode()
+        self._position = -1
+        self._damage = _Damage()
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        """Decode on from where the container stands, past packets that can't be decoded."""
+        packets = packets_from_key_frame(self._container, self._stream, has_key_frames=self._index.has_key_frames)
+        for packet in packets:
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                self._damage.begins_at(packet)
+                continue
+            self._damage.passes(packet)
+            yield from frames
+
+    def _advance(self, target: int) -> VideoFrame | None:
+        """Decode up to the target; None when the frames go past it or it is damaged."""
+        try:
+            for frame in self._frames:
+                self.num_decoded += 1
+                if self._recognise(frame) and self._position >= target:
+                    is_whole = self._position == target and not frame.is_corrupt and not self._damage.covers(frame)
+                    return frame if is_whole else None
+        except av.FFmpegError as error:
+            raise DataError(f"{self._path}: damaged before frame {target} ({error.strerror})") from error
+        return None
+
+    def _recognise(self, frame: VideoFrame) -> bool:
+        """Move the position to this frame; False for a frame that the container hides."""
+        if not self._index.seekable:
+            self._position += 1
+            return True
+        if frame.pts is None:
+            return False
+        times, after = self._index.times, self._position + 1
+        place = self._place_of(frame.pts)
+        if place >= len(times) or times[place] != frame.pts:
+            return False
+        # Several frames of one time are told apart by their order.
+        several = place < after < len(times) and times[after] == frame.pts
+        self._position = after if several else place
+        return True
+
+    def _starts_before(self, target: int) -> list[int]:
+        """Times of the key frames from which the target can be decoded, nearest first."""
+        if not self._index.seekable:
+            return []
+        keys = self._index.key_times
+        end = int(np.searchsorted(keys, self._index.times[target], side="right"))
+        return [int(time) for time in keys[max(0, end - _NUM_KEY_FRAMES_TRIED) : end][::-1]]
+
+    def _place_of(self, time: int) -> int:
+        return int(np.searchsorted(self._index.times, time))

@@ -1,0 +1,107 @@
+"""The decoder torchcodec, an extra: it needs torch and the shared libraries of an FFmpeg of this machine.
+
+Its own list of frames, made by its exact mode, may begin with ones before the first key frame. The time of every frame
+that it gives is held to the container's. Bytes that are damaged it paints over without a word; only a digest of the
+file guards against them.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.media.decoders.base import (
+    DecoderName,
+    Pixels,
+    check_times,
+    missing_library,
+    refuse_unknown,
+    refused,
+)
+from longvideo_reason_data.media.frame_index import VideoIndex
+
+_NUM_FRAMES_AT_ONCE = 16
+
+
+class TorchCodecReader:
+    """A file opened for reading frames."""
+
+    def __init__(self, path: Path, index: VideoIndex, decoder: Any) -> None:
+        self._path = path
+        self._index = index
+        self._decoder = decoder
+        self._num_before = len(decoder) - len(index.times)
+
+    def check(self) -> None:
+        """Look at the first and the last frame.
+
+        Raises:
+            DataError: When they aren't the container's.
+        """
+        num_frames = len(self._index.times)
+        if self._num_before < 0:
+            raise refused(
+                self._path, DecoderName.TORCHCODEC, f"it counts {len(self._decoder)} frames, not {num_frames}"
+            )
+        self._read([0, num_frames - 1])
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
+        """Give each wanted frame."""
+        for start in range(0, len(wanted), _NUM_FRAMES_AT_ONCE):
+            several = wanted[start : start + _NUM_FRAMES_AT_ONCE]
+            yield from zip(several, self._read(several), strict=True)
+
+    def _read(self, wanted: Sequence[int]) -> NDArray[np.uint8]:
+        try:
+            batch = self._decoder.get_frames_at([self._num_before + place for place in wanted])
+        except (RuntimeError, IndexError) as error:
+            raise DataError(
+                f"{self._path}: frames {wanted[0]} to {wanted[-1]} can't be decoded by torchcodec"
+            ) from error
+        check_times(self._path, self._index, batch.pts_seconds.numpy(), wanted, DecoderName.TORCHCODEC)
+        return batch.data.numpy()
+
+
+def version() -> str:
+    """Name the library and its FFmpeg."""
+    torchcodec = _load()  # which says what to install
+    return f"torchcodec {version_of('torchcodec')} (FFmpeg {torchcodec.ffmpeg_major_version})"
+
+
+@contextmanager
+def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> Generator[TorchCodecReader]:
+    """Open a file, as the context is entered."""
+    torchcodec = _load()
+    refuse_unknown(path, index, DecoderName.TORCHCODEC)
+    try:
+        decoder = torchcodec.decoders.VideoDecoder(
+            str(path.absolute()),
+            stream_index=index.stream_number,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=num_threads,
+            seek_mode="exact",
+        )
+    except (RuntimeError, ValueError) as error:
+        raise refused(path, DecoderName.TORCHCODEC, "it can't open it") from error
+    reader = TorchCodecReader(path, index, decoder)
+    reader.check()
+    yield reader
+
+
+def _load() -> Any:
+    """Import the library, and torch with it; without an FFmpeg it can be imported but not used."""
+    try:
+        import torchcodec
+    except (ImportError, OSError, RuntimeError) as error:
+        raise missing_library(DecoderName.TORCHCODEC, str(error)) from error
+    if not torchcodec.ffmpeg_major_version:
+        raise UsageError(
+            "the decoder torchcodec finds no shared FFmpeg libraries (libavcodec and its like, version 4 to 9); "
+            "install FFmpeg or use the decoder pyav"
+        )
+    return torchcodec

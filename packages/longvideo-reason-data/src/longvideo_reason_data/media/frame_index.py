@@ -1,0 +1,266 @@
+"""Where every frame of a video file stands: found by walking over its packets, without decoding them.
+
+The times are the container's own integers in its own time base, in the order in which frames are shown. A frame that
+no decoder would give out (cut away by an edit list, or before the first key frame) isn't counted. Files whose packets
+carry no presentation times (some AVI) are decoded once from end to end; they can then only be read from the start.
+The file is opened once. Nothing here judges whether the pictures make sense.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import dropwhile
+from pathlib import Path
+from typing import Literal, cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import SideData
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorTrc
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.media.containers import CONTAINER_NAMES, missing_bytes
+from longvideo_reason_data.media.streams import open_stream, reason_of
+
+# Rows of the display matrix as quarter turns and mirrors: (a, b, c, d) with x' = a x + c y and y' = b x + d y.
+Orientation = tuple[int, int, int, int]
+UPRIGHT: Orientation = (1, 0, 0, 1)
+_FIXED_POINT_ONE = 1 << 16
+
+DynamicRange = Literal["standard", "pq", "hlg"]
+"""How light is written: for ordinary screens, or as one of the two curves of ITU-R BT.2100 for brighter ones."""
+_HIGH_RANGES: dict[int, DynamicRange] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoIndex:
+    """What a probe finds.
+
+    Attributes:
+        times: int64 [F], when each frame is shown, in units of `time_base`, ascending.
+        time_base: Seconds per unit.
+        last_duration: How long the last frame is shown, in units.
+        key_times: int64 [K], times of the frames that can be decoded by themselves, ascending.
+        seekable: Whether a decoded frame can be recognised by its time, so that reading may begin anywhere.
+        coded_width: Width as stored, before the orientation is applied.
+        coded_height: Height as stored.
+        orientation: How the stored picture is turned and mirrored to be shown.
+        codec: Name of the codec.
+        stream_number: Place of the stream among all streams of the file.
+        bits_per_channel: 8 for most videos, 10 or 12 for others.
+        dynamic_range: How light is written.
+        has_key_frames: Whether any packet is marked as a key frame.
+        has_leading_frames: Whether frames are stored behind a key frame and shown before it, as in open groups.
+    """
+
+    times: NDArray[np.int64]
+    time_base: Fraction
+    last_duration: int
+    key_times: NDArray[np.int64]
+    seekable: bool
+    coded_width: int
+    coded_height: int
+    orientation: Orientation
+    codec: str
+    stream_number: int
+    bits_per_channel: int
+    dynamic_range: DynamicRange
+    has_key_frames: bool
+    has_leading_frames: bool
+
+
+def open_video(path: Path) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
+    """Open the main video stream of a file, with every other stream left unread.
+
+    Raises:
+        UsageError: When there is no such file.
+        DataError: When it is empty, no video, or has sound only.
+    """
+    return open_stream(path, "a video file", CONTAINER_NAMES, _main_stream)
+
+
+def index_video(path: Path) -> VideoIndex:
+    """Walk over the packets of a file and decode its first frame.
+
+    Raises:
+        UsageError: When there is no such file.
+        DataError: When it is empty, truncated, no video, or nothing in it can be decoded.
+    """
+    with open_video(path) as (container, stream):
+        missing = missing_bytes(path)
+        if missing:
+            raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again")
+        time_base = stream.time_base
+        if time_base is None:
+            raise DataError(f"{path}: its video stream has no time base, so its frames have no times")
+        stream.codec_context.thread_count = 1  # for one frame, starting threads costs more than they bring
+        walk = _Walk(path)
+        walk.run(container, stream)
+        first = walk.first_frame
+        if first is None:
+            why = f" ({walk.first_error})" if walk.first_error else ""
+            raise DataError(f"{path}: truncated or damaged, not one frame can be decoded{why}")
+        times, last_duration = walk.times(), walk.last_duration
+        # AVI holds no presentation times; for reordered H.264 and HEVC the ones made up by the reader name the wrong
+        # frames, though as a set they are right.
+        is_invented = container.format.name == "avi" and stream.codec_context.has_b_frames > 0
+        seekable = times is not None and not (is_invented and stream.codec_context.name in ("h264", "hevc"))
+        if times is None:
+            times, last_duration = _decode_times(path, walk.has_key_frames), 0
+        if len(times) > 1 and last_duration <= 0:
+            last_duration = round((int(times[-1]) - int(times[0])) / (len(times) - 1))
+        if last_duration <= 0:
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            last_duration = max(1, round(1 / (rate * time_base)))
+        return VideoIndex(
+            times=times,
+            time_base=time_base,
+            last_duration=last_duration,
+            key_times=np.array(sorted(walk.key_times), dtype=np.int64),
+            seekable=seekable,
+            coded_width=first.width,
+            coded_height=first.height,
+            orientation=orientation_of(path, first),
+            codec=stream.codec_context.name,
+            stream_number=stream.index,
+            bits_per_channel=max(component.bits for component in first.format.components),
+            dynamic_range=_HIGH_RANGES.get(first.color_trc, "standard"),
+            has_key_frames=walk.has_key_frames,
+            has_leading_frames=walk.has_leading_frames,
+        )
+
+
+def packets_from_key_frame(
+    container: InputContainer, stream: VideoStream, *, has_key_frames: bool
+) -> "Iterator[av.Packet[VideoStream]]":
+    """Give the packets from where the container stands, without those before a key frame.
+
+    A recording that was cut out of a stream begins with frames that lean on what isn't there. In a file without any
+    key frame (pictures that are refreshed in stripes) nothing is left out.
+    """
+    packets = container.demux(stream)
+    return dropwhile(lambda packet: packet.size > 0 and not packet.is_keyframe, packets) if has_key_frames else packets
+
+
+def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
+    """Read how a decoded frame is to be turned and mirrored.
+
+    Raises:
+        DataError: When it is turned by anything but quarter turns.
+    """
+    for data in cast(Iterator[SideData], iter(frame.side_data)):  # declared as a mapping of names, it gives the data
+        if data.type.name == "DISPLAYMATRIX":
+            matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)
+            linear = np.rint(matrix[:2, :2] / _FIXED_POINT_ONE).astype(int)
+            a, b, c, d = (int(value) for value in linear.reshape(-1))
+            if sorted((abs(a), abs(d))) + sorted((abs(b), abs(c))) in ([1, 1, 0, 0], [0, 0, 1, 1]):
+                return a, b, c, d
+            if np.any(linear):
+                raise DataError(f"{path}: its pictures are rotated by {frame.rotation}°, expected quarter turns")
+    return UPRIGHT
+
+
+def _main_stream(container: InputContainer) -> VideoStream | None:
+    """Choose the stream a player would show: no cover art, the default one first."""
+    moving = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & (Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails)
+    ]
+    defaults = [stream for stream in moving if stream.disposition & Disposition.default]
+    return (defaults or moving or [None])[0]
+
+
+class _Walk:
+    """What a pass over the packets finds; frames are decoded until the first one comes out.
+
+    Attributes:
+        key_times: Times of the key frames, in the order of the file.
+        has_key_frames: Whether any packet is marked as a key frame, with or without a time.
+        has_leading_frames: Whether frames are stored behind a key frame and shown before it.
+        last_duration: Duration of the last frame shown, in units.
+        first_frame: One decoded frame: its size and orientation are the real ones, and a file without any is found at
+            once.
+        first_error: Why the decoder refused a packet before that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.key_times: list[int] = []
+        self.has_key_frames = self.has_leading_frames = False
+        self.last_duration = 0
+        self.first_frame: VideoFrame | None = None
+        self.first_error = ""
+        self._path = path
+        self._shown: list[int] = []
+        self._num_packets = self._num_timeless = 0
+        self._last_time = -1
+
+    def run(self, container: InputContainer, stream: VideoStream) -> None:
+        """Go through the file.
+
+        Raises:
+            DataError: When packets are damaged or missing.
+        """
+        try:
+            for packet in container.demux(stream):
+                if self.first_frame is None:
+                    self._decode(packet)
+                if packet.size:
+                    self._note(packet)
+        except av.FFmpegError as error:
+            raise DataError(
+                f"{self._path}: damaged, its packets can't be read to the end ({reason_of(error)})"
+            ) from error
+        if self._num_packets == 0:
+            raise DataError(f"{self._path}: truncated or empty, its video stream holds no frames")
+
+    def times(self) -> NDArray[np.int64] | None:
+        """Give the ascending times of the frames shown, or None when some packets have none."""
+        if self._num_timeless:
+            return None
+        times = np.array(sorted(self._shown), dtype=np.int64)
+        return times[times >= min(self.key_times)] if self.key_times else times
+
+    def _decode(self, packet: "av.Packet[VideoStream]") -> None:
+        try:
+            self.first_frame = next(iter(packet.decode()), None)
+        except av.FFmpegError as error:
+            self.first_error = self.first_error or reason_of(error)
+
+    def _note(self, packet: "av.Packet[VideoStream]") -> None:
+        self.has_key_frames = self.has_key_frames or packet.is_keyframe
+        if packet.pts is not None:
+            if packet.is_keyframe:
+                self.key_times.append(packet.pts)
+            self.has_leading_frames |= bool(self.key_times) and packet.pts < self.key_times[-1]
+        if packet.is_discard:  # hidden by an edit list, though others may need it
+            return
+        self._num_packets += 1
+        if packet.is_corrupt:
+            raise DataError(f"{self._path}: damaged, packet {self._num_packets} of its video stream is incomplete")
+        if packet.pts is None:
+            self._num_timeless += 1
+            return
+        self._shown.append(packet.pts)
+        if packet.pts >= self._last_time or self._num_packets == 1:
+            self._last_time, self.last_duration = packet.pts, packet.duration or 0
+
+
+def _decode_times(path: Path, has_key_frames: bool) -> NDArray[np.int64]:
+    """Find the times of a file without presentation times by decoding all of it."""
+    times: list[int] = []
+    with open_video(path) as (container, stream):
+        try:
+            for packet in packets_from_key_frame(container, stream, has_key_frames=has_key_frames):
+                for frame in packet.decode():
+                    time = frame.pts if frame.pts is not None else frame.dts
+                    times.append(time if time is not None else (times[-1] + 1 if times else 0))
+        except av.FFmpegError as error:
+            raise DataError(f"{path}: damaged, frame {len(times)} can't be decoded ({reason_of(error)})") from error
+    return np.maximum.accumulate(np.array(times, dtype=np.int64))

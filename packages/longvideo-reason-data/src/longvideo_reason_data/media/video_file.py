@@ -1,0 +1,295 @@
+"""Video files: probe, plan which frames to look at, and read exactly those.
+
+A frame is named by its place in presentation order. Times are counted from the first frame and come from the
+container, not from a nominal frame rate, so variable frame rates and late starts are right. Pixels are RGB, upright,
+and of the stored size; pixels that aren't square stay as stored. A frame that can't be decoded is an error and is never
+replaced by a neighbour. Which library decodes is chosen by name (`longvideo_reason_data.media.decoders`), and
+one that can't read a file exactly refuses it.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.media.containers import VIDEO_SUFFIXES
+from longvideo_reason_data.media.decoders.base import DecoderName, Pixels, find_decoder
+from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex, index_video
+
+MAX_PLANNED_FRAMES = 8192
+"""The largest sampling plan."""
+
+_digests: dict[tuple[str, int, int], str] = {}
+_digests_lock = threading.Lock()
+
+
+class FrameTimes(Protocol):
+    """What a sampling plan needs to know of a video."""
+
+    @property
+    def frame_count(self) -> int:
+        """Number of frames."""
+        ...
+
+    @property
+    def timestamps(self) -> NDArray[np.float64]:
+        """Seconds of each frame after the first one, ascending."""
+        ...
+
+    @property
+    def duration_seconds(self) -> float:
+        """Time from the first frame to the end of the last."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFile:
+    """A probed video file. It holds no open file, so it may be kept, shared by threads and sent to other processes.
+
+    Attributes:
+        path: The file.
+        index: Where its frames stand.
+        num_threads: Threads that a decoder may use; 0 lets it choose. One is mostly best: several videos read at once
+            use many cores better (`longvideo_reason_data.media.parallel_reading`).
+        decoder: Which library makes the pixels.
+    """
+
+    path: Path
+    index: VideoIndex = field(repr=False)
+    num_threads: int = 1
+    decoder: DecoderName = DecoderName.PYAV
+
+    @classmethod
+    def open(cls, path: Path | str, *, num_threads: int = 1, decoder: str = DecoderName.PYAV) -> Self:
+        """Probe a file: its packets are walked over and its first frame is decoded.
+
+        Args:
+            path: Any container and codec that PyAV's FFmpeg reads.
+            num_threads: Threads that a decoder may use; 0 lets it choose.
+            decoder: Which library makes the pixels: `pyav`, or one of the extras `decord` and `torchcodec`.
+
+        Raises:
+            UsageError: When there is no such file or decoder, or the decoder isn't installed.
+            DataError: When the file is empty, truncated, has sound only, is no video, or can't be read exactly by this
+                decoder.
+        """
+        library = find_decoder(decoder)
+        path = Path(path)
+        video = cls(path=path, index=index_video(path), num_threads=num_threads, decoder=DecoderName(decoder))
+        if video.decoder != DecoderName.PYAV:  # the others may refuse the file, and better now than later
+            with library.open_reader(path, video.index, num_threads=num_threads):
+                pass
+        return video
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of the file's bytes; computed once per process as long as size and time of change stay."""
+        return digest_file(self.path)
+
+    @property
+    def frame_count(self) -> int:
+        """Number of frames."""
+        return len(self.index.times)
+
+    @property
+    def timestamps(self) -> NDArray[np.float64]:
+        """Seconds of each frame after the first one, ascending: float64 [F]."""
+        return self._timestamps
+
+    @cached_property
+    def _timestamps(self) -> NDArray[np.float64]:
+        units = self.index.times - self.index.times[0]
+        seconds = units * self.index.time_base.numerator / self.index.time_base.denominator
+        seconds.setflags(write=False)
+        return seconds
+
+    @cached_property
+    def presentation_times(self) -> tuple[Fraction, ...]:
+        """The same times as exact rationals."""
+        start = int(self.index.times[0])
+        return tuple((time - start) * self.index.time_base for time in self.index.times.tolist())
+
+    @property
+    def duration_seconds(self) -> float:
+        """Time from the first frame to the end of the last."""
+        units = int(self.index.times[-1]) - int(self.index.times[0]) + self.index.last_duration
+        return float(units * self.index.time_base)
+
+    @property
+    def width(self) -> int:
+        """Width in pixels as shown."""
+        return self.index.coded_height if self.index.orientation[1] else self.index.coded_width
+
+    @property
+    def height(self) -> int:
+        """Height in pixels as shown."""
+        return self.index.coded_width if self.index.orientation[1] else self.index.coded_height
+
+    @property
+    def dynamic_range(self) -> DynamicRange:
+        """How light is written: `standard`, or `pq` or `hlg`, which are turned into the standard range."""
+        return self.index.dynamic_range
+
+    def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Decode the named frames, each one exactly.
+
+        Args:
+            indices: Places in presentation order, in any order, also repeated.
+
+        Returns:
+            uint8 [len(indices), height, width, 3], RGB.
+
+        Raises:
+            DataError: When an index is outside the video, or a frame can't be decoded.
+        """
+        places: dict[int, list[int]] = {}
+        for place, frame_index in enumerate(indices):
+            places.setdefault(int(frame_index), []).append(place)
+        frames = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
+        for frame_index, pixels in self.frames(sorted(places)):
+            frames[places[frame_index]] = pixels
+        return frames
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
+        """Decode frames one after another in one pass, for more of them than memory holds.
+
+        Args:
+            indices: Places in presentation order, strictly ascending.
+
+        Yields:
+            A place and its frame: uint8 [height, width, 3], RGB.
+
+        Raises:
+            DataError: When an index is outside the video, or a frame can't be decoded.
+            UsageError: When the indices don't ascend.
+        """
+        for before, after in pairwise(indices):
+            if after <= before:
+                raise UsageError(f"frame {after} is asked for after {before}; frames() expects ascending places")
+        outside = [index for index in (*indices[:1], *indices[-1:]) if not 0 <= index < self.frame_count]
+        if outside:
+            raise DataError(f"{self.path}: frame {outside[0]} asked for, expected 0 to {self.frame_count - 1}")
+        if not indices:
+            return
+        library = find_decoder(self.decoder)
+        with library.open_reader(self.path, self.index, num_threads=self.num_threads) as reader:
+            yield from reader.frames(indices)
+
+
+def digest_file(path: Path) -> str:
+    """Compute the SHA-256 of a file's bytes, once per process for an unchanged file.
+
+    Raises:
+        DataError: When it can't be read.
+    """
+    try:
+        status = path.stat()
+        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+        with _digests_lock:
+            known = _digests.get(key)
+        if known is None:
+            with path.open("rb") as file:
+                known = hashlib.file_digest(file, "sha256").hexdigest()
+            with _digests_lock:
+                _digests[key] = known
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    return known
+
+
+def sample_frames(
+    video: FrameTimes,
+    *,
+    num_frames: int | None = None,
+    frames_per_second: float | None = None,
+    max_frames: int | None = None,
+) -> tuple[int, ...]:
+    """Plan which frames to look at: the ones shown at the centres of equal intervals.
+
+    Args:
+        video: The video.
+        num_frames: How many frames; fewer when the video has fewer.
+        frames_per_second: How many per second of video; with `num_frames` too, the smaller number counts.
+        max_frames: Never more than this, whatever the rate asks for. Without it, a rate that asks for more than a plan
+            holds is refused.
+
+    Returns:
+        Places in presentation order, strictly ascending, at least one, at most `MAX_PLANNED_FRAMES`.
+
+    Raises:
+        UsageError: When neither number is given, one isn't positive, or the plan would be too large.
+    """
+    numbers = {"num_frames": num_frames, "frames_per_second": frames_per_second, "max_frames": max_frames}
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{name} is {value}, expected more than 0")
+    for name in ("num_frames", "max_frames"):
+        if (numbers[name] or 0) > MAX_PLANNED_FRAMES:
+            raise UsageError(f"{name} is {numbers[name]}, expected at most {MAX_PLANNED_FRAMES}")
+    if num_frames is None and frames_per_second is None:
+        raise UsageError("a sampling plan needs num_frames or frames_per_second")
+    limits = [limit for limit in (num_frames, max_frames) if limit is not None] + [video.frame_count]
+    if frames_per_second is not None:
+        limits.append(max(1, round(min(video.duration_seconds * frames_per_second, video.frame_count))))
+    if min(limits) > MAX_PLANNED_FRAMES:
+        raise UsageError(
+            f"frames_per_second is {frames_per_second}, which is {min(limits)} frames of this video; expected at most "
+            f"{MAX_PLANNED_FRAMES}: lower it, or set max_frames"
+        )
+    count, total = min(limits), video.frame_count
+    centres = [(2 * place + 1) * total // (2 * count) for place in range(count)]
+    if _is_constant_rate(video):
+        # In whole numbers: a centre that falls on the border of two frames must not hang on a rounding error.
+        return tuple(centres)
+    times = (np.arange(count) + 0.5) * (video.duration_seconds / count)
+    chosen: list[int] = (np.searchsorted(video.timestamps, times, side="right") - 1).tolist()
+    for place in range(count):  # where frames are sparse, neighbouring centres fall into one frame: take the next
+        lowest = chosen[place - 1] + 1 if place else 0
+        chosen[place] = min(max(chosen[place], lowest), total - count + place)
+    return tuple(chosen)
+
+
+def find_videos(paths: Sequence[Path]) -> list[Path]:
+    """List the video files among files and folders, without opening them.
+
+    Args:
+        paths: A file is taken as it is; a folder is searched through for names that end like a video's.
+
+    Returns:
+        Each file once: in the order of the arguments, and sorted within a folder.
+
+    Raises:
+        UsageError: When a path doesn't exist or a folder holds no video.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder; expected videos")
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if _looks_like_video(file, path))
+            if not files:
+                raise UsageError(f"{path}: no videos in this folder; expected names ending in .mp4, .mkv, .webm, …")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _looks_like_video(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in VIDEO_SUFFIXES and not hidden and file.is_file()
+
+
+def _is_constant_rate(video: FrameTimes) -> bool:
+    """Say whether every frame stands within half a frame of where a constant rate would put it."""
+    gap = video.duration_seconds / video.frame_count
+    return bool(np.max(np.abs(video.timestamps - np.arange(video.frame_count) * gap)) < 0.5 * gap)

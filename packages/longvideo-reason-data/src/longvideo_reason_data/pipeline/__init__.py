@@ -1,0 +1,1 @@
+"""Whole datasets: building and filtering them, on this machine or a Ray cluster."""

@@ -1,0 +1,203 @@
+"""From video files to a dataset: probe, cut, describe, ask, rewrite, check, balance, write.
+
+Every item that goes in comes out as kept or as dropped with a reason, at each of three stages: videos, segments and
+questions. The first looks at every file; the other two go through one video at a time, here or on a cluster; in the
+end what became of the videos is put together. What was paid for stands in the journal at once and what is settled about
+a video in its shard, so a build that is killed and started again asks only what was never answered and ends with the
+same records.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from longvideo_reason_data.atomic_files import write_text_atomic
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.generation.plan import BuildPlan, digest_json
+from longvideo_reason_data.generation.settings import BuildSettings, Engine
+from longvideo_reason_data.generation.shards import Dropped, ShardFolder, make_dropped
+from longvideo_reason_data.generation.sources import SourceVideo, place_video, probe_source
+from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
+from longvideo_reason_data.language_model.server import check_access
+from longvideo_reason_data.language_model.session import Spent
+from longvideo_reason_data.media.decoders.base import decoder_version
+from longvideo_reason_data.media.scenes import detector_version
+from longvideo_reason_data.media.video_file import find_videos
+from longvideo_reason_data.pipeline.assembly import assemble
+from longvideo_reason_data.pipeline.local import generate_here
+from longvideo_reason_data.pipeline.manifest import Accounts, make_manifest
+from longvideo_reason_data.pipeline.progress import BuildProgress
+from longvideo_reason_data.prompts.templates import load_prompts
+from longvideo_reason_data.records.folder import MANIFEST_NAME, RECORDS_NAME, RESPONSES_NAME, SHARDS_NAME
+from longvideo_reason_data.records.record import check_version
+
+_NUM_PROBES = 4  # files looked at side by side
+
+
+def build(
+    videos: Sequence[Path],
+    output: Path,
+    *,
+    base_url: str,
+    model: str,
+    captioner: str | None = None,
+    prompts_folder: Path | None = None,
+    settings: BuildSettings | None = None,
+    engine: Engine = "local",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Build a dataset from video files, or go on with one.
+
+    Args:
+        videos: Files and folders.
+        output: The dataset's folder. Videos are hard-linked into it, or copied from another disk.
+        base_url: Address of a server that speaks the OpenAI protocol, up to and including `/v1`.
+        model: The reasoner.
+        captioner: The model that sees the pictures; the reasoner when not given.
+        prompts_folder: Prompts to be used in place of this package's.
+        settings: Everything else.
+        engine: Where videos are read and questions put together: in this process, or by Ray Data on a cluster.
+        console: Where progress is shown; standard error when not given.
+
+    Returns:
+        The manifest, as it is written.
+
+    Raises:
+        UsageError: When there is nothing to build from, or the request makes no sense.
+        DataError: When no video can be read, the server is of no use, or the output can't be written.
+    """
+    settings = settings or BuildSettings()
+    settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
+    check_access(base_url)
+    plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
+    tools = {"decoder": decoder_version(settings.decoder)}
+    if settings.segments == "scenes":
+        tools["scenes"] = detector_version()
+    paths = [path for path in find_videos(videos) if not path.resolve().is_relative_to(output.resolve())]
+    if not paths:
+        raise UsageError("no videos given outside of the output folder; expected files or folders")
+    _refuse_foreign(output)
+    with BuildProgress(console) as progress:
+        sources, dropped = _collect_videos(paths, output, plan, engine, progress)
+        shards = ShardFolder(output, plan.config_digests["questions"])
+        spent, num_resumed = _generate(sources, plan, shards, output, base_url, engine, progress)
+    accounts = Accounts()
+    accounts.num_input["videos"] = len(paths)
+    dataset_hash = assemble(output, sources, shards, settings, accounts, dropped)
+    digests = sorted(source.digest for source in sources)
+    manifest = make_manifest(
+        plan,
+        accounts,
+        spent,
+        input_digests={
+            "videos": digest_json(digests),
+            "segments": digest_json(sorted([source.digest, source.speech_digest] for source in sources)),
+            "questions": digest_json(sorted([source.digest, *source.borders] for source in sources)),
+        },
+        tools=tools,
+        num_resumed=num_resumed,
+        dataset_hash=dataset_hash,
+    )
+    write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Don't write over a dataset that isn't from a build of this version."""
+    records = output / RECORDS_NAME
+    if not records.exists():
+        return
+    check_version(records)
+    if not (output / SHARDS_NAME).is_dir():
+        raise UsageError(f"{output}: holds a dataset that wasn't built here; choose another folder for --output")
+
+
+def _collect_videos(
+    paths: Sequence[Path], output: Path, plan: BuildPlan, engine: Engine, progress: BuildProgress
+) -> tuple[list[SourceVideo], list[Dropped]]:
+    """Look at every file, and bring each video into the output folder once."""
+    progress.start_videos(len(paths))
+    sources: dict[str, SourceVideo] = {}
+    dropped: list[Dropped] = []
+    first_error: str | None = None
+    # A second build in this folder is told so before anything is written.
+    with ResponseCache(output / RESPONSES_NAME):
+        for path, found in zip(paths, _probe(paths, plan, engine), strict=True):
+            if isinstance(found, DataError):
+                first_error = first_error or str(found)
+                dropped.append(make_dropped("videos", str(path), "video_unreadable", str(found)))
+            elif found.digest in sources:
+                detail = f"the same file as {sources[found.digest].path}"
+                dropped.append(make_dropped("videos", str(path), "video_duplicate", detail))
+            else:
+                place_video(found, output)
+                sources[found.digest] = found
+            progress.advance_video()
+    if not sources:
+        raise DataError(f"none of the {len(paths)} videos can be read; the first: {first_error}")
+    return list(sources.values()), dropped
+
+
+def _probe(paths: Sequence[Path], plan: BuildPlan, engine: Engine) -> Iterator[SourceVideo | DataError]:
+    """Look at files, several at a time, and tell about them in their order."""
+    if engine == "ray":
+        from longvideo_reason_data.pipeline.ray_stages import probe_on_cluster
+
+        yield from probe_on_cluster(paths, plan.settings)
+        return
+    with ThreadPoolExecutor(_NUM_PROBES) as threads:
+        yield from threads.map(partial(_probe_one, settings=plan.settings), paths)
+
+
+def _probe_one(path: Path, settings: BuildSettings) -> SourceVideo | DataError:
+    try:
+        return probe_source(path, settings)
+    except UsageError:
+        raise
+    except DataError as error:
+        return error
+
+
+def _generate(
+    sources: Sequence[SourceVideo],
+    plan: BuildPlan,
+    shards: ShardFolder,
+    output: Path,
+    base_url: str,
+    engine: Engine,
+    progress: BuildProgress,
+) -> tuple[Spent, int]:
+    """Make the shards that aren't there yet.
+
+    Returns:
+        What was asked, and how many answers needn't be asked for because their video was settled.
+    """
+    num_questions = plan.settings.questions.quotas.total
+    advance = progress.start_generation(
+        num_segments=sum(source.num_segments for source in sources), num_questions=num_questions * len(sources)
+    )
+    pending: list[SourceVideo] = []
+    num_resumed = 0
+    for source in sources:
+        if shard := shards.find(source):
+            num_resumed += shard.num_requests
+            progress.advance_shard(num_segments=source.num_segments, num_questions=num_questions)
+        else:
+            pending.append(source)
+
+    if engine == "ray":
+        from longvideo_reason_data.pipeline.ray_stages import generate_on_cluster
+
+        spent = generate_on_cluster(
+            pending, plan, shards, base_url=base_url, output=output, progress=progress, on_spent=progress.show_spent
+        )
+    else:
+        spent = generate_here(
+            pending, plan, shards, base_url=base_url, output=output, advance=advance, on_spent=progress.show_spent
+        )
+    return spent, num_resumed

@@ -1,0 +1,80 @@
+"""What went into a build, what was dropped and why: kept + dropped = input, at every stage."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from longvideo_reason_data.generation.plan import STAGES, BuildPlan
+from longvideo_reason_data.generation.shards import Dropped
+from longvideo_reason_data.language_model.session import Spent
+
+
+@dataclass(slots=True, kw_only=True)
+class Accounts:
+    """What went in and what was dropped, by stage; numbers only, however many items there are."""
+
+    num_input: Counter[str] = field(default_factory=Counter[str])
+    dropped: dict[str, Counter[str]] = field(default_factory=lambda: {stage: Counter[str]() for stage in STAGES})
+
+    def drop(self, item: Dropped) -> None:
+        """Count an item that is left out."""
+        self.dropped[item.stage][item.reason] += 1
+
+    def num_kept(self, stage: str) -> int:
+        """Count what is left of a stage."""
+        return self.num_input[stage] - self.dropped[stage].total()
+
+
+def make_manifest(
+    plan: BuildPlan,
+    accounts: Accounts,
+    spent: Spent,
+    *,
+    input_digests: Mapping[str, str],
+    tools: Mapping[str, str],
+    num_resumed: int,
+    dataset_hash: str,
+) -> dict[str, Any]:
+    """Sum up a build.
+
+    Args:
+        plan: What the build was told.
+        accounts: What went in and what was dropped.
+        spent: What was asked.
+        input_digests: Digest of what went into each stage.
+        tools: Names and versions of what read and cut the videos.
+        num_resumed: Answers that weren't asked for because their video was settled in an earlier run.
+        dataset_hash: Digest of the records.
+
+    Returns:
+        The content of `manifest.json`.
+    """
+    dropped = sum((accounts.dropped[stage] for stage in STAGES), Counter[str]())
+    return {
+        "input": {stage: accounts.num_input[stage] for stage in STAGES},
+        "kept": {stage: accounts.num_kept(stage) for stage in STAGES},
+        "dropped": dict(sorted(dropped.items())),
+        "stages": {
+            stage: {
+                "input_digest": input_digests[stage],
+                "config_digest": plan.config_digests[stage],
+                "input": accounts.num_input[stage],
+                "kept": accounts.num_kept(stage),
+                "dropped": dict(sorted(accounts.dropped[stage].items())),
+            }
+            for stage in STAGES
+        },
+        "calls": {
+            "made": spent.num_made,
+            "cached": spent.num_cached + num_resumed,
+            "failed": dict(spent.num_failed),
+        },
+        "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
+        "cost": spent.cost,
+        "cost_unconfirmed": spent.unconfirmed_cost,
+        "models": {"reasoner": plan.model, "captioner": plan.captioner},
+        "tools": dict(tools),
+        "settings": plan.settings.model_dump(mode="json"),
+        "dataset_hash": dataset_hash,
+    }

@@ -1,0 +1,214 @@
+"""A Ray cluster as the stages of a build see it: Ray Data hands out the work, one actor asks the server.
+
+The client of the server and its journal live in a single actor beside this process, so that limits, costs and "nothing
+is paid twice" hold for the cluster as they do for one machine, and a build may go on with the other engine. `ray.init`
+finds the cluster: that of `RAY_ADDRESS`, else one that it starts here.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.language_model.accounts.prices import TokenPrice
+from longvideo_reason_data.language_model.failures import brief
+from longvideo_reason_data.language_model.requests import Outcome, Picture, Reply, Request
+from longvideo_reason_data.language_model.server import API_KEY_VARIABLE
+from longvideo_reason_data.language_model.session import Spent, open_session
+from longvideo_reason_data.language_model.settings import ClientSettings
+
+_CLOSE_SECONDS = 60.0  # longer than a client waits for answers that are under way
+
+
+class _ClientActor:
+    """The one client of the server: runs in a process of its own, holds the journal and is asked by all tasks."""
+
+    def open(
+        self,
+        base_url: str,
+        output: Path,
+        settings: ClientSettings,
+        prices: Mapping[str, TokenPrice],
+        api_key: str | None,
+    ) -> DataError | None:
+        """Take hold of journal and ledger and make the client. An error is returned, for Ray would wrap it."""
+        self._files = ExitStack()
+        if api_key is not None:  # handed over as an argument, because settings of the environment are logged
+            os.environ[API_KEY_VARIABLE] = api_key
+        try:
+            self._session = self._files.enter_context(open_session(base_url, output, settings, prices))
+        except DataError as error:
+            return error
+        return None
+
+    def is_known(self, key: str) -> bool:
+        """Say whether a request was answered before, so that its pictures needn't be made."""
+        return key in self._session.cache
+
+    async def ask(self, request: Request) -> Reply | DataError:
+        """Answer a request. An error that concerns every request is returned too."""
+        try:
+            return await self._session.model.ask(request)
+        except DataError as error:
+            return error
+
+    def spent(self) -> Spent:
+        """What was asked so far."""
+        return self._session.spent()
+
+    async def close(self) -> None:
+        """Let go of the server and of the files."""
+        await self._session.model.__aexit__(None, None, None)
+        self._files.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A picture that was made already; unlike a function it can be sent."""
+
+    jpeg: bytes
+
+    def __call__(self) -> bytes:
+        return self.jpeg
+
+
+class ClusterClient:
+    """Asks the actor, from anywhere on the cluster.
+
+    Args:
+        actor: The actor.
+        num_parallel: Most requests of one task under way at a time; their pictures are in memory.
+    """
+
+    def __init__(self, actor: Any, num_parallel: int) -> None:
+        self._actor, self._num_parallel = actor, num_parallel
+        self._sending = asyncio.Semaphore(num_parallel)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClusterClient, (self._actor, self._num_parallel)
+
+    async def ask(self, request: Request) -> Reply:
+        """Answer a request.
+
+        Raises:
+            DataError: When no request at all can be answered.
+        """
+        async with self._sending:
+            known = await self._actor.is_known.remote(request.key)
+            try:
+                parts = [part if isinstance(part, str) else await _load(part, known) for part in request.parts]
+            except DataError as error:
+                return Reply(outcome=Outcome.DAMAGED_INPUT, text=str(error))
+            reply = await self._actor.ask.remote(replace(request, parts=tuple(parts)))
+        if isinstance(reply, DataError):
+            raise reply
+        return reply
+
+    def spent(self) -> Spent:
+        """What was asked so far, by all."""
+        return start_ray().get(self._actor.spent.remote())
+
+
+async def _load(picture: Picture, known: bool) -> Picture:
+    jpeg = b"" if known else await asyncio.to_thread(picture.load)
+    return Picture(identity=picture.identity, load=_Loaded(jpeg))
+
+
+@contextmanager
+def open_client(
+    base_url: str, dataset: Path, settings: ClientSettings, prices: Mapping[str, TokenPrice]
+) -> Generator[ClusterClient]:
+    """Start the actor, and keep what is under way when it has to end.
+
+    Args:
+        base_url: Address of the server, as this machine knows it.
+        dataset: The dataset's folder on this machine, with the journal and the ledger.
+        settings: How the server is asked.
+        prices: Of the models that will be asked.
+
+    Raises:
+        UsageError: When Ray isn't installed, the address is none, or another process works on this dataset.
+        DataError: When the journal or the ledger is damaged, or the cluster fails.
+    """
+    ray = start_ray()
+    # Every node has a resource of its own name; a little of this one's keeps the actor where the journal is.
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    actor_class = ray.remote(num_cpus=0, resources=here, max_concurrency=1000)(_ClientActor)
+    actor = actor_class.remote()
+    try:
+        key = os.environ.get(API_KEY_VARIABLE)
+        error = ray.get(actor.open.remote(base_url, dataset.absolute(), settings, dict(prices), key))
+        if error is not None:
+            raise error
+        try:
+            yield ClusterClient(actor, settings.num_parallel)
+        finally:
+            ray.get(actor.close.remote(), timeout=_CLOSE_SECONDS)
+    except ray.exceptions.RayError as failure:
+        raise DataError(f"the Ray cluster failed ({brief(failure)}); run again to go on") from failure
+    finally:
+        ray.kill(actor)
+
+
+def map_texts(texts: Sequence[str], function: Callable[[str], str]) -> Iterator[str]:
+    """Apply a function to every text on the cluster, one task each.
+
+    Yields:
+        The results as they come.
+
+    Raises:
+        UsageError: When Ray isn't installed, or the function raises one.
+        DataError: When the function raises one, or the cluster fails.
+    """
+    if not texts:
+        return
+    ray = start_ray()
+    from ray import data
+
+    data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells its plans on standard error
+    rows = data.from_items([{"text": text} for text in texts], override_num_blocks=len(texts))
+    try:
+        for row in rows.map(lambda row: _apply(function, row["text"]), num_cpus=1).iter_rows():
+            if row["exit_code"]:
+                kind = UsageError if row["exit_code"] == UsageError.exit_code else DataError
+                raise kind(row["text"])
+            yield row["text"]
+    except ray.exceptions.RayError as failure:
+        raise DataError(f"the Ray cluster failed ({brief(failure)}); run again to go on") from failure
+
+
+def _apply(function: Callable[[str], str], text: str) -> dict[str, Any]:
+    """Run on the cluster. An error is returned in words, for Ray would wrap it."""
+    try:
+        return {"text": function(text), "exit_code": 0}
+    except DataError as error:
+        return {"text": str(error), "exit_code": error.exit_code}
+
+
+def start_ray() -> Any:
+    """Import Ray and join the cluster, or start one here.
+
+    Raises:
+        UsageError: When Ray isn't installed.
+        DataError: When there is no cluster at the address.
+    """
+    try:
+        # Under `uv run`, Ray would start every worker by `uv run` too, which sets the environment up anew for each.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        import ray
+    except ImportError as error:
+        raise UsageError("--engine ray needs Ray; install longvideo-reason-data[ray]") from error
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            place = os.environ.get("RAY_ADDRESS", "this machine")
+            raise DataError(f"no Ray cluster on {place} ({brief(error)}); check RAY_ADDRESS") from error
+    return ray

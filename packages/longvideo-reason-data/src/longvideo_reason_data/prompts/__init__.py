@@ -1,0 +1,1 @@
+"""The texts and pictures that a language model is asked with."""

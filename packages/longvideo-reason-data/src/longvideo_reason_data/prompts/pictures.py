@@ -1,0 +1,61 @@
+"""The pictures of one video as they are put into messages, each decoded once however many questions need it."""
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
+
+from PIL import Image
+
+from longvideo_reason_data.language_model.requests import Picture
+from longvideo_reason_data.media.video_file import VideoFile
+
+
+class VideoPictures:
+    """Makes the pictures of a video when they are sent, and keeps them as JPEGs as long as this object lives.
+
+    Args:
+        video: The video.
+        digest: SHA-256 of its bytes.
+        max_side: Longest side of a picture in pixels; larger ones are made smaller.
+        jpeg_quality: Quality of a picture, of 100.
+
+    Attributes:
+        video: The video.
+    """
+
+    def __init__(self, video: VideoFile, digest: str, *, max_side: int, jpeg_quality: int) -> None:
+        self.video = video
+        self._digest, self._max_side, self._jpeg_quality = digest, max_side, jpeg_quality
+        self._jpegs: dict[int, bytes] = {}
+        self._decoding = threading.Lock()
+
+    def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
+        """Name the pictures of frames; nothing is decoded before the first of them is sent.
+
+        Args:
+            indices: Places of the frames in presentation order.
+        """
+        plan = tuple(indices)
+        shown = f"decoder {self.video.decoder}, side {self._max_side}, quality {self._jpeg_quality}"
+        return tuple(
+            Picture(identity=f"video {self._digest}, frame {index}, {shown}", load=partial(self._load, index, plan))
+            for index in plan
+        )
+
+    def _load(self, index: int, plan: Sequence[int]) -> bytes:
+        """Give one picture; the whole plan that it belongs to is decoded with it.
+
+        Raises:
+            DataError: When a frame can't be decoded.
+        """
+        with self._decoding:
+            missing = sorted({place for place in plan if place not in self._jpegs})
+            if missing and index not in self._jpegs:
+                for place, frame in self.video.frames(missing):  # one in memory at a time
+                    image = Image.fromarray(frame)
+                    image.thumbnail((self._max_side, self._max_side))
+                    buffer = BytesIO()
+                    image.save(buffer, format="JPEG", quality=self._jpeg_quality)
+                    self._jpegs[place] = buffer.getvalue()
+            return self._jpegs[index]

@@ -1,0 +1,84 @@
+"""The prompts: Markdown files with `$names` to be filled in, which a user can replace one by one.
+
+The digest of those that shape a request goes into the key of its answer: a changed prompt asks anew what it shapes,
+and nothing else.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from longvideo_reason_data.errors import UsageError
+from longvideo_reason_data.records.record import Skill
+
+WRITING_PROMPTS: Mapping[str, frozenset[str]] = {
+    "caption": frozenset({"num_frames", "start_seconds", "end_seconds", "previous", "speech"}),
+    "question": frozenset({"captions", "duration_seconds", "skill", "number", "earlier", "form"}),
+    "choice": frozenset[str](),
+    "open": frozenset[str](),
+    "rewrite": frozenset({"question", "options", "answer", "steps"}),
+    **{skill.value: frozenset[str]() for skill in Skill},
+}
+"""What a build writes questions with."""
+
+ANSWERING_PROMPTS: Mapping[str, frozenset[str]] = {
+    "answer": frozenset({"material", "question", "form"}),
+    "same_answer": frozenset({"question", "right", "given"}),
+    "support": frozenset({"question", "reasoning"}),
+}
+"""What questions are answered and judged with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """The texts by name."""
+
+    texts: Mapping[str, str]
+
+    def fill(self, name: str, **values: object) -> str:
+        """Write a prompt with its names filled in."""
+        return Template(self.texts[name]).substitute({key: str(value) for key, value in values.items()})
+
+    def digest_of(self, *names: str) -> str:
+        """Compute the common digest of some prompts; of all when none is named."""
+        joined = "\0".join(f"{name}\0{self.texts[name]}" for name in sorted(names or self.texts))
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def load_prompts(folder: Path | None = None, names: Mapping[str, frozenset[str]] = WRITING_PROMPTS) -> Prompts:
+    """Read the prompts of this package, and in their place those that a folder has.
+
+    Args:
+        folder: Files named like the prompts with the ending `.md`; any may be absent.
+        names: Which prompts, with what is filled into each: `WRITING_PROMPTS` or `ANSWERING_PROMPTS`.
+
+    Raises:
+        UsageError: When the folder isn't there, holds none of them, or a file uses a name that isn't filled in.
+    """
+    own = resources.files("longvideo_reason_data") / "prompts"
+    texts = {name: (own / f"{name}.md").read_text(encoding="utf-8").strip() for name in names}
+    if folder is not None:
+        found = {name: folder / f"{name}.md" for name in names if (folder / f"{name}.md").is_file()}
+        known = [f"{name}.md" for name in (*WRITING_PROMPTS, *ANSWERING_PROMPTS)]
+        if not any((folder / name).is_file() for name in known):
+            raise UsageError(f"{folder}: no prompts there; expected one or more of {', '.join(known)}")
+        for name, path in found.items():
+            try:
+                texts[name] = path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"{path}: not readable as UTF-8 text ({error})") from error
+            _check(path, texts[name], names[name])
+    return Prompts(texts=texts)
+
+
+def _check(path: Path, text: str, allowed: frozenset[str]) -> None:
+    template = Template(text)
+    if not text or not template.is_valid():
+        raise UsageError(f"{path}: empty, or a '$' without a name; write '$$' for a dollar sign")
+    unknown = sorted(set(template.get_identifiers()) - allowed)
+    if unknown:
+        names = ", ".join(f"${name}" for name in sorted(allowed)) or "no names"
+        raise UsageError(f"{path}: ${unknown[0]} is unknown here; this prompt has {names}")

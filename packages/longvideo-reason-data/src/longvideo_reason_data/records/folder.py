@@ -1,0 +1,100 @@
+"""The layout of a dataset on disk, and whether a folder keeps to it.
+
+    records.parquet   the questions
+    videos/           the video files that they name
+    manifest.json     how the records came about: what went in, what was dropped and why
+    dropped.jsonl     each dropped item with its reason
+    segments.jsonl    what was seen and said in each segment of each video
+    shards/           what became of each video, for going on with a build
+    responses.jsonl   paid answers of language models, for going on with a build
+
+Only the first two are needed to train. A check reads every byte of every video; it can't tell whether a question is
+any good.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.media.decoders.base import DecoderName
+from longvideo_reason_data.records.record import QuestionRecord, read_records
+
+RECORDS_NAME = "records.parquet"
+VIDEOS_NAME = "videos"
+MANIFEST_NAME = "manifest.json"
+DROPPED_NAME = "dropped.jsonl"
+SEGMENTS_NAME = "segments.jsonl"
+SHARDS_NAME = "shards"
+RESPONSES_NAME = "responses.jsonl"
+CALLS_NAME = "calls.jsonl"
+
+
+class RecordsHash:
+    """A digest of what records say, for as many as there may be; they are added in the order of their ids."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, record: QuestionRecord) -> None:
+        """Take in the next record."""
+        line = json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        self._digest.update(line.encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """The digest of all so far."""
+        return self._digest.hexdigest()
+
+
+def hash_records(records: Iterable[QuestionRecord]) -> str:
+    """Compute a digest of what the records say, whatever their order in the file."""
+    digest = RecordsHash()
+    for record in sorted(records, key=lambda record: record.question_id):
+        digest.add(record)
+    return digest.hexdigest()
+
+
+def read_dataset(folder: Path) -> list[QuestionRecord]:
+    """Read the records of a dataset.
+
+    Raises:
+        UsageError: When the folder is missing or holds no dataset of this version.
+        DataError: When the records are damaged.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; expected a dataset with {RECORDS_NAME}")
+    return read_records(folder / RECORDS_NAME)
+
+
+def read_decoder(folder: Path) -> DecoderName:
+    """Read which decoder a dataset was built with; the default one for a dataset that no build made.
+
+    Raises:
+        UsageError: When it is one that this version doesn't know.
+        DataError: When the manifest can't be read.
+    """
+    settings = read_manifest(folder).get("settings", {})
+    name = settings.get("decoder", DecoderName.PYAV) if isinstance(settings, dict) else None
+    if name not in set(DecoderName):
+        raise UsageError(f"{folder / MANIFEST_NAME}: decoder is {name!r}, expected one of {', '.join(DecoderName)}")
+    return DecoderName(name)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a dataset; empty for a dataset without one.
+
+    Raises:
+        DataError: When it can't be read.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); restore or remove it") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object; restore or remove it")
+    return cast(dict[str, Any], content)

@@ -1,0 +1,154 @@
+"""What the ranks of a sequence group exchange, with gradients.
+
+One transport serves all: messages between pairs of ranks, posted together and waited for together. Slices may be uneven
+or empty, nothing is padded, and whatever is computed between posting and waiting overlaps with the transfer.
+
+With `swap` and `gather_results` the gradient a rank ends up with covers only the work it did, and summing parameter
+gradients over the group (`sum_gradients`) gives exactly what one rank alone would have computed. The loss itself is not
+summed.
+
+Backward meets too: autograd runs the nodes of one device latest first, so ranks that exchanged in the same order do so
+in reverse. What it takes is that every exchange is part of every rank's graph: a rank that needs nothing of a result
+must still use an empty slice of it, or the others wait for it for ever.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mrsp_engine.distributed.process_groups import SequenceGroup
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transfer:
+    """Messages under way: what was posted, and the buffers that must live until they have arrived."""
+
+    works: Sequence[dist.Work]
+    sent: Sequence[Tensor]
+    received: Mapping[int, Tensor]
+
+    def wait(self) -> Mapping[int, Tensor]:
+        """Wait for all messages and return what came, by rank."""
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
+def start_transfer(sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], group: SequenceGroup) -> Transfer:
+    """Post messages to and from other ranks of the group.
+
+    Messages between two ranks are matched in the order of posting, so all ranks must post their transfers alike.
+
+    Args:
+        sends: A tensor for each receiving rank; empty ones are not sent.
+        receives: A contiguous buffer for each sending rank, of the size that is sent.
+        group: The ranks.
+    """
+    sent = {rank: tensor.contiguous() for rank, tensor in sends.items() if tensor.numel()}
+    operations = [
+        dist.P2POp(dist.isend, tensor, group=group.process_group, group_peer=rank) for rank, tensor in sent.items()
+    ]
+    operations += [
+        dist.P2POp(dist.irecv, buffer, group=group.process_group, group_peer=rank)
+        for rank, buffer in receives.items()
+        if buffer.numel()
+    ]
+    works = dist.batch_isend_irecv(operations) if operations else []
+    return Transfer(works, tuple(sent.values()), receives)
+
+
+def swap(pieces: Sequence[Tensor], rows: Sequence[int], group: SequenceGroup) -> tuple[Tensor, ...]:
+    """Hand one piece to every rank and take one from each; backward sends the gradients the same way back.
+
+    Args:
+        pieces: A piece [rows, …] for each rank of the group, the own one included.
+        rows: Number of rows that come from each rank; beyond the first dimension they have the shape of the own piece.
+        group: The ranks; every one must take part, with empty pieces if need be.
+
+    Returns:
+        What came from each rank, in rank order.
+    """
+    return cast(tuple[Tensor, ...], _Swap.apply(tuple(rows), group, *pieces))
+
+
+def gather_tokens(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
+    """Join the ranks' slices [lengths[rank], …] in rank order for work that each rank does differently.
+
+    Backward hands every rank the sum of the gradients that all ranks have for its slice.
+    """
+    return torch.cat(swap([local] * group.size, lengths, group))
+
+
+def gather_results(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
+    """Join the ranks' slices [lengths[rank], …] in rank order for a loss that every rank computes alike.
+
+    Every rank then holds the same gradient, so backward takes the rank's own slice and sends nothing.
+    """
+    return cast(Tensor, _GatherResults.apply(local, tuple(lengths), group))
+
+
+def exchange_objects(value: Value, group: SequenceGroup | None) -> list[Value]:
+    """What every rank gives, in rank order; without a group the own value alone. For plain objects, not for tensors."""
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * group.size
+    dist.all_gather_object(values, value, group=group.process_group)
+    return values
+
+
+def sum_gradients(parameters: nn.Module | Iterable[nn.Parameter], group: SequenceGroup) -> None:
+    """Add up the gradients of all trainable parameters over the group, in place.
+
+    A parameter without a gradient on this rank counts as zero, so every rank ends with the same set of gradients.
+    """
+    every = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    trainable = [parameter for parameter in every if parameter.requires_grad]
+    by_kind: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in trainable:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        by_kind.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for members in by_kind.values():
+        gradients = [cast(Tensor, member.grad) for member in members]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat, group=group.process_group)
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def _swapped(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: SequenceGroup) -> tuple[Tensor, ...]:
+    own = pieces[group.rank]
+    others = [rank for rank in range(group.size) if rank != group.rank]
+    buffers = {rank: own.new_empty(tuple(shapes[rank])) for rank in others}
+    received = start_transfer({rank: pieces[rank] for rank in others}, buffers, group).wait()
+    # The own piece stays; a copy, because an autograd function must not hand out its input as an output.
+    return tuple(own.clone() if rank == group.rank else received[rank] for rank in range(group.size))
+
+
+class _Swap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: tuple[int, ...], group: SequenceGroup, *pieces: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes, ctx.group = [piece.shape for piece in pieces], group
+        return _swapped(pieces, [(count, *pieces[group.rank].shape[1:]) for count in rows], group)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_swapped(grad_outputs, ctx.shapes, ctx.group)
+
+
+class _GatherResults(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, lengths: tuple[int, ...], group: SequenceGroup) -> Tensor:
+        ctx.lengths, ctx.group = lengths, group
+        return torch.cat(_swapped([local] * group.size, [(length, *local.shape[1:]) for length in lengths], group))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        lengths: tuple[int, ...] = ctx.lengths
+        return grad_outputs[0].split(lengths)[ctx.group.rank].contiguous(), None, None

@@ -1,0 +1,263 @@
+"""From frames to embeddings: what is the same for every family that sees.
+
+An encoder's attention never leaves a group of a few frames (a temporal patch), so a video is read, resized and encoded
+a stretch of groups at a time with the same result and bounded memory, and any range of groups can be encoded on its
+own. Where the embeddings lie is worked out before anything is decoded, and nothing is decoded when the store already
+holds them.
+
+Encoding has three stages: frames are resized, the tower makes features of them, the projector makes embeddings of
+those. What the store keeps is the outcome of the last stage unless `FrameEncoder.content` says otherwise: features
+where the projector is trained, frames where the tower is trained or where they are smaller.
+
+Shape legend: F frames, G groups, N embedding rows, D hidden size; H, W rows and columns of a resized frame; T and C
+rows and columns of a group's features.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mrsp_engine.embeddings.key import EmbeddingKey, StoredContent, encoder_fingerprint
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.plan import EncodingPlan, FrameLayout
+from mrsp_engine.encoding.video import Video
+from mrsp_engine.errors import EngineError, EngineUsageError
+
+__all__ = [
+    "FRAMES_PER_STRETCH",
+    "ContentChoice",
+    "EncodingPlan",
+    "FrameEncoder",
+    "FrameLayout",
+    "transformer_operations",
+]
+
+ContentChoice = StoredContent | Literal["smaller"]
+"""What the store is to keep of a medium; `"smaller"` is embeddings or frames, whichever are fewer bytes."""
+
+FRAMES_PER_STRETCH = 64
+"""Most frames decoded and encoded at a time, unless one group has more."""
+
+
+class FrameEncoder(ABC):
+    """Encodes videos and images with one checkpoint's processor, vision tower and projector.
+
+    Args:
+        parts: Everything with weights that shapes an embedding; its fingerprint is part of every key.
+        family: Name that goes into the key.
+        settings: The processor's settings, by modality; a modality without any isn't supported.
+        projector: Beginnings of the projector's weights' names in `parts`; the tower has the others.
+
+    Attributes:
+        content: What the store keeps of media that are planned from now on.
+        frames_encoded: Frames that went through the tower in this process, recomputation in backward not counted.
+    """
+
+    def __init__(
+        self,
+        parts: nn.Module,
+        family: str,
+        settings: Mapping[str, Mapping[str, Any]],
+        *,
+        projector: tuple[str, ...],
+    ) -> None:
+        self.parts = parts
+        self.content: ContentChoice = "embeddings"
+        self.frames_encoded = 0
+        self._family = family
+        self._projector = projector
+        self._settings_digests = {
+            modality: hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+            for modality, values in settings.items()
+        }
+        self._frozen_fingerprints: dict[bool, str] = {}
+
+    @abstractmethod
+    def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
+        """Foresee the embedding of frames of one size at the given times.
+
+        Raises:
+            EngineUsageError: Frames like these can't be encoded.
+        """
+
+    @abstractmethod
+    def resize(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> NDArray[np.uint8]:
+        """Bring frames [F, …] to the size the tower sees, uint8 [F, H, W, 3]."""
+
+    @abstractmethod
+    def extract(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """What the tower makes of whole groups of resized frames, before the projector: [G, T, C]."""
+
+    @abstractmethod
+    def project(self, modality: str, features: Tensor, layout: FrameLayout) -> Tensor:
+        """What the projector makes of the features of some groups: [G, T, C] to rows [N, D]."""
+
+    @property
+    @abstractmethod
+    def embedding_width(self) -> int:
+        """Columns D of an embedding."""
+
+    def encode(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """Encode whole groups of resized frames, uint8 [F, H, W, 3], to rows [N, D], with gradients if enabled."""
+        return self.project(modality, self.extract(modality, frames, layout), layout)
+
+    @property
+    def has_projector(self) -> bool:
+        """Whether the projector can be told from the tower."""
+        return bool(self._projector)
+
+    def set_trainable(self, *, tower: bool, projector: bool) -> None:
+        """Choose which parts an optimizer may change."""
+        self._frozen_fingerprints.clear()
+        for name, parameter in self.parts.named_parameters():
+            parameter.requires_grad_(projector if name.startswith(self._projector) else tower)
+
+    def plan(self, video: Video, frame_indices: Sequence[int], *, modality: str = "video") -> EncodingPlan:
+        """Plan the encoding of some frames of a video without reading any.
+
+        Raises:
+            EngineUsageError: The frames don't exist or can't be encoded.
+        """
+        indices = tuple(int(index) for index in frame_indices)
+        if not indices or min(indices) < 0 or max(indices) >= video.frame_count:
+            raise EngineUsageError(
+                f"frame indices {indices[:4]}…: expected at least one, each from 0 to {video.frame_count - 1}; "
+                "change the number of frames"
+            )
+        seconds: list[float] = np.asarray(video.timestamps, dtype=np.float64)[list(indices)].tolist()
+        layout = self.lay_out(modality, video.height, video.width, seconds)
+        embedding_key = EmbeddingKey(
+            content_digest=video.content_digest,
+            frame_indices=indices,
+            timestamps=tuple(round(second * 1e6) for second in seconds),
+            height=layout.height,
+            width=layout.width,
+            processor_digest=self._settings_digests[modality],
+            encoder_fingerprint=self.fingerprint(),
+            dtype=str(next(self.parts.parameters()).dtype).removeprefix("torch."),
+            family=self._family if modality == "video" else f"{self._family} {modality}",
+        )
+        return EncodingPlan(
+            modality=modality,
+            frame_indices=indices,
+            layout=layout,
+            embedding_key=embedding_key,
+            key=self._entry_key(embedding_key, layout),
+        )
+
+    def plan_image(self, image: Video) -> EncodingPlan:
+        """Plan the encoding of an image, a video of one frame.
+
+        Raises:
+            EngineUsageError: The model takes no images, or it has more frames than one.
+        """
+        if "image" not in self._settings_digests:
+            raise EngineUsageError(f"image for a model of family {self._family} that takes none; ask without images")
+        if image.frame_count != 1:
+            raise EngineUsageError(f"image with {image.frame_count} frames: expected 1; encode it as a video")
+        return self.plan(image, [0], modality="image")
+
+    def encode_groups(
+        self, video: Video, plan: EncodingPlan, start: int = 0, end: int | None = None
+    ) -> Iterator[Tensor]:
+        """Read groups `start` to `end` (exclusive; all unless given) of a plan and make rows of the store's entry.
+
+        Yields:
+            The rows of a stretch, on the CPU: [N, D] of embeddings, [G, T, C] of features or uint8 [G, F, H, W, 3] of
+            frames.
+
+        Raises:
+            EngineError: The encoder made another number of rows than was foreseen.
+        """
+        layout = plan.layout
+        for first, last in self.stretches(layout, start, layout.num_groups if end is None else end):
+            frames = self.read_frames(video, plan, first, last)
+            if plan.key.content == "frames":
+                yield self._grouped(frames, layout)
+                continue
+            self.frames_encoded += len(frames)
+            make = self.extract if plan.key.content == "features" else self.encode
+            rows = make(plan.modality, frames, layout)
+            if rows.shape[0] != (last - first) * plan.rows_per_group:
+                raise EngineError(
+                    f"{plan.modality} {video.content_digest[:12]}: the encoder made {rows.shape[0]} embeddings of "
+                    f"{last - first} groups, expected {plan.rows_per_group} each; check the checkpoint's processor"
+                )
+            yield rows.cpu()
+
+    def read_frames(self, video: Video, plan: EncodingPlan, start: int, end: int) -> NDArray[np.uint8]:
+        """Decode and resize the frames of some groups."""
+        per_group = plan.layout.frames_per_group
+        frames = np.ascontiguousarray(video.read(plan.frame_indices[start * per_group : end * per_group]))
+        return self.resize(plan.modality, frames, plan.layout)
+
+    @staticmethod
+    def stretches(layout: FrameLayout, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cut groups `start` to `end` into runs that are encoded at a time."""
+        step = max(1, FRAMES_PER_STRETCH // layout.frames_per_group)
+        return ((first, min(first + step, end)) for first in range(start, end, step))
+
+    def refer(self, video: Video, frame_indices: Sequence[int], store: EmbeddingStore) -> MediaReference:
+        """Refer to an embedding of the given frames, making it if the store lacks it."""
+        return self._refer(video, self.plan(video, frame_indices), store)
+
+    def refer_image(self, image: Video, store: EmbeddingStore) -> MediaReference:
+        """Refer to an embedding of an image, making it if the store lacks it."""
+        return self._refer(image, self.plan_image(image), store)
+
+    def fingerprint(self, *, tower_only: bool = False) -> str:
+        """Fingerprint of the weights as they are now; remembered only while nothing may train them."""
+        prefixes = self._projector if tower_only else ()
+        if any(p.requires_grad for name, p in self.parts.named_parameters() if not name.startswith(prefixes)):
+            self._frozen_fingerprints.clear()
+            return encoder_fingerprint(self.parts, without=prefixes)
+        if tower_only not in self._frozen_fingerprints:
+            self._frozen_fingerprints[tower_only] = encoder_fingerprint(self.parts, without=prefixes)
+        return self._frozen_fingerprints[tower_only]
+
+    def _entry_key(self, key: EmbeddingKey, layout: FrameLayout) -> EmbeddingKey:
+        """The key of what the store keeps, which doesn't depend on the weights that are used behind it."""
+        content = self.content
+        if content == "smaller":
+            itemsize = next(self.parts.parameters()).dtype.itemsize
+            frame_bytes = layout.num_groups * layout.frames_per_group * layout.height * layout.width * 3
+            content = "frames" if frame_bytes < layout.num_tokens * self.embedding_width * itemsize else "embeddings"
+        if content == "features":
+            return replace(key, content=content, encoder_fingerprint=self.fingerprint(tower_only=True))
+        if content == "frames":
+            return replace(key, content=content, encoder_fingerprint="", dtype="uint8")
+        return key
+
+    def _refer(self, video: Video, plan: EncodingPlan, store: EmbeddingStore) -> MediaReference:
+        if not store.contains(plan.key):
+            with torch.no_grad():
+                store.put_chunks(plan.key, plan.num_rows, lambda: self.encode_groups(video, plan))
+        return plan.reference
+
+    @staticmethod
+    def _grouped(frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """Frames [F, H, W, 3] by groups, [G, F, H, W, 3]; an incomplete last group repeats its last frame."""
+        lacking = -len(frames) % layout.frames_per_group
+        filled = np.concatenate([frames, frames[-1:].repeat(lacking, axis=0)]) if lacking else frames
+        return torch.from_numpy(filled).unflatten(0, (-1, layout.frames_per_group))
+
+
+def transformer_operations(
+    num_patches: int, *, width: int, intermediate_size: int, depth: int, attended_patches: float, num_linears: int = 2
+) -> float:
+    """Floating-point operations of one pass of a vision transformer over a run of patches.
+
+    Two per weight and patch (four projections of attention, `num_linears` of the feed-forward layer), and four per
+    channel and pair of patches that attend to each other.
+    """
+    weights = 4 * width * width + num_linears * width * intermediate_size
+    return float(depth * num_patches * (2 * weights + 4 * width * attended_patches))

@@ -1,0 +1,94 @@
+"""The media of one step whose embeddings are made in the step, because the store keeps what comes before them.
+
+That is so where projector or tower are trained, and where frames are kept because they are smaller. Each medium is
+encoded once: the sampler and every pass over every row get the same embeddings. Rows are differentiated one after the
+other, so their gradients add up in the embeddings first, and then go through the encoder together, once.
+
+The embeddings of a step bear the name that the weights of that step give them and no other weights do, so a sampler
+that remembers by name never meets old ones.
+
+Shape legend: N embedding rows of a medium, D their width.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mrsp_engine.distributed.process_groups import SequenceGroup
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_encoder import EncodingPlan, FrameEncoder
+from mrsp_engine.encoding.parallel import encode_stored
+
+__all__ = ["HasEncoder", "StepMedia", "rename_plans"]
+
+
+class HasEncoder(Protocol):
+    """What is needed of a policy: the encoder that makes embeddings, none for text, and the store that keeps them."""
+
+    @property
+    def encoder(self) -> FrameEncoder | None:
+        """Encodes frames under the weights of this moment."""
+        ...
+
+    @property
+    def store(self) -> EmbeddingStore:
+        """Keeps what embeddings are made from, and lends them."""
+        ...
+
+
+def rename_plans(policy: HasEncoder, plans: Sequence[EncodingPlan]) -> list[EncodingPlan]:
+    """The same plans, with the names that the encoder's weights of this moment give the embeddings."""
+    if policy.encoder is None or not plans:
+        return []
+    fingerprint = policy.encoder.fingerprint()
+    return [replace(plan, embedding_key=replace(plan.embedding_key, encoder_fingerprint=fingerprint)) for plan in plans]
+
+
+class StepMedia:
+    """The embeddings of a step, made when the object is. Without plans nothing is ever done.
+
+    Args:
+        policy: Whose encoder makes the embeddings, and whose store holds what they are made from and lends them.
+        plans: What of, and under which names. Another policy than the one under training, such as the reference, may
+            be given the same plans: it then lends its own embeddings under the names that the step's prompts have.
+        group: The ranks that share the work; all of them do the same with this object.
+
+    Raises:
+        EngineError: The store has lost what an embedding is made from.
+    """
+
+    def __init__(self, policy: HasEncoder, plans: Sequence[EncodingPlan], group: SequenceGroup | None = None) -> None:
+        self._policy = policy
+        self.plans = tuple(plans)
+        self._group = group
+        self.encode()
+
+    def encode(self) -> None:
+        """Make the embeddings [N, D] anew under the same names, once the weights have changed within the step."""
+        self._made: dict[str, Tensor] = {}
+        encoder = self._policy.encoder
+        if encoder is not None and self.plans:
+            is_trained = any(parameter.requires_grad for parameter in encoder.parts.parameters())
+            with torch.set_grad_enabled(is_trained and torch.is_grad_enabled()):
+                self._made = encode_stored(encoder, self.plans, self._policy.store, self._group)
+        self._lent = {name: rows.detach().requires_grad_(rows.requires_grad) for name, rows in self._made.items()}
+
+    def lend(self, *, with_gradients: bool = False) -> AbstractContextManager[None]:
+        """Let the store hand the embeddings out within a `with` block, and collect their gradients if asked to."""
+        lent = self._lent if with_gradients else {name: rows.detach() for name, rows in self._lent.items()}
+        return self._policy.store.lend(lent)
+
+    def backward(self) -> None:
+        """Take the gradients that were collected through the encoder, on all ranks together."""
+        trained = [(rows, self._lent[name]) for name, rows in self._made.items() if rows.requires_grad]
+        if not trained:
+            return
+        # Without a gradient on this rank there may be one on another, and all have to take part.
+        gradients = [torch.zeros_like(lent) if lent.grad is None else lent.grad for _, lent in trained]
+        torch.autograd.backward([rows for rows, _ in trained], gradients)
+        for _, lent in trained:
+            lent.grad = None

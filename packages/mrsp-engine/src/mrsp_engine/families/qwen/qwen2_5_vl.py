@@ -1,0 +1,97 @@
+"""Qwen2.5-VL: a language model with three rotary axes, a windowed vision tower, and videos timed by their positions.
+
+The language model runs under the engine's attention (`attention.registration`), the vision tower under ordinary `sdpa`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from mrsp_engine.attention.registration import register_attention
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families.chat_prompts import MediaTokens
+from mrsp_engine.families.checkpoints import load_model, load_processor
+from mrsp_engine.families.language_policy import LanguagePolicy, check_token
+from mrsp_engine.families.qwen.vision import QwenVisionEncoder
+from mrsp_engine.positions import qwen2_5_vl_positions
+
+MODEL_TYPE = "qwen2_5_vl"
+VISION_ATTENTION = "sdpa"
+
+
+class Qwen25VlPolicy(LanguagePolicy):
+    """One Qwen2.5-VL model with its processor; see `Policy` for the members."""
+
+    name: ClassVar[str] = MODEL_TYPE
+    checkpoint_names = (("model.language_model.", "model."), ("model.visual.", "visual."))
+    encoder_prefixes = ("model.visual.",)
+
+    def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
+        encoder = QwenVisionEncoder(model, processor, self.name)
+        media = qwen_media_tokens(folder, model.config, processor.tokenizer)
+        placeholder_id = media["video"].placeholder_id
+
+        def positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
+            image_id = int(model.config.image_token_id)
+            return qwen2_5_vl_positions(
+                [placeholder_id if token == image_id else token for token in expanded_ids],  # placed alike
+                media,
+                placeholder_id=placeholder_id,
+                merge_size=encoder.merge_size,
+                tokens_per_second=model.config.vision_config.tokens_per_second,
+            )
+
+        super().__init__(
+            folder,
+            model,
+            processor,
+            processor.tokenizer,
+            store,
+            media=media,
+            positions=positions,
+            encoder=encoder,
+        )
+
+
+def qwen_media_tokens(folder: Path, config: Any, tokenizer: Any) -> dict[str, MediaTokens]:
+    """How models of the Qwen-VL series write media: a placeholder between two markers.
+
+    Raises:
+        EngineUsageError: The tokenizer isn't the model's.
+    """
+    start = check_token(folder, tokenizer, "<|vision_start|>", int(config.vision_start_token_id))
+    end = check_token(folder, tokenizer, "<|vision_end|>", int(config.vision_end_token_id))
+    placeholders = {
+        "video": check_token(folder, tokenizer, "<|video_pad|>", int(config.video_token_id)),
+        "image": check_token(folder, tokenizer, "<|image_pad|>", int(config.image_token_id)),
+    }
+    return {
+        modality: MediaTokens(part={"type": modality}, written=(start, placeholder, end), placeholder_id=placeholder)
+        for modality, placeholder in placeholders.items()
+    }
+
+
+class Qwen25VlFamily:
+    """Loads Qwen2.5-VL checkpoints."""
+
+    model_type = MODEL_TYPE
+
+    def load_policy(
+        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+    ) -> Qwen25VlPolicy:
+        """See `Family.load_policy`.
+
+        Raises:
+            EngineUsageError: The folder is not a complete Qwen2.5-VL checkpoint.
+        """
+        attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
+        model = load_model(
+            folder, MODEL_TYPE, model_class=Qwen2_5_VLForConditionalGeneration, dtype=dtype, attention=attention
+        )
+        processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen2_5_VLProcessor)
+        return Qwen25VlPolicy(folder, model.to(device).eval(), processor, store)

@@ -1,0 +1,116 @@
+"""Qwen3-VL: interleaved rotary axes, times written as text before every pair of frames, and DeepStack.
+
+DeepStack adds what middle layers of the vision tower saw to the first layers of the language model. The engine carries
+all of it side by side: embeddings are hidden size × (1 + levels) wide, with zeros behind those of text, so that rows of
+them are stored, split over ranks and differentiated like any others.
+
+A video is written as `<0.5 seconds><|vision_start|>…<|vision_end|><1.5 seconds><|vision_start|>…`, as the model was
+trained. Since version 5.10 transformers leaves a second pair of markers around all of that; the engine does not.
+
+Shape legend: B rows, S tokens, D hidden size, L levels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from mrsp_engine.attention.registration import register_attention
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families.chat_prompts import MediaTokens
+from mrsp_engine.families.checkpoints import load_model, load_processor
+from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.families.qwen.qwen2_5_vl import VISION_ATTENTION, qwen_media_tokens
+from mrsp_engine.families.qwen.vision import Qwen3VisionEncoder
+from mrsp_engine.positions import qwen3_vl_positions
+
+MODEL_TYPE = "qwen3_vl"
+
+
+class Qwen3VlPolicy(LanguagePolicy):
+    """One Qwen3-VL model with its processor; see `Policy` for the members."""
+
+    name: ClassVar[str] = MODEL_TYPE
+    encoder_prefixes = ("model.visual.",)
+
+    def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
+        self._num_levels = len(model.config.vision_config.deepstack_visual_indexes)
+        encoder = Qwen3VisionEncoder(model, processor, self.name)
+        media = qwen_media_tokens(folder, model.config, processor.tokenizer)
+        media["video"] = _timed_video(media["video"], processor.tokenizer)
+        placeholder_ids = {tokens.placeholder_id for tokens in media.values()}
+
+        def positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
+            return qwen3_vl_positions(
+                expanded_ids, media, placeholder_ids=placeholder_ids, merge_size=encoder.merge_size
+            )
+
+        super().__init__(
+            folder,
+            model,
+            processor,
+            processor.tokenizer,
+            store,
+            media=media,
+            positions=positions,
+            encoder=encoder,
+        )
+
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """See `Policy.embed_tokens`; [S] to [S, D × (1 + L)], zero behind the first D."""
+        embeddings = super().embed_tokens(token_ids)
+        return pad(embeddings, (0, embeddings.shape[-1] * self._num_levels))
+
+    def decoder_inputs(self, embeddings: Tensor) -> dict[str, Any]:
+        """See `Policy.decoder_inputs`; what stands behind the first D channels goes to the first L layers."""
+        first_BSD, *levels = embeddings.chunk(1 + self._num_levels, dim=-1)
+        return {
+            "inputs_embeds": first_BSD,
+            # Everywhere, since zeros are added to text: which rows are media need not be known here.
+            "visual_pos_masks": torch.ones(first_BSD.shape[:2], dtype=torch.bool, device=embeddings.device),
+            "deepstack_visual_embeds": [level.flatten(0, 1) for level in levels],
+        }
+
+
+def _timed_video(tokens: MediaTokens, tokenizer: Any) -> MediaTokens:
+    """Every temporal patch between markers of its own, behind its time."""
+    start, placeholder, end = tokens.written
+
+    def expand(medium: MediaReference) -> tuple[int, ...]:
+        rows = (placeholder,) * (medium.num_tokens // len(medium.grid_seconds))
+        expanded: list[int] = []
+        for seconds in medium.grid_seconds:
+            written = cast(list[int], tokenizer.encode(f"<{seconds:.1f} seconds>", add_special_tokens=False))
+            expanded += [*written, start, *rows, end]
+        return tuple(expanded)
+
+    # The sampler puts all of this in the place of a placeholder, so its prompt has no markers around that.
+    return MediaTokens(
+        part=tokens.part, written=tokens.written, placeholder_id=placeholder, expand=expand, sampled=(placeholder,)
+    )
+
+
+class Qwen3VlFamily:
+    """Loads Qwen3-VL checkpoints."""
+
+    model_type = MODEL_TYPE
+
+    def load_policy(
+        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+    ) -> Qwen3VlPolicy:
+        """See `Family.load_policy`.
+
+        Raises:
+            EngineUsageError: The folder is not a complete Qwen3-VL checkpoint.
+        """
+        attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
+        model = load_model(
+            folder, MODEL_TYPE, model_class=Qwen3VLForConditionalGeneration, dtype=dtype, attention=attention
+        )
+        processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen3VLProcessor)
+        return Qwen3VlPolicy(folder, model.to(device).eval(), processor, store)

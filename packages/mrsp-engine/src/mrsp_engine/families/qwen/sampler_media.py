@@ -1,0 +1,46 @@
+"""How videos and images of the Qwen-VL families are written into a sampler's request."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.families.sampler_media import StoredSamplerMedia
+
+
+class Qwen25VlSamplerMedia(StoredSamplerMedia):
+    """Videos with their grids and timing, on both of which positions depend, and images with their grids."""
+
+    limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 0}
+    placeholder_keys = ("video_token_id", "image_token_id")
+
+    def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
+        """See `SamplerMedia.data`."""
+        return {f"{modality}_embeds": torch.cat(list(embeddings))} | self.reference(modality, media)
+
+    def reference(self, modality: str, media: Sequence[MediaReference]) -> dict[str, Any]:
+        """See `StoredSamplerMedia.reference`."""
+        grids = {f"{modality}_grid_thw": torch.tensor([medium.grid_thw for medium in media])}
+        return grids | (self._timing(media) if modality == "video" else {})
+
+    def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        return {"second_per_grid_ts": torch.tensor([medium.seconds_per_grid for medium in media])}
+
+
+class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
+    """The same with the times that vLLM writes into the prompt, and with the levels of DeepStack in each row.
+
+    vLLM forgets DeepStack if it is told not to load the tower, so it loads it. It is never run, not even to measure.
+    """
+
+    limits: ClassVar[Mapping[str, int]] = {}
+    options: ClassVar[Mapping[str, Any]] = {"skip_mm_profiling": True}
+
+    def embedding_width(self, config: Mapping[str, Any]) -> int:
+        """See `SamplerMedia.embedding_width`."""
+        return super().embedding_width(config) * (1 + len(config["vision_config"]["deepstack_visual_indexes"]))
+
+    def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        return {"timestamps": [list(medium.grid_seconds) for medium in media]}

@@ -1,0 +1,256 @@
+"""The vision of Qwen2.5-VL and Qwen3-VL, as the checkpoint's own processors and tower make it.
+
+Both cut two frames into patches at a time and merge two by two of these. They differ in how large a frame may be (the
+pixels of a frame, or those of a whole video), and Qwen3-VL's tower also gives what its middle layers saw (DeepStack,
+arXiv 2406.04334), which is stored beside the rest: a row is then hidden size × (1 + levels) wide.
+
+The projector is the tower's mergers. They stand inside it, and Qwen2.5-VL's tower puts back the order of windows only
+behind them. So features are what the tower gives with its mergers passing on what they are given: the rows are then in
+the order of the embeddings, whatever the tower does, and merging them later is a function of each row alone.
+
+Shape legend: F frames, G groups, N embedding rows, D hidden size (times 1 + levels), T embedding rows of a group, C
+what a merger joins into one row (times 1 + levels).
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import SizeDict
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize as resize_frame
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as resize_video
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
+from mrsp_engine.errors import EngineUsageError
+
+__all__ = ["Qwen3VisionEncoder", "QwenVisionEncoder"]
+
+TOKEN_SHARE_FOR_VIDEO = 0.9
+"""Part of the processor's `max_video_tokens` that Qwen2.5-VL's per-frame cap distributes over the frames."""
+
+
+class QwenVisionEncoder(FrameEncoder):
+    """Encodes with Qwen2.5-VL's tower.
+
+    Args:
+        model: The Hugging Face model, for its public feature methods and its tower.
+        processor: The checkpoint's processor.
+        family: Name that goes into the key.
+    """
+
+    def __init__(self, model: Any, processor: Any, family: str) -> None:
+        self._model = model
+        self._tower = model.model.visual
+        self._videos: Any = processor.video_processor
+        self._images: Any = processor.image_processor
+        settings = {"video": self._videos.to_dict(), "image": self._images.to_dict()}
+        super().__init__(self._tower, family, settings, projector=("merger.", "deepstack_merger_list."))
+
+    @property
+    def merge_size(self) -> int:
+        """Patches per side that the tower merges into one embedding."""
+        return int(self._videos.merge_size)
+
+    def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
+        """See `FrameEncoder.lay_out`."""
+        processor = self._videos if modality == "video" else self._images
+        temporal, patch = int(processor.temporal_patch_size), int(processor.patch_size)
+        height, width = self._resized(modality, height, width, len(seconds))
+        grid_thw = (-(-len(seconds) // temporal), height // patch, width // patch)
+        num_patches = grid_thw[1] * grid_thw[2]
+        return FrameLayout(
+            height=height,
+            width=width,
+            grid_thw=grid_thw,
+            num_tokens=grid_thw[0] * num_patches // self.merge_size**2,
+            frames_per_group=temporal if modality == "video" else 1,  # an image's processor repeats it
+            num_groups=grid_thw[0],
+            operations_per_group=self._operations(num_patches),
+            seconds_per_grid=_seconds_per_grid(seconds, temporal) if modality == "video" else 1.0,
+            grid_seconds=self._grid_seconds(seconds, temporal) if modality == "video" else (),
+        )
+
+    def resize(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> NDArray[np.uint8]:
+        """See `FrameEncoder.resize`; the size depends on the length of the whole video, so the plan's is taken."""
+        processor, resize = (
+            (self._videos, BaseVideoProcessor.resize)
+            if modality == "video"
+            else (self._images, TorchvisionBackend.resize)
+        )
+        if not processor.do_resize:
+            return frames
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        size = SizeDict(height=layout.height, width=layout.width)
+        resized: Tensor = resize(processor, pixels, size, resample=processor.resample)
+        return cast(NDArray[np.uint8], resized.permute(0, 2, 3, 1).contiguous().numpy())
+
+    def extract(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
+        """See `FrameEncoder.extract`. An odd number of frames is completed by repeating the last."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        options: dict[str, Any] = {
+            "do_resize": False,
+            "input_data_format": "channels_first",
+            "return_tensors": "pt",
+        }
+        if modality == "image":
+            inputs = self._images(images=list(pixels), **options)
+            values, grids, encode = inputs["pixel_values"], inputs["image_grid_thw"], self._model.get_image_features
+        else:
+            inputs = self._videos(videos=[pixels], do_sample_frames=False, **options)
+            values, grids = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+            encode = self._model.get_video_features
+        with ExitStack() as bypasses:
+            for merger in self._mergers:
+                bypasses.enter_context(_bypassed(merger, self.merge_size**2))
+            features = encode(values.to(self._tower.device), grids.to(self._tower.device))
+        rows_NC = torch.cat(self._levels(features), dim=1)
+        return rows_NC.unflatten(0, (-1, layout.num_tokens // layout.num_groups))
+
+    def project(self, modality: str, features: Tensor, layout: FrameLayout) -> Tensor:
+        """See `FrameEncoder.project`."""
+        levels = features.flatten(0, 1).chunk(len(self._mergers), dim=1)
+        patches = (level.unflatten(1, (self.merge_size**2, -1)).flatten(0, 1) for level in levels)
+        return torch.cat([merger(of_level) for merger, of_level in zip(self._mergers, patches, strict=True)], dim=1)
+
+    @property
+    def embedding_width(self) -> int:
+        """See `FrameEncoder.embedding_width`."""
+        return int(self._tower.config.out_hidden_size) * len(self._mergers)
+
+    @property
+    def _mergers(self) -> list[Callable[[Tensor], Tensor]]:
+        """The mergers, in the order in which what they make stands side by side."""
+        return [self._tower.merger]
+
+    def _levels(self, features: Any) -> list[Tensor]:
+        """What each merger gave, [N, …]."""
+        return [torch.cat(list(features.pooler_output))]
+
+    def _operations(self, num_patches: int) -> float:
+        config = self._tower.config
+        window = (int(config.window_size) // int(config.patch_size)) ** 2
+        share = len(config.fullatt_block_indexes) / int(config.depth)  # layers in which all patches attend to all
+        return transformer_operations(
+            num_patches,
+            width=int(config.hidden_size),
+            intermediate_size=int(config.intermediate_size),
+            depth=int(config.depth),
+            attended_patches=share * num_patches + (1 - share) * min(window, num_patches),
+            num_linears=3,
+        )
+
+    def _resized(self, modality: str, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """Size of a frame as the tower sees it."""
+        processor = self._videos if modality == "video" else self._images
+        factor = int(processor.patch_size) * self.merge_size
+        if not processor.do_resize:
+            if height % factor or width % factor:
+                raise EngineUsageError(
+                    f"frames of {height}×{width}: the checkpoint's processor doesn't resize and needs multiples of "
+                    f"{factor}; set do_resize in its processor_config.json"
+                )
+            return height, width
+        try:
+            if modality == "video":
+                return self._video_size(height, width, factor, num_frames)
+            smallest, largest = int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])
+            return resize_frame(height, width, factor=factor, min_pixels=smallest, max_pixels=largest)
+        except ValueError as error:
+            raise EngineUsageError(f"frames of {height}×{width} can't be resized: {error}") from error
+
+    def _video_size(self, height: int, width: int, factor: int, num_frames: int) -> tuple[int, int]:
+        """By the pixels that one frame may keep, in a video of `num_frames`."""
+        processor = self._videos
+        smallest, largest = int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])
+        if getattr(processor, "cap_pixels_per_frame", None):
+            all_pixels = int(processor.max_video_tokens * factor * factor * TOKEN_SHARE_FOR_VIDEO)
+            share = all_pixels * int(processor.temporal_patch_size) // num_frames
+            largest = max(min(largest, share), int(smallest * 1.05))
+        return resize_frame(height, width, factor=factor, min_pixels=smallest, max_pixels=largest)
+
+    def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
+        return ()
+
+
+class Qwen3VisionEncoder(QwenVisionEncoder):
+    """Encodes with Qwen3-VL's tower, the levels of DeepStack included."""
+
+    @property
+    def _mergers(self) -> list[Callable[[Tensor], Tensor]]:
+        return [self._tower.merger, *self._tower.deepstack_merger_list]
+
+    def _levels(self, features: Any) -> list[Tensor]:
+        return [*super()._levels(features), *(torch.cat(list(level)) for level in features.deepstack_features)]
+
+    def _operations(self, num_patches: int) -> float:
+        config = self._tower.config
+        return transformer_operations(
+            num_patches,
+            width=int(config.hidden_size),
+            intermediate_size=int(config.intermediate_size),
+            depth=int(config.depth),
+            attended_patches=num_patches,
+        )
+
+    def _video_size(self, height: int, width: int, factor: int, num_frames: int) -> tuple[int, int]:
+        """By the pixels that all frames may keep together."""
+        processor = self._videos
+        temporal = int(processor.temporal_patch_size)
+        num_frames = max(num_frames, temporal)  # a single frame is repeated
+        smallest, largest = int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])
+        if getattr(processor, "cap_pixels_per_frame", None):
+            share = min(int(processor.max_video_tokens) * factor * factor, largest // num_frames)
+            largest = max(share, int(smallest * 1.05)) * num_frames
+        return resize_video(
+            num_frames,
+            height,
+            width,
+            temporal_factor=temporal,
+            factor=factor,
+            min_pixels=smallest,
+            max_pixels=largest,
+        )
+
+    def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
+        """The middle between the first and the last frame of every patch, the last frame repeated where one lacks."""
+        filled = [*seconds, *[seconds[-1]] * (-len(seconds) % temporal_patch_size)]
+        return tuple(
+            (filled[first] + filled[first + temporal_patch_size - 1]) / 2
+            for first in range(0, len(filled), temporal_patch_size)
+        )
+
+
+@contextmanager
+def _bypassed(merger: Any, num_joined: int) -> Generator[None]:
+    """Within the block, let a merger give its input, the patches of a row side by side, and compute nothing."""
+    given: list[Tensor] = []
+
+    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given.append(inputs[0])
+        return (inputs[0][:num_joined],)  # it must be called with something
+
+    def give(*_: Any) -> Tensor:
+        return given.pop().unflatten(0, (-1, num_joined)).flatten(1)
+
+    handles = [merger.register_forward_pre_hook(take), merger.register_forward_hook(give)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _seconds_per_grid(seconds: Sequence[float], temporal_patch_size: int) -> float:
+    """Mean seconds between temporal patches, rounded to float32 as the sampler will round it.
+
+    A single frame has no interval and only one temporal position; one second per frame is assumed.
+    """
+    intervals = len(seconds) - 1
+    mean_interval = (seconds[-1] - seconds[0]) / intervals if intervals else 1.0
+    return float(np.float32(mean_interval * temporal_patch_size))

