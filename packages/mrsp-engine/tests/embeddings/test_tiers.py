@@ -208,7 +208,7 @@ import logging, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[2])
-from test_store_tiers import key, rows
+from test_tiers import key, rows
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineError
 logging.basicConfig(format="%(message)s", stream=sys.stderr)

@@ -58,7 +58,7 @@ class Judge:
 @pytest.fixture
 def judge(tmp_path: Path) -> Iterator[Judge]:
     log = tmp_path / "answered.log"
-    program = Path(__file__).with_name("answering_server.py")
+    program = Path(__file__).parents[1] / "answering_server.py"
     with subprocess.Popen([sys.executable, program, log], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield Judge(log, process.stdout.readline().strip())
