@@ -17,19 +17,21 @@ from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
+from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import Question, build_question_prompt, longest_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
-from longrl_trainer.rl.update import update_policy
+from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import create_optimizer, open_engine, open_policy, open_training_policy
 from longrl_trainer.training.optimizer import warmup_learning_rate
 from longrl_trainer.training.ranks import join_ranks
+from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
@@ -79,7 +81,16 @@ def train_grpo(
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
-    reference = open_policy(config.model, config.dtype) if config.kl_coefficient else None
+    objective = build_objective(config)
+    update = PolicyUpdate(
+        policy=policy,
+        optimizer=optimizer,
+        objective=objective,
+        scoring=RowScoring.of(config, ranks, temperature=config.temperature),
+        reference=open_policy(config.model, config.dtype) if objective.needs_reference else None,
+        num_updates=config.updates_per_batch,
+        max_logprob_gap=config.max_logprob_gap,
+    )
     start_folder = run.checkpoint.model_folder if run.checkpoint else config.model.folder
 
     with (
@@ -110,17 +121,17 @@ def train_grpo(
                     for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
                     if not isinstance(outcome, Refusal)
                 ]
-                groups = judge_groups(answered, rewards=rewards, advantage=config.advantage, ranks=ranks)
+                groups = judge_groups(answered, rewards=rewards, objective=objective, ranks=ranks)
                 refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
                 if not groups:
                     raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
-                update = update_policy(policy, optimizer, groups, config, learning_rate, media, reference, ranks)
+                statistics = update.run(groups, media, learning_rate)
             with clock("sync"):
                 sampler.update_weights(policy)
 
-            measured = rollout_metrics(groups) | update.metrics() | {"learning_rate": learning_rate}
+            measured = rollout_metrics(groups) | statistics.metrics() | {"learning_rate": learning_rate}
             measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in refusals))
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})

@@ -24,8 +24,8 @@ from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import create_optimizer, open_training_policy
 from longrl_trainer.training.optimizer import cosine_learning_rate
-from longrl_trainer.training.ranks import Ranks, join_ranks
-from longrl_trainer.training.scoring import plan_rows, score_row
+from longrl_trainer.training.ranks import join_ranks
+from longrl_trainer.training.scoring import RowScoring
 from longvideo_reason_data.records.answers import LETTERS, format_prompt, format_response
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
@@ -67,6 +67,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
     run.save_questions(questions.report())
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
+    scoring = RowScoring.of(config, ranks)
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
     num_steps = config.epochs * steps_per_epoch
@@ -84,7 +85,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
             shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
             with media.lend(with_gradients=True):
-                loss = take_gradients(policy, groups, config, ranks)
+                loss = take_gradients(policy, groups, scoring)
             media.backward()
             ranks.sum_gradients(policy.model)
             learning_rate = cosine_learning_rate(
@@ -141,12 +142,12 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
     return _chunks(rows, config.rows_per_step)
 
 
-def take_gradients(policy: Policy, groups: Sequence[PromptGroup], config: SftConfig, ranks: Ranks) -> float:
+def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowScoring) -> float:
     """The gradients of a step's loss, row by row; returns the loss, the mean over all response tokens."""
     num_tokens = sum(map(count_scored_tokens, groups))
     loss = 0.0
-    for row in plan_rows(groups, config):
-        scores = score_row(policy, [groups[index] for index in row], config, ranks)
+    for row in scoring.plan(groups):
+        scores = scoring.score(policy, [groups[index] for index in row])
         row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
         row_loss.backward()
         loss += row_loss.item()

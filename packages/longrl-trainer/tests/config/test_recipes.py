@@ -97,3 +97,11 @@ def test_the_first_difference_names_the_key_and_both_values():
         first_difference(old, old | {"model": {"folder": "b", "store": "s"}}) == 'model.folder was "a" and is now "b"'
     )
     assert first_difference(old, {"steps": 3, "model": old["model"]}) == "same was [1] and is now null"
+
+
+def test_a_reward_may_have_a_table_of_its_own(tmp_path):
+    table = GOOD.replace("answer = 1", "answer = 1\n[rewards.judge]\nweight = 0.5\nserver = 'x'")
+    config = load_recipe(write(tmp_path, table), GrpoConfig)
+    assert config.rewards == {"answer": 1.0, "judge": {"weight": 0.5, "server": "x"}}
+    with pytest.raises(TrainerUsageError, match=r"toml: rewards\.judge\.weight: missing; this setting"):
+        load_recipe(write(tmp_path, table.replace("weight = 0.5\n", "")), GrpoConfig)

@@ -1,17 +1,19 @@
 """Rewards: one grammar, nothing for an empty shell, no zero for a verifier that failed."""
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 import pytest
+from pydantic import BaseModel, Field
 
-from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.objectives.advantages import group_advantages
 from longrl_trainer.rewards import registry
 from longrl_trainer.rewards.answer import AnswerReward
-from longrl_trainer.rewards.base import RewardResult, RewardStatus
+from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
 from longrl_trainer.rewards.format import FormatReward
-from longrl_trainer.rewards.registry import load_rewards, score_response
+from longrl_trainer.rewards.registry import WeightedReward, load_rewards, score_responses
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split
 
 CHOICE = QuestionRecord(
@@ -31,6 +33,11 @@ CHOICE = QuestionRecord(
 )
 OPEN = CHOICE.model_copy(update={"options": (), "answer": "to the right"})
 GOOD = "<think>It rolls right.</think><answer>B</answer>"
+
+
+def totals_of(rewards: list[WeightedReward], *texts: str) -> list[float | None]:
+    requests = [RewardRequest(response_text=text, finished=True, record=CHOICE) for text in texts]
+    return [score.total for score in score_responses(rewards, requests)]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +67,7 @@ def test_a_question_without_options_is_not_judged_rather_than_wrong():
 
 def test_weights_are_those_of_the_recipe():
     rewards = load_rewards({"answer": 0.9, "format": 0.1})
-    totals = [
-        score_response(rewards, text, finished=True, record=CHOICE).total
-        for text in (GOOD, "<answer>B</answer>", "<think>x</think><answer>A</answer>", "what")
-    ]
+    totals = totals_of(rewards, GOOD, "<answer>B</answer>", "<think>x</think><answer>A</answer>", "what")
     assert totals == pytest.approx([1.0, 0.9, 0.1, 0.0])
 
 
@@ -75,9 +79,9 @@ class FailingJudge:
 
 
 def test_a_failed_judge_leaves_the_response_out_of_its_group():
-    rewards = [*load_rewards({"format": 1.0}), registry.WeightedReward(name="judge", reward=FailingJudge(), weight=1.0)]
+    rewards = [*load_rewards({"format": 1.0}), WeightedReward(name="judge", reward=FailingJudge(), weight=1.0)]
     texts = ["<think>right</think><answer>B</answer>", "<think>x</think><answer>B</answer>", "nothing"]
-    totals = [score_response(rewards, text, finished=True, record=CHOICE).total for text in texts]
+    totals = totals_of(rewards, *texts)
     assert totals == [None, 1.5, 0.5]
     assert group_advantages(totals, "dr_grpo") == [None, 0.5, -0.5]
 
@@ -95,3 +99,81 @@ def test_a_reward_whose_package_is_missing_is_one_line(monkeypatch):
     monkeypatch.setattr(registry, "known_rewards", lambda: {"broken": broken})
     with pytest.raises(TrainerUsageError, match=r"rewards\.broken: cannot be loaded from no_such_package:Reward"):
         load_rewards({"broken": 1.0})
+
+
+class LengthReward:
+    """1 for up to a number of words; judges all responses at once and remembers how many."""
+
+    class Settings(BaseModel):
+        """How long a response may be."""
+
+        most_words: int = Field(ge=1)
+        unit: str = "words"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.batches: list[int] = []
+
+    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        self.batches.append(len(requests))
+        return [
+            RewardResult(
+                value=float(len(request.response_text.split()) <= self.settings.most_words), status=RewardStatus.OK
+            )
+            for request in requests
+        ]
+
+
+@pytest.fixture
+def with_length(monkeypatch):
+    own = EntryPoint(name="length", value="here:LengthReward", group=registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda entry_point: globals()[entry_point.attr], raising=True)
+    monkeypatch.setattr(registry, "known_rewards", lambda: {"length": own, "format": _named("FormatReward")})
+
+
+def _named(name: str) -> EntryPoint:
+    return EntryPoint(name="format", value=f"here:{name}", group=registry.ENTRY_POINT_GROUP)
+
+
+def test_a_reward_has_settings_and_judges_all_responses_of_a_step_at_once(with_length):
+    rewards = load_rewards({"length": {"weight": 0.5, "most_words": 2}, "format": 0.25})
+    assert totals_of(rewards, "two words", "now three words", GOOD) == [0.5, 0.0, 0.75 - 0.5]
+    assert rewards[0].reward.batches == [3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"weight": 1.0}, r"rewards\.length\.most_words: Field required; known here: weight, most_words, unit"),
+        ({"weight": 1.0, "most_words": 2, "unitt": "x"}, r"rewards\.length\.unitt: .*not permitted; known here"),
+        ({"weight": 1.0, "most_words": 0}, r"rewards\.length\.most_words: .*greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings_of_a_reward_are_one_line(with_length, settings, line):
+    with pytest.raises(TrainerUsageError, match=line):
+        load_rewards({"length": settings})
+    with pytest.raises(TrainerUsageError, match=r"rewards\.format\.strict: this reward has no settings but weight"):
+        load_rewards({"format": {"weight": 1.0, "strict": True}})
+
+
+class Faulty:
+    def __init__(self, results: object) -> None:
+        self.results = results
+
+    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        if isinstance(self.results, Exception):
+            raise self.results
+        return self.results  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("results", "line"),
+    [
+        (ConnectionError("refused"), r"rewards\.judge: failed \(ConnectionError: refused\)"),
+        ([], r"rewards\.judge: gave 0 results for 2 responses"),
+        ([RewardResult(value=float("nan"), status=RewardStatus.OK)] * 2, r"rewards\.judge: gave nan, expected"),
+    ],
+)
+def test_a_reward_that_fails_is_named_in_one_line(results, line):
+    with pytest.raises(TrainerError, match=line):
+        totals_of([WeightedReward(name="judge", reward=Faulty(results), weight=1.0)], "a", "b")

@@ -72,6 +72,10 @@ class SamplerSection(Section):
     """Responses that vLLM writes at the same time."""
 
 
+RewardSettings = dict[str, bool | int | float | str]
+"""A reward's weight and its own settings, which only the reward itself knows."""
+
+
 class ParallelSection(Section):
     """How the processes that torchrun starts divide a row; what isn't set is chosen for every row."""
 

@@ -5,10 +5,11 @@ rewards are installed) is checked where it is used. Paths are relative to the fo
 nothing heavy, so that a command can show its settings at once.
 """
 
+import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from longrl_trainer.config.sections import (
     AdvantageName,
@@ -18,6 +19,7 @@ from longrl_trainer.config.sections import (
     ModelSection,
     OptimizerName,
     ParallelSection,
+    RewardSettings,
     SamplerSection,
     Section,
     StoredName,
@@ -108,13 +110,25 @@ class GrpoConfig(TrainingConfig):
     """What a response counts in the loss: by its tokens, all the same, or by tokens over a constant."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the starting model; 0 needs no reference pass."""
-    rewards: dict[str, float] = Field(default={"answer": 0.9, "format": 0.1})
-    """Reward names and their weights."""
+    rewards: dict[str, float | RewardSettings] = Field(default={"answer": 0.9, "format": 0.1})
+    """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
     max_logprob_gap: float = Field(default=1e-3, gt=0)
     """The run stops when sampler and trainer disagree by more (mean absolute log-probability); bfloat16 needs more."""
     journal_groups: int = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
     sampler: SamplerSection = SamplerSection()
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _weighed(cls, rewards: object) -> object:
+        for name, entry in rewards.items() if isinstance(rewards, dict) else ():
+            if isinstance(entry, dict) and "weight" not in entry:
+                raise ValueError(f"rewards.{name}.weight: missing; this setting has no default")
+            weight = entry["weight"] if isinstance(entry, dict) else entry
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                where = f"rewards.{name}.weight" if isinstance(entry, dict) else f"rewards.{name}"
+                raise ValueError(f"{where}: got {json.dumps(weight, default=str)}, expected: number")
+        return rewards
 
 
 class EvaluateConfig(Section):

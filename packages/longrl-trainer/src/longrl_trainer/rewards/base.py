@@ -1,12 +1,13 @@
-"""What a reward is: a judgement of one response.
+"""What a reward is: a judgement of responses, one by one or all of a step together.
 
 A reward that can't judge (its judge is unreachable, the question is of a kind it doesn't know) returns no value. Such
 a response is left out of its group; it is never scored 0, which would teach the model that it was wrong.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from longvideo_reason_data.records.record import QuestionRecord
 
@@ -33,9 +34,33 @@ class RewardResult:
     status: RewardStatus
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardRequest:
+    """One response to be judged."""
+
+    response_text: str
+    finished: bool
+    """Whether the model ended it itself."""
+    record: QuestionRecord
+    """The question that it answers."""
+
+
 class Reward(Protocol):
-    """What an entry point in the group `longrl_trainer.rewards` provides: a class without arguments with this shape."""
+    """What an entry point in the group `longrl_trainer.rewards` provides: a class with this shape.
+
+    It is made without arguments. One with settings of its own has them as a nested pydantic model called `Settings` and
+    is made with them; recipes then give them beside the weight.
+    """
 
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
         """Judge one response; `finished` tells whether the model ended it itself."""
+        ...
+
+
+@runtime_checkable
+class BatchReward(Protocol):
+    """A reward that judges all responses of a step together, such as one that asks a server for many at once."""
+
+    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        """Judge responses, one result each, in their order."""
         ...
