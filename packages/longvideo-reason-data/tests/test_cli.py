@@ -86,7 +86,80 @@ def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None
     assert "is missing" in broken.stdout
 
 
-@pytest.mark.parametrize("name", ["timeline", "build", "filter", "check", "stats"])
+def build_with(server: Any, films: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return in_process(
+        *("build", "--videos", films, "--output", output, "--base-url", server.base_url, "--model", "model"),
+        *("--first-wait-seconds", "0.01", "--filters.num-samples", "2", "--filters.conditions", "blind", "full", *more),
+    )
+
+
+def test_a_dataset_states_how_its_models_were_really_asked(server: Any, films: Path, tmp_path: Path) -> None:
+    """A server with a temperature of its own that takes no seed and two pictures at most."""
+
+    def fail(body: dict[str, Any], times: int) -> Any:
+        num_pictures = json.dumps(body).count('"image_url", "image_url"')
+        words = (
+            "temperature must be 1"
+            if "temperature" in body
+            else "Unsupported parameter: 'seed'"
+            if "seed" in body
+            else f"At most 2 image(s) may be provided in one prompt, {num_pictures} given."
+        )
+        is_wrong = "temperature" in body or "seed" in body or num_pictures > 2
+        return (400, {}, json.dumps({"error": {"message": words}}).encode()) if is_wrong else None
+
+    server.fail = fail
+    built = build_with(server, films, tmp_path / "dataset")
+    assert built.returncode == 0, built.stderr
+    manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
+    assert manifest["kept"]["questions"] == 8
+    asked = manifest["adaptations"]["model"]
+    assert asked["with at most 2 pictures, evenly spread"] == 2 + 8 * 2
+    assert asked["without temperature"] == manifest["calls"]["made"] == len(server.answered)
+    assert manifest["calls"]["failed"]["rejected"] == len(server.bodies) - len(server.answered)
+    assert "asked: model with at most 2 pictures, evenly spread" in built.stdout
+
+    again = build_with(server, films, tmp_path / "dataset")
+    assert again.returncode == 0
+    resumed = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
+    assert (resumed["calls"]["made"], resumed["adaptations"]) == (0, manifest["adaptations"])
+    assert resumed["dataset_hash"] == manifest["dataset_hash"]
+
+
+def test_a_server_that_rejects_everything_ends_the_build_and_loses_nothing(
+    server: Any, films: Path, tmp_path: Path
+) -> None:
+    server.fail = lambda body, times: (400, {}, b'{"error": {"message": "logit_bias not supported"}}')
+    failed(build_with(server, films, tmp_path / "dataset"), 1, "logit_bias not supported")
+    assert len(server.bodies) < 10
+    server.fail = lambda body, times: None
+    built = build_with(server, films, tmp_path / "dataset")
+    assert (built.returncode, "questions: 8 of 8 kept" in built.stdout) == (0, True)
+
+
+def test_a_build_that_keeps_nothing_fails_and_says_why(server: Any, films: Path, tmp_path: Path) -> None:
+    thinking = {"finish_reason": "length", "message": {"content": "", "reasoning_content": "hm"}}
+    server.reply = lambda body: thinking
+    built = build_with(server, films, tmp_path / "dataset")
+    failed(built, 1, "none of 8 questions was kept: 8 times no captions; 2 times the description of a segment")
+    assert "raise --captions.max-tokens" in built.stderr
+    dropped = json.loads((tmp_path / "dataset" / "dropped.jsonl").read_text().splitlines()[0])
+    assert (dropped["reason"], "raise max_tokens" in dropped["detail"]) == ("caption_only_reasoning", True)
+
+
+def test_a_filter_that_keeps_nothing_fails_and_says_why(server: Any, films: Path, tmp_path: Path) -> None:
+    assert build_with(server, films, tmp_path / "dataset", "--filter", "none").returncode == 0
+    told = (*("--base-url", server.base_url, "--model", "model", "--num-samples", "2", "--conditions"), "blind", "full")
+    server.reply = lambda body: {"finish_reason": "length", "message": {"content": "", "reasoning": "hm"}}
+    failed(in_process("filter", tmp_path / "dataset", *told), 1, "8 times unmeasured (blind: 2 only_reasoning of 2")
+    for path in ("records.parquet", "unfiltered.parquet", "filters.json"):
+        assert (tmp_path / "dataset" / path).exists()
+
+
+COMMANDS = ["timeline", "build", "filter", "check", "stats", "view", "export", "import"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(name: str) -> None:
     result = in_process(name, "--help")
     assert result.returncode == 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from longvideo_reason_data.commands.filter import print_filtered
+from longvideo_reason_data.commands.filter import print_adaptations, report_filtered
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.generation.settings import BuildSettings, Engine
@@ -69,6 +69,7 @@ def build(
     from longvideo_reason_data.filtering.by_answers import FilterModels
     from longvideo_reason_data.pipeline.build import build as build_dataset
     from longvideo_reason_data.pipeline.filter import filter_folder
+    from longvideo_reason_data.pipeline.losses import read_dropped, refuse_empty
     from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
 
     # What the filters can't work with is refused before anything is paid for.
@@ -93,6 +94,8 @@ def build(
         engine=engine,
     )
     _print_built(output, manifest)
+    num_questions, num_kept = manifest["input"]["questions"], manifest["kept"]["questions"]
+    refuse_empty(output, num_questions, num_kept, read_dropped(output))
     if filter == "none":
         return
     manifest = filter_folder(
@@ -107,7 +110,7 @@ def build(
         seed=settings.seed,
         engine=engine,
     )
-    print_filtered(output, manifest)
+    report_filtered(output, manifest)
 
 
 def _print_built(output: Path, manifest: Mapping[str, Any]) -> None:
@@ -117,5 +120,6 @@ def _print_built(output: Path, manifest: Mapping[str, Any]) -> None:
         dropped = manifest["stages"][stage]["dropped"]
         reasons = f" ({', '.join(f'{reason} {number}' for reason, number in dropped.items())})" if dropped else ""
         console.print(f"{stage}: {manifest['kept'][stage]} of {count} kept{reasons}", highlight=False, soft_wrap=True)
+    print_adaptations(manifest)
     calls = manifest["calls"]
     console.print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}")

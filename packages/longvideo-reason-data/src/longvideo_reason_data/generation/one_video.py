@@ -26,7 +26,16 @@ from longvideo_reason_data.records.drafts import QuestionDraft
 from longvideo_reason_data.records.record import Skill
 
 # These end the same way when they are tried again; after any other, a later run may have more luck.
-_LASTING = frozenset({Outcome.ANSWERED, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.INVALID, Outcome.DAMAGED_INPUT})
+_LASTING = frozenset(
+    {
+        Outcome.ANSWERED,
+        Outcome.TRUNCATED,
+        Outcome.ONLY_REASONING,
+        Outcome.REFUSED,
+        Outcome.INVALID,
+        Outcome.DAMAGED_INPUT,
+    }
+)
 
 _QUESTION_REPEATED = "question_repeated"
 _NO_CAPTIONS = "no_captions"

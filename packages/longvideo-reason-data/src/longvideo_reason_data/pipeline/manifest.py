@@ -70,6 +70,7 @@ def make_manifest(
             "cached": spent.num_cached + num_resumed,
             "failed": dict(spent.num_failed),
         },
+        "adaptations": {model: dict(counts) for model, counts in spent.adaptations.items()},
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,
