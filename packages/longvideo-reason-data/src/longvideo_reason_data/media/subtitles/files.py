@@ -1,4 +1,4 @@
-"""Which files hold the subtitles of a video, and in which encoding.
+"""Which files hold the subtitles of a video.
 
 A subtitle file has the name of its video, `film.mp4`: `film.srt`, `film.mp4.srt`, `film.en.srt`, `film.en.forced.srt`,
 `film.zh-Hans-en.vtt`, with an ending in any case. Of several, the first is taken: a folder that was named before the
@@ -8,11 +8,8 @@ order below. JSON, as LongVideoBench has it (`film_en.json`), counts in a folder
 videos JSON is mostly something else.
 """
 
-import codecs
 import re
 from pathlib import Path
-
-from chardet import EncodingEra, detect
 
 from longvideo_reason_data.media.video_file import VIDEO_SUFFIXES
 
@@ -20,7 +17,6 @@ _SUFFIXES = (".srt", ".vtt", ".ass", ".ssa", ".json")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
 _FOR_THE_DEAF = frozenset({"sdh", "cc", "hi"})
 _FLAGS = frozenset({"forced", "default", "auto", "orig"}) | _FOR_THE_DEAF
-_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _Rank = tuple[bool, bool, bool, tuple[str, ...], int, str]
 
@@ -34,30 +30,6 @@ def find_subtitle_files(video: Path, folder: Path | None = None) -> list[Path]:
     """
     named = [] if folder is None else _in_folder(video, folder, with_json=True)
     return named + [path for path in _in_folder(video, video.parent, with_json=False) if path not in named]
-
-
-def decode_text(content: bytes) -> tuple[str, str | None]:
-    """Turn the bytes of a text file into text.
-
-    Returns:
-        The text without a byte order mark; and the name of its encoding, when it had to be guessed from the letters.
-
-    Raises:
-        UnicodeError: When it is no text.
-    """
-    for mark, name in zip(_MARKS, ("utf-8-sig", "utf-32", "utf-32", "utf-16", "utf-16"), strict=True):
-        if content.startswith(mark):
-            return content.decode(name), None
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text:  # as in UTF-16 without its mark
-        return text, None
-    guessed = detect(content, encoding_era=EncodingEra.MODERN_WEB, prefer_superset=True)["encoding"]
-    if guessed is None:
-        raise UnicodeError("no encoding of text fits its bytes")
-    return content.decode(guessed), guessed
 
 
 def _in_folder(video: Path, folder: Path, *, with_json: bool) -> list[Path]:

@@ -18,7 +18,7 @@ from av.stream import Discard
 from av.subtitles.subtitle import AssSubtitle
 
 from longvideo_reason_data.media.subtitles.cues import Cue, ShownLines, make_cues
-from longvideo_reason_data.media.subtitles.files import decode_text, find_subtitle_files
+from longvideo_reason_data.media.subtitles.files import find_subtitle_files
 from longvideo_reason_data.media.subtitles.timed_text import (
     NotTimedTextError,
     TimedText,
@@ -26,6 +26,7 @@ from longvideo_reason_data.media.subtitles.timed_text import (
     read_timed_text,
 )
 from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.text_encodings import decode_text
 
 _TEXT_CODECS = frozenset({"subrip", "srt", "webvtt", "mov_text", "ass", "ssa", "text"})
 _SUBSTATION = re.compile(r"^\s*\[(?:Script Info|Events)\]", re.IGNORECASE | re.MULTILINE)
