@@ -62,7 +62,8 @@ def build(
         judge: Name of another model than the captioner, for instance the reasoner; it compares open answers and
             answers from the reasoning alone.
         policy: Name of the model to be trained; its rollouts tell how difficult questions are.
-        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
+            TSV or Parquet.
         filters: How questions are answered, and what is kept.
         settings: Further settings.
     """
