@@ -16,6 +16,7 @@ from longvideo_reason_data.commands.filter import filter_dataset
 from longvideo_reason_data.commands.importing import import_published
 from longvideo_reason_data.commands.view import view
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.filtering.benchmark_files import read_benchmark
 from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.inspection.statistics import describe_dataset
 from longvideo_reason_data.records.record import describe_invalid
@@ -78,9 +79,12 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
 
     Args:
         dataset: Folder of the dataset.
-        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
+            TSV or Parquet.
     """
     problems = check_dataset(dataset, benchmarks)
+    for path in benchmarks:
+        print(f"{path}: {read_benchmark(path).summary} compared")
     for problem in problems:
         print(problem)
     if problems:

@@ -34,8 +34,9 @@ def build(
     Videos are cut into segments, each segment is described with what is said in it, and from the descriptions
     questions with options or without, evidence and reasoning are written, checked and balanced. Then the captioner
     really answers each question under several conditions, and those that need no video or can't be answered with it are
-    dropped, as by longvideo-data filter. Subtitles are taken from FILM.srt or FILM.vtt beside a video or from a text
-    track inside it. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
+    dropped, as by longvideo-data filter. Subtitles are taken from FILM.srt, FILM.en.vtt, FILM.ass or the like beside a
+    video or in the folder of --subtitles, or from a text track inside it; those that can't be read are told, and the
+    video is used without them. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
 
     Every answer of the model is kept in OUTPUT/responses.jsonl before it is used. Start the same command again after
     an interruption: what was answered is not asked again. The API key is read from OPENAI_API_KEY.
@@ -61,7 +62,8 @@ def build(
         judge: Name of another model than the captioner, for instance the reasoner; it compares open answers and
             answers from the reasoning alone.
         policy: Name of the model to be trained; its rollouts tell how difficult questions are.
-        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
+            TSV or Parquet.
         filters: How questions are answered, and what is kept.
         settings: Further settings.
     """

@@ -43,7 +43,8 @@ def filter_dataset(
         model: Name of the model that answers; it has to see pictures.
         judge: Name of another model, which compares open answers and answers from the reasoning alone.
         policy: Name of the model to be trained; its rollouts tell how difficult questions are.
-        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
+            TSV or Parquet.
         prompts: Folder with prompts (answer.md, same_answer.md, support.md) to be used in place of the built-in ones.
         seed: Decides the order of options when letters are balanced again.
         engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; the dataset must

@@ -28,7 +28,7 @@ def import_published(
     --skill temporal
 
     Args:
-        file: The published questions, JSON or JSON lines.
+        file: The published questions: JSON, JSON lines, CSV, TSV or Parquet.
         layout: How they are laid out.
         videos: Folder that the paths of videos in the file are relative to.
         output: Folder of the dataset; made when it doesn't exist.

@@ -15,7 +15,7 @@ from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.settings import CaptionSettings
 from longvideo_reason_data.language_model.requests import Asks, Outcome, Request, without_reasoning
 from longvideo_reason_data.media.segments import Segment, frames_in_segment
-from longvideo_reason_data.media.subtitles import Cue, speech_between
+from longvideo_reason_data.media.subtitles.cues import Cue, speech_between
 from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.prompts.pictures import VideoPictures
 from longvideo_reason_data.prompts.templates import Prompts
