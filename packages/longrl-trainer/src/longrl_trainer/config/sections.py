@@ -73,8 +73,6 @@ class FrameSettings(Section):
 
     @model_validator(mode="after")
     def _counts_frames_one_way(self) -> Self:
-        if self.num_frames is None and self.fps is None and self.preset is None:
-            raise ValueError("num_frames: missing; set it, or fps, or a preset")
         if self.num_frames is not None:
             other = next((name for name in ("fps", "min_frames", "max_frames") if getattr(self, name)), None)
             if other is not None:
@@ -82,6 +80,15 @@ class FrameSettings(Section):
         if self.min_frames is not None and self.max_frames is not None and self.min_frames > self.max_frames:
             raise ValueError(f"min_frames={self.min_frames}: expected at most max_frames={self.max_frames}")
         return self
+
+    @property
+    def counts_frames(self) -> bool:
+        """Whether anything says how many frames."""
+        return self.num_frames is not None or self.fps is not None or self.preset is not None
+
+    def or_frames(self, num_frames: int) -> Self:
+        """The same settings, with so many frames if nothing says how many."""
+        return self if self.counts_frames else self.model_copy(update={"num_frames": num_frames})
 
 
 class DataSection(FrameSettings):
@@ -93,6 +100,12 @@ class DataSection(FrameSettings):
     """Which of the dataset's splits."""
     system: str | None = None
     """System message in front of the video; none unless set."""
+
+    @model_validator(mode="after")
+    def _counts_frames(self) -> Self:
+        if not self.counts_frames:
+            raise ValueError("num_frames is missing; set it, or fps, or a preset")
+        return self
 
 
 class SamplerSection(Section):

@@ -49,7 +49,7 @@ def load_questions(
         ranks: Processes that share the work; all call this together and get the same.
 
     Raises:
-        TrainerUsageError: The split is empty, or all its questions are too long.
+        TrainerUsageError: The split is empty, or no question is short enough.
         TrainerError: None of its questions can be used.
     """
     data = resolve_frames(data, policy.folder)
@@ -77,7 +77,7 @@ def load_questions(
     num_too_long = sum(question.reason == DropReason.PROMPT_TOO_LONG for question in dropped)
     if num_too_long:
         line = lengths.describe_refused(num_too_long, len(records))
-        if num_too_long == len(records):
+        if not kept:
             raise TrainerUsageError(f"{data.dataset}: {line}")
         progress.say(f"{line}; they are left out")
     if not kept:

@@ -89,6 +89,7 @@ class QwenFrames:
                 )
             return height, width
         counted = filled = 1
+        given = f"{height}×{width}"
         if self.is_whole_video:
             counted = max(num_frames, self.frames_per_group)  # a single frame is repeated
             filled = round(counted / self.frames_per_group) * self.frames_per_group
@@ -97,8 +98,8 @@ class QwenFrames:
                 height, width = int(height * scale), int(width * scale)
         if max(height, width) / min(height, width) > MOST_ASPECT_RATIO:
             raise UnfitMediumError(
-                f"frames of {height}×{width}: one side is more than {MOST_ASPECT_RATIO} times the other, which the "
-                "checkpoint's processor doesn't take"
+                f"frames of {given}: one side is more than {MOST_ASPECT_RATIO} times the other, which the checkpoint's "
+                "processor doesn't take"
             )
         max_pixels = self._most_pixels(num_frames if not self.is_whole_video else counted)
         if allowed is not None:
