@@ -18,6 +18,7 @@ from longrl.commands import store as store_command
 from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
+from longrl_trainer.config.sections import FrameSettings
 from longrl_trainer.errors import TrainerError
 from longvideo_reason_data.errors import DataError
 from mrsp_engine.errors import EngineError
@@ -110,12 +111,19 @@ def tiny_model(
     print(output)
 
 
-def encode(videos: Files, model: Path, store: Path = Path("embeddings"), num_frames: int = 64) -> None:
+def encode(
+    videos: Files,
+    model: Path,
+    store: Path = Path("embeddings"),
+    frames: Annotated[FrameSettings, tyro.conf.arg(name="")] = FrameSettings(),  # noqa: B008 - shown as default
+) -> None:
     """Encode videos into the embedding store, so that training and evaluation find them there.
 
     What the store already holds is neither decoded nor encoded again.
 
     Example: longrl encode films --model tiny --num-frames 256
+
+    Example: longrl encode films --model tiny --fps 1 --max-frames 512 --frame-pixels 100352
 
     Example: longrl encode a.mp4 b.mkv --model checkpoints/Qwen2.5-VL-3B-Instruct --store embeddings
 
@@ -123,11 +131,11 @@ def encode(videos: Files, model: Path, store: Path = Path("embeddings"), num_fra
         videos: Video files, or folders that are searched for them.
         model: Folder of the checkpoint whose vision tower encodes.
         store: Folder of the embedding store.
-        num_frames: Frames per video, spread evenly; a shorter video gives all it has.
+        frames: How many frames, and how large; 64 frames unless told otherwise.
     """
     from longrl.commands.encode import encode_videos
 
-    encode_videos(videos, model, store, num_frames)
+    encode_videos(videos, model, store, frames.or_frames(64))
 
 
 def sft(recipe: Folder) -> None:

@@ -59,7 +59,8 @@ def describe_problem(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; this setting has no default"
     if problem["type"] == "value_error":
-        return str(problem["msg"]).removeprefix("Value error, ")
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return message if message.startswith(f"{key}.") else f"{key}: {message}"
     return f"{key}: got {_short(problem['input'])}, expected: {_expected(str(problem['msg']))}"
 
 

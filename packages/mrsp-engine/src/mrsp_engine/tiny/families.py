@@ -233,6 +233,7 @@ def _create_tiny_qwen2_5_vl(folder: Path, seed: int, sizes: LanguageSizes) -> No
         num_key_value_heads=sizes.num_key_value_heads,
         intermediate_size=sizes.intermediate_size,
         vocabulary_size=sizes.vocabulary_size,
+        max_position_embeddings=sizes.max_position_embeddings,
     )
 
 
