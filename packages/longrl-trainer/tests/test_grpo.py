@@ -1,6 +1,7 @@
 """GRPO end to end with a real sampler, and the parts of its step that can be checked exactly."""
 
 import dataclasses
+import json
 from collections import Counter
 
 import pytest
@@ -38,6 +39,8 @@ def test_two_steps_end_to_end(started, tmp_path, temperature):
         assert line["logprob_gap"]["mean_abs"] < 1e-5
         assert set(line["seconds"]) == {"encode", "rollout", "reward", "update", "sync"}
         assert line["frames_encoded"] == 0  # once for all runs, before the first
+    settings = json.loads((config.output / "settings.json").read_text())["settings"]
+    assert settings["max_logprob_gap"] == 1e-5  # resolved, by the dtype
     assert result.logprob_gap_mean_abs == max(line["logprob_gap"]["mean_abs"] for line in lines)
     groups = read_json_lines(config.output / "rollouts.jsonl")
     assert [group["step"] for group in groups] == [1, 1, 2, 2]

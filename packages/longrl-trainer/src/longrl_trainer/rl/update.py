@@ -141,9 +141,9 @@ def measure_gap(
     """Compare sampler and trainer token by token, and stop the run when they are not the same model."""
     for (rollout, _), logprobs_R in zip(group.judged(), logprobs, strict=True):
         statistics.compare_with_sampler(logprobs_R, rollout.logprobs)
-    if not statistics.gap_mean_abs <= config.max_logprob_gap:
+    if not statistics.gap_mean_abs <= config.logprob_gap_limit:
         raise TrainerError(
             f"sampler and trainer disagree: mean absolute log-probability gap {statistics.gap_mean_abs:.2e}, "
-            f"`max_logprob_gap` allows {config.max_logprob_gap:.2e}; raise it for a coarse dtype, otherwise the "
+            f"`max_logprob_gap` allows {config.logprob_gap_limit:.2e}; raise it for coarse arithmetic, otherwise the "
             "sampler's weights, positions or embeddings are not the trainer's"
         )

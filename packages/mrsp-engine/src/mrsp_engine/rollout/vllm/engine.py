@@ -12,6 +12,7 @@ rewards, groups of responses or the trainer.
 import gc
 import importlib.util
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from mrsp_engine.rollout.vllm.embedding_connector import connector_options
 from mrsp_engine.rollout.vllm.long_media import allow_long_media
 from mrsp_engine.rollout.vllm.process import Placement, confined_import, own_random_numbers, sampling_threads
 from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint, read_rollouts
+from mrsp_engine.rollout.vllm.rotary import SamplerRotary
 
 __all__ = ["VllmRolloutEngine"]
 
@@ -97,6 +99,7 @@ class VllmRolloutEngine:
             raise EngineUsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = SamplerCheckpoint(checkpoint_folder)
         self._placement = Placement.find(tensor_parallel_size)
+        rotary = SamplerRotary(checkpoint.folder, checkpoint.config, kept_positions=checkpoint.media.kept_positions)
         is_reading_store = read_store and isinstance(checkpoint.media, StoredSamplerMedia)
         self._writer = RequestWriter(
             checkpoint,
@@ -129,10 +132,12 @@ class VllmRolloutEngine:
             with own_random_numbers(), confined_import(self._placement):
                 if is_reading_store:
                     options |= connector_options(store)
-                self._llm = _start(checkpoint, options | self._placement.engine_options())
+                self._llm = _start(checkpoint, rotary, options | self._placement.engine_options())
         except Exception as error:
             if not self._placement.is_grouped:
                 _leave_process_group()
+            if isinstance(error, EngineError):
+                raise
             line = _first_line(error)
             if "KV cache" in line:
                 raise EngineUsageError(
@@ -282,7 +287,7 @@ def _require_vllm() -> None:
         raise EngineUsageError(f"a vLLM engine is open in this process, which holds one at a time; {cure}")
 
 
-def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
+def _start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[str, Any]) -> Any:
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -290,7 +295,13 @@ def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
     if not allow_long_media(checkpoint.architecture):
         # A medium has to fit in the encoder cache, which is then as large as a batch.
         options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
-    return LLM(model=str(checkpoint.folder), **options)
+    llm = LLM(model=str(checkpoint.folder), hf_overrides=rotary.override, **options)
+    try:
+        llm.apply_model(partial(rotary.check, max_model_len=options["max_model_len"]))
+    except EngineError:
+        llm.llm_engine.engine_core.shutdown()
+        raise
+    return llm
 
 
 def _leave_process_group() -> None:
