@@ -17,7 +17,7 @@ from longrl_trainer.errors import TrainerUsageError
 from longvideo_reason_data.records.record import Split
 from longvideo_reason_data.timeline.world import WorldSettings
 
-RECIPES_FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES_FOLDER = Path(__file__).parents[3] / "recipes"
 QUICKSTART_RECIPE = RECIPES_FOLDER / "quickstart.toml"
 
 

@@ -4,8 +4,8 @@ One step, read top to bottom in `train_grpo`: draw G responses per question from
 them, turn rewards into advantages, climb the clipped objective, hand the new weights to the sampler. Every pass over a
 group computes its long prompt once. What is measured on the way is in `step_metrics`.
 
-Under torchrun every rank runs the same loop (`parallel`): it samples and judges its share of the prompts and computes
-its share of every row, and all make the same update.
+Under torchrun every rank runs the same loop (`training.ranks`): it samples and judges its share of the prompts and
+computes its share of every row, and all make the same update.
 """
 
 import random

@@ -3,7 +3,7 @@
 One video makes one packed row `[system + video | question 1 + response 1 | question 2 + response 2 | …]`, so that the
 long prompt is computed once for all its questions. Only responses are learned. The loss of a step is the mean over all
 response tokens of the step, whichever rows they are in. Under torchrun every rank computes its share of every row
-(`parallel`), and all make the same update.
+(`training.ranks`), and all make the same update.
 """
 
 import random

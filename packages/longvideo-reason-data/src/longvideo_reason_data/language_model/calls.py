@@ -1,8 +1,8 @@
 """One call to a server: through three gates, into the ledger, onto the wire, and into the journal.
 
-A call needs a slot (`concurrency`), must fit the limits per minute (`rate_limits`) and the limit on the cost
-(`spending`). It stands in the ledger before it is sent, and its answer is on disk before anybody sees it. Whether a
-failed call is worth another attempt is for the language model to say.
+A call needs a slot, must fit the limits per minute and the limit on the cost (all in `gates`). It stands in the ledger
+before it is sent, and its answer is on disk before anybody sees it. Whether a failed call is worth another attempt is
+for the language model to say.
 """
 
 import asyncio

@@ -12,7 +12,6 @@ rewards, groups of responses or the trainer.
 import gc
 import importlib.util
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +29,10 @@ from mrsp_engine.rollout.base import (
     language_weights,
 )
 from mrsp_engine.rollout.vllm.embedding_connector import connector_options
-from mrsp_engine.rollout.vllm.long_media import allow_long_media
 from mrsp_engine.rollout.vllm.process import Placement, confined_import, own_random_numbers, sampling_threads
 from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint, read_rollouts
 from mrsp_engine.rollout.vllm.rotary import SamplerRotary
+from mrsp_engine.rollout.vllm.startup import first_line, leave_process_group, start
 
 __all__ = ["VllmRolloutEngine"]
 
@@ -132,13 +131,13 @@ class VllmRolloutEngine:
             with own_random_numbers(), confined_import(self._placement):
                 if is_reading_store:
                     options |= connector_options(store)
-                self._llm = _start(checkpoint, rotary, options | self._placement.engine_options())
+                self._llm = start(checkpoint, rotary, options | self._placement.engine_options())
         except Exception as error:
             if not self._placement.is_grouped:
-                _leave_process_group()
+                leave_process_group()
             if isinstance(error, EngineError):
                 raise
-            line = _first_line(error)
+            line = first_line(error)
             if "KV cache" in line:
                 raise EngineUsageError(
                     f"memory_bytes={memory_bytes}: too little for the keys and values of max_model_len="
@@ -191,7 +190,7 @@ class VllmRolloutEngine:
                 self._llm.llm_engine.reset_encoder_cache()
                 self._llm.llm_engine.reset_mm_cache()
             except Exception as error:
-                self._failure = _first_line(error)
+                self._failure = first_line(error)
                 raise EngineError(f"vLLM couldn't take over the weights ({self._failure})") from error
         if not is_empty:
             self._failure = "its prefix cache couldn't be emptied"
@@ -239,7 +238,7 @@ class VllmRolloutEngine:
             try:
                 return cast(list[Any], self._llm.generate(requests, self._parameters(sampling), use_tqdm=False))
             except Exception as error:
-                self._failure = _first_line(error)
+                self._failure = first_line(error)
                 raise EngineError(f"vLLM failed while sampling ({self._failure}); start a new engine") from error
 
     def _require_alive(self) -> None:
@@ -285,33 +284,3 @@ def _require_vllm() -> None:
     for engine in _open_engines:
         cure = "start a new process, since in a process group vLLM stays" if engine.is_closed else "close it first"
         raise EngineUsageError(f"a vLLM engine is open in this process, which holds one at a time; {cure}")
-
-
-def _start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[str, Any]) -> Any:
-    from vllm import LLM
-    from vllm.platforms import current_platform
-
-    options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
-    if not allow_long_media(checkpoint.architecture):
-        # A medium has to fit in the encoder cache, which is then as large as a batch.
-        options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
-    llm = LLM(model=str(checkpoint.folder), hf_overrides=rotary.override, **options)
-    try:
-        llm.apply_model(partial(rotary.check, max_model_len=options["max_model_len"]))
-    except EngineError:
-        llm.llm_engine.engine_core.shutdown()
-        raise
-    return llm
-
-
-def _leave_process_group() -> None:
-    """Undo what a start that failed has begun; the next engine would take vLLM's process group for the trainer's."""
-    with confined_import():
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
