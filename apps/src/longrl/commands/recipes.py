@@ -128,6 +128,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         f"accuracy {result.accuracy:.1%} ± {result.accuracy_standard_error:.1%} "
         f"(constant letter {result.constant:.1%}, chance {result.chance:.1%}), "
         f"unparsed {result.unparsed_rate:.1%}; {_describe_questions(result.questions)}"
+        + (f", refused {result.prompts_refused}" if result.prompts_refused else "")
     )
     for skill, accuracy in result.accuracy_by_skill.items():
         print(f"  {skill:<10} {accuracy:.1%}")

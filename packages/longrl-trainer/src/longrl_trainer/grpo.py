@@ -18,7 +18,7 @@ from typing import Any
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import Question, build_question_prompt, longest_prompt
+from longrl_trainer.questions.question import Question, build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
@@ -74,7 +74,15 @@ def train_grpo(
 
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
     with storing(policy, config):
-        questions = load_questions(config.data, policy, progress=progress, choice_only=True, ranks=ranks)
+        questions = load_questions(
+            config.data,
+            policy,
+            progress=progress,
+            choice_only=True,
+            response_tokens=lambda _: config.max_response_tokens,
+            sampler=config.sampler,
+            ranks=ranks,
+        )
     run.save_questions(questions.report())
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
@@ -88,7 +96,7 @@ def train_grpo(
             policy,
             start_folder,
             engine=engine,
-            max_model_len=longest_prompt(policy, questions.kept, config.data.system) + config.max_response_tokens,
+            max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,
             ranks=ranks,
         ) as sampler,

@@ -27,6 +27,7 @@ from longrl_trainer.training.optimizer import cosine_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
 from longrl_trainer.training.scoring import plan_rows, score_row
 from longvideo_reason_data.records.answers import LETTERS, format_prompt, format_response
+from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.rows import PromptGroup
@@ -63,7 +64,14 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
 
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
     with storing(policy, config):
-        questions = load_questions(config.data, policy, progress=progress, learn_responses=True, ranks=ranks)
+        questions = load_questions(
+            config.data,
+            policy,
+            progress=progress,
+            learn_responses=True,
+            response_tokens=lambda record: len(response_ids(policy, record, config)),
+            ranks=ranks,
+        )
     run.save_questions(questions.report())
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
@@ -169,13 +177,18 @@ def pack_questions(policy: Policy, questions: Sequence[Question], config: SftCon
     for question in questions:
         record = question.record
         tail = tail_of(format_prompt(record.question, record.options))
-        answer = record.answer
-        if config.answer_form == "text" and record.options:
-            answer = record.options[LETTERS.index(record.answer)]
-        response = policy.tokenizer.encode(format_response(record.reasoning, answer), add_special_tokens=False)
-        token_ids = (*tail, *response, policy.end_token_ids[0])
+        token_ids = (*tail, *response_ids(policy, record, config))
         branches.append(Branch(token_ids=token_ids, scored_from=len(tail)))
     return PromptGroup(prompt=prompt, branches=branches)
+
+
+def response_ids(policy: Policy, record: QuestionRecord, config: SftConfig) -> tuple[int, ...]:
+    """The tokens of a response to learn, the end token included."""
+    answer = record.answer
+    if config.answer_form == "text" and record.options:
+        answer = record.options[LETTERS.index(record.answer)]
+    response = policy.tokenizer.encode(format_response(record.reasoning, answer), add_special_tokens=False)
+    return (*response, policy.end_token_ids[0])
 
 
 def count_scored_tokens(group: PromptGroup) -> int:

@@ -7,7 +7,7 @@ from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import build_question_prompt, longest_prompt
+from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import train_sft
@@ -167,10 +167,12 @@ def test_blind_questions_have_the_same_text_and_no_video(world, tmp_path):
 
 
 def test_the_longest_prompt_is_known_without_building_it(world, tmp_path):
-    policy = open_policy(world.sft(tmp_path).model, "float32")
-    questions = load(world, tmp_path).kept
-    longest = max(build_question_prompt(policy, question, "Look.").length for question in questions)
-    assert longest <= longest_prompt(policy, questions, "Look.") <= longest + 16
+    config = world.sft(tmp_path, data__system="Look.")
+    policy = open_policy(config.model, "float32")
+    questions = load_questions(config.data, policy, progress=SilentProgress())
+    assert questions.longest_prompt == max(
+        build_question_prompt(policy, question, "Look.").length for question in questions.kept
+    )
 
 
 def test_a_run_reports_every_step_in_its_journal(world, tmp_path):

@@ -15,3 +15,7 @@ class EngineUsageError(EngineError):
     """The engine was asked for something it can't do (a checkpoint of an unknown family, a wrong setting)."""
 
     exit_code = 2
+
+
+class UnfitMediumError(EngineUsageError):
+    """The model can't take this one medium, for its size or its length; others are not concerned."""

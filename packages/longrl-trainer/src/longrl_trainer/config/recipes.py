@@ -58,6 +58,8 @@ def describe_problem(problem: Any, model: type[BaseModel]) -> str:
         return f"{key}: unknown key; {hint}known here: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{key}: missing; this setting has no default"
+    if problem["type"] == "value_error":
+        return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
     return f"{key}: got {_short(problem['input'])}, expected: {_expected(str(problem['msg']))}"
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol, Self, cast
 
 from longrl_trainer.config.sections import DataSection
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longrl_trainer.questions.frames import frame_budget, plan_frames
+from longvideo_reason_data.media.video_file import VideoFile
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.parallel import Medium as Frames
 from mrsp_engine.encoding.video import FileVideo
@@ -32,7 +33,12 @@ class Medium(Protocol):
     def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
         """Refer to what the model is shown of it, encoding what the policy's store lacks; may be nothing.
 
-        Frames are only planned, and encoded later by all ranks together. Of all ranks, one alone calls this.
+        Frames are only planned, and encoded later by all ranks together. Of all ranks, one alone calls this. The
+        settings have no preset any more.
+
+        Raises:
+            DataError: The file can't be used.
+            UnfitMediumError: The model can't take it.
         """
         ...
 
@@ -59,13 +65,13 @@ class VideoMedium:
         return self.policy.store.digests.digest(self.video.path)
 
     def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
-        """One medium of `num_frames` frames."""
+        """One medium of the frames that the settings choose."""
         known = FileVideo(self.video, self.video.path, self.policy.store.digests)
-        frame_indices = sample_frames(self.video, num_frames=data.num_frames)
+        frame_indices, budget = plan_frames(self.video, data), frame_budget(data)
         encoder = self.policy.encoder
         if encoder is None:
-            return (self.policy.encode_video(known, frame_indices),)
-        return (Frames(video=known, plan=encoder.plan(known, frame_indices)),)
+            return (self.policy.encode_video(known, frame_indices, budget=budget),)
+        return (Frames(video=known, plan=encoder.plan(known, frame_indices, budget=budget)),)
 
 
 def opener_for(policy: Policy) -> OpenMedium:

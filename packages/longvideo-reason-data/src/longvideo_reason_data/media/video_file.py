@@ -211,6 +211,7 @@ def sample_frames(
     *,
     num_frames: int | None = None,
     frames_per_second: float | None = None,
+    min_frames: int | None = None,
     max_frames: int | None = None,
 ) -> tuple[int, ...]:
     """Plan which frames to look at: the ones shown at the centres of equal intervals.
@@ -219,6 +220,7 @@ def sample_frames(
         video: The video.
         num_frames: How many frames; fewer when the video has fewer.
         frames_per_second: How many per second of video; with `num_frames` too, the smaller number counts.
+        min_frames: No fewer than this when the rate asks for fewer and the video has them.
         max_frames: Never more than this, whatever the rate asks for. Without it, a rate that asks for more than a plan
             holds is refused.
 
@@ -228,7 +230,12 @@ def sample_frames(
     Raises:
         UsageError: When neither number is given, one isn't positive, or the plan would be too large.
     """
-    numbers = {"num_frames": num_frames, "frames_per_second": frames_per_second, "max_frames": max_frames}
+    numbers = {
+        "num_frames": num_frames,
+        "frames_per_second": frames_per_second,
+        "min_frames": min_frames,
+        "max_frames": max_frames,
+    }
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise UsageError(f"{name} is {value}, expected more than 0")
@@ -239,7 +246,7 @@ def sample_frames(
         raise UsageError("a sampling plan needs num_frames or frames_per_second")
     limits = [limit for limit in (num_frames, max_frames) if limit is not None] + [video.frame_count]
     if frames_per_second is not None:
-        limits.append(max(1, round(min(video.duration_seconds * frames_per_second, video.frame_count))))
+        limits.append(max(min_frames or 1, round(min(video.duration_seconds * frames_per_second, video.frame_count))))
     if min(limits) > MAX_PLANNED_FRAMES:
         raise UsageError(
             f"frames_per_second is {frames_per_second}, which is {min(limits)} frames of this video; expected at most "

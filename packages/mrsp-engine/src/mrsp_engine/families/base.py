@@ -20,10 +20,14 @@ from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.prompts import Prompt
+
+POSITION_LIMITS = ("max_position_embeddings", "model_max_length")
+"""Where a language model's config.json names its longest sequence; a sampler goes by the smallest, and so do we."""
 
 VisionPart = Literal["frozen", "projector", "all"]
 """What of the encoder of media is trained: nothing, what lies between tower and language model, or the tower too."""
@@ -53,8 +57,14 @@ class Policy(ABC):
     vocab_size: int
 
     @abstractmethod
-    def encode_video(self, video: Video, frame_indices: Sequence[int]) -> MediaReference:
-        """Refer to the given frames, encoding them only if the store does not hold them yet."""
+    def encode_video(
+        self, video: Video, frame_indices: Sequence[int], *, budget: FrameBudget = UNLIMITED
+    ) -> MediaReference:
+        """Refer to the given frames, encoding them only if the store does not hold them yet.
+
+        Raises:
+            UnfitMediumError: The model doesn't take such frames, or the budget doesn't.
+        """
 
     @abstractmethod
     def encode_image(self, image: Video) -> MediaReference:
@@ -67,6 +77,10 @@ class Policy(ABC):
     @abstractmethod
     def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
         """Lay out one user turn (media first, then `text`) followed by the start of the assistant's turn."""
+
+    @abstractmethod
+    def prompt_length(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
+        """Tokens that `build_prompt` gives for the same arguments, without laying them out."""
 
     @abstractmethod
     def build_shared_prompt(
@@ -155,6 +169,22 @@ class Policy(ABC):
         return AttentionHeads(
             query=int(config.num_attention_heads), key=int(config.num_key_value_heads), channels=int(channels)
         )
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        heads, config = self.attention_heads, cast(Any, self.model).config.get_text_config()
+        return 2 * heads.key * heads.channels * int(config.num_hidden_layers) * self.dtype.itemsize
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence, in tokens, that the language model was trained for, or its rotary positions extended to."""
+        config = cast(Any, self.model).config.get_text_config()
+        named = (getattr(config, name, None) for name in POSITION_LIMITS)
+        rotary = cast(dict[str, Any], getattr(config, "rope_parameters", None) or {})
+        # Other ways of extending them count the extended positions in `max_position_embeddings` already.
+        factor = float(rotary.get("factor") or 1.0) if rotary.get("rope_type") in ("linear", "dynamic") else 1.0
+        return int(min(limit for limit in named if limit is not None) * factor)
 
     @property
     def device(self) -> torch.device:

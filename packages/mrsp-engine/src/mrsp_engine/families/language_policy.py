@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError
@@ -83,9 +84,11 @@ class LanguagePolicy(Policy):
         ends = tokenizer.eos_token_id if ends is None else ends
         self.end_token_ids = tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
 
-    def encode_video(self, video: Video, frame_indices: Sequence[int]) -> MediaReference:
+    def encode_video(
+        self, video: Video, frame_indices: Sequence[int], *, budget: FrameBudget = UNLIMITED
+    ) -> MediaReference:
         """See `Policy.encode_video`."""
-        return self._require_encoder("video").refer(video, frame_indices, self.store)
+        return self._require_encoder("video").refer(video, frame_indices, self.store, budget)
 
     def encode_image(self, image: Video) -> MediaReference:
         """See `Policy.encode_image`."""
@@ -94,6 +97,10 @@ class LanguagePolicy(Policy):
     def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
         """See `Policy.build_prompt`."""
         return self._prompts.build(text, media, system)
+
+    def prompt_length(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
+        """See `Policy.prompt_length`."""
+        return self._prompts.length(text, media, system)
 
     def build_shared_prompt(
         self, media: Sequence[MediaReference], *, system: str | None = None

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from mrsp_engine.errors import EngineUsageError
 
-__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig"]
+__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig", "read_json"]
 
 LANGUAGE_FOLDER = "llm"
 TOWER_FOLDER = "vision_tower"
@@ -72,7 +72,7 @@ class VilaConfig:
             EngineUsageError: Files are missing, or ask for something that the engine doesn't have.
         """
         path = folder / "config.json"
-        values, projector = _read_json(path), _read_json(folder / PROJECTOR_FOLDER / "config.json")
+        values, projector = read_json(path), read_json(folder / PROJECTOR_FOLDER / "config.json")
         is_scaled = bool(values.get("dynamic_s2"))
         if values.get("s2") and not is_scaled:
             raise EngineUsageError(
@@ -140,7 +140,12 @@ def _is_pool(size: Any) -> bool:
     return len(values) == 3 and all(isinstance(value, int) and value > 0 for value in values)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        EngineUsageError: There is none.
+    """
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

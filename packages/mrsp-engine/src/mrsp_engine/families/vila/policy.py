@@ -8,6 +8,7 @@ Shape legend: F frames, N rows of all frames, R rows per side, D hidden size.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -21,12 +22,14 @@ from transformers.image_utils import SizeDict
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.chat_prompts import MediaTokens
+from mrsp_engine.families.chat_prompts import MediaTokens, Stretch
 from mrsp_engine.families.checkpoints import load_processor, write_checkpoint
 from mrsp_engine.families.language_policy import LanguagePolicy, check_token
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
+from mrsp_engine.families.vila.frame_sizes import VilaFrames
 from mrsp_engine.families.vila.model import VilaModel
 from mrsp_engine.families.vila.projector import pool_mean
 
@@ -46,6 +49,8 @@ class VilaEncoder(FrameEncoder):
         family: Name that goes into the key.
     """
 
+    has_one_size = True
+
     def __init__(self, model: VilaModel, image_processor: Any, config: VilaConfig, family: str) -> None:
         self._model = model
         self._processor = image_processor
@@ -64,20 +69,16 @@ class VilaEncoder(FrameEncoder):
             projector=("mm_projector.",),
         )
 
-    def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
+    def lay_out(
+        self, modality: str, height: int, width: int, seconds: Sequence[float], budget: FrameBudget = UNLIMITED
+    ) -> FrameLayout:
         """See `FrameEncoder.lay_out`; every frame is resized to the tower's one size."""
-        num_frames = len(seconds)
-        pool_rows, pool_columns = self._syntax[modality].pool[1:]
-        pool_frames = self._syntax[modality].frames_per_pool(num_frames) if modality == "video" else 1
-        if num_frames % pool_frames:
-            raise EngineUsageError(
-                f"{num_frames} frames: this checkpoint joins {pool_frames} frames into one and needs a multiple of "
-                f"{pool_frames}; change the number of frames"
-            )
         side = self._model.mm_projector.rows_per_side(self._model.patches_per_side)
-        if side % pool_rows or side % pool_columns:
-            raise EngineUsageError(f"pool of {pool_rows}×{pool_columns}: {side}×{side} rows of a frame don't divide")
-        grid_thw = (num_frames // pool_frames, side // pool_rows, side // pool_columns)
+        syntax = self._syntax[modality]
+        if modality == "image":
+            syntax = replace(syntax, pool=(1, *syntax.pool[1:]))
+        grid_thw = VilaFrames(rows_per_side=side, syntax=syntax).grid(len(seconds), budget)
+        pool_frames = len(seconds) // grid_thw[0]
         config = self._model.vision_tower.config
         num_patches = self._model.patches_per_side**2
         return FrameLayout(
@@ -189,15 +190,15 @@ class VilaPolicy(LanguagePolicy):
 def _media_tokens(folder: Path, tokenizer: Any, text: str, syntax: MediaSyntax) -> MediaTokens:
     """Every frame's rows between the texts that open and close it."""
     placeholder_id = check_token(folder / LANGUAGE_FOLDER, tokenizer, text)
-    start = cast(list[int], tokenizer(syntax.start, add_special_tokens=False)["input_ids"])
-    end = cast(list[int], tokenizer(syntax.end, add_special_tokens=False)["input_ids"])
+    start, end = (
+        tuple(cast(list[int], tokenizer(written, add_special_tokens=False)["input_ids"]))
+        for written in (syntax.start, syntax.end)
+    )
 
-    def expand(medium: MediaReference) -> tuple[int, ...]:
-        num_frames = medium.grid_thw[0]
-        rows = [placeholder_id] * (medium.num_tokens // num_frames)
-        return (*start, *rows, *end) * num_frames
+    def stretches(medium: MediaReference) -> list[Stretch]:
+        return [(start, end)] * medium.grid_thw[0]
 
-    return MediaTokens(part=text, written=(placeholder_id,), placeholder_id=placeholder_id, expand=expand)
+    return MediaTokens(part=text, written=(placeholder_id,), placeholder_id=placeholder_id, stretches=stretches)
 
 
 class VilaFamily:
