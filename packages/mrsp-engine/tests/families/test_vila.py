@@ -14,8 +14,8 @@ from transformers import Qwen2ForCausalLM, SiglipImageProcessor, SiglipVisionMod
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families import load_policy
-from mrsp_engine.families.vila.policy import VilaPolicy
 from mrsp_engine.families.vila.config import MediaSyntax
+from mrsp_engine.families.vila.policy import VilaPolicy
 from mrsp_engine.families.vila.projector import DownSample, VilaProjector
 from mrsp_engine.testing.fixtures import NoiseVideo
 from mrsp_engine.tiny.families import TINY_SIZES, create_tiny_vila

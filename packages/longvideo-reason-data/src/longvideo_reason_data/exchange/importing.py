@@ -94,7 +94,7 @@ class UnusableError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
+class _ImportedQuestion:
     video: str
     question: str
     options: tuple[str, ...]
@@ -215,7 +215,7 @@ def _read_items(file: Path) -> Iterator[Mapping[str, Any]]:
         yield cast(dict[str, Any], item)
 
 
-def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _Question:
+def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _ImportedQuestion:
     """Understand one item of either layout."""
     if (kind := item.get("data_type", "video")) != "video":
         raise UnusableError("not_a_video", f"its data_type is {kind!r}")
@@ -236,7 +236,7 @@ def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _Questi
     skill = next((_SKILLS[name] for name in _named_skills(item) if name in _SKILLS), settings.skill)
     if skill is None:
         raise UnusableError("skill_unknown", "no skill is given; --skill names one for such questions")
-    return _Question(
+    return _ImportedQuestion(
         video=video,
         question=question,
         options=options,
@@ -247,7 +247,7 @@ def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _Questi
 
 
 def _make_record(
-    question_id: str, question: _Question, item: Mapping[str, Any], video: SourceVideo, settings: ImportSettings
+    question_id: str, question: _ImportedQuestion, item: Mapping[str, Any], video: SourceVideo, settings: ImportSettings
 ) -> QuestionRecord:
     try:
         return QuestionRecord(
