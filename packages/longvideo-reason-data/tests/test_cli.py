@@ -189,7 +189,7 @@ def test_wrong_datasets(tmp_path: Path) -> None:
 
 
 def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
-    modules = "records.record records.answers media.video_file cli records.folder pipeline.build pipeline.ray_stages timeline.world"
+    modules = "records.record records.answers records.folder media.video_file cli pipeline.build pipeline.ray_stages"
     program = "; ".join(f"import longvideo_reason_data.{name}" for name in modules.split())
     found = "print(sorted({'torch', 'transformers', 'vllm', 'ray', 'decord'} & set(sys.modules)))"
     result = subprocess.run(

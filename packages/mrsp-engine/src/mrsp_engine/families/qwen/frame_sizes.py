@@ -60,8 +60,9 @@ class QwenFrames:
         """
         num_groups = self.num_groups(num_frames)
         allowed = budget.pixels_per_frame(num_groups, self.factor**2)
-        if allowed is None:
-            return self._fit(height, width, num_frames, None, self.min_pixels)
+        size = self._fit(height, width, num_frames, None, self.min_pixels)
+        if allowed is None or size[0] * size[1] <= allowed:
+            return size
         budget.check(num_groups)  # one embedding is the least that a group can be
         for min_pixels in (self.min_pixels, 1):
             size = self._fit(height, width, num_frames, allowed, min_pixels)
