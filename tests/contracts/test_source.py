@@ -87,6 +87,28 @@ def test_a_room_can_be_surveyed():
     assert {relative(room): count for room, count in rooms.items() if count > MOST_MODULES} == {}
 
 
+def test_a_class_has_a_name_of_its_own():
+    """One name for one thing, over all packages; private names too, so that a search finds what was meant."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{relative(path)}:{node.lineno}")
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_a_class_is_not_imported_under_another_name():
+    renamed = [
+        f"{relative(path)}:{node.lineno} {alias.name} as {alias.asname}"
+        for path in MODULES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname and alias.name[0].isupper() and not alias.name.isupper()
+    ]
+    assert renamed == []
+
+
 @pytest.mark.parametrize("member", MEMBERS, ids=relative)
 def test_a_package_is_typed(member):
     assert len(list(member.glob("src/*/py.typed"))) == 1

@@ -1,6 +1,7 @@
 """GRPO end to end with a real sampler, and the parts of its step that can be checked exactly."""
 
 import dataclasses
+import json
 from collections import Counter
 
 import pytest
@@ -40,6 +41,8 @@ def test_two_steps_end_to_end(started, tmp_path, temperature):
         assert line["logprob_gap"]["mean_abs"] < 1e-5
         assert set(line["seconds"]) == {"encode", "rollout", "reward", "update", "sync"}
         assert line["frames_encoded"] == 0  # once for all runs, before the first
+    settings = json.loads((config.output / "settings.json").read_text())["settings"]
+    assert settings["max_logprob_gap"] == 1e-5  # resolved, by the dtype
     assert result.logprob_gap_mean_abs == max(line["logprob_gap"]["mean_abs"] for line in lines)
     groups = read_json_lines(config.output / "rollouts.jsonl")
     assert [group["step"] for group in groups] == [1, 1, 2, 2]
@@ -90,7 +93,7 @@ def gradient_after(policy, groups, config, reference=None):
         scoring=RowScoring.of(config, temperature=config.temperature),
         reference=reference,
         num_updates=config.updates_per_batch,
-        max_logprob_gap=config.max_logprob_gap,
+        max_logprob_gap=config.logprob_gap_limit,
     )
     statistics = update.run(groups, StepMedia(policy, []), 0.0)
     return {name: value for name, value in optimizer.state_tensors().items() if "exp_avg/" in name}, statistics

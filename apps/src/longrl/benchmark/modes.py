@@ -26,7 +26,7 @@ from longrl_trainer.objectives.clipped import ClippedLoss
 from longrl_trainer.objectives.terms import kl_divergence_k3
 from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.encoding.parallel import Medium, encode_media
+from mrsp_engine.encoding.parallel import PlannedMedium, encode_media
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
@@ -48,7 +48,7 @@ def run_step(work: Workload, mode: Mode) -> dict[str, float]:
     policy.store = reference.store = store
     with step.clock("encode"):
         if mode != "plain":
-            encode_media(work.models.encoder, [Medium(video=work.video, plan=work.plan)], store, work.group)
+            encode_media(work.models.encoder, [PlannedMedium(video=work.video, plan=work.plan)], store, work.group)
     prompt = policy.build_prompt(QUESTION, [work.plan.reference])
     with step.clock("rollout"):
         branches = step.draw(prompt)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from longrl.errors import AppUsageError
 
 if TYPE_CHECKING:
-    from mrsp_engine.planner.search import Request, StepPlan
+    from mrsp_engine.planner.search import PlanRequest, StepPlan
 
 __all__ = ["plan"]
 
@@ -51,11 +51,11 @@ def plan(
         output: Write the plan to this JSON file too.
     """
     from mrsp_engine.planner.hardware import find_accelerator
-    from mrsp_engine.planner.search import Request, plan_step
+    from mrsp_engine.planner.search import PlanRequest, plan_step
     from mrsp_engine.planner.shapes import find_shape
 
     hardware = find_accelerator(gpu)
-    request = Request(
+    request = PlanRequest(
         shape=find_shape(model),
         hardware=hardware,
         num_devices=gpus,
@@ -82,7 +82,7 @@ def _read_bytes(text: str) -> float:
     return float(match[1]) * SIZE_UNITS[match[2].upper()]
 
 
-def _describe(request: "Request", plan: "StepPlan") -> list[str]:
+def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:
     sizes, split, strategy = plan.sizes, plan.split, plan.strategy
     divided = f"{split.head_ranks} by heads × {split.token_ranks} by tokens"
     if split.token_ranks > 1:

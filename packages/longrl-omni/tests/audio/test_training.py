@@ -88,7 +88,7 @@ def test_two_grpo_steps_with_the_trainers_own_parts(
         optimizer=optimizer,
         objective=objective,
         scoring=RowScoring.of(config, temperature=config.temperature),
-        max_logprob_gap=config.max_logprob_gap,
+        max_logprob_gap=config.logprob_gap_limit,
     )
     for step in range(2):
         asked = questions[2 * step : 2 * step + 2]

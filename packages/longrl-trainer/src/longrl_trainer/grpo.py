@@ -97,7 +97,7 @@ def train_grpo(
         scoring=RowScoring.of(config, ranks, temperature=config.temperature),
         reference=open_policy(config.model, config.dtype) if objective.needs_reference else None,
         num_updates=config.updates_per_batch,
-        max_logprob_gap=config.max_logprob_gap,
+        max_logprob_gap=config.logprob_gap_limit,
     )
     start_folder = run.checkpoint.model_folder if run.checkpoint else config.model.folder
 

@@ -1,5 +1,7 @@
 """Kept + dropped = all, nothing is put in another's place, and every video is encoded exactly once."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -46,6 +48,26 @@ def test_broken_exchanged_missing_and_open_questions_are_dropped_with_their_reas
     assert "missing" in details["train_sft-4"]
     assert EmbeddingStore(world.folder / "embeddings").counters.encodes == 1
     assert load(world, tmp_path).counts()["dropped"] == {"digest_mismatch": 2, "unreadable_video": 4}
+
+
+def test_a_video_whose_frames_turn_out_to_be_damaged_is_dropped_too(new_world, tmp_path):
+    """It is opened and planned like any other, and fails when its frames are read to be encoded."""
+    world = new_world(splits=[Split.TRAIN_SFT])
+    path = world.dataset / "videos" / "train_sft-red.mp4"
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    end = start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
+    content[start:end] = b"\xff" * (end - start)
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    damaged = [record for record in world.records if record.video_path.endswith(path.name)]
+    records = [
+        record.model_copy(update={"video_digest": digest}) if record in damaged else record for record in world.records
+    ]
+    write_records(world.dataset / "records.parquet", records)
+    loaded = load(world, tmp_path)
+    assert loaded.counts() == {"input": 8, "kept": 6, "dropped": {"unreadable_video": len(damaged)}}
+    assert all(path.name in dropped.detail for dropped in loaded.dropped)
 
 
 def test_texts_that_cannot_be_learned_are_dropped(new_world, tmp_path):

@@ -19,3 +19,7 @@ class EngineUsageError(EngineError):
 
 class UnfitMediumError(EngineUsageError):
     """The model can't take this one medium, for its size or its length; others are not concerned."""
+
+
+class UnreadableMediumError(EngineError):
+    """A medium's reader can't give its frames: the file is at fault, and others can still be used."""

@@ -43,6 +43,6 @@ def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> Non
         before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING)
     finally:
         engine.close()
-    assert before.max() < 1e-4
+    assert before.mean() <= 1e-5
     assert stale.mean() > 1e-2
-    assert after.max() < 1e-4
+    assert after.mean() <= 1e-5

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator
 
 from longrl_trainer.config.sections import (
     AdvantageName,
@@ -25,6 +25,9 @@ from longrl_trainer.config.sections import (
     StoredName,
     VisionName,
 )
+
+GAP_LIMITS: dict[DtypeName, float] = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.05}
+"""`max_logprob_gap` unless it is set."""
 
 
 class TrainingConfig(Section):
@@ -112,8 +115,9 @@ class GrpoConfig(TrainingConfig):
     """Weight of the divergence from the starting model; 0 needs no reference pass."""
     rewards: dict[str, float | RewardSettings] = Field(default={"answer": 0.9, "format": 0.1})
     """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
-    max_logprob_gap: float = Field(default=1e-3, gt=0)
-    """The run stops when sampler and trainer disagree by more (mean absolute log-probability); bfloat16 needs more."""
+    max_logprob_gap: float | None = Field(default=None, gt=0)
+    """The run stops when sampler and trainer disagree by more (mean absolute log-probability). Unless set 1e-5, which
+    is far more than rounding makes of the same weights, and 0.05 in bfloat16, which rounds coarsely."""
     journal_groups: int = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
     sampler: SamplerSection = SamplerSection()
@@ -129,6 +133,15 @@ class GrpoConfig(TrainingConfig):
                 where = f"rewards.{name}.weight" if isinstance(entry, dict) else f"rewards.{name}"
                 raise ValueError(f"{where}: got {json.dumps(weight, default=str)}, expected: number")
         return rewards
+
+    @property
+    def logprob_gap_limit(self) -> float:
+        """`max_logprob_gap`, or what the dtype allows."""
+        return GAP_LIMITS[self.dtype] if self.max_logprob_gap is None else self.max_logprob_gap
+
+    @field_serializer("max_logprob_gap")
+    def _resolve_gap(self, _: float | None) -> float:
+        return self.logprob_gap_limit
 
 
 class EvaluateConfig(Section):

@@ -15,8 +15,7 @@ from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.record import QuestionRecord, resolve_video
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
-from mrsp_engine.encoding.parallel import Medium as Frames
-from mrsp_engine.encoding.parallel import UnusableMedium, encode_media
+from mrsp_engine.encoding.parallel import PlannedMedium, UnusableMedium, encode_media
 from mrsp_engine.errors import EngineError, UnfitMediumError
 from mrsp_engine.families.base import Policy
 
@@ -63,7 +62,7 @@ def encode_videos(
                 too_long[of_file[0].question_id] if all(record.question_id in too_long for record in of_file) else shown
                 for (_, of_file), shown in zip(batch, opened, strict=True)
             ]
-            frames = _frames_among(opened)
+            frames = _planned_among(opened)
             encoded = _encode_together(policy, opened, frames, ranks)
             outcomes |= {
                 record.question_id: too_long.get(record.question_id, outcome)
@@ -87,7 +86,7 @@ def encode_videos(
 
 def _open_medium(
     data: DataSection, policy: Policy, record: QuestionRecord, opener: OpenMedium
-) -> tuple[MediaReference | Frames, ...] | DroppedMedium:
+) -> tuple[MediaReference | PlannedMedium, ...] | DroppedMedium:
     """What one file shows, or why it can't be used."""
     try:
         medium = opener(resolve_video(data.dataset, record), policy)
@@ -101,18 +100,18 @@ def _open_medium(
         return DroppedMedium(reason=DropReason.UNFIT_MEDIUM, detail=f"{record.video_path}: {error}")
 
 
-def _references(shown: tuple[MediaReference | Frames, ...]) -> list[MediaReference]:
+def _references(shown: tuple[MediaReference | PlannedMedium, ...]) -> list[MediaReference]:
     return [item if isinstance(item, MediaReference) else item.plan.reference for item in shown]
 
 
-def _frames_among(opened: Sequence[tuple[MediaReference | Frames, ...] | DroppedMedium]) -> list[Frames]:
-    return [item for of_file in opened if isinstance(of_file, tuple) for item in of_file if isinstance(item, Frames)]
+def _planned_among(opened: Sequence[tuple[MediaReference | PlannedMedium, ...] | DroppedMedium]) -> list[PlannedMedium]:
+    return [item for shown in opened if isinstance(shown, tuple) for item in shown if isinstance(item, PlannedMedium)]
 
 
 def _encode_together(
     policy: Policy,
-    opened: Sequence[tuple[MediaReference | Frames, ...] | DroppedMedium],
-    frames: Sequence[Frames],
+    opened: Sequence[tuple[MediaReference | PlannedMedium, ...] | DroppedMedium],
+    frames: Sequence[PlannedMedium],
     ranks: Ranks,
 ) -> list[tuple[MediaReference, ...] | DroppedMedium]:
     """Encode the frames among what was opened, each by one rank.
@@ -132,10 +131,10 @@ def _encode_together(
         references: list[MediaReference] = []
         dropped: DroppedMedium | None = None
         for item in of_file:
-            outcome = encoded[item.plan.key.digest] if isinstance(item, Frames) else item
+            outcome = encoded[item.plan.key.digest] if isinstance(item, PlannedMedium) else item
             if isinstance(outcome, MediaReference):
                 references.append(outcome)
-            elif DataError.__name__ in outcome.error_names:
+            elif outcome.is_unreadable:
                 dropped = DroppedMedium(reason=DropReason.UNREADABLE_VIDEO, detail=outcome.message)
             else:
                 raise EngineError(outcome.message)

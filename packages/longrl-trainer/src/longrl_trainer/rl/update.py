@@ -118,7 +118,7 @@ class PolicyUpdate:
         if not statistics.gap_mean_abs <= self.max_logprob_gap:
             raise TrainerError(
                 f"sampler and trainer disagree: mean absolute log-probability gap {statistics.gap_mean_abs:.2e}, "
-                f"`max_logprob_gap` allows {self.max_logprob_gap:.2e}; raise it for a coarse dtype, otherwise the "
+                f"`max_logprob_gap` allows {self.max_logprob_gap:.2e}; raise it for coarse arithmetic, otherwise the "
                 "sampler's weights, positions or embeddings are not the trainer's"
             )
 

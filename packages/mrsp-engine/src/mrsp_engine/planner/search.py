@@ -11,7 +11,7 @@ from mrsp_engine.planner.hardware import Accelerator
 from mrsp_engine.planner.memory import Strategy, memory_by_part, rollout_bytes
 from mrsp_engine.planner.shapes import ModelShape
 
-__all__ = ["Request", "StepPlan", "plan_step"]
+__all__ = ["PlanRequest", "StepPlan", "plan_step"]
 
 USABLE_SHARE = 0.92
 """Of a device's memory; the rest goes to fragments."""
@@ -34,7 +34,7 @@ STRATEGIES = tuple(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class PlanRequest:
     """What is to be trained on what.
 
     Attributes:
@@ -113,7 +113,7 @@ class StepPlan:
         return asdict(self)
 
 
-def plan_step(request: Request) -> StepPlan:
+def plan_step(request: PlanRequest) -> StepPlan:
     """Find the fastest settings that fit.
 
     Raises:
@@ -161,7 +161,7 @@ def plan_step(request: Request) -> StepPlan:
     )
 
 
-def _sizes(request: Request) -> Sizes:
+def _sizes(request: PlanRequest) -> Sizes:
     return Sizes.of(
         request.shape,
         num_frames=request.num_frames,
@@ -171,7 +171,7 @@ def _sizes(request: Request) -> Sizes:
     )
 
 
-def _held(request: Request, sizes: Sizes, ranks: int, strategy: Strategy, groups: int) -> dict[str, float]:
+def _held(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy, groups: int) -> dict[str, float]:
     _, row = sizes.rows("shared")
     return memory_by_part(
         request.shape,
@@ -184,7 +184,7 @@ def _held(request: Request, sizes: Sizes, ranks: int, strategy: Strategy, groups
     )
 
 
-def _step_seconds(request: Request, sizes: Sizes, ranks: int, strategy: Strategy) -> dict[str, float]:
+def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy) -> dict[str, float]:
     """Seconds of a step by stage: the questions of one group of ranks, one after the other, and what saving costs.
 
     Spread weights are gathered in each of four passes and their gradients scattered in one, 2 bytes a weight each; an
@@ -213,7 +213,7 @@ def _step_seconds(request: Request, sizes: Sizes, ranks: int, strategy: Strategy
     return seconds
 
 
-def _place_sampler(request: Request, sizes: Sizes, usable: float) -> tuple[int, dict[str, float]]:
+def _place_sampler(request: PlanRequest, sizes: Sizes, usable: float) -> tuple[int, dict[str, float]]:
     """The fewest ranks that hold the sampler, heads dividing."""
     shape, held = request.shape, dict[str, float]()
     for ranks in (n for n in range(1, request.num_devices + 1) if request.num_devices % n == 0):
@@ -230,7 +230,7 @@ def _place_sampler(request: Request, sizes: Sizes, usable: float) -> tuple[int, 
     )
 
 
-def _refusal(request: Request, sizes: Sizes, held: dict[str, float]) -> str:
+def _refusal(request: PlanRequest, sizes: Sizes, held: dict[str, float]) -> str:
     part = max(held, key=lambda name: held[name])
     cure = {
         "activations": "take more devices, or lower --frames, --frame-pixels or --response-tokens",
@@ -247,7 +247,7 @@ def _refusal(request: Request, sizes: Sizes, held: dict[str, float]) -> str:
     )
 
 
-def _notes(request: Request, sizes: Sizes, strategy: Strategy) -> tuple[str, ...]:
+def _notes(request: PlanRequest, sizes: Sizes, strategy: Strategy) -> tuple[str, ...]:
     notes: list[str] = []
     longest = sizes.prompt_tokens + sizes.response_tokens
     if longest > request.shape.max_positions:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.rotary import longest_context
 
 __all__ = ["MODELS", "ModelShape", "VisionShape", "find_shape", "read_shape"]
 
@@ -243,7 +244,7 @@ def read_shape(folder: Path) -> ModelShape:
             intermediate_size=int(text["intermediate_size"]),
             vocab_size=int(text["vocab_size"]),
             is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-            max_positions=int(text["max_position_embeddings"]),
+            max_positions=longest_context(text),
             vision=_read_vision(config["vision_config"]) if "vision_config" in config else None,
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from torch import nn
 
 from mrsp_engine.embeddings.key import EmbeddingKey
-from mrsp_engine.testing.ranks import RankError, Ranks, run_on_ranks
+from mrsp_engine.testing.ranks import RankError, RankPool, run_on_ranks
 
-__all__ = ["NoiseVideo", "RankError", "Ranks", "numbered_key", "run_on_ranks", "use_exact_norms"]
+__all__ = ["NoiseVideo", "RankError", "RankPool", "numbered_key", "run_on_ranks", "use_exact_norms"]
 
 
 def use_exact_norms(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ class Qwen25VlSamplerMedia(StoredSamplerMedia):
 
     limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 0}
     placeholder_keys = ("video_token_id", "image_token_id")
+    kept_positions = 4  # a position says when, and there may be fewer tokens than moments
 
     def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
         """See `SamplerMedia.data`."""
@@ -37,6 +38,7 @@ class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
 
     limits: ClassVar[Mapping[str, int]] = {}
     options: ClassVar[Mapping[str, Any]] = {"skip_mm_profiling": True}
+    kept_positions = 1
 
     def embedding_width(self, config: Mapping[str, Any]) -> int:
         """See `SamplerMedia.embedding_width`."""

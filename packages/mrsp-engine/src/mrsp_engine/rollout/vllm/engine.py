@@ -31,6 +31,7 @@ from mrsp_engine.rollout.base import (
 from mrsp_engine.rollout.vllm.embedding_connector import connector_options
 from mrsp_engine.rollout.vllm.process import Placement, confined_import, own_random_numbers, sampling_threads
 from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint, read_rollouts
+from mrsp_engine.rollout.vllm.rotary import SamplerRotary
 from mrsp_engine.rollout.vllm.startup import first_line, leave_process_group, start
 
 __all__ = ["VllmRolloutEngine"]
@@ -97,6 +98,7 @@ class VllmRolloutEngine:
             raise EngineUsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = SamplerCheckpoint(checkpoint_folder)
         self._placement = Placement.find(tensor_parallel_size)
+        rotary = SamplerRotary(checkpoint.folder, checkpoint.config, kept_positions=checkpoint.media.kept_positions)
         is_reading_store = read_store and isinstance(checkpoint.media, StoredSamplerMedia)
         self._writer = RequestWriter(
             checkpoint,
@@ -129,10 +131,12 @@ class VllmRolloutEngine:
             with own_random_numbers(), confined_import(self._placement):
                 if is_reading_store:
                     options |= connector_options(store)
-                self._llm = start(checkpoint, options | self._placement.engine_options())
+                self._llm = start(checkpoint, rotary, options | self._placement.engine_options())
         except Exception as error:
             if not self._placement.is_grouped:
                 leave_process_group()
+            if isinstance(error, EngineError):
+                raise
             line = first_line(error)
             if "KV cache" in line:
                 raise EngineUsageError(

@@ -1,16 +1,23 @@
 """Starting vLLM in this process, and undoing a start that failed."""
 
+from functools import partial
 from typing import Any
 
+from mrsp_engine.errors import EngineError
 from mrsp_engine.rollout.vllm.long_media import allow_long_media
 from mrsp_engine.rollout.vllm.process import confined_import
 from mrsp_engine.rollout.vllm.requests import SamplerCheckpoint
+from mrsp_engine.rollout.vllm.rotary import SamplerRotary
 
 __all__ = ["first_line", "leave_process_group", "start"]
 
 
-def start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
-    """Start the engine, as large as the checkpoint's media ask for."""
+def start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[str, Any]) -> Any:
+    """Start the engine, as large as the checkpoint's media ask for.
+
+    Raises:
+        EngineError: If its rotary positions aren't the trainer's.
+    """
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -18,7 +25,13 @@ def start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
     if not allow_long_media(checkpoint.architecture):
         # A medium has to fit in the encoder cache, which is then as large as a batch.
         options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
-    return LLM(model=str(checkpoint.folder), **options)
+    llm = LLM(model=str(checkpoint.folder), hf_overrides=rotary.override, **options)
+    try:
+        llm.apply_model(partial(rotary.check, max_model_len=options["max_model_len"]))
+    except EngineError:
+        llm.llm_engine.engine_core.shutdown()
+        raise
+    return llm
 
 
 def leave_process_group() -> None:
