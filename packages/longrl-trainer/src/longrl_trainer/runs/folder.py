@@ -13,7 +13,6 @@ run must not be half one thing and half another. With several ranks the first on
 the same folder.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from longrl_trainer.config.sections import DataSection, ModelSection, records_pa
 from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_partial, write_json
 from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longrl_trainer.runs.journal import JsonLines
 from longrl_trainer.training.checkpoints import Checkpoint, latest_checkpoint, restore_optimizer, save_checkpoint
 from longrl_trainer.training.optimizer import Optimizer
@@ -110,6 +110,7 @@ def _prepare_folder(stage: str, config: TrainingConfig, *, model: ModelSection, 
     settings = describe_run(stage, config, model=model, data=data)
     saved = read_settings(folder)
     if saved is not None:
+        saved = _with_whole_model(folder, saved, settings, model.folder)
         difference = first_difference(saved | {"places": None}, settings | {"places": None})
         if difference is not None:
             raise TrainerUsageError(
@@ -124,6 +125,20 @@ def _prepare_folder(stage: str, config: TrainingConfig, *, model: ModelSection, 
     remove_partial(folder)
 
 
+def _with_whole_model(
+    folder: Path, saved: dict[str, Any], settings: dict[str, Any], model_folder: Path
+) -> dict[str, Any]:
+    """The settings of a run that knew its model's uppermost files alone, now with all that shapes the model."""
+    recorded, current = saved.get("inputs"), settings["inputs"]
+    if not isinstance(recorded, dict) or recorded.get("model") == current["model"]:
+        return saved
+    if recorded.get("model") != digest_of_uppermost_files(model_folder):
+        return saved
+    completed = saved | {"inputs": recorded | {"model": current["model"]}}
+    write_json(folder / SETTINGS_NAME, completed)
+    return completed
+
+
 def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> dict[str, Any]:
     """Everything that decides a run's result, where it was found, and the digest of what lay there.
 
@@ -133,7 +148,7 @@ def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, dat
         mode="json", exclude={"output": True, "model": True, "data": {"dataset"}, "parallel": True}
     )
     inputs = {
-        "model": digest_of(model.folder, "`model.folder`"),
+        "model": digest_of(model.folder, "`model.folder`", outside=(config.output, model.store, data.dataset)),
         "records": digest_of(records_path(data), "`data.dataset`"),
     }
     places = {"model": str(model.folder), "store": str(model.store), "dataset": str(data.dataset)}
@@ -147,17 +162,3 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError) as error:
         raise TrainerUsageError(f"{path} is not the settings of a run: {error}") from error
-
-
-def digest_of(path: Path, setting: str) -> str:
-    """SHA-256 over a file, or over the names and contents of a folder's own files."""
-    if not path.exists():
-        raise TrainerUsageError(f"{path} does not exist; set {setting} to an existing place")
-    digest = hashlib.sha256()
-    for file in sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -39,6 +39,7 @@ class Policy(ABC):
     Attributes:
         name: The family's name, equal to `model_type` in the checkpoint's config.json.
         folder: Where the checkpoint was loaded from.
+        source: The checkpoint whose layout and whose files beside the weights a saved one has; `folder` unless set.
         model: The Hugging Face model.
         tokenizer: The checkpoint's tokenizer.
         store: Where embeddings are kept.
@@ -49,6 +50,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     folder: Path
+    source: Path
     model: nn.Module
     tokenizer: Any
     store: EmbeddingStore
@@ -154,8 +156,17 @@ class Policy(ABC):
         self.encoder.set_trainable(tower=part == "all", projector=True)
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write a complete checkpoint in the family's ordinary Hugging Face layout; whole or not at all."""
+    def save(self, folder: Path, *, exact: bool = False) -> None:
+        """Write a checkpoint like `source`, with the model's weights; whole or not at all.
+
+        Args:
+            folder: Where it goes; an older checkpoint there is replaced.
+            exact: Write the weights in the number format they are trained in, to continue from, instead of the one
+                they were published in.
+
+        Raises:
+            EngineError: The disk refused, or `source` isn't there any more.
+        """
 
     @abstractmethod
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -77,10 +77,17 @@ class ChatPrompts:
         tokenizer: The checkpoint's tokenizer.
         media: How media are written, by modality; empty for a model that only reads.
         positions: How positions are made.
+        num_embedded: Tokens that the model can embed; the others can't stand in a text.
     """
 
     def __init__(
-        self, template: Any, tokenizer: Any, media: Mapping[str, MediaTokens], positions: PositionRule = count_positions
+        self,
+        template: Any,
+        tokenizer: Any,
+        media: Mapping[str, MediaTokens],
+        positions: PositionRule = count_positions,
+        *,
+        num_embedded: int,
     ) -> None:
         self._template = template
         self._tokenizer = tokenizer
@@ -90,7 +97,11 @@ class ChatPrompts:
         self._turn_start_id = cast(int, tokenizer.convert_tokens_to_ids(TURN_START))
         added = cast(dict[int, Any], tokenizer.added_tokens_decoder)
         placeholders = {tokens.placeholder_id for tokens in self._media.values()}
-        self._reserved = tuple(str(token) for index, token in added.items() if token.special or index in placeholders)
+        self._reserved = tuple(
+            str(token)
+            for index, token in added.items()
+            if token.special or index in placeholders or index >= num_embedded
+        )
 
     def build(self, text: str, media: Sequence[MediaReference], system: str | None) -> Prompt:
         """One user turn, media first, and the opening of the assistant's turn."""

@@ -4,12 +4,14 @@ Each is an ordinary folder that `mrsp_engine.families.load_policy` and vLLM load
 random and only scaled so that it matters; `mrsp_engine.tiny.qwen2_5_vl` builds one that learns.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     Qwen2Config,
@@ -26,8 +28,8 @@ from transformers import (
 
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
-from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER
-from mrsp_engine.families.vila.model import VilaModel
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER
+from mrsp_engine.families.vila.model import PROJECTOR_FILE, TOWER_PREFIX
 from mrsp_engine.families.vila.policy import MEDIA_TEXTS
 from mrsp_engine.families.vila.projector import VilaProjector
 from mrsp_engine.tiny.language import (
@@ -205,11 +207,16 @@ def create_tiny_vila(
     images = SiglipImageProcessor(size={"height": image_size, "width": image_size})
 
     def write(temporary: Path) -> None:
-        VilaModel(llm, tower, projector, select_layer=-2, num_scales=num_scales).save(
-            temporary, values, projector_values
-        )
+        llm.save_pretrained(temporary / LANGUAGE_FOLDER)
         tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
+        tower_weights = {f"{TOWER_PREFIX}{name}": tensor for name, tensor in tower.state_dict().items()}
+        tower.save_pretrained(temporary / TOWER_FOLDER, state_dict=tower_weights)
         images.save_pretrained(temporary / TOWER_FOLDER)
+        (temporary / PROJECTOR_FOLDER).mkdir()
+        save_file(projector.state_dict(), temporary / PROJECTOR_FOLDER / PROJECTOR_FILE, metadata={"format": "pt"})
+        for folder_name, content in ((PROJECTOR_FOLDER, projector_values), ("", values)):
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (temporary / folder_name / "config.json").write_text(text, encoding="utf-8")
 
     write_checkpoint(folder, write)
 

@@ -26,17 +26,28 @@ from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.chat_prompts import MediaTokens, Stretch
-from mrsp_engine.families.checkpoints import load_processor, write_checkpoint
+from mrsp_engine.families.checkpoints import load_processor
 from mrsp_engine.families.language_policy import LanguagePolicy, check_token
-from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
-from mrsp_engine.families.vila.model import VilaModel
+from mrsp_engine.families.vila.model import TOWER_PREFIX, VilaModel
 from mrsp_engine.families.vila.projector import pool_mean
 
-__all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy"]
+__all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy", "load_tokenizer"]
 
 MEDIA_TEXTS = {"video": "<vila/video>", "image": "<image>"}
 """Characters that stand for a medium, each one token of the tokenizer."""
+
+
+def load_tokenizer(folder: Path, model_type: str) -> Any:
+    """The tokenizer in a language model's folder, with the tokens of media.
+
+    Where its files lack them they come last, as when VILA's own code loads it. The language model's embedding may end
+    before them (VILA's code makes it longer on loading, with rows that nothing reads); here it stays as it is.
+    """
+    tokenizer = load_processor(folder, model_type, processor_class=AutoTokenizer)
+    tokenizer.add_tokens(list(MEDIA_TEXTS.values()), special_tokens=True)
+    return tokenizer
 
 
 class VilaEncoder(FrameEncoder):
@@ -145,8 +156,6 @@ class VilaPolicy(LanguagePolicy):
         store: EmbeddingStore,
         config: VilaConfig,
     ) -> None:
-        self._config = config
-        self._image_processor = image_processor
         size = (image_processor.size["height"], image_processor.size["width"])
         expected = int(model.vision_tower.config.image_size)
         if size != (expected, expected):
@@ -169,15 +178,15 @@ class VilaPolicy(LanguagePolicy):
             encoder=VilaEncoder(model, image_processor, config, self.name),
         )
 
-    def save(self, folder: Path) -> None:
-        """See `Policy.save`; in the layout of three folders that it was loaded from."""
-
-        def write(temporary: Path) -> None:
-            cast(VilaModel, self.model).save(temporary, self._config.values, self._config.projector_values)
-            self.tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
-            self._image_processor.save_pretrained(temporary / TOWER_FOLDER)
-
-        write_checkpoint(folder, write)
+    def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
+        """See `LanguagePolicy.checkpoint_weights`; published files have the tower's weights behind a prefix."""
+        model = cast(VilaModel, self.model)
+        tower = model.vision_tower.state_dict()
+        return {
+            LANGUAGE_FOLDER: model.llm.state_dict(),
+            TOWER_FOLDER: {f"{TOWER_PREFIX}{name}": tensor for name, tensor in tower.items()} | tower,
+            PROJECTOR_FOLDER: model.mm_projector.state_dict(),
+        }
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the sampler has the language model alone."""
@@ -216,7 +225,7 @@ class VilaFamily:
         """
         config = VilaConfig.read(folder)
         model = VilaModel.load(folder, config, model_type=self.model_type, dtype=dtype)
-        tokenizer = load_processor(folder / LANGUAGE_FOLDER, self.model_type, processor_class=AutoTokenizer)
+        tokenizer = load_tokenizer(folder / LANGUAGE_FOLDER, self.model_type)
         images = load_processor(folder / TOWER_FOLDER, self.model_type, processor_class=SiglipImageProcessor)
         return VilaPolicy(folder, model.to(device).eval(), tokenizer, images, store, config)
 

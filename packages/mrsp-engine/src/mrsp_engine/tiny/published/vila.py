@@ -12,6 +12,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER
+from mrsp_engine.families.vila.model import TOWER_PREFIX
 from mrsp_engine.families.vila.projector import VilaProjector
 from mrsp_engine.tiny.published.files import PublishedTokenizer, create_weights, write_card, write_json, write_weights
 from mrsp_engine.tiny.published.templates import VILA_TEMPLATE
@@ -46,7 +47,7 @@ def write_vila(kind: str, folder: Path, seed: int) -> None:
     write_json(folder / "config.json", _config(kind, parts))
     _write_language(folder / LANGUAGE_FOLDER, tokenizer, language, seed, is_fast=is_converted)
     weights = create_weights(SiglipVisionModel, SiglipVisionConfig(**tower), seed)
-    write_weights(folder / TOWER_FOLDER, {f"vision_model.{name}": weight for name, weight in weights.items()})
+    write_weights(folder / TOWER_FOLDER, {f"{TOWER_PREFIX}{name}": weight for name, weight in weights.items()})
     write_json(folder / TOWER_FOLDER / "preprocessor_config.json", _image_processor())
     write_weights(folder / PROJECTOR_FOLDER, _projector_weights(kind, seed))
     if is_converted:
