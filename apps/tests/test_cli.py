@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,25 @@ def test_every_command_has_help_with_an_example(longrl, command):
     assert done.returncode == 0
     assert "Example" in done.stdout
     assert f"longrl {command}" in done.stdout
+
+
+def test_a_pipe_that_nobody_reads_ends_the_command_quietly():
+    with subprocess.Popen(
+        [sys.executable, "-m", "longrl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
+def test_an_interruption_while_the_command_is_loaded_is_one_line(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "longrl", "quickstart", "--output", tmp_path / "run"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "pydantic_core" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert (stderr, process.returncode) == ("interrupted; start the same command again to go on\n", 130)
 
 
 def test_help_is_quick_and_loads_nothing_heavy(longrl):

@@ -20,6 +20,7 @@ from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
 from longrl_trainer.config.sections import FrameSettings
 from longrl_trainer.errors import TrainerError
+from longvideo_reason_data.endings import end_quietly
 from longvideo_reason_data.errors import DataError
 from mrsp_engine.errors import EngineError
 
@@ -207,8 +208,12 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What was typed behind the name of the command; of this process when not given.
 
     Returns:
-        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted.
+        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted, 141 when nobody reads on.
     """
+    return end_quietly(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     settle_on_processor()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -226,13 +231,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SafetensorError as error:
         print(f"error: a file of tensors can't be written or read: {error}; is the disk full?", file=sys.stderr)
         return AppError.exit_code
+    except BrokenPipeError:
+        raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         return AppError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,46 @@ def test_help_has_an_example(name: str) -> None:
     result = in_process(name, "--help")
     assert result.returncode == 0
     assert f"Example: longvideo-data {name}" in result.stdout
+
+
+LAUNCH = [sys.executable, "-m", "longvideo_reason_data"]
+
+
+@pytest.mark.parametrize("moment", ["loading", "asking", "twice"])
+def test_an_interruption_is_one_line(server: Any, films: Path, tmp_path: Path, moment: str) -> None:
+    server.delay_seconds = 0.5
+    told = ("--output", tmp_path / "dataset", "--base-url", server.base_url, "--model", "model")
+    with subprocess.Popen([*LAUNCH, "build", "--videos", films, *told], stderr=subprocess.PIPE, text=True) as process:
+        if moment == "loading":
+            maps = Path(f"/proc/{process.pid}/maps")
+            while "pydantic_core" not in maps.read_text():  # in the midst of the libraries
+                time.sleep(0.005)
+        else:
+            while not server.num_parallel:
+                time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        if moment == "twice":
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["timeline", "--videos", "10", "--seconds", "16", "--output", "world"]]
+)
+def test_a_pipe_that_nobody_reads_ends_the_command_quietly(tmp_path: Path, arguments: list[str]) -> None:
+    with subprocess.Popen(
+        [*LAUNCH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        told = process.stderr.read()
+    assert process.returncode == 141
+    assert "Error" not in told
 
 
 def test_timeline(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def refuse_empty(dataset: Path, num_questions: int, num_kept: int, dropped: Iter
         counts[item["reason"]] += 1
         details.setdefault(item["reason"], str(item["detail"])[:_LONGEST_DETAIL])
     told = [
-        f"{count} times {in_words(reason)}" + (f" ({details[reason]})" if details[reason] else "")
+        f"{f'{count} times' if count > 1 else 'once'} {in_words(reason)}"
+        + (f" ({details[reason]})" if details[reason] else "")
         for reason, count in counts.most_common(_NUM_REASONS)
     ]
     raise DataError(f"{dataset}: none of {num_questions} questions was kept: {'; '.join(told) or 'there were none'}")
