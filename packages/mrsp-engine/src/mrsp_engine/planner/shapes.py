@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.position_limit import longest_sequence
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames
 from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_frames
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig, read_json
@@ -278,7 +279,7 @@ def read_shape(folder: Path) -> ModelShape:
             intermediate_size=int(text["intermediate_size"]),
             vocab_size=int(text["vocab_size"]),
             is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-            max_positions=int(text["max_position_embeddings"]),
+            max_positions=longest_sequence(text),
             vision=vision,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
