@@ -262,3 +262,12 @@ def test_transformers_loads_the_text_checkpoint_by_itself(text_folder: Path, loa
         theirs = model(input_ids=torch.tensor([prompt.expanded_ids])).logits[0]
         ours = policy.language_model_head(policy.hidden_states(policy.embed(prompt), prompt.positions))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_length_of_a_prompt_is_known_without_laying_it_out(case: tuple[LanguagePolicy, Prompt]) -> None:
+    policy, prompt = case
+    for shown in (prompt.media, prompt.media * 3, ()):
+        for system in (None, "Listen."):
+            built = policy.build_prompt(QUESTION, shown, system=system)
+            assert policy.prompt_length(QUESTION, shown, system=system) == built.length
+    assert policy.max_positions == policy.model.config.get_text_config().max_position_embeddings  # type: ignore[operator,union-attr]

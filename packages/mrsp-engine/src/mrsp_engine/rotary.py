@@ -23,6 +23,8 @@ _KEYS = ("rope_scaling", "rope_parameters")
 """In the order in which transformers takes them: of two, it forgets the second."""
 _OLD_NAMES = {"mrope": "default", "su": "longrope"}
 _SECTIONS = "mrope_section"
+_LIMITS = ("max_position_embeddings", "model_max_length")
+_STRETCHES = ("linear", "dynamic")
 
 
 def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,11 +36,24 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def longest_context(config: Mapping[str, Any]) -> int:
-    """Positions that a language model's part of config.json allows, those that YaRN adds among them."""
-    rope, longest = read_rope(config), int(config["max_position_embeddings"])
-    if rope["rope_type"] != "yarn":
-        return longest
-    return max(longest, int((rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or 0)))
+    """Positions that a language model's part of config.json allows, those to which its rotary scaling extends them.
+
+    A sampler goes by `model_max_length` where it is named, which VILA's language models do, so the smaller number
+    counts.
+
+    Raises:
+        KeyError: The configuration names no limit.
+    """
+    named = [int(config[name]) for name in _LIMITS if config.get(name) is not None]
+    if not named:
+        raise KeyError(_LIMITS[0])
+    rope, longest = read_rope(config), min(named)
+    factor = float(rope.get("factor") or 1.0)
+    if rope["rope_type"] in _STRETCHES:
+        return int(longest * factor)
+    if rope["rope_type"] == "yarn":
+        return max(longest, int(factor * (rope.get("original_max_position_embeddings") or 0)))
+    return longest
 
 
 def refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:

@@ -25,9 +25,7 @@ from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.prompts import Prompt
-
-POSITION_LIMITS = ("max_position_embeddings", "model_max_length")
-"""Where a language model's config.json names its longest sequence; a sampler goes by the smallest, and so do we."""
+from mrsp_engine.rotary import longest_context
 
 VisionPart = Literal["frozen", "projector", "all"]
 """What of the encoder of media is trained: nothing, what lies between tower and language model, or the tower too."""
@@ -190,12 +188,7 @@ class Policy(ABC):
     @property
     def max_positions(self) -> int:
         """Longest sequence, in tokens, that the language model was trained for, or its rotary positions extended to."""
-        config = cast(Any, self.model).config.get_text_config()
-        named = (getattr(config, name, None) for name in POSITION_LIMITS)
-        rotary = cast(dict[str, Any], getattr(config, "rope_parameters", None) or {})
-        # Other ways of extending them count the extended positions in `max_position_embeddings` already.
-        factor = float(rotary.get("factor") or 1.0) if rotary.get("rope_type") in ("linear", "dynamic") else 1.0
-        return int(min(limit for limit in named if limit is not None) * factor)
+        return longest_context(cast(Any, self.model).config.get_text_config().to_dict())
 
     @property
     def device(self) -> torch.device:

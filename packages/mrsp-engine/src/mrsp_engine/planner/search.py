@@ -10,6 +10,7 @@ from mrsp_engine.planner.costs import Sizes, embedding_bytes, moved_bytes, predi
 from mrsp_engine.planner.hardware import Accelerator
 from mrsp_engine.planner.memory import Strategy, memory_by_part, rollout_bytes
 from mrsp_engine.planner.shapes import ModelShape
+from mrsp_engine.planner.videos import PlannedVideo
 
 __all__ = ["PlanRequest", "StepPlan", "plan_step"]
 
@@ -43,7 +44,8 @@ class PlanRequest:
         num_devices: How many.
         memory_bytes: Memory of one.
         num_frames: Frames of a video.
-        frame_pixels: Pixels of a frame.
+        frame_pixels: Pixels of a frame, where no video is given.
+        video: The video that is shown, whose tokens are counted exactly; it has `num_frames` times.
         group_size: Responses per question.
         response_tokens: Tokens of a response.
         prompts_per_step: Questions of a step.
@@ -56,6 +58,7 @@ class PlanRequest:
     memory_bytes: float
     num_frames: int
     frame_pixels: int = 128 * 28 * 28
+    video: PlannedVideo | None = None
     group_size: int = 8
     response_tokens: int = 1024
     prompts_per_step: int = 1
@@ -168,6 +171,7 @@ def _sizes(request: PlanRequest) -> Sizes:
         frame_pixels=request.frame_pixels,
         group_size=request.group_size,
         response_tokens=request.response_tokens,
+        video=request.video,
     )
 
 
@@ -253,7 +257,7 @@ def _notes(request: PlanRequest, sizes: Sizes, strategy: Strategy) -> tuple[str,
     if longest > request.shape.max_positions:
         notes.append(
             f"{longest} tokens are more than the {request.shape.max_positions} positions {request.shape.name} was "
-            "trained for; extend its rotary positions or lower the frames"
+            "trained for, so a run leaves such questions out; lower the number of frames or their pixels"
         )
     if strategy.sharding != "none":
         notes.append(f"needs {strategy.sharding} spread over the ranks (FSDP or ZeRO), by the training loop")
