@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3VLMoeForConditionalGeneration, Qwen3VLProcessor
 
+from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily
 from mrsp_engine.families.qwen.qwen3_vl import Qwen3VlPolicy
 
@@ -40,6 +42,11 @@ class Qwen3VlMoePolicy(Qwen3VlPolicy):
     """One Qwen3-VL model with experts, and its processor; see `Policy` for the members."""
 
     name: ClassVar[str] = "qwen3_vl_moe"
+
+    def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
+        if model.dtype == torch.float64:
+            model.set_experts_implementation("eager")  # torch's grouped products know no float64
+        super().__init__(folder, model, processor, store)
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the experts of a layer are one tensor whose matrices lie as in checkpoints."""
