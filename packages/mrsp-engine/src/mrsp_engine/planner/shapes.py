@@ -143,6 +143,10 @@ def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
     )
 
 
+def _qwen2_vision() -> VisionShape:
+    return VisionShape(width=1280, intermediate_size=5120, depth=32, patch_size=14)
+
+
 def _qwen3_vision(width: int, intermediate_size: int, depth: int) -> VisionShape:
     return VisionShape(
         width=width,
@@ -209,6 +213,9 @@ _QWEN2_7B = (3584, 28, 28, 4, 128, 18944)
 MODELS = {
     shape.name: shape
     for shape in (
+        _shape("Qwen2-VL-2B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, _qwen2_vision(), is_tied=True),
+        _shape("Qwen2-VL-7B", _QWEN2_7B, 152064, 32768, _qwen2_vision()),
+        _shape("Qwen2-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768, _qwen2_vision()),
         _shape("Qwen2.5-VL-3B", (2048, 36, 16, 2, 128, 11008), 151936, 128000, _qwen2_5_vision(3420), is_tied=True),
         _shape("Qwen2.5-VL-7B", _QWEN2_7B, 152064, 128000, _qwen2_5_vision(3420)),
         _shape("Qwen2.5-VL-32B", (5120, 64, 40, 8, 128, 27648), 152064, 128000, _qwen2_5_vision(3456)),
@@ -266,6 +273,10 @@ def read_shape(folder: Path) -> ModelShape:
         vision = _read_vila_vision(folder) if is_vila else _read_vision(folder, config)
         config = read_json(folder / LANGUAGE_FOLDER / "config.json") if is_vila else config
         text = cast(dict[str, Any], config.get("text_config") or config)
+        if "num_experts" in text:
+            raise EngineUsageError(
+                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't know; set a model without"
+            )
         hidden_size, query = int(text["hidden_size"]), int(text["num_attention_heads"])
         return ModelShape(
             name=folder.name,
@@ -319,9 +330,10 @@ def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
             count_tokens=token_counter(folder),
         )
     window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
+    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is that of its output
     return VisionShape(
-        width=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
+        width=width,
+        intermediate_size=int(config.get("intermediate_size") or config["mlp_ratio"] * width),
         depth=depth,
         patch_size=patch_size,
         merge_size=int(config["spatial_merge_size"]),

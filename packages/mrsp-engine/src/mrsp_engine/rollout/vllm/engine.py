@@ -181,7 +181,7 @@ class VllmRolloutEngine:
                 if not self._has_weights:
                     self._llm.wake_up(tags=["weights"])
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
-                self._llm.apply_model(_repack_head)
+                self._llm.apply_model(_repack_copies)
                 if not self._has_weights:
                     self._llm.wake_up(tags=["kv_cache"])  # after the weights, which are at their largest meanwhile
                 self._has_weights = True
@@ -263,16 +263,21 @@ class VllmRolloutEngine:
 _CLOSED = "it was closed"
 
 
-def _repack_head(model: Any) -> None:
-    """Renew the copy of the output weights that vLLM packs for CPUs.
+def _repack_copies(model: Any) -> None:
+    """Renew the copies of weights that vLLM packs for CPUs.
 
-    Reloading renews it for every layer that receives weights, which an output layer tied to the input does not.
+    Reloading renews them for every layer that receives weights, which an output layer tied to the input does not, and
+    for experts the first time only.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.platforms import current_platform
 
     for module in cast(torch.nn.Module, model).modules():
+        method: Any = getattr(module, "quant_method", None)
         if isinstance(module, ParallelLMHead):
-            cast(Any, module).quant_method.process_weights_after_loading(module)
+            method.process_weights_after_loading(module)
+        elif current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel.fused_experts.process_weights_after_loading(module)
 
 
 def _require_vllm() -> None:
