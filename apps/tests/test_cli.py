@@ -1,6 +1,7 @@
 """The command as a user meets it: help at once, and one line for every mistake."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from longrl.cli import COMMANDS, main
 from longvideo_reason_data.records.record import SCHEMA_VERSION
 
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
@@ -33,6 +35,18 @@ def test_every_command_has_help_with_an_example(longrl, command):
     assert done.returncode == 0
     assert "Example" in done.stdout
     assert f"longrl {command}" in done.stdout
+
+
+def test_every_choice_is_typed_as_it_is_documented(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    words = set()
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        choices = re.findall(r"\{([^{}]*)\}", capsys.readouterr().out)
+        words |= {word.strip() for group in choices for word in group.split(",")} - {"None", "True", "False"}
+    assert {"bfloat16", "held_out"} <= words
+    assert words == {word.lower() for word in words}
 
 
 def test_help_is_quick_and_loads_nothing_heavy(longrl):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from longvideo_reason_data.cli import main
+from longvideo_reason_data.media.decoders.base import DecoderName
 
 MakeVideo = Callable[..., Path]
 PROGRAM = "import sys; from longvideo_reason_data.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -168,6 +170,29 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -
     )
     failed(result, 2, "put the key into OPENAI_API_KEY")
     assert "s3cret" not in result.stderr
+
+
+COMMANDS = ["timeline", "build", "filter", "check", "stats", "view", "export", "import"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_choice_is_typed_as_it_is_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    choices = re.findall(r"\{([^{}]*)\}", in_process(name, "--help").stdout)
+    words = {word.strip() for group in choices for word in group.split(",")} - {"None", "True", "False"}
+    assert bool(words) == (name in ("build", "filter", "export", "import"))
+    assert words == {word.lower() for word in words}
+    assert name != "build" or set(DecoderName) <= words
+
+
+@pytest.mark.parametrize("decoder", DecoderName)
+def test_a_decoder_is_chosen_by_its_name(decoder: str, tmp_path: Path) -> None:
+    result = in_process(
+        *("build", "--videos", tmp_path / "none", "--output", tmp_path / "dataset", "--model", "model"),
+        *("--base-url", "http://127.0.0.1:9/v1", "--decoder", decoder),
+    )
+    assert "invalid choice" not in result.stderr
+    assert result.stderr.startswith("error: ")
 
 
 def test_an_empty_key_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,
+            config=(tyro.conf.EnumChoicesFromValues,),
         )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)

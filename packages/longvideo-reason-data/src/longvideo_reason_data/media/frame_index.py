@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Literal, cast
 
 import av
+import av.filter
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorTrc
@@ -32,6 +34,7 @@ from longvideo_reason_data.media.streams import open_stream, reason_of
 Orientation = tuple[int, int, int, int]
 UPRIGHT: Orientation = (1, 0, 0, 1)
 _FIXED_POINT_ONE = 1 << 16
+_MAX_SIDE_DATA_KINDS = 64  # FFmpeg 8.1 has 32
 
 DynamicRange = Literal["standard", "pq", "hlg"]
 """How light is written: for ordinary screens, or as one of the two curves of ITU-R BT.2100 for brighter ones."""
@@ -154,7 +157,7 @@ def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
     Raises:
         DataError: When it is turned by anything but quarter turns.
     """
-    for data in cast(Iterator[SideData], iter(frame.side_data)):  # declared as a mapping of names, it gives the data
+    for data in _side_data(frame):
         if data.type.name == "DISPLAYMATRIX":
             matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)
             linear = np.rint(matrix[:2, :2] / _FIXED_POINT_ONE).astype(int)
@@ -164,6 +167,28 @@ def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
             if np.any(linear):
                 raise DataError(f"{path}: its pictures are rotated by {frame.rotation}°, expected quarter turns")
     return UPRIGHT
+
+
+def _side_data(frame: VideoFrame) -> Iterator[SideData]:
+    """Give what stands beside a frame's pixels, without the kinds that the library has no name for.
+
+    One such kind among them, as the EXIF of a camera's pictures, and the library gives none of them. FFmpeg itself
+    knows kinds by their numbers and takes them away.
+    """
+    try:
+        data = frame.side_data
+    except ValueError:
+        graph = av.filter.Graph()
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
+        )
+        named = {kind.value for kind in SideDataType}
+        unnamed = [number for number in range(_MAX_SIDE_DATA_KINDS) if number not in named]
+        removals = [graph.add("sidedata", f"mode=delete:type={number}") for number in unnamed]
+        graph.link_nodes(source, *removals, graph.add("buffersink")).configure()
+        graph.vpush(frame)
+        data = graph.vpull().side_data
+    return cast(Iterator[SideData], iter(data))  # declared as a mapping of names, it gives the data
 
 
 def _main_stream(container: InputContainer) -> VideoStream | None:

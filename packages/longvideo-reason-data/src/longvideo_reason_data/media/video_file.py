@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.containers import VIDEO_SUFFIXES
+from longvideo_reason_data.media.decoders.agreement import check_pictures
 from longvideo_reason_data.media.decoders.base import DecoderName, Pixels, find_decoder
 from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex, index_video
 
@@ -86,8 +87,8 @@ class VideoFile:
         path = Path(path)
         video = cls(path=path, index=index_video(path), num_threads=num_threads, decoder=DecoderName(decoder))
         if video.decoder != DecoderName.PYAV:  # the others may refuse the file, and better now than later
-            with library.open_reader(path, video.index, num_threads=num_threads):
-                pass
+            with library.open_reader(path, video.index, num_threads=num_threads) as reader:
+                check_pictures(path, video.index, reader, video.decoder)
         return video
 
     @property
