@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from longvideo_reason_data.cli import main
@@ -223,3 +224,28 @@ def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
     assert result.stdout == "[]\n"
     light = "import sys; import longvideo_reason_data.cli; print('openai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("no name"), RuntimeError("first line\nsecond"), AttributeError()])
+def test_what_a_library_never_should_have_raised_drops_one_file(
+    server: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    opened = av.open
+
+    def fail_for_one(file: str, *arguments: Any, **options: Any) -> Any:
+        if "film 1" in str(file):
+            raise error
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(av, "open", fail_for_one)
+    dataset = tmp_path / "dataset"
+    result = in_process(
+        *("build", "--videos", films, "--output", dataset, "--base-url", server.base_url, "--model", "model"),
+        *("--filter", "none"),
+    )
+    assert result.returncode == 0, result.stderr
+    dropped = [json.loads(line) for line in (dataset / "dropped.jsonl").read_text().splitlines()]
+    unreadable = [item for item in dropped if item["reason"] == "video_unreadable"]
+    assert len(unreadable) == 1
+    assert f"film 1.mp4: can't be read ({type(error).__name__}" in unreadable[0]["detail"]
+    assert "\n" not in unreadable[0]["detail"]

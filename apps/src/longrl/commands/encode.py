@@ -6,7 +6,8 @@ from pathlib import Path
 
 from longrl.errors import AppError, AppUsageError
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.media.video_file import VideoFile, find_videos, sample_frames
+from longvideo_reason_data.media.containers import find_videos
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
 
 
 def encode_videos(paths: Sequence[Path], model: Path, store: Path, num_frames: int) -> None:
