@@ -80,7 +80,7 @@ def open_video(path: Path) -> AbstractContextManager[tuple[InputContainer, Video
         UsageError: When there is no such file.
         DataError: When it is empty, no video, or has sound only.
     """
-    return open_stream(path, "a video file", CONTAINER_NAMES, _main_stream)
+    return open_stream(path, "a video file", CONTAINER_NAMES, main_video_stream)
 
 
 def index_video(path: Path) -> VideoIndex:
@@ -146,7 +146,7 @@ def packets_from_key_frame(
     return dropwhile(lambda packet: packet.size > 0 and not packet.is_keyframe, packets) if has_key_frames else packets
 
 
-def _main_stream(container: InputContainer) -> VideoStream | None:
+def main_video_stream(container: InputContainer) -> VideoStream | None:
     """Choose the stream a player would show: no cover art, the default one first."""
     moving = [
         stream
