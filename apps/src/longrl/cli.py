@@ -221,7 +221,13 @@ def _run(arguments: list[str] | None) -> int:
         if arguments and arguments[0] in recipe_commands.COMMANDS:
             recipe_commands.run(arguments[0], arguments[1:])
         else:
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="longrl", description=DESCRIPTION, args=arguments)
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="longrl",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.EnumChoicesFromValues,),
+            )
     except (AppError, TrainerError, EngineError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from longvideo_reason_data.cli import main
+from longvideo_reason_data.media.decoders.base import DecoderName
 
 MakeVideo = Callable[..., Path]
 PROGRAM = "import sys; from longvideo_reason_data.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -285,6 +288,29 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -
     assert "s3cret" not in result.stderr
 
 
+COMMANDS = ["timeline", "build", "filter", "check", "stats", "view", "export", "import"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_choice_is_typed_as_it_is_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    choices = re.findall(r"\{([^{}]*)\}", in_process(name, "--help").stdout)
+    words = {word.strip() for group in choices for word in group.split(",")} - {"None", "True", "False"}
+    assert bool(words) == (name in ("build", "filter", "export", "import"))
+    assert words == {word.lower() for word in words}
+    assert name != "build" or set(DecoderName) <= words
+
+
+@pytest.mark.parametrize("decoder", DecoderName)
+def test_a_decoder_is_chosen_by_its_name(decoder: str, tmp_path: Path) -> None:
+    result = in_process(
+        *("build", "--videos", tmp_path / "none", "--output", tmp_path / "dataset", "--model", "model"),
+        *("--base-url", "http://127.0.0.1:9/v1", "--decoder", decoder),
+    )
+    assert "invalid choice" not in result.stderr
+    assert result.stderr.startswith("error: ")
+
+
 def test_an_empty_key_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "film.mp4").write_text("no video")
     monkeypatch.setenv("OPENAI_API_KEY", " ")
@@ -313,3 +339,28 @@ def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
     assert result.stdout == "[]\n"
     light = "import sys; import longvideo_reason_data.cli; print('openai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("no name"), RuntimeError("first line\nsecond"), AttributeError()])
+def test_what_a_library_never_should_have_raised_drops_one_file(
+    server: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    opened = av.open
+
+    def fail_for_one(file: str, *arguments: Any, **options: Any) -> Any:
+        if "film 1" in str(file):
+            raise error
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(av, "open", fail_for_one)
+    dataset = tmp_path / "dataset"
+    result = in_process(
+        *("build", "--videos", films, "--output", dataset, "--base-url", server.base_url, "--model", "model"),
+        *("--filter", "none"),
+    )
+    assert result.returncode == 0, result.stderr
+    dropped = [json.loads(line) for line in (dataset / "dropped.jsonl").read_text().splitlines()]
+    unreadable = [item for item in dropped if item["reason"] == "video_unreadable"]
+    assert len(unreadable) == 1
+    assert f"film 1.mp4: can't be read ({type(error).__name__}" in unreadable[0]["detail"]
+    assert "\n" not in unreadable[0]["detail"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from longrl.errors import AppError
 from longrl_trainer.config.sections import FrameSettings
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.media.video_file import VideoFile, find_videos
+from longvideo_reason_data.media.containers import find_videos
+from longvideo_reason_data.media.video_file import VideoFile
 from mrsp_engine.errors import EngineError, UnfitMediumError
 
 if TYPE_CHECKING:

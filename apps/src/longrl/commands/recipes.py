@@ -46,7 +46,14 @@ def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT],
     messages = io.StringIO()
     try:
         with redirect_stderr(messages):
-            return tyro.cli(model, prog=prog, description=description, default=default, args=options)
+            return tyro.cli(
+                model,
+                prog=prog,
+                description=description,
+                default=default,
+                args=options,
+                config=(tyro.conf.EnumChoicesFromValues,),
+            )
     except SystemExit as refusal:
         # What pydantic says about a value is worth one line; what tyro says about an option's name is well said.
         invalid = _validation_error_behind(refusal)

@@ -36,6 +36,7 @@ class CountedAudio:
     """A recording that counts how many samples were read of it."""
 
     sample_rate = 16_000
+    fillings = ()
 
     def __init__(self, samples: NDArray[np.float32], digest: str = "a" * 64) -> None:
         self.samples, self.content_digest, self.num_read = samples, digest, 0

@@ -132,6 +132,7 @@ def _run(arguments: list[str] | None) -> int:
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,
+            config=(tyro.conf.EnumChoicesFromValues,),
         )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)

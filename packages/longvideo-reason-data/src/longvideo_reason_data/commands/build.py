@@ -26,7 +26,7 @@ def build(
     judge: str | None = None,
     policy: str | None = None,
     benchmarks: tuple[Path, ...] = (),
-    filters: Annotated[FilterSettings, tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+    filters: FilterSettings = FilterSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
 ) -> None:
     """Turn video files into a dataset with the help of a language model.

@@ -23,7 +23,7 @@ def filter_dataset(
     seed: int = 0,
     engine: Engine = "local",
     client: Annotated[ClientSettings, tyro.conf.arg(name="")] = ClientSettings(),  # noqa: B008 - tyro shows it as the default
-    settings: Annotated[FilterSettings, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+    settings: Annotated[FilterSettings, tyro.conf.arg(name="")] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
 ) -> None:
     """Drop questions that don't need their video, that can't be answered with it, or that repeat others.
 

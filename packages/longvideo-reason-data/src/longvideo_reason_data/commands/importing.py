@@ -14,7 +14,7 @@ def import_published(
     layout: Literal["longvideo-reason", "video-r1"],
     videos: Path,
     output: Path,
-    skill: Annotated[Skill | None, tyro.conf.EnumChoicesFromValues] = None,
+    skill: Skill | None = None,
     source: str | None = None,
     license: str = "unknown",  # noqa: A002 - the name of the option
     splits: SplitFractions = SplitFractions(),  # noqa: B008 - tyro shows it as the default

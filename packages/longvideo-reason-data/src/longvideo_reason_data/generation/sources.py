@@ -15,6 +15,7 @@ from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.generation.settings import BuildSettings
 from longvideo_reason_data.media.scenes import scene_segments
 from longvideo_reason_data.media.segments import Segment, check_segments, fixed_windows, segments_between
+from longvideo_reason_data.media.streams import all_errors_told
 from longvideo_reason_data.media.subtitles.cues import digest_cues
 from longvideo_reason_data.media.subtitles.reading import read_subtitles
 from longvideo_reason_data.media.video_file import VideoFile
@@ -68,18 +69,19 @@ def probe_source(path: Path, settings: BuildSettings) -> SourceVideo:
         UsageError: When the decoder or the detector of scenes isn't installed.
         DataError: When it can't be read, or not exactly by this decoder.
     """
-    video = VideoFile.open(path, decoder=settings.decoder)
-    subtitles = read_subtitles(video, settings.subtitles)
-    segments = cut_video(video, settings)
-    return SourceVideo(
-        path=path.absolute(),
-        digest=video.content_digest,
-        duration_seconds=video.duration_seconds,
-        borders=(*(segment.start_seconds for segment in segments), segments[-1].end_seconds),
-        speech_digest=digest_cues(subtitles.cues),
-        speech_origin=subtitles.origin,
-        speech_problem=subtitles.problem,
-    )
+    with all_errors_told(path):
+        video = VideoFile.open(path, decoder=settings.decoder)
+        subtitles = read_subtitles(video, settings.subtitles)
+        segments = cut_video(video, settings)
+        return SourceVideo(
+            path=path.absolute(),
+            digest=video.content_digest,
+            duration_seconds=video.duration_seconds,
+            borders=(*(segment.start_seconds for segment in segments), segments[-1].end_seconds),
+            speech_digest=digest_cues(subtitles.cues),
+            speech_origin=subtitles.origin,
+            speech_problem=subtitles.problem,
+        )
 
 
 def cut_video(video: VideoFile, settings: BuildSettings) -> tuple[Segment, ...]:

@@ -25,9 +25,9 @@ from longvideo_reason_data.generation.sources import SourceVideo, place_video, p
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
 from longvideo_reason_data.language_model.server import check_access
 from longvideo_reason_data.language_model.session import Spent
+from longvideo_reason_data.media.containers import find_videos
 from longvideo_reason_data.media.decoders.base import decoder_version
 from longvideo_reason_data.media.scenes import detector_version
-from longvideo_reason_data.media.video_file import find_videos
 from longvideo_reason_data.pipeline.assembly import assemble
 from longvideo_reason_data.pipeline.local import generate_here
 from longvideo_reason_data.pipeline.manifest import Accounts, make_manifest

@@ -11,7 +11,7 @@ videos JSON is mostly something else.
 import re
 from pathlib import Path
 
-from longvideo_reason_data.media.video_file import VIDEO_SUFFIXES
+from longvideo_reason_data.media.containers import VIDEO_SUFFIXES
 
 _SUFFIXES = (".srt", ".vtt", ".ass", ".ssa", ".json")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
