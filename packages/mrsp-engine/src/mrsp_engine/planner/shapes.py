@@ -133,6 +133,10 @@ def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
     )
 
 
+def _qwen2_vision() -> VisionShape:
+    return VisionShape(width=1280, intermediate_size=5120, depth=32, patch_size=14)
+
+
 def _qwen3_vision(width: int, intermediate_size: int, depth: int) -> VisionShape:
     return VisionShape(width=width, intermediate_size=intermediate_size, depth=depth, patch_size=16, levels=4)
 
@@ -177,6 +181,9 @@ _QWEN2_7B = (3584, 28, 28, 4, 128, 18944)
 MODELS = {
     shape.name: shape
     for shape in (
+        _shape("Qwen2-VL-2B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, _qwen2_vision(), is_tied=True),
+        _shape("Qwen2-VL-7B", _QWEN2_7B, 152064, 32768, _qwen2_vision()),
+        _shape("Qwen2-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768, _qwen2_vision()),
         _shape("Qwen2.5-VL-3B", (2048, 36, 16, 2, 128, 11008), 151936, 128000, _qwen2_5_vision(3420), is_tied=True),
         _shape("Qwen2.5-VL-7B", _QWEN2_7B, 152064, 128000, _qwen2_5_vision(3420)),
         _shape("Qwen2.5-VL-32B", (5120, 64, 40, 8, 128, 27648), 152064, 128000, _qwen2_5_vision(3456)),
@@ -231,6 +238,10 @@ def read_shape(folder: Path) -> ModelShape:
     try:
         config = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
         text = cast(dict[str, Any], config.get("text_config") or config)
+        if "num_experts" in text:
+            raise EngineUsageError(
+                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't know; set a model without"
+            )
         hidden_size, query = int(text["hidden_size"]), int(text["num_attention_heads"])
         return ModelShape(
             name=folder.name,
@@ -256,9 +267,10 @@ def read_shape(folder: Path) -> ModelShape:
 
 def _read_vision(config: dict[str, Any]) -> VisionShape:
     window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
+    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is that of its output
     return VisionShape(
-        width=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
+        width=width,
+        intermediate_size=int(config.get("intermediate_size") or config["mlp_ratio"] * width),
         depth=depth,
         patch_size=patch_size,
         merge_size=int(config["spatial_merge_size"]),

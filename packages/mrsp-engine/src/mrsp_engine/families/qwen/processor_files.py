@@ -23,20 +23,23 @@ _SHARED: Mapping[str, Any] = {
     "do_resize": True,
     "cap_pixels_per_frame": None,
 }
+_BY_FRAME: Mapping[str, Any] = {
+    **_SHARED,
+    "patch_size": 14,
+    "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
+    "max_video_tokens": 128000,
+}
+_BY_VIDEO: Mapping[str, Any] = {
+    **_SHARED,
+    "patch_size": 16,
+    "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32},
+    "max_video_tokens": 768,
+    "fps": 2,
+}
 VIDEO_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "qwen2_5_vl": {
-        **_SHARED,
-        "patch_size": 14,
-        "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
-        "max_video_tokens": 128000,
-    },
-    "qwen3_vl": {
-        **_SHARED,
-        "patch_size": 16,
-        "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32},
-        "max_video_tokens": 768,
-        "fps": 2,
-    },
+    "qwen2_vl": _BY_FRAME,
+    "qwen2_5_vl": _BY_FRAME,
+    "qwen3_vl": _BY_VIDEO,
 }
 """Settings of transformers' video processor, by model type."""
 
@@ -56,7 +59,7 @@ def read_video_processor(folder: Path, model_type: str) -> dict[str, Any]:
     named = {name: value for name, value in cast(dict[str, Any], found).items() if value is not None}
     values = {**VIDEO_DEFAULTS[model_type], **named}
     size = dict(cast(dict[str, Any], values["size"]))
-    if model_type == "qwen2_5_vl":  # an older way to write the size, which counts for this family only
+    if VIDEO_DEFAULTS[model_type] is _BY_FRAME:  # an older way to write the size, which counts for these alone
         for edge, name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
             size[edge] = values.get(name, size.get(edge))
     return values | {"size": size}
@@ -76,7 +79,7 @@ def read_frames(folder: Path, model_type: str) -> QwenFrames:
             frames_per_group=int(values["temporal_patch_size"]),
             min_pixels=int(values["size"]["shortest_edge"]),
             max_pixels=int(values["size"]["longest_edge"]),
-            is_whole_video=model_type == "qwen3_vl",
+            is_whole_video=VIDEO_DEFAULTS[model_type] is _BY_VIDEO,
             is_resized=bool(values["do_resize"]),
             capped_tokens=int(values["max_video_tokens"]) if values["cap_pixels_per_frame"] else None,
         )

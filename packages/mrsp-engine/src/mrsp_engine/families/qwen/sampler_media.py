@@ -30,6 +30,13 @@ class Qwen25VlSamplerMedia(StoredSamplerMedia):
         return {"second_per_grid_ts": torch.tensor([medium.seconds_per_grid for medium in media])}
 
 
+class Qwen2VlSamplerMedia(Qwen25VlSamplerMedia):
+    """The same without timing, which Qwen2-VL's positions don't know."""
+
+    def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        return {}
+
+
 class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
     """The same with the times that vLLM writes into the prompt, and with the levels of DeepStack in each row.
 

@@ -1,4 +1,4 @@
-"""The vision of Qwen2.5-VL and Qwen3-VL, as the checkpoint's own processors and tower make it.
+"""The vision of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as the checkpoint's own processors and tower make it.
 
 Both cut two frames into patches at a time and merge two by two of these. They differ in how large a frame may be (the
 pixels of a frame, or those of a whole video), and Qwen3-VL's tower also gives what its middle layers saw (DeepStack,
@@ -29,7 +29,7 @@ from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds
 
-__all__ = ["Qwen3VisionEncoder", "QwenVisionEncoder"]
+__all__ = ["Qwen2VisionEncoder", "Qwen3VisionEncoder", "QwenVisionEncoder"]
 
 
 class QwenVisionEncoder(FrameEncoder):
@@ -71,7 +71,7 @@ class QwenVisionEncoder(FrameEncoder):
             frames_per_group=temporal if modality == "video" else 1,  # an image's processor repeats it
             num_groups=grid_thw[0],
             operations_per_group=self._operations(num_patches),
-            seconds_per_grid=_seconds_per_grid(seconds, temporal) if modality == "video" else 1.0,
+            seconds_per_grid=self._seconds_per_grid(seconds, temporal) if modality == "video" else 1.0,
             grid_seconds=self._grid_seconds(seconds, temporal) if modality == "video" else (),
         )
 
@@ -158,8 +158,39 @@ class QwenVisionEncoder(FrameEncoder):
             capped_tokens=int(processor.max_video_tokens) if is_capped else None,
         )
 
+    def _seconds_per_grid(self, seconds: Sequence[float], temporal_patch_size: int) -> float:
+        """Mean seconds between temporal patches, rounded to float32 as the sampler will round it.
+
+        A single frame has no interval and only one temporal position; one second per frame is assumed.
+        """
+        intervals = len(seconds) - 1
+        mean_interval = (seconds[-1] - seconds[0]) / intervals if intervals else 1.0
+        return float(np.float32(mean_interval * temporal_patch_size))
+
     def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
         return ()
+
+
+class Qwen2VisionEncoder(QwenVisionEncoder):
+    """Encodes with Qwen2-VL's tower, which has no windows and knows no time."""
+
+    @property
+    def embedding_width(self) -> int:
+        """See `FrameEncoder.embedding_width`; this tower calls its own width by another name."""
+        return int(self._tower.config.hidden_size)
+
+    def _operations(self, num_patches: int) -> float:
+        config = self._tower.config
+        return transformer_operations(
+            num_patches,
+            width=int(config.embed_dim),
+            intermediate_size=int(config.embed_dim * config.mlp_ratio),
+            depth=int(config.depth),
+            attended_patches=num_patches,
+        )
+
+    def _seconds_per_grid(self, seconds: Sequence[float], temporal_patch_size: int) -> float:
+        return 1.0
 
 
 class Qwen3VisionEncoder(QwenVisionEncoder):
@@ -207,13 +238,3 @@ def _bypassed(merger: Any, num_joined: int) -> Generator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _seconds_per_grid(seconds: Sequence[float], temporal_patch_size: int) -> float:
-    """Mean seconds between temporal patches, rounded to float32 as the sampler will round it.
-
-    A single frame has no interval and only one temporal position; one second per frame is assumed.
-    """
-    intervals = len(seconds) - 1
-    mean_interval = (seconds[-1] - seconds[0]) / intervals if intervals else 1.0
-    return float(np.float32(mean_interval * temporal_patch_size))

@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["allow_long_media"]
 
-VLLM_MODULES = {"Qwen2_5_VL": "qwen2_5_vl", "Qwen3VL": "qwen3_vl"}
+VLLM_MODULES = {"Qwen2VL": "qwen2_vl", "Qwen2_5_VL": "qwen2_5_vl", "Qwen3VL": "qwen3_vl"}
 """By the beginning of the architecture's name: vLLM's module, whose classes begin alike."""
 
 MODEL_SUFFIX = "ForConditionalGeneration"
