@@ -16,6 +16,7 @@ from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.sft import train_sft
 from longvideo_reason_data.records.answers import format_prompt, format_response
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
@@ -43,9 +44,13 @@ def make_record(folder: Path, path: str, colour: str, split: Split, number: int)
     options = names[number % 4 :] + names[: number % 4]
     return QuestionRecord(
         question_id=f"{split}-{number}",
-        video_path=path,
-        video_digest=hashlib.sha256((folder / path).read_bytes()).hexdigest(),
-        video_duration_seconds=NUM_FRAMES / 4,
+        media=(
+            RecordMedium(
+                path=path,
+                digest=hashlib.sha256((folder / path).read_bytes()).hexdigest(),
+                duration_seconds=NUM_FRAMES / 4,
+            ),
+        ),
         split=split,
         skill=list(Skill)[number % 4],
         question="Which colour fills the picture?",

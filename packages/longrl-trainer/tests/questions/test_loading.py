@@ -149,7 +149,7 @@ def test_what_is_in_the_store_is_not_decoded_again(new_world, tmp_path, monkeypa
 
 def test_a_limit_is_spread_over_the_split(world, tmp_path):
     limited = load(world, tmp_path, limit=4)
-    assert len({question.record.video_path for question in limited.kept}) == 4
+    assert len({question.record.media[0].path for question in limited.kept}) == 4
     assert limited.counts()["input"] == 4
     assert load(world, tmp_path, limit=100).counts()["input"] == 8
 

@@ -11,7 +11,8 @@ from longrl_trainer.questions.question import DroppedMedium, DroppedQuestion, Dr
 from longrl_trainer.runs.progress import ProgressDisplay
 from longrl_trainer.training.ranks import Ranks
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.records.record import QuestionRecord, resolve_video
+from longvideo_reason_data.records.medium import MediumKind, RecordMedium, resolve_medium
+from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
 from mrsp_engine.encoding.parallel import Medium as Frames
@@ -23,54 +24,58 @@ from mrsp_engine.families.base import Policy
 FILES_PER_RANK = 4
 
 
-def encode_videos(
+def encode_questions(
     data: DataSection, policy: Policy, records: Sequence[QuestionRecord], progress: ProgressDisplay, ranks: Ranks
 ) -> tuple[list[Question], list[DroppedQuestion], dict[str, EncodingPlan]]:
-    """Encode every distinct video of the records; questions keep the records' order.
+    """Encode every distinct file of the records; questions keep the records' order, their media that of the record.
 
     Returns:
         Questions, what was dropped, and the plans of media of which the store doesn't have the embeddings.
     """
-    files = list({(record.video_path, record.video_digest): record for record in records}.items())
-    outcomes: dict[tuple[str, str], tuple[MediaReference, ...] | DroppedMedium] = {}
+    files = list({_file_of(medium): medium for record in records for medium in record.media}.values())
+    outcomes: dict[tuple[str, ...], tuple[MediaReference, ...] | DroppedMedium] = {}
     plans: dict[str, EncodingPlan] = {}
-    opener = opener_for(policy)
+    openers = {kind: opener_for(policy, kind) for kind in MediumKind}
     batch_size = 1 if ranks.group is None else FILES_PER_RANK * ranks.size
     with progress.task(f"Videos ({data.split})", total=len(files)) as bar:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             opened = ranks.divide(
-                [record for _, record in batch],
-                lambda share: [_open_medium(data, policy, record, opener) for record in share],
+                batch, lambda share: [_open_medium(data, policy, medium, openers[medium.kind]) for medium in share]
             )
             frames = _frames_among(opened)
             encoded = _encode_together(policy, opened, frames, ranks)
-            outcomes |= {file: outcome for (file, _), outcome in zip(batch, encoded, strict=True)}
+            outcomes |= {_file_of(medium): outcome for medium, outcome in zip(batch, encoded, strict=True)}
             plans |= {item.plan.reference.key: item.plan for item in frames if item.plan.key.content != "embeddings"}
             bar.advance(len(batch))
     kept: list[Question] = []
     dropped: list[DroppedQuestion] = []
     for record in records:
-        outcome = outcomes[record.video_path, record.video_digest]
-        if isinstance(outcome, DroppedMedium):
-            dropped.append(
-                DroppedQuestion(question_id=record.question_id, reason=outcome.reason, detail=outcome.detail)
-            )
+        found = [outcomes[_file_of(medium)] for medium in record.media]
+        lost = next((outcome for outcome in found if isinstance(outcome, DroppedMedium)), None)
+        if lost is not None:
+            dropped.append(DroppedQuestion(question_id=record.question_id, reason=lost.reason, detail=lost.detail))
         else:
-            kept.append(Question(record=record, media=outcome))
+            references = (reference for outcome in found if isinstance(outcome, tuple) for reference in outcome)
+            kept.append(Question(record=record, media=tuple(references)))
     return kept, dropped, plans
 
 
+def _file_of(medium: RecordMedium) -> tuple[str, ...]:
+    """What tells one file from another before it is opened."""
+    return medium.kind, medium.path, medium.digest
+
+
 def _open_medium(
-    data: DataSection, policy: Policy, record: QuestionRecord, opener: OpenMedium
+    data: DataSection, policy: Policy, medium: RecordMedium, opener: OpenMedium
 ) -> tuple[MediaReference | Frames, ...] | DroppedMedium:
     """What one file shows, or why it can't be used."""
     try:
-        medium = opener(resolve_video(data.dataset, record), policy)
-        if medium.content_digest != record.video_digest:
-            detail = f"{record.video_path} is another file than the question was written for"
+        opened = opener(resolve_medium(data.dataset, medium), policy)
+        if opened.content_digest != medium.digest:
+            detail = f"{medium.path} is another file than the question was written for"
             return DroppedMedium(reason=DropReason.DIGEST_MISMATCH, detail=detail)
-        return medium.encode(data)
+        return opened.encode(data)
     except DataError as error:
         return DroppedMedium(reason=DropReason.UNREADABLE_VIDEO, detail=str(error))
 

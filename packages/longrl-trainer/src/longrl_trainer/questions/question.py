@@ -21,9 +21,9 @@ class DropReason(StrEnum):
     """Why a question was left out."""
 
     UNREADABLE_VIDEO = "unreadable_video"
-    """Missing, outside the dataset, not a video, or damaged."""
+    """A video or picture is missing, outside the dataset, of another kind, or damaged."""
     DIGEST_MISMATCH = "digest_mismatch"
-    """The file is not the one the question was written for."""
+    """A file is not the one the question was written for."""
     OPEN_ENDED = "open_ended"
     """The question has no options, and this stage needs a letter to compare with."""
     CONTROL_TOKEN = "control_token"
@@ -34,7 +34,7 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A record and its encoded video; no media when it is asked blind."""
+    """A record and its encoded media in the order in which they are shown; none when it is asked blind."""
 
     record: QuestionRecord
     media: tuple[MediaReference, ...]

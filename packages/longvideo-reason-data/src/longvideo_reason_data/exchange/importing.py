@@ -5,10 +5,10 @@
 | question | `problem`, options as its last lines | `problem`, and `options` as `A. …` |
 | answer | `answer`, with or without `<answer>` | `solution`, in `<answer>` |
 | reasoning | `reasoning` | `process`, in `<think>` |
-| video | `videos`, a path | `path` |
+| media | `videos` and `images`, a path or a list of them | `path`, and what it is in `data_type` |
 
-Both are an array of objects or one object per line. Their videos come separately and rarely all; a question whose video
-isn't there, or that isn't one this package can hold, is dropped with its reason, never mended by guessing. Neither
+Both are an array of objects or one object per line. Their media come separately and rarely all; a question whose media
+aren't there, or that isn't one this package can hold, is dropped with its reason, never mended by guessing. Neither
 layout has evidence or, in most files, a skill; questions get the skill that the user names, or are dropped.
 """
 
@@ -24,20 +24,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.exchange.published_media import MediaFolder, UnusableError, named_media, place_media
 from longvideo_reason_data.generation.shards import Dropped, make_dropped
-from longvideo_reason_data.generation.sources import SourceVideo, place_video, probe_source
+from longvideo_reason_data.generation.sources import place_file
 from longvideo_reason_data.records.answers import LETTERS, parse_response
 from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, RECORDS_NAME, hash_records
+from longvideo_reason_data.records.medium import MediumKind, NonEmpty, RecordMedium
 from longvideo_reason_data.records.record import (
     NUM_OPTIONS,
-    NonEmpty,
     QuestionRecord,
     Skill,
+    Split,
     describe_invalid,
     write_records,
 )
-from longvideo_reason_data.records.splits import SplitFractions, assign_split
+from longvideo_reason_data.records.splits import SplitFractions, assign_splits
 
 ImportLayout = Literal["longvideo-reason", "video-r1"]
 
@@ -80,22 +81,9 @@ class ImportSettings(BaseModel):
     seed: int = 0
 
 
-class UnusableError(Exception):
-    """A question that can't become a record.
-
-    Args:
-        reason: Why, in one word that can be counted.
-        detail: What exactly is wrong.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Question:
-    video: str
+    media: tuple[tuple[MediumKind, str], ...]
     question: str
     options: tuple[str, ...]
     answer: str
@@ -125,7 +113,7 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         raise UsageError(f"{videos}: no such folder; expected the videos of {file.name}, set --videos")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output}: is already there; remove it or choose another folder with --output")
-    folder = _VideoFolder(videos)
+    folder = MediaFolder(videos)
     records: list[QuestionRecord] = []
     dropped: list[Dropped] = []
     num_items = 0
@@ -134,7 +122,8 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         question_id = f"{file.stem}-{number:07d}"
         try:
             question = _read_question(item, settings)
-            record = _make_record(question_id, question, item, folder.find(question.video), settings)
+            media = tuple(folder.find(kind, name) for kind, name in question.media)
+            record = _make_record(question_id, question, item, media, settings)
         except UnusableError as error:
             dropped.append(make_dropped("questions", question_id, error.reason, str(error)))
         else:
@@ -142,10 +131,11 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
     if not records:
         first = f"; the first: {dropped[0].reason}, {dropped[0].detail}" if dropped else ""
         raise DataError(f"{file}: none of its {num_items} questions can be used{first}")
-    used = {record.video_digest for record in records}
-    for source in folder.found.values():
-        if isinstance(source, SourceVideo) and source.digest in used:
-            place_video(source, output)
+    records = assign_splits(records, settings.splits, seed=settings.seed)
+    used = {medium for record in records for medium in record.media}
+    for (_, path), medium in folder.found.items():
+        if isinstance(medium, RecordMedium) and medium in used:
+            place_file(path, output / medium.path)
     counts = dict(sorted(Counter(item.reason for item in dropped).items()))
     manifest: dict[str, Any] = {
         "input": {"questions": num_items},
@@ -160,43 +150,6 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
     write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
     write_records(output / RECORDS_NAME, records)
     return manifest
-
-
-class _VideoFolder:
-    """The videos that came with a file; each is opened once.
-
-    Args:
-        folder: Where they are.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
-        self.found: dict[Path, SourceVideo | DataError] = {}
-
-    def find(self, name: str) -> SourceVideo:
-        """Find a video by the path that a question gives.
-
-        Raises:
-            UnusableError: When the path leads outside, or there is no readable video.
-        """
-        try:
-            path = (self._folder / name).resolve()
-            is_file = path.is_file()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UnusableError("video_missing", f"{name!r} is no path ({error})") from error
-        if not path.is_relative_to(self._folder):
-            raise UnusableError("video_outside", f"{name!r} leads outside the folder of videos")
-        if not is_file:
-            raise UnusableError("video_missing", f"{name!r} isn't in the folder of videos")
-        if path not in self.found:
-            try:
-                self.found[path] = probe_source(path, BuildSettings())
-            except DataError as error:
-                self.found[path] = error
-        source = self.found[path]
-        if isinstance(source, DataError):
-            raise UnusableError("video_unreadable", f"{name!r}: {source}")
-        return source
 
 
 def _read_items(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -217,14 +170,13 @@ def _read_items(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _Question:
     """Understand one item of either layout."""
-    if (kind := item.get("data_type", "video")) != "video":
-        raise UnusableError("not_a_video", f"its data_type is {kind!r}")
     if settings.layout == "video-r1":
-        video, answer, reasoning = _text(item, "path"), _text(item, "solution"), str(item.get("process") or "")
+        answer, reasoning = _text(item, "solution"), str(item.get("process") or "")
         question, options = _text(item, "problem"), _unlabel([str(option) for option in item.get("options") or ()])
     else:
-        video, answer, reasoning = _text(item, "videos"), _text(item, "answer"), str(item.get("reasoning") or "")
+        answer, reasoning = _text(item, "answer"), str(item.get("reasoning") or "")
         question, options = _split_options(_text(item, "problem"))
+    question, media = place_media(question, named_media(item, settings.layout))
     if options and len(options) != NUM_OPTIONS:
         raise UnusableError("options_not_four", f"{len(options)} options, expected {NUM_OPTIONS} or none")
     answer = _untag(answer, "answer")
@@ -237,7 +189,7 @@ def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _Questi
     if skill is None:
         raise UnusableError("skill_unknown", "no skill is given; --skill names one for such questions")
     return _Question(
-        video=video,
+        media=media,
         question=question,
         options=options,
         answer=answer,
@@ -247,15 +199,18 @@ def _read_question(item: Mapping[str, Any], settings: ImportSettings) -> _Questi
 
 
 def _make_record(
-    question_id: str, question: _Question, item: Mapping[str, Any], video: SourceVideo, settings: ImportSettings
+    question_id: str,
+    question: _Question,
+    item: Mapping[str, Any],
+    media: tuple[RecordMedium, ...],
+    settings: ImportSettings,
 ) -> QuestionRecord:
+    """Make a record; its split is decided when all are known."""
     try:
         return QuestionRecord(
             question_id=question_id,
-            video_path=video.dataset_path,
-            video_digest=video.digest,
-            video_duration_seconds=video.duration_seconds,
-            split=assign_split(video.digest, settings.splits, seed=settings.seed),
+            media=media,
+            split=Split.TRAIN_SFT,
             skill=question.skill,
             question=question.question,
             options=question.options,
@@ -271,8 +226,6 @@ def _make_record(
 
 def _text(item: Mapping[str, Any], name: str) -> str:
     value = item.get(name)
-    if isinstance(value, list) and len(cast(list[object], value)) == 1:
-        value = cast(list[object], value)[0]
     if not isinstance(value, str) or not value.strip():
         raise UnusableError("field_missing", f"{name!r} is {str(value)[:60]!r}, expected text")
     return value.strip()

@@ -1,8 +1,8 @@
 """Benchmarks given as files, to be kept out of training data.
 
 A file is JSON lines or Parquet with one row per question. Known names of fields are those of Video-MME, LongVideoBench,
-MLVU, LVBench and this package's own records; everything else in a row is passed over. A row may name a video by its id,
-or by a path beside the file; from a path footage can be recognised too.
+MLVU, LVBench and this package's own records, of any version; everything else in a row is passed over. A row may name a
+video by its id, or videos and pictures by paths beside the file; from a path footage can be recognised too.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records.record import describe_invalid
@@ -21,7 +21,7 @@ from longvideo_reason_data.records.record import describe_invalid
 _QUESTION_NAMES = AliasChoices("question", "problem", "query")
 _OPTIONS_NAMES = AliasChoices("options", "candidates", "choices")
 _ID_NAMES = AliasChoices("source_id", "videoID", "video_id", "youtube_id", "vid", "key")
-_PATH_NAMES = AliasChoices("video_path", "video", "path")
+_PATH_NAMES = ("video_path", "video", "path", "videos", "images", "image", "media")
 _LETTER = re.compile(r"^\s*\(?[A-J][).:]\s+")
 
 
@@ -32,7 +32,7 @@ class BenchmarkItem(BaseModel):
         question: Its words.
         options: Its options, if it has any.
         source_id: Which video it is about, as its source calls it.
-        video_path: That video's path beside the file, if it is there.
+        paths: Where its videos and pictures are beside the file, if they are there.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
@@ -40,7 +40,7 @@ class BenchmarkItem(BaseModel):
     question: Annotated[str | None, Field(validation_alias=_QUESTION_NAMES)] = None
     options: Annotated[tuple[str, ...] | None, Field(validation_alias=_OPTIONS_NAMES)] = None
     source_id: Annotated[str | None, Field(validation_alias=_ID_NAMES)] = None
-    video_path: Annotated[str | None, Field(validation_alias=_PATH_NAMES)] = None
+    paths: tuple[str, ...] = ()
 
     @field_validator("options", mode="before")
     @classmethod
@@ -56,11 +56,14 @@ class BenchmarkItem(BaseModel):
         """Take the letter off an option such as `A. a red ball`."""
         return value and tuple(_LETTER.sub("", option) for option in value)
 
-    @field_validator("video_path", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _only_a_path(cls, value: object) -> object:
-        """Pass over videos that are embedded in the file."""
-        return value if isinstance(value, str) else None
+    def _with_paths(cls, row: object) -> object:
+        """Gather the paths, whether they stand alone, in a list, or in the media of a record."""
+        if not isinstance(row, dict):
+            return row
+        known = cast(dict[str, object], row)
+        return known | {"paths": [path for name in _PATH_NAMES for path in _paths_in(known.get(name))]}
 
 
 class Benchmark(BaseModel):
@@ -72,13 +75,21 @@ class Benchmark(BaseModel):
     folder: Path
     items: tuple[BenchmarkItem, ...]
 
-    def find_video(self, item: BenchmarkItem) -> Path | None:
-        """Return the file of a video, or None when it isn't there or lies outside of the benchmark's folder."""
-        if item.video_path is None or "\0" in item.video_path:
-            return None
+    def find_media(self, item: BenchmarkItem) -> list[Path]:
+        """Return the files of an item's media that are there and don't lie outside of the benchmark's folder."""
         folder = self.folder.resolve()
-        path = (folder / item.video_path).resolve()
-        return path if path.is_relative_to(folder) and path.is_file() else None
+        paths = [(folder / name).resolve() for name in item.paths if "\0" not in name]
+        return [path for path in paths if path.is_relative_to(folder) and path.is_file()]
+
+
+def _paths_in(value: object) -> list[str]:
+    """The paths that a field holds; what is embedded in the file itself is passed over."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return [path for item in cast(list[object], value) for path in _paths_in(item)]
+    medium = cast(dict[str, object], value) if isinstance(value, dict) else {}
+    return _paths_in(medium.get("path")) if "digest" in medium else []
 
 
 def read_benchmark(path: Path) -> Benchmark:
@@ -102,7 +113,7 @@ def read_benchmark(path: Path) -> Benchmark:
             items.append(BenchmarkItem.model_validate(row))
         except ValidationError as error:
             raise DataError(f"{path}: row {number}: {describe_invalid(error)}") from error
-    if not any(item.question or item.source_id or item.video_path for item in items):
+    if not any(item.question or item.source_id or item.paths for item in items):
         raise UsageError(f"{path}: no row with a question or a video; expected fields such as question and source_id")
     return Benchmark(name=path.stem, folder=path.parent, items=tuple(items))
 
@@ -128,7 +139,7 @@ def _array(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _table(path: Path) -> Iterator[tuple[int, Any]]:
-    known = (*_QUESTION_NAMES.choices, *_OPTIONS_NAMES.choices, *_ID_NAMES.choices, *_PATH_NAMES.choices)
+    known = (*_QUESTION_NAMES.choices, *_OPTIONS_NAMES.choices, *_ID_NAMES.choices, *_PATH_NAMES)
     try:
         columns = [name for name in pq.read_schema(path).names if name in known]
         rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
