@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from one_video import make_record
 from PIL import Image
+from several_media import write_album
 
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
@@ -350,3 +351,28 @@ def test_a_page_without_pictures_and_descriptions_is_made_too(tmp_path):
     contents = write_page(tmp_path, tmp_path / "page.html")
     assert contents["media"][0]["thumbnails"] == []
     assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_the_page_holds_all_media_of_a_question(tmp_path, make_video):
+    records = write_album(tmp_path / "dataset", make_video)
+    contents = write_page(tmp_path / "dataset", tmp_path / "view.html")
+    paths = [medium["path"] for medium in contents["media"]]
+    assert len(paths) == len(set(paths)) == 5
+    for question in contents["questions"]:
+        record = records[question["id"]]
+        assert [paths[number] for number in question["media"]] == [medium.path for medium in record.media]
+        assert question["evidence"] == [[0.4, 1.4, span.medium] for span in record.evidence]
+    for medium in contents["media"]:
+        assert len(medium["thumbnails"]) == (1 if medium["kind"] == "image" else 12)
+
+
+def test_a_browser_shows_all_media_of_a_question(browse, tmp_path, make_video):
+    write_album(tmp_path / "dataset", make_video)
+    write_page(tmp_path / "dataset", tmp_path / "view.html")
+    dom = browse(tmp_path / "view.html", "item=a picture between videos")
+    places = [dom.index(words) for words in ("1. videos/two.mp4", "2. images/blue.jpg", "3. videos/one.mp4")]
+    assert places == sorted(places)
+    assert 'aria-label="Picture images/blue.jpg"' in dom
+    assert dom.count('aria-label="Timeline of') == 2
+    assert "1. 0:00.4–0:01.4" in dom
+    assert "3. 0:00.4–0:01.4" in dom

@@ -45,11 +45,12 @@ class ImageFile:
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Probe a file without decoding its pixels.
+        """Probe a file by decoding it once.
 
         Raises:
             UsageError: When there is no such file.
-            DataError: When it is no picture of a known format, moves, is too large, or has pixels finer than 8 bits.
+            DataError: When it is no picture of a known format, damaged, too large, moves, or has pixels finer than 8
+                bits.
         """
         path = Path(path)
         if not path.is_file():
@@ -57,14 +58,15 @@ class ImageFile:
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 width, height = image.size
-                if image.getexif().get(_ORIENTATION_TAG) in _TURNED:
-                    width, height = height, width
                 if width * height > _MOST_PIXELS:
                     raise DataError(f"{path}: {width}×{height} pixels, expected at most {_MOST_PIXELS} in all")
                 if image.mode in _FINE_MODES:
                     raise DataError(f"{path}: pixels of the kind {image.mode}, expected 8 bits; convert the picture")
                 if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                     raise DataError(f"{path}: it moves; expected a still picture, turn it into a video")
+                image.load()
+                if image.getexif().get(_ORIENTATION_TAG) in _TURNED:
+                    width, height = height, width
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: not a picture, or damaged beyond reading ({_reason_of(error)})") from error
         return cls(path=path, width=width, height=height)
