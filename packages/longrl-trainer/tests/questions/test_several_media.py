@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
@@ -13,8 +14,8 @@ from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import pack_questions, plan_epoch, train_sft
 from longrl_trainer.training.opening import open_policy
 from longvideo_reason_data.media.image_file import ImageFile
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
-from longvideo_reason_data.records.medium import MediumKind
+from longvideo_reason_data.media.video_file import VideoFile, digest_file, sample_frames
+from longvideo_reason_data.records.medium import MediumKind, RecordMedium
 from longvideo_reason_data.records.record import Split, list_media, write_records
 from mrsp_engine.embeddings.store import EmbeddingStore
 
@@ -70,6 +71,19 @@ def test_one_unusable_medium_drops_its_questions_and_names_the_file(new_album, t
     ):
         assert details[f"train_sft-{number}"][0] == reason
         assert name in details[f"train_sft-{number}"][1]
+
+
+def test_a_picture_that_the_model_cannot_take_drops_its_questions_only(new_album, tmp_path):
+    world = new_album(splits=[Split.TRAIN_SFT])
+    path = world.dataset / "images" / "strip.png"
+    Image.new("RGB", (3000, 2), "red").save(path)
+    strip = RecordMedium(kind=MediumKind.IMAGE, path="images/strip.png", digest=digest_file(path))
+    first = world.records[0]
+    changed = first.model_copy(update={"media": (first.media[0], strip)})
+    write_records(world.dataset / "records.parquet", [changed, *world.records[1:]])
+    _, loaded = load(world, tmp_path)
+    assert loaded.counts() == {"input": 10, "kept": 9, "dropped": {"not_encodable": 1}}
+    assert "images/strip.png" in loaded.dropped[0].detail
 
 
 def test_a_picture_that_is_called_a_video_is_dropped_and_the_other_way_round(new_album, tmp_path):

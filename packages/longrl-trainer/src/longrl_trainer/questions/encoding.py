@@ -6,7 +6,7 @@ Each file is opened once, by one rank; its frames are encoded by all ranks toget
 from collections.abc import Sequence
 
 from longrl_trainer.config.sections import DataSection
-from longrl_trainer.questions.media import OpenMedium, opener_for
+from longrl_trainer.questions.media import NotEncodableError, OpenMedium, opener_for
 from longrl_trainer.questions.question import DroppedMedium, DroppedQuestion, DropReason, Question
 from longrl_trainer.runs.progress import ProgressDisplay
 from longrl_trainer.training.ranks import Ranks
@@ -78,6 +78,8 @@ def _open_medium(
         return opened.encode(data)
     except DataError as error:
         return DroppedMedium(reason=DropReason.UNREADABLE_VIDEO, detail=str(error))
+    except NotEncodableError as error:
+        return DroppedMedium(reason=DropReason.NOT_ENCODABLE, detail=f"{medium.path}: {error}")
 
 
 def _frames_among(opened: Sequence[tuple[MediaReference | Frames, ...] | DroppedMedium]) -> list[Frames]:

@@ -5,7 +5,8 @@ together. A family that takes something else brings its medium through an entry 
 `longrl_trainer.media`, under the family's name; nothing here names one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,9 +19,23 @@ from longvideo_reason_data.records.medium import MediumKind
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.parallel import Medium as Frames
 from mrsp_engine.encoding.video import FileVideo
+from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.base import Policy
 
 ENTRY_POINT_GROUP = "longrl_trainer.media"
+
+
+class NotEncodableError(Exception):
+    """The model's encoder takes no such frames: by their size, or because it takes no pictures."""
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    """Tell what an encoder refuses when it plans from what is wrong with the whole run."""
+    try:
+        yield
+    except EngineUsageError as error:
+        raise NotEncodableError(str(error)) from error
 
 
 class Medium(Protocol):
@@ -67,7 +82,8 @@ class VideoMedium:
         encoder = self.policy.encoder
         if encoder is None:
             return (self.policy.encode_video(known, frame_indices),)
-        return (Frames(video=known, plan=encoder.plan(known, frame_indices)),)
+        with _refusals():
+            return (Frames(video=known, plan=encoder.plan(known, frame_indices)),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +109,8 @@ class ImageMedium:
         encoder = self.policy.encoder
         if encoder is None:
             return (self.policy.encode_image(known),)
-        return (Frames(video=known, plan=encoder.plan_image(known)),)
+        with _refusals():
+            return (Frames(video=known, plan=encoder.plan_image(known)),)
 
 
 def opener_for(policy: Policy, kind: MediumKind) -> OpenMedium:

@@ -22,6 +22,8 @@ class DropReason(StrEnum):
 
     UNREADABLE_VIDEO = "unreadable_video"
     """A video or picture is missing, outside the dataset, of another kind, or damaged."""
+    NOT_ENCODABLE = "not_encodable"
+    """The model takes no such video or picture, by its kind or its size."""
     DIGEST_MISMATCH = "digest_mismatch"
     """A file is not the one the question was written for."""
     OPEN_ENDED = "open_ended"
