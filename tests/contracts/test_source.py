@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = sorted([*ROOT.glob("packages/*"), ROOT / "apps"])
 MODULES = sorted(path for member in MEMBERS for path in member.glob("src/**/*.py"))
 
-MOST_LINES, MEDIAN_LINES, MOST_FUNCTION_LINES, MOST_MODULES = 315, 120, 70, 12
+MOST_LINES, MEDIAN_LINES, MOST_FUNCTION_LINES, MOST_MODULES = 300, 120, 70, 12
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "misc", "manager"}
 
 # Addresses and folders of the machine a file was written on; written so that they don't match themselves.

@@ -9,7 +9,7 @@ import pytest
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families import load_policy
-from mrsp_engine.planner.shapes import read_shape
+from mrsp_engine.planner.checkpoints import read_shape
 from mrsp_engine.rotary import longest_context, read_rope, refuse_rotary
 from mrsp_engine.tiny.families import build_tiny
 

@@ -24,7 +24,7 @@ from longrl.errors import AppUsageError
 from longrl_trainer.durable import write_json
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.layout import GroupLengths, PackedLayout
-from mrsp_engine.planner.shapes import find_shape
+from mrsp_engine.planner.checkpoints import find_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

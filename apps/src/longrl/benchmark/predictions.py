@@ -12,9 +12,9 @@ from mrsp_engine.attention.rates import measure_rates
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.planner.checkpoints import read_shape
 from mrsp_engine.planner.costs import STAGES, Sizes, predict_stages
 from mrsp_engine.planner.hardware import HARDWARE, Accelerator
-from mrsp_engine.planner.shapes import read_shape
 
 ROW_TOKENS = 2048
 COPIED_BYTES = 256 << 20

@@ -27,8 +27,9 @@ from mrsp_engine.attention.plan import AttentionPlan, plan_attention
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.attention.split import AttentionSettings
 from mrsp_engine.logprobs import token_logprobs
+from mrsp_engine.planner.checkpoints import find_shape
 from mrsp_engine.planner.costs import Sizes, exchanged_bytes
-from mrsp_engine.planner.shapes import ModelShape, find_shape
+from mrsp_engine.planner.shapes import ModelShape
 
 LOGIT_TOKENS = 256
 

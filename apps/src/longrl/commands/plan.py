@@ -67,9 +67,9 @@ def plan(
         videos: Videos of the data set, for the size of the embedding store.
         output: Write the plan to this JSON file too.
     """
+    from mrsp_engine.planner.checkpoints import find_shape
     from mrsp_engine.planner.hardware import find_accelerator
     from mrsp_engine.planner.search import PlanRequest, plan_step
-    from mrsp_engine.planner.shapes import find_shape
 
     hardware = find_accelerator(gpu)
     if frames is not None and shown.counts_frames:

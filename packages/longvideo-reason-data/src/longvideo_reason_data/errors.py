@@ -21,3 +21,9 @@ def first_error(group: BaseExceptionGroup[DataError]) -> DataError:
     """Choose the one error to tell of several that happened side by side."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def brief(error: BaseException) -> str:
+    """Cut an error of another library down to one short line."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 160 else line[:157] + "..."

@@ -152,9 +152,8 @@ LAYOUTS: dict[str, tuple[Any, str | None, str | None]] = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(tmp_path: Path, name: str) -> None:
     content, source_id, video_path = LAYOUTS[name]
-    expected = BenchmarkItem(
-        question=QUESTION, options=OPTIONS, source_id=source_id, paths=(video_path,) if video_path else ()
-    )
+    named = {"question": QUESTION, "options": OPTIONS, "source_id": source_id, "video_path": video_path}
+    expected = BenchmarkItem.model_validate(named)
     (tmp_path / "exam.json").write_text(json.dumps(content))
     paths = [tmp_path / "exam.json"]
     if isinstance(content, list):

@@ -10,7 +10,7 @@ from asking import ask, request
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
-from longvideo_reason_data.language_model.failures import retry_after
+from longvideo_reason_data.language_model.gates import retry_after
 from longvideo_reason_data.language_model.requests import Outcome, Picture, Request
 from longvideo_reason_data.language_model.structured_output import extract_json
 

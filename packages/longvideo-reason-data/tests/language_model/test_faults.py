@@ -18,7 +18,7 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
 from longvideo_reason_data.language_model.client import LanguageModel
-from longvideo_reason_data.language_model.failures import retry_after
+from longvideo_reason_data.language_model.gates import retry_after
 from longvideo_reason_data.language_model.requests import Outcome, Request
 
 SCHEMA = {

@@ -10,6 +10,7 @@ import pytest
 from mrsp_engine.attention.split import RowSplit
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.planner.checkpoints import MODELS, find_shape, read_shape
 from mrsp_engine.planner.costs import (
     Sizes,
     embedding_bytes,
@@ -21,7 +22,6 @@ from mrsp_engine.planner.costs import (
 from mrsp_engine.planner.hardware import find_accelerator
 from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
 from mrsp_engine.planner.search import PlanRequest, StepPlan, plan_step
-from mrsp_engine.planner.shapes import MODELS, find_shape, read_shape
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 SEVEN = MODELS["Qwen2.5-VL-7B"]

@@ -12,7 +12,7 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.errors import UnfitMediumError
 from mrsp_engine.families import load_policy
-from mrsp_engine.planner.shapes import MODELS, read_shape
+from mrsp_engine.planner.checkpoints import MODELS, read_shape
 from mrsp_engine.planner.videos import PlannedVideo, count_as_qwen
 from mrsp_engine.testing.fixtures import NoiseVideo
 from mrsp_engine.tiny.families import build_tiny, create_tiny_vila
@@ -100,7 +100,7 @@ def test_a_folders_shape_needs_no_torch(tmp_path: Path) -> None:
     create_tiny_vila(tmp_path / "vila")
     build_tiny("qwen3_vl", tmp_path / "qwen")
     code = (
-        "import sys; from pathlib import Path; from mrsp_engine.planner.shapes import read_shape; "
+        "import sys; from pathlib import Path; from mrsp_engine.planner.checkpoints import read_shape; "
         "[read_shape(Path(folder)) for folder in sys.argv[1:]]; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )

@@ -1,6 +1,6 @@
 """Datasets that others published, turned into records: the layouts of LongVideo-Reason and Video-R1.
 
-A file is any table of `longvideo_reason_data.records.tables`, and `longvideo_reason_data.exchange.import_layouts` says
+A file is any table of `longvideo_reason_data.tables`, and `longvideo_reason_data.exchange.import_layouts` says
 how its rows are read. Media come separately and rarely all; a question whose media aren't there, or that isn't one this
 package can hold, is dropped with its reason, never mended by guessing.
 """
@@ -23,7 +23,7 @@ from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, RE
 from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, describe_invalid, write_records
 from longvideo_reason_data.records.splits import SplitFractions, assign_splits
-from longvideo_reason_data.records.tables import read_rows
+from longvideo_reason_data.tables import read_rows
 
 
 class ImportSettings(BaseModel):

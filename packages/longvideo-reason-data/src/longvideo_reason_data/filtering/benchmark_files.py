@@ -1,6 +1,6 @@
 """Benchmarks given as files, to be kept out of training data.
 
-A file is any table of `longvideo_reason_data.records.tables` with a row per question, or per video with its questions
+A file is any table of `longvideo_reason_data.tables` with a row per question, or per video with its questions
 in a list. Known names of fields are those of Video-MME, LongVideoBench, LongVideo-Reason, MLVU, LVBench, CG-Bench,
 EgoSchema, NExT-QA, PerceptionTest and this package's own records, of any version; everything else in a row is passed
 over, but a file in which no question is found is refused. A row may name a video by its id, or videos and pictures by
@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records.options import read_options, split_options
 from longvideo_reason_data.records.record import describe_invalid
-from longvideo_reason_data.records.tables import TABLE_SUFFIXES, Row, read_rows
+from longvideo_reason_data.tables import TABLE_SUFFIXES, Row, read_rows
 
 _QUESTIONS = ("question", "problem", "query")
 _OPTIONS = "options"

@@ -14,7 +14,7 @@ from decimal import Decimal
 
 import openai
 
-from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.errors import DataError, brief
 from longvideo_reason_data.language_model.accounts.ledger import Ledger
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache, StoredResponse
@@ -24,7 +24,6 @@ from longvideo_reason_data.language_model.failures import (
     AttemptError,
     RejectedError,
     StreamOnlyError,
-    brief,
     classify_answer,
     classify_failure,
 )

@@ -9,18 +9,16 @@ Every server words its errors in a form of its own: an object, a string, a list,
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import cast
 
 import httpx2
 import openai
 
-from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.errors import DataError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
+from longvideo_reason_data.language_model.gates import retry_after
 from longvideo_reason_data.language_model.requests import Outcome
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -289,25 +287,3 @@ def _classify_status(rejection: Rejection, server: str, model: str, wait: float 
             is_overload=status in _BUSY_STATUSES,
         )
     return RejectedError(rejection)
-
-
-def retry_after(header: str | None) -> float | None:
-    """Read how long the server wants to be left alone, in seconds: it gives a number or a date."""
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(header)
-        except ValueError:
-            return None
-        zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        seconds = (zoned - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def brief(error: BaseException) -> str:
-    """Cut an error of another library down to one short line."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= 160 else line[:157] + "..."

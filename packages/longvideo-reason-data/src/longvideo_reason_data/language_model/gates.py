@@ -7,12 +7,15 @@ again: they tell nothing new. The limit begins at the most, so that a server whi
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 
 from longvideo_reason_data.language_model.accounts.ledger import CallStarted, Ledger
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
@@ -196,3 +199,19 @@ class RateLimits:
             self._tokens.give_back(taken_tokens - used_tokens)
         if used_tokens:
             self._used_share += (used_tokens / most_tokens - self._used_share) / 8
+
+
+def retry_after(header: str | None) -> float | None:
+    """Read how long the server wants to be left alone, in seconds: it gives a number or a date."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        seconds = (zoned - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None

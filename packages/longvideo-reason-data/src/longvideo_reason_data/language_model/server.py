@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.language_model.failures import brief
+from longvideo_reason_data.errors import DataError, UsageError, brief
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"

@@ -7,8 +7,7 @@ from typing import cast
 
 import av.filter
 import numpy as np
-from av.sidedata.sidedata import SideData
-from av.sidedata.sidedata import Type as SideDataType
+from av.sidedata import sidedata
 from av.video.frame import VideoFrame
 
 from longvideo_reason_data.errors import DataError
@@ -38,7 +37,7 @@ def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
     return UPRIGHT
 
 
-def _side_data(frame: VideoFrame) -> Iterator[SideData]:
+def _side_data(frame: VideoFrame) -> Iterator[sidedata.SideData]:
     """Give what stands beside a frame's pixels, without the kinds that the library has no name for.
 
     One such kind among them, as the EXIF of a camera's pictures, and the library gives none of them. FFmpeg itself
@@ -51,10 +50,10 @@ def _side_data(frame: VideoFrame) -> Iterator[SideData]:
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
         )
-        named = {kind.value for kind in SideDataType}
+        named = {kind.value for kind in sidedata.Type}
         unnamed = [number for number in range(_MAX_SIDE_DATA_KINDS) if number not in named]
         removals = [graph.add("sidedata", f"mode=delete:type={number}") for number in unnamed]
         graph.link_nodes(source, *removals, graph.add("buffersink")).configure()
         graph.vpush(frame)
         data = graph.vpull().side_data
-    return cast(Iterator[SideData], iter(data))  # declared as a mapping of names, it gives the data
+    return cast(Iterator[sidedata.SideData], iter(data))  # declared as a mapping of names, it gives the data

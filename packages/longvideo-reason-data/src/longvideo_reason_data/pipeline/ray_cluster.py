@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.errors import DataError, UsageError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenPrice
-from longvideo_reason_data.language_model.failures import brief
 from longvideo_reason_data.language_model.requests import Outcome, Picture, Reply, Request
 from longvideo_reason_data.language_model.server import API_KEY_VARIABLE
 from longvideo_reason_data.language_model.session import Spent, open_session

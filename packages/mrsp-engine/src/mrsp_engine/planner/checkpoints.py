@@ -1,0 +1,235 @@
+"""The shapes of checkpoints: of the published ones by name, of any other supported one by its config.json."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from mrsp_engine.attention.heads import AttentionHeads
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.qwen.frame_sizes import QwenFrames
+from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_frames
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig, read_json
+from mrsp_engine.families.vila.frame_sizes import VilaFrames
+from mrsp_engine.planner.shapes import ModelShape, VisionShape
+from mrsp_engine.planner.videos import QwenVideos, VilaVideos, count_as_qwen, token_counter
+from mrsp_engine.rotary import longest_context
+
+__all__ = ["MODELS", "find_shape", "read_shape"]
+
+_JOINED_PER_SIDE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
+"""Neighbours along an edge that VILA's projectors join; the others none."""
+
+
+def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
+    return VisionShape(
+        width=1280,
+        intermediate_size=intermediate_size,
+        depth=32,
+        patch_size=14,
+        num_linears=3,
+        window_patches=64,
+        full_share=4 / 32,
+        videos=_qwen_videos(14, 3136, 12845056),
+    )
+
+
+def _qwen2_vision() -> VisionShape:
+    return VisionShape(width=1280, intermediate_size=5120, depth=32, patch_size=14)
+
+
+def _qwen3_vision(width: int, intermediate_size: int, depth: int) -> VisionShape:
+    return VisionShape(
+        width=width,
+        intermediate_size=intermediate_size,
+        depth=depth,
+        patch_size=16,
+        levels=4,
+        videos=_qwen_videos(16, 4096, 25165824, is_third=True),
+    )
+
+
+def _qwen_videos(patch_size: int, min_pixels: int, max_pixels: int, *, is_third: bool = False) -> QwenVideos:
+    frames = QwenFrames(
+        patch_size=patch_size,
+        merge_size=2,
+        frames_per_group=2,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        is_whole_video=is_third,
+    )
+    return QwenVideos(frames=frames, writes_times=is_third, count_tokens=count_as_qwen)
+
+
+def _siglip(merge_size: int) -> VisionShape:
+    syntax = MediaSyntax(start="", end="\n", pool=(1, 1, 1))
+    frames = VilaFrames(rows_per_side=-(-(448 // 14) // merge_size), syntax=syntax)
+    return VisionShape(
+        width=1152,
+        intermediate_size=4304,
+        depth=27,
+        patch_size=14,
+        merge_size=merge_size,
+        frames_per_group=1,
+        fixed_size=448,
+        extra_tokens=1,
+        videos=VilaVideos(frames=frames, edge=448, count_tokens=count_as_qwen),
+    )
+
+
+def _shape(
+    name: str,
+    sizes: tuple[int, int, int, int, int, int],
+    vocab_size: int,
+    max_positions: int,
+    vision: VisionShape | None = None,
+    *,
+    is_tied: bool = False,
+) -> ModelShape:
+    hidden_size, num_layers, query, key, channels, intermediate_size = sizes
+    return ModelShape(
+        name=name,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        heads=AttentionHeads(query=query, key=key, channels=channels),
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        is_tied=is_tied,
+        max_positions=max_positions,
+        vision=vision,
+    )
+
+
+_QWEN2_7B = (3584, 28, 28, 4, 128, 18944)
+MODELS = {
+    shape.name: shape
+    for shape in (
+        _shape("Qwen2-VL-2B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, _qwen2_vision(), is_tied=True),
+        _shape("Qwen2-VL-7B", _QWEN2_7B, 152064, 32768, _qwen2_vision()),
+        _shape("Qwen2-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768, _qwen2_vision()),
+        _shape("Qwen2.5-VL-3B", (2048, 36, 16, 2, 128, 11008), 151936, 128000, _qwen2_5_vision(3420), is_tied=True),
+        _shape("Qwen2.5-VL-7B", _QWEN2_7B, 152064, 128000, _qwen2_5_vision(3420)),
+        _shape("Qwen2.5-VL-32B", (5120, 64, 40, 8, 128, 27648), 152064, 128000, _qwen2_5_vision(3456)),
+        _shape("Qwen2.5-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 128000, _qwen2_5_vision(3456)),
+        _shape(
+            "Qwen3-VL-2B", (2048, 28, 16, 8, 128, 6144), 151936, 262144, _qwen3_vision(1024, 4096, 24), is_tied=True
+        ),
+        _shape(
+            "Qwen3-VL-4B", (2560, 36, 32, 8, 128, 9728), 151936, 262144, _qwen3_vision(1024, 4096, 24), is_tied=True
+        ),
+        _shape("Qwen3-VL-8B", (4096, 36, 32, 8, 128, 12288), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
+        _shape("Qwen3-VL-32B", (5120, 64, 64, 8, 128, 25600), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
+        _shape("LongVILA-R1-7B", _QWEN2_7B, 151651, 262144, _siglip(2)),
+        _shape("NVILA-Lite-8B", _QWEN2_7B, 151651, 32768, _siglip(3)),
+        _shape("Qwen2.5-0.5B", (896, 24, 14, 2, 64, 4864), 151936, 32768, is_tied=True),
+        _shape("Qwen2.5-1.5B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, is_tied=True),
+        _shape("Qwen2.5-3B", (2048, 36, 16, 2, 128, 11008), 151936, 32768, is_tied=True),
+        _shape("Qwen2.5-7B", _QWEN2_7B, 152064, 32768),
+        _shape("Qwen2.5-14B", (5120, 48, 40, 8, 128, 13824), 152064, 32768),
+        _shape("Qwen2.5-32B", (5120, 64, 40, 8, 128, 27648), 152064, 32768),
+        _shape("Qwen2.5-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768),
+    )
+}
+"""As in the published config.json of each; `-Instruct` and an owner before the name are understood too."""
+
+
+def find_shape(model: str) -> ModelShape:
+    """The shape of a checkpoint by its name, or of one in a folder.
+
+    Raises:
+        EngineUsageError: It is neither known nor a folder with a readable config.json.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return read_shape(folder)
+    wanted = folder.name.lower()
+    for name, shape in MODELS.items():
+        if wanted.removesuffix("-instruct") == name.lower():
+            return shape
+    raise EngineUsageError(
+        f"model {model!r}: neither a folder with a config.json nor one of {', '.join(MODELS)}; set another model"
+    )
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The shape of the checkpoint in a folder, of the Qwen families or VILA.
+
+    Raises:
+        EngineUsageError: Its config.json can't be read or is of another family.
+    """
+    path = folder / "config.json"
+    try:
+        config = read_json(path)
+        is_vila = (folder / LANGUAGE_FOLDER / "config.json").is_file()
+        vision = _read_vila_vision(folder) if is_vila else _read_vision(folder, config)
+        config = read_json(folder / LANGUAGE_FOLDER / "config.json") if is_vila else config
+        text = cast(dict[str, Any], config.get("text_config") or config)
+        if "num_experts" in text:
+            raise EngineUsageError(
+                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't know; set a model without"
+            )
+        hidden_size, query = int(text["hidden_size"]), int(text["num_attention_heads"])
+        return ModelShape(
+            name=folder.name,
+            hidden_size=hidden_size,
+            num_layers=int(text["num_hidden_layers"]),
+            heads=AttentionHeads(
+                query=query,
+                key=int(text["num_key_value_heads"]),
+                channels=int(text.get("head_dim") or hidden_size // query),
+            ),
+            intermediate_size=int(text["intermediate_size"]),
+            vocab_size=int(text["vocab_size"]),
+            is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            max_positions=longest_context(text),
+            vision=vision,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EngineUsageError(
+            f"{path}: not a config.json the planner can read ({type(error).__name__}: {error}); "
+            f"set a Qwen folder or one of {', '.join(MODELS)}"
+        ) from None
+
+
+def _read_vila_vision(folder: Path) -> VisionShape:
+    config, tower = VilaConfig.read(folder), read_json(folder / TOWER_FOLDER / "config.json")
+    edge, patch_size = int(tower["image_size"]), int(tower["patch_size"])
+    merge_size = _JOINED_PER_SIDE.get(config.projector_type, 1)
+    frames = VilaFrames(rows_per_side=-(-(edge // patch_size) // merge_size), syntax=config.video)
+    return VisionShape(
+        width=int(tower["hidden_size"]),
+        intermediate_size=int(tower["intermediate_size"]),
+        depth=int(tower["num_hidden_layers"]),
+        patch_size=patch_size,
+        merge_size=merge_size,
+        frames_per_group=1,
+        fixed_size=edge,
+        extra_tokens=1,
+        videos=VilaVideos(frames=frames, edge=edge, count_tokens=token_counter(folder / LANGUAGE_FOLDER)),
+    )
+
+
+def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
+    if "vision_config" not in values:
+        return None
+    config, model_type = cast(dict[str, Any], values["vision_config"]), str(values.get("model_type"))
+    videos = None
+    if model_type in VIDEO_DEFAULTS:
+        videos = QwenVideos(
+            frames=read_frames(folder, model_type),
+            writes_times=model_type == "qwen3_vl",
+            count_tokens=token_counter(folder),
+        )
+    window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
+    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is that of its output
+    return VisionShape(
+        width=width,
+        intermediate_size=int(config.get("intermediate_size") or config["mlp_ratio"] * width),
+        depth=depth,
+        patch_size=patch_size,
+        merge_size=int(config["spatial_merge_size"]),
+        frames_per_group=int(config["temporal_patch_size"]),
+        num_linears=3 if window else 2,
+        window_patches=(int(window) // patch_size) ** 2 if window else None,
+        full_share=len(config["fullatt_block_indexes"]) / depth if window else 1.0,
+        levels=1 + len(config.get("deepstack_visual_indexes") or ()),
+        videos=videos,
+    )
