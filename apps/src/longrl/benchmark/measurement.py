@@ -150,7 +150,7 @@ class AttentionRates:
         num_pairs: int,
         repeats: int,
     ) -> "AttentionRates":
-        """Time `forward`, which computes so many pairs, and the way back to its inputs."""
+        """Time `forward`, which computes so many pairs, and its backward pass."""
         output = forward()
         gradient = torch.randn_like(output)
         seconds = time_interleaved(

@@ -1,4 +1,4 @@
-"""What the planner foresees for the steps that were measured, from the rates of the machine they were measured on."""
+"""What the planner predicts for the steps that were measured, from the rates of the machine they were measured on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def measure_accelerator(policy: Policy, group: SequenceGroup | None) -> Accelera
 def predict_rows(
     rows: Sequence[dict[str, Any]], model: Path, accelerator: Accelerator, *, is_checkpointed: bool
 ) -> list[dict[str, Any]]:
-    """For every row the seconds the planner foresees, and by how much they miss what was measured."""
+    """For every row the seconds the planner predicts, and by how much they miss what was measured."""
     shape = read_shape(model)
     predictions: list[dict[str, Any]] = []
     for row in rows:

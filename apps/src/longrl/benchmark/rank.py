@@ -113,7 +113,7 @@ def measure_rank(settings: RankSettings, output: Path) -> None:
 
 def _build(shape: ModelShape, settings: RankSettings, device: torch.device) -> Any:
     """The language model with random weights, in Qwen2's architecture, which all these shapes are of or near to."""
-    config_class: Any = Qwen2Config  # its signature leaves out the size of a head
+    config_class: Any = Qwen2Config  # its signature lacks the head size
     config = config_class(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,

@@ -74,7 +74,7 @@ def source_digest() -> str:
 
 
 def list_settings(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Every setting with its dotted name, places left out."""
+    """Every setting by its dotted name, without paths."""
     listed: list[tuple[str, str]] = []
     for name, value in config.items():
         if isinstance(value, dict):

@@ -15,7 +15,7 @@ from mrsp_engine.prompts import Prompt
 
 
 class DropReason(StrEnum):
-    """Why a question was left out."""
+    """Why a question was dropped."""
 
     UNREADABLE_VIDEO = "unreadable_video"
     """A video or picture is missing, outside the dataset, of another kind, or damaged."""
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DroppedQuestion:
-    """A question that was left out."""
+    """A question that was dropped."""
 
     question_id: str
     reason: DropReason

@@ -1,7 +1,7 @@
 """What a reward is: a judgement of responses, one by one or all of a step together.
 
 A reward that can't judge (its judge is unreachable, the question is of a kind it doesn't know) returns no value. Such
-a response is left out of its group; it is never scored 0, which would teach the model that it was wrong.
+a response is omitted from its group; it is never scored 0, which would teach the model that it was wrong.
 """
 
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ class Answerer:
             model: Name of the model that answers.
 
         Raises:
-            DataError: When the server is of no use at all.
+            DataError: When the server can't be used at all.
         """
         is_policy = condition is Condition.ROLLOUTS
         num_samples = self._settings.num_rollouts if is_policy else self._settings.num_samples
@@ -90,7 +90,7 @@ class Answerer:
         """Have a choice question answered from its recorded reasoning.
 
         Raises:
-            DataError: When the server is of no use at all.
+            DataError: When the server can't be used at all.
         """
         letters = await asyncio.gather(
             *(judge.supported_letter(record, sample_index=number) for number in range(self._settings.num_judge_samples))

@@ -109,7 +109,7 @@ class QuestionFilter:
             benchmarks: What must not be among them.
 
         Raises:
-            DataError: When the server is of no use at all, or the judge can't be relied on.
+            DataError: When the server can't be used at all, or the judge can't be relied on.
         """
         await self.check_judge()
         fingerprints = await asyncio.to_thread(fingerprint_records, folder, records, decoder=self.decoder)
@@ -145,7 +145,7 @@ class QuestionFilter:
             Each question with its pass rates, and why it is dropped, if it is.
 
         Raises:
-            DataError: When the server is of no use at all.
+            DataError: When the server can't be used at all.
         """
         shown: dict[str, VideoPictures] = {}
         try:

@@ -1,7 +1,7 @@
 """What a model is given besides the question, under each condition.
 
 A picture is preceded by its time, because reasoning and evidence speak of times; under SCRAMBLED neither the order nor
-the times are true to the video, so they are left out. Captions are those of the build, if there are any. Of several
+the times are true to the video, so they are omitted. Captions are those of the build, if there are any. Of several
 media all are shown, in their order, each behind its name.
 """
 

@@ -214,7 +214,7 @@ _NUM_READERS = 4  # videos looked at side by side
 def fingerprint_records(
     folder: Path, records: Iterable[QuestionRecord], *, decoder: DecoderName
 ) -> dict[str, Fingerprint]:
-    """Compute the fingerprints of a dataset's media by digest; those that can't be read are left out.
+    """Compute the fingerprints of a dataset's media by digest; those that can't be read are omitted.
 
     Raises:
         UsageError: When the decoder isn't installed.

@@ -1,7 +1,7 @@
 """Describing a video segment by segment: frames, what is said, and the description before go in, words come out.
 
 A video's segments are asked about one after the other, because each needs the one before; several videos go side by
-side. A segment that can't be described is left out with its reason, and the chain goes on from the last description.
+side. A segment that can't be described is dropped with its reason, and the chain goes on from the last description.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ async def caption_segments(
         The descriptions, and the segments that have none.
 
     Raises:
-        DataError: When the server is of no use at all, or a frame can't be decoded.
+        DataError: When the server can't be used at all, or a frame can't be decoded.
     """
     captions: list[Caption] = []
     lost: list[LostSegment] = []

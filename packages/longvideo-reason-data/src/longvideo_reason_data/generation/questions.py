@@ -1,7 +1,7 @@
 """From the descriptions of a video to questions with evidence and reasoning, with four options or open-ended.
 
 The reasoner is held to a JSON schema where the server supports one; in any case its answer is searched for the JSON
-object and checked here. What fails in every sample is left out with its reason. Whether a question is any good is for
+object and checked here. What fails in every sample is dropped with its reason. Whether a question is any good is for
 the filters to say.
 """
 
@@ -83,7 +83,7 @@ async def propose_question(
         settings: How often and how long.
 
     Raises:
-        DataError: When the server is of no use at all.
+        DataError: When the server can't be used at all.
     """
     form = "open" if open_ended else "choice"
     text = prompts.fill(

@@ -2,7 +2,7 @@
 
 The reasoner's steps and their labels would teach a policy to number its thoughts and to speak of captions that it
 never gets. The rewrite takes both away. What it must not take away are the moments: each end of each range has to be
-named, and no moment that the steps don't know. What fails in every sample is left out with its reason. Whether the text
+named, and no moment that the steps don't know. What fails in every sample is dropped with its reason. Whether the text
 says the same as the steps otherwise isn't judged here.
 """
 

@@ -142,5 +142,5 @@ def _identity(source: SourceVideo) -> dict[str, object]:
 
 
 def make_dropped(stage: str, item: str, reason: str, detail: str = "") -> Dropped:
-    """Note an item that is left out; the detail is cut to one line."""
+    """Note an item that is dropped; the detail is cut to one line."""
     return Dropped(stage=stage, item=item, reason=reason, detail=" ".join(detail.split())[:300])

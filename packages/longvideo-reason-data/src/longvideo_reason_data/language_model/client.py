@@ -192,7 +192,7 @@ class LanguageModel:
             ) from error
 
     async def _give_up(self, error: AttemptError) -> None:
-        """End the build when the server is of no use any more, before every item is lost to it."""
+        """End the build when the server can no longer be used, before every item is lost to it."""
         self._num_given_up_in_a_row += 1
         if error.outcome is Outcome.CONNECTION and not await self._server.is_there():
             failure = f"the server stopped answering ({error.detail})"

@@ -98,7 +98,7 @@ class AdaptiveConcurrency:
 
 
 class Spending:
-    """The limit and its purse.
+    """The limit and what is left of it.
 
     Args:
         ledger: What was spent, in this run and earlier ones; calls under way count there with the most they can cost.

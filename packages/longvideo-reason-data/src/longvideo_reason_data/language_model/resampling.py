@@ -1,4 +1,4 @@
-"""Asking for another sample of an answer that is of no use.
+"""Asking for another sample of an unusable answer.
 
 An answer that breaks its form, or is refused, is asked for again as another sample, a truncated one with more room; any
 other failure concerns every sample alike, and the client has tried those again already as often as that can help.
@@ -56,7 +56,7 @@ async def ask_for_use(
         What was read, or why the last sample wasn't of use.
 
     Raises:
-        DataError: When the server is of no use at all.
+        DataError: When the server can't be used at all.
     """
     lost = LostQuestion.at(stage, Outcome.INVALID, "")
     for sample_index in range(num_samples):

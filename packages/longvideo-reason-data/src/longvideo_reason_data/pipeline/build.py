@@ -69,7 +69,7 @@ def build(
 
     Raises:
         UsageError: When there is nothing to build from, or the request makes no sense.
-        DataError: When no video can be read, the server is of no use, or the output can't be written.
+        DataError: When no video can be read, the server can't be used, or the output can't be written.
     """
     settings = settings or BuildSettings()
     if settings.subtitles is not None:

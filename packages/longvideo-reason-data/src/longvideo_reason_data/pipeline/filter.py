@@ -81,7 +81,7 @@ def filter_folder(
 
     Raises:
         UsageError: When the request makes no sense.
-        DataError: When the dataset is damaged, the server is of no use, or something can't be written.
+        DataError: When the dataset is damaged, the server can't be used, or something can't be written.
     """
     client = client or ClientSettings()
     if prices is None:

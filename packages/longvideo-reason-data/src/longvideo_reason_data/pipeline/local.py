@@ -34,7 +34,7 @@ def generate_here(
         on_spent: Told what was asked so far, after each video.
 
     Raises:
-        DataError: When the server is of no use, or something can't be read or written.
+        DataError: When the server can't be used, or something can't be read or written.
     """
     prices = plan.settings.model_prices(plan.captioner, plan.model)
     with open_session(base_url, output, plan.settings, prices) as session:

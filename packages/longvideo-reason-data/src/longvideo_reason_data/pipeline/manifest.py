@@ -18,7 +18,7 @@ class Accounts:
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: {stage: Counter[str]() for stage in STAGES})
 
     def drop(self, item: Dropped) -> None:
-        """Count an item that is left out."""
+        """Count an item that is dropped."""
         self.dropped[item.stage][item.reason] += 1
 
     def num_kept(self, stage: str) -> int:

@@ -88,7 +88,7 @@ def generate_on_cluster(
 
     Raises:
         UsageError: When Ray isn't installed, or the address is none.
-        DataError: When the server is of no use, or something can't be read or written.
+        DataError: When the server can't be used, or something can't be read or written.
     """
     prices = plan.settings.model_prices(plan.captioner, plan.model)
     with open_client(base_url, output, plan.settings, prices) as client:
@@ -130,7 +130,7 @@ def filter_on_cluster(
 
     Raises:
         UsageError: When Ray isn't installed, or the address is none.
-        DataError: When the server is of no use, the judge can't be relied on, or something can't be read.
+        DataError: When the server can't be used, the judge can't be relied on, or something can't be read.
     """
     with open_client(base_url, dataset, settings, prices) as client:
         whole = make_filter(client)

@@ -1,1 +1,1 @@
-"""The dataset browser: one HTML file that shows what a dataset holds and what was left out of it."""
+"""The dataset browser: one HTML file that shows what a dataset holds and what was dropped from it."""

@@ -3,7 +3,7 @@
 Every exchange calls a *visit* with some keys and values and the attention calls that concern them; together the visits
 are the whole row. One rank alone is visited once, by itself. `GatherExchange` computes on its own tokens while the
 others' arrive and then on the row as a whole; `RingExchange` hands slices on from rank to rank, each on its way while
-the one before is computed with, so that no rank ever holds more than two. On the way back nothing is kept: keys and
+the one before is computed with, so that no rank ever holds more than two. Nothing is kept for backward: keys and
 values travel again and their gradients return to their owners, added up in float32 at least.
 
 Shape legend: L own tokens, T visited tokens, S tokens of the row, K key heads, C head channels.

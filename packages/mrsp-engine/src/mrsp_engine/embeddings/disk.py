@@ -1,6 +1,6 @@
 """The store's folder: which entries there are, for any number of processes, killed at any moment.
 
-Files are `mrsp_engine.embeddings.entry_folder`'s affair; here entries are looked for, checked, joined from parts and
+`mrsp_engine.embeddings.entry_folder` handles the files; here entries are looked for, checked, joined from parts and
 removed, the one used longest ago first when the budget is spent. A refusal of the disk is a value here, not an end: the
 store goes on without it. `encodes.log` has one line per entry ever written.
 """
@@ -233,7 +233,7 @@ class DiskTier:
                 self._files.remove_damaged(path, identity)
                 return None
         self.bytes_read += entry.bytes_read
-        with contextlib.suppress(OSError):  # who was used longest ago leaves first
+        with contextlib.suppress(OSError):  # the least recently used is evicted first
             os.utime(path, ns=(time.time_ns(), identity[2]))
         return result
 

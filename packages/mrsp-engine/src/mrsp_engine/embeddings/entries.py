@@ -5,7 +5,7 @@ of every block and a seal over all that, so a reader of some rows reads and chec
 those rows, nothing else. Rows are read into memory of the reader's own and checked there: what is returned can't
 change or vanish when the file does. Whole entries can also be mapped, which costs no memory and gives that up.
 
-The module knows files; which of them exist is the affair of `mrsp_engine.embeddings.disk`.
+The module knows files; which of them exist, `mrsp_engine.embeddings.disk` knows.
 
 Shape legend: N rows.
 """

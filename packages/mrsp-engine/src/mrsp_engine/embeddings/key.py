@@ -64,7 +64,7 @@ def encoder_fingerprint(module: nn.Module, *, without: tuple[str, ...] = ()) -> 
 
     Args:
         module: The weights.
-        without: Beginnings of names that are left out.
+        without: Prefixes of the names to omit.
     """
     state = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(without)}
     digest = hashlib.sha256()

@@ -10,7 +10,7 @@ __all__ = ["MemoryTier"]
 
 
 class MemoryTier:
-    """Tensors by name; whoever was used longest ago leaves first. May be used by several threads.
+    """Tensors by name; the least recently used is evicted first. May be used by several threads.
 
     Args:
         budget_bytes: Most bytes held.

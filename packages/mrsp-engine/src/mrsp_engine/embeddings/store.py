@@ -1,7 +1,7 @@
 """Embeddings by key, wherever they are: on the device, in this process's memory, or on disk.
 
 A reader asks for an embedding or for some of its rows and needn't know where they lie. What is read from disk is
-checked every time and may then stay in memory; each tier has a budget of bytes, and what was used longest ago leaves
+checked every time and may then stay in memory; each tier has a budget of bytes, and the least recently used is evicted
 first. When the disk refuses, the embedding stays in memory and one line is logged. The store doesn't know what an
 embedding means.
 

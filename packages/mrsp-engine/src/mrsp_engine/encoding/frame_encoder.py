@@ -191,7 +191,7 @@ class FrameEncoder(ABC):
             frames.
 
         Raises:
-            EngineError: The encoder made another number of rows than was foreseen.
+            EngineError: The encoder made another number of rows than expected.
         """
         layout = plan.layout
         for first, last in self.stretches(layout, start, layout.num_groups if end is None else end):

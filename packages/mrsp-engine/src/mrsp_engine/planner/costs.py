@@ -107,8 +107,8 @@ def exchanged_bytes(
     """Bytes a rank sends for the attention of all layers in one pass over a row: forward, and backward.
 
     By heads, of a rank's S / n tokens all queries, keys, values and outputs but its own share: (2 H + 2 K) C numbers
-    each, and their gradients on the way back. By tokens, the keys and values 2 K C / h of a slice of S / t tokens to
-    each of the t - 1 others (h head ranks, t token ranks); on the way back they travel again, and so do their
+    each, and their gradients in backward. By tokens, the keys and values 2 K C / h of a slice of S / t tokens to
+    each of the t - 1 others (h head ranks, t token ranks); in backward they travel again, and so do their
     gradients in float32 at least, in a ring once more than that because they return to their owner.
     """
     heads, head_ranks, token_ranks = shape.heads, split.head_ranks, split.token_ranks

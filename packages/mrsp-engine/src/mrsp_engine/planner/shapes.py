@@ -110,7 +110,7 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the language model, norms and biases left out."""
+        """Weights of the language model, without norms and biases."""
         return self.num_layers * self.layer_weights + self.head_weights * (1 if self.is_tied else 2)
 
     @property

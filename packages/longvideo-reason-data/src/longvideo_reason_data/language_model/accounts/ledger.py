@@ -56,7 +56,7 @@ class CallEnded(BaseModel):
 
     Attributes:
         call: Its name.
-        outcome: What came of it; ANSWERED also for answers of no use, which are charged for like others.
+        outcome: What came of it; ANSWERED also for unusable answers, which are charged for like others.
         usage: Tokens as the server reported them.
         is_confirmed: Whether that is all that can have been charged for.
         cost: Price of the tokens, or None without prices.

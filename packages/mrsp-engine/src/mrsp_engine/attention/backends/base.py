@@ -1,4 +1,4 @@
-"""Backends of attention: one block of queries against one block of keys, with its log-sum-exp, and the way back.
+"""Backends of attention: one block of queries against one block of keys, with its log-sum-exp, forward and backward.
 
 The log-sum-exp is what lets blocks be joined exactly. Backward is given the output and log-sum-exp of the *joined*
 result: with them each block's probabilities come out as its share of the whole, and its gradients simply add up.

@@ -2,7 +2,7 @@
 
 Both know grouped heads and take tokens before heads. Their differentiable functions can't be given a joined
 log-sum-exp, hence the two operators below them, which each package registers with torch when it is imported. The
-packages differ in what these are told beside the tensors.
+packages differ in the arguments beside the tensors.
 
 Shape legend: K key heads, N query heads per key head, Q queries, T keys, C head channels.
 """

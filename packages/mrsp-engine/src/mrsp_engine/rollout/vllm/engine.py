@@ -162,7 +162,7 @@ class VllmRolloutEngine:
             raise EngineError("this vLLM engine gave its weights up to sleep; call update_weights before generate")
         written = [self._writer.write(prompt, sampling) for prompt in prompts]
         requests = [request for request in written if not isinstance(request, Refusal)]
-        # Replicas step together, so one without requests has to keep the others company.
+        # Replicas step together, so one without requests takes part all the same.
         outputs = iter(self._run(requests, sampling) if requests or self._placement.num_replicas > 1 else ())
         return [
             request if isinstance(request, Refusal) else read_rollouts(next(outputs), self._tokenizer)
