@@ -1,5 +1,6 @@
 """Real vLLM samples what every family's policy computes, before and after an update of the weights."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,27 @@ def test_media_beyond_the_embedding(tmp_path: Path) -> None:
     assert before.max() < 1e-4
     assert stale.mean() > 1e-2
     assert after.max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3_vl_4b", "qwen3_vl_8b", "nvila_lite_2b", "longvila_r1_7b"])
+def test_long_videos_of_published_models(kind: str, tmp_path: Path) -> None:
+    """256 frames; heads tied and not, and files that ask for another temperature, few tokens and a penalty."""
+    write_published(kind, tmp_path / "model")
+    [generation] = (tmp_path / "model").rglob("generation_config.json")
+    assert {"temperature", "top_k", "top_p", "repetition_penalty"} <= json.loads(generation.read_text()).keys()
+    policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
+    policy.freeze_vision()
+    is_tied = policy.language_model_head.get_parameter("weight") is policy.decoder.get_parameter("embed_tokens.weight")
+    assert is_tied == (kind in ("qwen3_vl_4b", "nvila_lite_2b"))
+    video = policy.encode_video(NoiseVideo(frame_count=256, height=32, width=32), range(256))
+    prompts = [policy.build_prompt(QUESTION, media) for media in ([], [video])]
+    assert len(prompts[1].expanded_ids) > 1000
+    engine = VllmRolloutEngine(tmp_path / "model", policy.store, max_model_len=4096, memory_bytes=64 * 1024**2)
+    try:
+        before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING)
+    finally:
+        engine.close()
+    assert before.mean() <= 1e-5
+    assert stale.mean() > 1e-2
+    assert after.mean() <= 1e-5
