@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from longrl.cli import main
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
 
 SHAPES = {"landscape": (54, 96), "portrait": (96, 54), "tiny": (6, 10)}
@@ -57,9 +58,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records.append(
             QuestionRecord(
                 question_id=name,
-                video_path=f"videos/{name}.mp4",
-                video_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-                video_duration_seconds=count / 4,
+                media=(
+                    RecordMedium(
+                        path=f"videos/{name}.mp4",
+                        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+                        duration_seconds=count / 4,
+                    ),
+                ),
                 split=Split.TRAIN_RL,
                 skill=Skill.TEMPORAL,
                 question="Which colour is seen first?",

@@ -16,7 +16,8 @@ from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.training.opening import open_policy
 from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.media.video_file import VideoFile, sample_frames
-from longvideo_reason_data.records.record import QuestionRecord, Split, resolve_video
+from longvideo_reason_data.records.medium import resolve_medium
+from longvideo_reason_data.records.record import QuestionRecord, Split
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.world import WorldSettings
 from mrsp_engine.encoding.video import Video
@@ -50,7 +51,7 @@ def test_a_rendered_world_is_a_sound_dataset(dataset):
 
 def test_a_video_file_keeps_the_promises_of_the_engines_video(dataset):
     folder, records = dataset
-    path = resolve_video(folder, records[0])
+    path = resolve_medium(folder, records[0].media[0])
     video: Video = VideoFile.open(path)
     for member in vars(Video):
         assert member.startswith("_") or hasattr(video, member), member
@@ -81,7 +82,7 @@ def test_the_trainer_reads_every_question_and_encodes_every_video_once(dataset, 
 
 def test_an_embedding_refers_to_the_frames_that_were_planned(dataset, policy):
     folder, records = dataset
-    video = VideoFile.open(resolve_video(folder, records[0]))
+    video = VideoFile.open(resolve_medium(folder, records[0].media[0]))
     plan = sample_frames(video, num_frames=NUM_FRAMES)
     medium = policy.encode_video(video, plan)
     assert medium.grid_thw[0] == NUM_FRAMES // 2

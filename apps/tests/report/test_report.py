@@ -177,20 +177,21 @@ def test_evidence_is_shown_before_other_frames():
 
 def test_shown_answers_are_right_and_wrong_of_every_skill():
     items = [
-        {"skill": skill, "correct": correct, "video_path": f"{number}.mp4", "id": (skill, correct, number)}
+        {"skill": skill, "correct": correct, "question_id": f"{skill} {correct} {number}"}
         for skill in ("goal", "plot")
         for correct in (True, False)
         for number in range(5)
     ]
-    chosen = choose_items(items, 4)
+    media = {item["question_id"]: {item["question_id"][-1]} for item in items}
+    chosen = choose_items(items, 4, media)
     assert {(item["skill"], item["correct"]) for item in chosen} == {
         ("goal", True),
         ("plot", True),
         ("goal", False),
         ("plot", False),
     }
-    assert len({item["video_path"] for item in chosen}) == 4
-    assert len(choose_items(items, 100)) == 20
+    assert len(set.union(*(media[item["question_id"]] for item in chosen))) == 4
+    assert len(choose_items(items, 100, media)) == 20
 
 
 def test_shown_responses_are_the_best_and_worst_of_the_first_and_last_step():

@@ -11,11 +11,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.sft import train_sft
 from longvideo_reason_data.records.answers import format_prompt, format_response
+from longvideo_reason_data.records.medium import MediumKind, RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
@@ -45,9 +47,13 @@ def make_record(folder: Path, path: str, colour: str, split: Split, number: int)
     options = names[number % 4 :] + names[: number % 4]
     return QuestionRecord(
         question_id=f"{split}-{number}",
-        video_path=path,
-        video_digest=hashlib.sha256((folder / path).read_bytes()).hexdigest(),
-        video_duration_seconds=NUM_FRAMES / 4,
+        media=(
+            RecordMedium(
+                path=path,
+                digest=hashlib.sha256((folder / path).read_bytes()).hexdigest(),
+                duration_seconds=NUM_FRAMES / 4,
+            ),
+        ),
         split=split,
         skill=list(Skill)[number % 4],
         question="Which colour fills the picture?",
@@ -172,6 +178,61 @@ def film_world() -> Callable[..., World]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """One world for all tests that don't damage it; its embedding store is shared."""
     return build_world(tmp_path_factory.mktemp("world"))
+
+
+def write_picture(path: Path, colour: str, *, seed: int = 0) -> None:
+    """A picture of one colour with a grey square."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((SIZE, SIZE, 3), COLOURS[colour], dtype=np.uint8)
+    pixels[4 + seed : 12 + seed, 20:28] = 128
+    Image.fromarray(pixels).save(path)
+
+
+def build_album(world: World, folder: Path, *, splits: Sequence[Split] = tuple(Split)) -> World:
+    """Questions about several media each, for the model of a world.
+
+    In every split: two films, a film and a picture, a picture between two films, three pictures, and the same film
+    twice; each asked about two times.
+    """
+    dataset = folder / "dataset"
+    records: list[QuestionRecord] = []
+    for number, split in enumerate(splits):
+        media: dict[str, RecordMedium] = {}
+        for colour in COLOURS:
+            for kind, suffix in ((MediumKind.VIDEO, "mp4"), (MediumKind.IMAGE, "png")):
+                path = f"{kind}s/{split}-{colour}.{suffix}"
+                write = write_film if kind is MediumKind.VIDEO else write_picture
+                write(dataset / path, colour, seed=number)
+                digest = hashlib.sha256((dataset / path).read_bytes()).hexdigest()
+                seconds = NUM_FRAMES / 4 if kind is MediumKind.VIDEO else None
+                media[f"{kind} {colour}"] = RecordMedium(kind=kind, path=path, digest=digest, duration_seconds=seconds)
+        for place, names in enumerate(ALBUM):
+            for offset in range(2):
+                asked = make_record(dataset, media["video red"].path, "red", split, 2 * place + offset)
+                records.append(asked.model_copy(update={"media": tuple(media[name] for name in names)}))
+    write_records(dataset / "records.parquet", records)
+    return World(folder=folder, dataset=dataset, model=world.model, records=tuple(records))
+
+
+ALBUM = (
+    ("video red", "video green"),
+    ("video red", "image blue"),
+    ("video green", "image blue", "video white"),
+    ("image red", "image green", "image blue"),
+    ("video white", "video white"),
+)
+
+
+@pytest.fixture(scope="session")
+def album(started: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Questions about several media, for a model after some CoT-SFT."""
+    return build_album(started, tmp_path_factory.mktemp("album"))
+
+
+@pytest.fixture
+def new_album(world: World, tmp_path: Path) -> Callable[..., World]:
+    """Makes such a dataset of the test's own."""
+    return lambda **options: build_album(world, tmp_path / "album", **options)
 
 
 @pytest.fixture(scope="session")

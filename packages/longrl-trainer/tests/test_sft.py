@@ -75,7 +75,7 @@ def test_questions_of_one_video_share_rows_of_the_size_asked_for(world, tmp_path
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept
     rows = [row for step in plan_epoch(questions, config, epoch=0) for row in step]
     assert [len(row) for row in rows] == [2] * 4
-    assert all(len({question.record.video_path for question in row}) == 1 for row in rows)
+    assert all(len({question.record.media[0].path for question in row}) == 1 for row in rows)
 
 
 def test_sharing_the_prompt_changes_neither_loss_nor_gradient(world, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.sft import train_sft
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,6 +30,29 @@ def test_grpo_and_evaluation_with_vllm(started, tmp_path):
     assert [item.response for item in by_vllm.items] == [item.response for item in plainly.items]
     blind = evaluate(started.evaluation(tmp_path / "blind.json", sampler__engine="vllm", blind=True, **options))
     assert blind.count == 8
+
+
+def test_sft_grpo_and_evaluation_about_several_media_with_vllm(album, tmp_path):
+    learned = train_sft(album.sft(tmp_path / "sft"))
+    config = album.grpo(
+        tmp_path / "run",
+        model__folder=learned.model_folder,
+        steps=3,
+        prompts_per_step=10,
+        max_response_tokens=24,
+        learning_rate=5e-3,
+        sampler__engine="vllm",
+    )
+    result = train_grpo(config)
+    lines = read_json_lines(config.output / "metrics.jsonl")
+    assert [line["prompts_refused"] for line in lines] == [{}] * 3
+    assert sum(line["gradient_norm"] > 0 for line in lines) >= 1
+    assert result.logprob_gap_mean_abs <= 1e-5
+    options = {"model__folder": result.model_folder, "max_response_tokens": 24}
+    by_vllm = evaluate(album.evaluation(tmp_path / "vllm.json", sampler__engine="vllm", **options))
+    plainly = evaluate(album.evaluation(tmp_path / "plain.json", **options))
+    assert by_vllm.count == 10
+    assert [item.response for item in by_vllm.items] == [item.response for item in plainly.items]
 
 
 def test_a_run_stopped_between_steps_draws_the_same_responses_again(started, tmp_path):

@@ -10,8 +10,9 @@ from longrl_trainer.config.sections import DataSection, records_path
 from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.runs.progress import ProgressDisplay
-from longvideo_reason_data.media.video_file import VideoFile
-from longvideo_reason_data.records.record import Split, read_records, resolve_video
+from longvideo_reason_data.media.image_file import FramesFile
+from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.record import Split, list_media, read_records
 from mrsp_engine.families.base import Policy
 
 
@@ -27,12 +28,11 @@ def encode_splits(policy: Policy, plans: Sequence[DataSection], progress: Progre
 def count_plans(plans: Iterable[DataSection]) -> int:
     """Number of different (video, frames) pairs."""
     pairs: set[tuple[str, tuple[int, ...]]] = set()
-    videos: dict[str, VideoFile] = {}
+    files: dict[str, FramesFile] = {}
     for data in plans:
-        for record in read_records(records_path(data)):
-            if record.split == Split(data.split):
-                if record.video_digest not in videos:
-                    videos[record.video_digest] = VideoFile.open(resolve_video(data.dataset, record))
-                frames = plan_frames(videos[record.video_digest], data)
-                pairs.add((record.video_digest, frames))
+        of_split = (record for record in read_records(records_path(data)) if record.split == Split(data.split))
+        for digest, medium in list_media(of_split).items():
+            if digest not in files:
+                files[digest] = open_medium(data.dataset, medium)
+            pairs.add((digest, plan_frames(files[digest], data)))
     return len(pairs)

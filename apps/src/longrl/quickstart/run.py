@@ -24,8 +24,8 @@ from longrl.tiny_model import build_tiny_model
 from longrl_trainer.config.recipes import save_config
 from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.runs.progress import ProgressDisplay
-from longvideo_reason_data.media.video_file import VideoFile
-from longvideo_reason_data.records.record import QuestionRecord, Split, read_records
+from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.record import QuestionRecord, Split, list_media, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 
 EVALUATIONS = "evaluations"
@@ -149,8 +149,8 @@ class Quickstart:
     def _sample_videos(self, records: list[QuestionRecord]) -> list[NDArray[np.uint8]]:
         """Frames of a few training videos, as training will see them."""
         data = self.config.sft.data
-        names = list(dict.fromkeys(record.video_path for record in records if record.split == data.split))
-        videos = [VideoFile.open(data.dataset / name) for name in names[:CALIBRATION_VIDEOS]]
+        media = list(list_media(record for record in records if record.split == data.split).values())
+        videos = [open_medium(data.dataset, medium) for medium in media[:CALIBRATION_VIDEOS]]
         return [video.read(plan_frames(video, data)) for video in videos]
 
     def encode(self) -> Mapping[str, Any]:
@@ -232,7 +232,7 @@ class Quickstart:
 def count_records(records: list[QuestionRecord]) -> dict[str, Any]:
     """Videos, and questions by split."""
     return {
-        "videos": len({record.video_digest for record in records}),
+        "videos": len(list_media(records)),
         "questions": {str(split): sum(record.split is split for record in records) for split in Split},
     }
 

@@ -40,26 +40,36 @@ class RolloutCard:
 def choose_cards(run: RunData) -> list[RolloutCard]:
     """Responses of the final model to held-out questions, then responses from the first and the last steps of GRPO."""
     rewards = load_rewards(run.config["grpo"]["rewards"])
-    evaluated = [_evaluated_card(run, item, rewards) for item in choose_items(run.grpo["items"], NUM_EVALUATED)]
+    media = {question_id: set(record.digests) for question_id, record in run.records.items()}
+    chosen = choose_items(run.grpo["items"], NUM_EVALUATED, media)
+    evaluated = [_evaluated_card(run, item, rewards) for item in chosen]
     return evaluated + [_trained_card(run, group, place) for group, place in choose_responses(run.rollouts)]
 
 
-def choose_items(items: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Right and wrong answers of every skill in turn; each video once as long as there are enough."""
+def choose_items(
+    items: Sequence[Mapping[str, Any]], count: int, media: Mapping[str, set[str]]
+) -> list[Mapping[str, Any]]:
+    """Right and wrong answers of every skill in turn; each medium once as long as there are enough.
+
+    Args:
+        items: Evaluated questions.
+        count: How many are wanted.
+        media: What each question is about, by its id.
+    """
     waiting: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for item in items:
         waiting.setdefault((item["skill"], item["correct"]), []).append(item)
     # Right answers of all skills first, then wrong ones, and so on round.
     order = sorted(waiting, key=lambda key: (not key[1], key[0]))
     chosen: list[Mapping[str, Any]] = []
-    videos: set[str] = set()
+    shown: set[str] = set()
     while len(chosen) < count and any(waiting.values()):
         for key in order:
             if waiting[key] and len(chosen) < count:
-                fresh = [item for item in waiting[key] if item["video_path"] not in videos]
+                fresh = [item for item in waiting[key] if not media[item["question_id"]] & shown]
                 item = (fresh or waiting[key])[0]
                 waiting[key].remove(item)
-                videos.add(item["video_path"])
+                shown |= media[item["question_id"]]
                 chosen.append(item)
     return chosen
 

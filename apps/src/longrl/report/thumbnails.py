@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
-from longvideo_reason_data.records.record import QuestionRecord, resolve_video
+from longvideo_reason_data.media.video_file import sample_frames
+from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.record import QuestionRecord
 
 MOST_FRAMES = 8
 SIDE_PIXELS = 112
@@ -30,11 +31,19 @@ class Thumbnail:
 
 
 def draw_thumbnails(dataset: Path, record: QuestionRecord, num_frames: int) -> list[Thumbnail]:
-    """Up to eight of the frames that a model sees at this number of frames, evidence before others."""
-    video = VideoFile.open(resolve_video(dataset, record), num_threads=1)
+    """Up to eight of the frames that a model sees at this number of frames, of each medium as many, evidence first."""
+    most = max(1, MOST_FRAMES // len(record.media))
+    return [
+        thumbnail for place in range(len(record.media)) for thumbnail in _draw(dataset, record, place, num_frames, most)
+    ]
+
+
+def _draw(dataset: Path, record: QuestionRecord, place: int, num_frames: int, most: int) -> list[Thumbnail]:
+    """The frames of one of the record's media."""
+    video = open_medium(dataset, record.media[place])
     seen = sample_frames(video, num_frames=num_frames)
-    evidence = {index for index in seen if is_evidence(record, float(video.timestamps[index]))}
-    chosen = choose_frames(seen, evidence)
+    evidence = {index for index in seen if is_evidence(record, float(video.timestamps[index]), place)}
+    chosen = choose_frames(seen, evidence, most)
     frames = video.read(chosen)
     return [
         Thumbnail(seconds=float(video.timestamps[index]), source=_data_uri(frame), is_evidence=index in evidence)
@@ -56,9 +65,10 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     return [items[(2 * place + 1) * len(items) // (2 * count)] for place in range(count)]
 
 
-def is_evidence(record: QuestionRecord, seconds: float) -> bool:
-    """Whether a moment lies in one of the record's evidence intervals."""
-    return any(interval.start_seconds <= seconds <= interval.end_seconds for interval in record.evidence)
+def is_evidence(record: QuestionRecord, seconds: float, place: int = 0) -> bool:
+    """Whether a moment of one of the record's media lies in one of its evidence intervals."""
+    own = [interval for interval in record.evidence if interval.medium == place]
+    return any(interval.start_seconds <= seconds <= interval.end_seconds for interval in own)
 
 
 def _data_uri(frame_HW3: NDArray[np.uint8]) -> str:

@@ -65,8 +65,8 @@ def questions_of(policy: Any, data: DataSection) -> list[Question]:
     """Every question with its medium, as the trainer's seam opens it."""
     questions: list[Question] = []
     for record in read_records(data.dataset / "records.parquet"):
-        medium = OPENERS[policy.name](data.dataset / record.video_path, policy)
-        assert medium.content_digest == record.video_digest
+        medium = OPENERS[policy.name](data.dataset / record.media[0].path, policy)
+        assert medium.content_digest == record.media[0].digest
         questions.append(Question(record=record, media=medium.encode(data)))
     return questions
 

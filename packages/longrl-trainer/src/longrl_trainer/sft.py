@@ -1,9 +1,10 @@
 """CoT-SFT: the model learns to write the dataset's own reasoning and answers.
 
-One video makes one packed row `[system + video | question 1 + response 1 | question 2 + response 2 | …]`, so that the
-long prompt is computed once for all its questions. Only responses are learned. The loss of a step is the mean over all
-response tokens of the step, whichever rows they are in. Under torchrun every rank computes its share of every row
-(`training.ranks`), and all make the same update.
+One video, or one tuple of media that several questions are shown, makes one packed row
+`[system + media | question 1 + response 1 | question 2 + response 2 | …]`, so that the long prompt is computed once for
+all its questions. Only responses are learned. The loss of a step is the mean over all response tokens of the step,
+whichever rows they are in. Under torchrun every rank computes its share of every row (`training.ranks`), and all make
+the same update.
 """
 
 import random
@@ -135,17 +136,17 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
     """Which questions share a row and which rows share a step, newly shuffled in every epoch.
 
     Returns:
-        Steps, each a list of rows, each a list of questions about one video. Every question occurs once, and every
-        epoch has the same number of steps.
+        Steps, each a list of rows, each a list of questions that are shown the same. Every question occurs once, and
+        every epoch has the same number of steps.
     """
     order = random.Random(derive_seed(config.seed, "sft epoch", epoch))
-    by_video: dict[tuple[str, ...], list[Question]] = {}
+    by_media: dict[tuple[str, ...], list[Question]] = {}
     for question in questions:
-        by_video.setdefault(tuple(medium.key for medium in question.media), []).append(question)
+        by_media.setdefault(tuple(medium.key for medium in question.media), []).append(question)
     rows: list[list[Question]] = []
-    for of_video in by_video.values():
-        order.shuffle(of_video)
-        rows += _chunks(of_video, config.questions_per_row)
+    for shown_alike in by_media.values():
+        order.shuffle(shown_alike)
+        rows += _chunks(shown_alike, config.questions_per_row)
     order.shuffle(rows)
     return _chunks(rows, config.rows_per_step)
 
@@ -163,7 +164,7 @@ def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowSc
 
 
 def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:
-    """Take the video from some rows, others in each step."""
+    """Take the media from some rows, others in each step."""
     blindness = random.Random(derive_seed(config.seed, "sft blind", step))
     return [
         [replace(question, media=()) for question in row] if blindness.random() < config.blind_fraction else [*row]
@@ -172,7 +173,7 @@ def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: 
 
 
 def pack_questions(policy: Policy, questions: Sequence[Question], config: SftConfig) -> PromptGroup:
-    """Tokenise the questions of one video: what is common once, then question and response of each."""
+    """Tokenise questions that are shown the same: what is common once, then question and response of each."""
     prompt, tail_of = policy.build_shared_prompt(questions[0].media, system=config.data.system)
     branches: list[Branch] = []
     for question in questions:

@@ -60,9 +60,12 @@ def test_a_video_whose_frames_turn_out_to_be_damaged_is_dropped_too(new_world, t
     content[start:end] = b"\xff" * (end - start)
     path.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    damaged = [record for record in world.records if record.video_path.endswith(path.name)]
+    damaged = [record for record in world.records if record.media[0].path.endswith(path.name)]
     records = [
-        record.model_copy(update={"video_digest": digest}) if record in damaged else record for record in world.records
+        record.model_copy(update={"media": (record.media[0].model_copy(update={"digest": digest}),)})
+        if record in damaged
+        else record
+        for record in world.records
     ]
     write_records(world.dataset / "records.parquet", records)
     loaded = load(world, tmp_path)
@@ -171,7 +174,7 @@ def test_what_is_in_the_store_is_not_decoded_again(new_world, tmp_path, monkeypa
 
 def test_a_limit_is_spread_over_the_split(world, tmp_path):
     limited = load(world, tmp_path, limit=4)
-    assert len({question.record.video_path for question in limited.kept}) == 4
+    assert len({question.record.media[0].path for question in limited.kept}) == 4
     assert limited.counts()["input"] == 4
     assert load(world, tmp_path, limit=100).counts()["input"] == 8
 

@@ -48,7 +48,7 @@ def check_run(config, model_folder, gap, begun):
     lines = read_json_lines(config.output / "metrics.jsonl")
     groups = read_json_lines(config.output / "rollouts.jsonl")
     assert lines[0]["gradient_norm"] > 0  # so the second step is sampled with other weights than the first
-    videos = [{group["video_path"] for group in groups if group["step"] == line["step"]} for line in lines]
+    videos = [{path for group in groups if group["step"] == line["step"] for path in group["media"]} for line in lines]
     encoded = [line["frames_encoded"] for line in lines]
     if config.train_vision == "all":  # every video of a step once in that step
         assert encoded == [config.updates_per_batch * NUM_FRAMES * len(of_step) for of_step in videos]

@@ -14,13 +14,12 @@ from longrl_trainer.rewards.answer import AnswerReward
 from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
 from longrl_trainer.rewards.format import FormatReward
 from longrl_trainer.rewards.registry import WeightedReward, load_rewards, score_responses
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split
 
 CHOICE = QuestionRecord(
     question_id="q",
-    video_path="v.mp4",
-    video_digest=hashlib.sha256(b"v").hexdigest(),
-    video_duration_seconds=3.0,
+    media=(RecordMedium(path="v.mp4", digest=hashlib.sha256(b"v").hexdigest(), duration_seconds=3.0),),
     split=Split.TRAIN_RL,
     skill=Skill.GOAL,
     question="Where does the ball go?",

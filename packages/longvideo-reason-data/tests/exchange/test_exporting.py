@@ -18,6 +18,7 @@ from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.media.video_file import digest_file
 from longvideo_reason_data.records.answers import format_prompt, parse_response
 from longvideo_reason_data.records.folder import hash_records
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import Interval, QuestionRecord, Skill, Split, read_records, write_records
 
 MakeVideo = Callable[..., Path]
@@ -36,9 +37,7 @@ def records(make_video: MakeVideo, tmp_path: Path) -> list[QuestionRecord]:
             made.append(
                 QuestionRecord(
                     question_id=f"{split}-{place}",
-                    video_path=f"videos/{path.name}",
-                    video_digest=digest_file(path),
-                    video_duration_seconds=2.0,
+                    media=(RecordMedium(path=f"videos/{path.name}", digest=digest_file(path), duration_seconds=2.0),),
                     split=split,
                     skill=list(Skill)[place],
                     question=f'Wo öffnet "sie" die Tür | <b>Nr.</b> {place}?\nA zweite Zeile',
@@ -67,7 +66,7 @@ def test_what_is_read_back_is_the_same(tmp_path, records, name):
     assert hash_records(read_export(output, name)) == hash_records(records)
     assert {row.question_id: row for row in read_export(output, name)} == {row.question_id: row for row in records}
     for record in records:
-        assert digest_file(output / record.video_path) == record.video_digest
+        assert digest_file(output / record.media[0].path) == record.media[0].digest
 
 
 @every_layout
@@ -79,7 +78,7 @@ def test_datasets_loads_it_split_by_split(tmp_path, records, name):
     for split, rows in loaded.items():
         expected = [record for record in records if record.split == split]
         for number, (row, record) in enumerate(zip(rows, expected, strict=True)):
-            assert row == LAYOUTS[name].write_row(record, record.video_path, number)
+            assert row == LAYOUTS[name].write_row(record, [record.media[0].path], number)
 
 
 def test_the_parquet_for_datasets_is_a_dataset_of_this_package(tmp_path, records):
@@ -103,7 +102,7 @@ def test_trl_has_conversations_with_the_video_as_a_block(tmp_path, records):
         {
             "role": "user",
             "content": [
-                {"type": "video", "video": f"/somewhere/dataset/{first.video_path}"},
+                {"type": "video", "video": f"/somewhere/dataset/{first.media[0].path}"},
                 {"type": "text", "text": format_prompt(first.question, first.options)},
             ],
         }
@@ -122,7 +121,7 @@ def test_verl_has_the_columns_of_its_loader(tmp_path, records):
     assert {name: row[name] for name in row if name != "extra_info"} == {
         "data_source": "longvideo_reason_data",
         "prompt": [{"role": "user", "content": prompt}],
-        "videos": [{"type": "video", "video": f"file:///data/{record.video_path}"}],
+        "videos": [{"type": "video", "video": f"file:///data/{record.media[0].path}"}],
         "ability": "goal",
         "reward_model": {"style": "rule", "ground_truth": record.answer},
     }
@@ -172,7 +171,7 @@ def test_words_that_a_trainer_takes_for_a_place_are_refused(tmp_path, records, n
 
 
 def test_a_failed_export_leaves_nothing(tmp_path, records):
-    (tmp_path / "dataset" / records[-1].video_path).unlink()
+    (tmp_path / "dataset" / records[-1].media[0].path).unlink()
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match="is missing"):
         export_dataset(tmp_path / "dataset", tmp_path / "out", "hf")
@@ -203,7 +202,14 @@ def test_places_that_hang_on_where_a_trainer_is_started_are_told(tmp_path, recor
         monkeypatch.chdir(started)
         path = folder / "data" / f"train_rl.{LAYOUTS[name].suffix}"
         rows = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else map(json.loads, path.open())
-        assert all(Path(LAYOUTS[name].find_video(row)).is_file() for row in rows)
+        by_id = {record.question_id: record for record in records}
+        places = [
+            place
+            for row in rows
+            for place in LAYOUTS[name].find_places(row, by_id[LAYOUTS[name].find_record(row)["question_id"]])
+        ]
+        assert places
+        assert all(Path(place).is_file() for place in places)
 
 
 def test_the_card_says_where_every_video_is_from(tmp_path, records):

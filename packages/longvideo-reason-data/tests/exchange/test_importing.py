@@ -95,8 +95,8 @@ def test_long_video_reason(tmp_path, videos):
     assert (choice.question, list(choice.options), choice.answer) == ("What does she leave on?", OPTIONS, "A")
     assert choice.reasoning == "She walks to the harbour. The answer is a boat."
     assert (choice.skill, choice.source, choice.license) == (Skill.PLOT, "longvideo-reason", "CC0-1.0")
-    assert choice.video_digest == digest_file(videos / "film.mp4")
-    assert choice.video_duration_seconds == pytest.approx(1.0)
+    assert choice.media[0].digest == digest_file(videos / "film.mp4")
+    assert choice.media[0].duration_seconds == pytest.approx(1.0)
     assert choice.evidence == ()
     assert (open_ended.options, open_ended.answer) == ((), "Because of the rain.")
     assert (other.options, other.answer) == (("the sea", "a hat", "A. Smith", "rain"), "B")
@@ -113,7 +113,7 @@ def test_video_r1(tmp_path, videos):
     assert (list(choice.options), choice.answer) == (OPTIONS, "A")
     assert choice.reasoning == "She walks to the harbour."
     assert (choice.source, choice.license) == ("archive", "unknown")
-    assert choice.video_digest == digest_file(videos / "archive" / "film.mp4")
+    assert choice.media[0].digest == digest_file(videos / "archive" / "film.mp4")
     assert (number.options, number.answer) == ((), "3")
 
 
@@ -130,7 +130,8 @@ def test_video_r1(tmp_path, videos):
         ({"path": 7}, "field_missing"),
         ({"problem": None}, "field_missing"),
         ({"solution": " "}, "field_missing"),
-        ({"data_type": "image"}, "not_a_video"),
+        ({"data_type": "audio"}, "not_a_video"),
+        ({"data_type": "image"}, "image_unreadable"),
         ({"options": LETTERED[:3]}, "options_not_four"),
         ({"solution": "<answer>a plane</answer>"}, "answer_unclear"),
         ({"solution": "<answer>A or B</answer>"}, "answer_unclear"),
@@ -142,7 +143,9 @@ def test_what_cant_be_used_is_dropped_with_its_reason(tmp_path, videos, changes,
     assert len(records) == 1
     assert [item["reason"] for item in dropped] == [reason]
     assert dropped[0]["item"] == "published-0000000"
-    assert sorted(path.name for path in (tmp_path / "out" / "videos").iterdir()) == [Path(records[0].video_path).name]
+    assert sorted(path.name for path in (tmp_path / "out" / "videos").iterdir()) == [
+        Path(records[0].media[0].path).name
+    ]
 
 
 PROBLEM = "What does she leave on?"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from one_video import make_record
 from pydantic import ValidationError
 
 from longvideo_reason_data.cli import main
@@ -34,7 +35,7 @@ QUESTION = "Which number comes after the first ones?"
 def record(tmp_path: Path, make_video: Callable[..., Path]) -> QuestionRecord:
     """A question about a video of 100 frames in four seconds, whose evidence is a second and a half of it."""
     path = make_video("videos/numbers.mp4", num_frames=100)
-    return QuestionRecord.model_validate(
+    return make_record(
         {
             "question_id": "q",
             "video_path": "videos/numbers.mp4",
@@ -105,7 +106,7 @@ def test_each_condition_shows_what_its_name_says(tmp_path: Path, record: Questio
         tmp_path,
         server.base_url,
         record,
-        captions={record.video_digest: ["[0.0 s to 4.0 s] Numbers appear."]},
+        captions={record.media[0].digest: ["[0.0 s to 4.0 s] Numbers appear."]},
         num_samples=1,
         num_full_frames=12,
         num_few_frames=3,
@@ -179,7 +180,7 @@ def test_replies_without_an_answer_are_wrong_and_failures_are_no_answers(
 
 
 def test_damaged_videos_drop_their_questions(tmp_path: Path, record: QuestionRecord, server: Any) -> None:
-    (tmp_path / record.video_path).write_bytes(b"no video")
+    (tmp_path / record.media[0].path).write_bytes(b"no video")
     filtered = run(tmp_path, server.base_url, record)
     assert [item.verdict.reason for item in filtered.dropped] == [Reason.VIDEO_UNREADABLE]
     assert server.bodies == []

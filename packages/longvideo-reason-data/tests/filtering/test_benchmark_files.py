@@ -152,7 +152,9 @@ LAYOUTS: dict[str, tuple[Any, str | None, str | None]] = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(tmp_path: Path, name: str) -> None:
     content, source_id, video_path = LAYOUTS[name]
-    expected = BenchmarkItem(question=QUESTION, options=OPTIONS, source_id=source_id, video_path=video_path)
+    expected = BenchmarkItem(
+        question=QUESTION, options=OPTIONS, source_id=source_id, paths=(video_path,) if video_path else ()
+    )
     (tmp_path / "exam.json").write_text(json.dumps(content))
     paths = [tmp_path / "exam.json"]
     if isinstance(content, list):
@@ -174,7 +176,7 @@ def test_delimited_tables(tmp_path: Path, suffix: str, delimiter: str, encoding:
     path = tmp_path / f"exam.{suffix}"
     path.write_bytes(text.encode(encoding))
     (item,) = read_benchmark(path).items
-    assert (item.question, item.options, item.video_path) == (QUESTION, OPTIONS, "abcdefghijk")
+    assert (item.question, item.options, item.paths) == (QUESTION, OPTIONS, ("abcdefghijk",))
 
 
 def test_a_list_of_videos_needs_no_questions(tmp_path: Path) -> None:

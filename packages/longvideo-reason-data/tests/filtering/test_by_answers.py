@@ -28,6 +28,7 @@ from longvideo_reason_data.media.video_file import digest_file
 from longvideo_reason_data.pipeline.filter import REPORT_NAME
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.folder import hash_records
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition
 from longvideo_reason_data.records.record import Interval, QuestionRecord, Skill, Split, read_records, write_records
 from longvideo_reason_data.timeline.questions import create_questions, deal_letters
@@ -101,7 +102,7 @@ class Viewer:
         self.truths: dict[tuple[int, str, frozenset[str]], tuple[QuestionRecord, tuple[str, ...]]] = {}
         for record in records:
             truth = (record.options[LETTERS.index(record.answer)],) if record.options else (record.answer,)
-            self.learn(record, numbers[record.video_digest], truth)
+            self.learn(record, numbers[record.media[0].digest], truth)
         self._sights: dict[str, Sight] = {}
         self.num_pictures: Counter[int] = Counter()
 
@@ -184,9 +185,7 @@ def make_stock(folder: Path, *, num_worlds: int, num_planted: int) -> Stock:
         natural[number] = [
             QuestionRecord(
                 question_id=f"{number:03d}-{place}",
-                video_path=name,
-                video_digest=digest,
-                video_duration_seconds=SETTINGS.seconds,
+                media=(RecordMedium(path=name, digest=digest, duration_seconds=SETTINGS.seconds),),
                 split=Split.TRAIN_RL,
                 skill=question.skill,
                 question=question.question,
@@ -253,7 +252,8 @@ def _plant(stock: Stock, worlds: dict[int, World], natural: dict[int, list[Quest
             path = f"videos/copy_{number:04d}.mp4"
             if not (folder / path).exists():
                 write_world(worlds[number], number, folder / path, quality=30)
-            changes |= {"video_path": path, "video_digest": digest_file(folder / path)}
+            copied = {"path": path, "digest": digest_file(folder / path)}
+            changes["media"] = (record.media[0].model_copy(update=copied),)
         kinds["duplicate"].append(record.model_copy(update=changes))
     # Questions that everybody can answer, and questions with two right answers.
     kinds["blind"], kinds["ambiguous"] = [], []

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from one_video import make_record
 
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.errors import DataError, UsageError
@@ -30,8 +31,8 @@ from longvideo_reason_data.media.fingerprints import (
     fingerprint_video,
 )
 from longvideo_reason_data.media.video_file import VideoFile, digest_file
-from longvideo_reason_data.records.record import HASTY_SOURCE, QuestionRecord, Split, read_records, write_records
-from longvideo_reason_data.timeline.dataset import SOURCE, write_timeline_dataset
+from longvideo_reason_data.records.record import Demonstration, QuestionRecord, Split, read_records, write_records
+from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.rendering import draw_frame
 from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
 
@@ -53,7 +54,7 @@ GOOD: dict[str, Any] = {
 
 
 def record(**changes: Any) -> QuestionRecord:
-    return QuestionRecord.model_validate({**GOOD, **changes})
+    return make_record({**GOOD, **changes})
 
 
 # Wording.
@@ -237,8 +238,8 @@ def test_a_wording_asked_about_many_videos_is_a_template(tmp_path: Path) -> None
 
 
 def test_source_ids_lose_what_a_build_appended() -> None:
-    assert source_id_of(record()) == "dQw4w9WgXcQ"
-    assert source_id_of(record(video_path="a/b-c.webm")) == "b-c"
+    assert source_id_of(record().media[0]) == "dQw4w9WgXcQ"
+    assert source_id_of(record(video_path="a/b-c.webm").media[0]) == "b-c"
 
 
 @pytest.mark.parametrize("name", ["dQw4w9WgXcQ", "my film [dQw4w9WgXcQ]", "dQw4w9WgXcQ.f137"])
@@ -343,6 +344,6 @@ def test_a_timeline_dataset_with_guessing_authors_is_sound(tmp_path: Path) -> No
         hasty_fraction=0.5,
     )
     records = read_records(tmp_path / "records.parquet")
-    assert {record.source for record in records} == {SOURCE, HASTY_SOURCE}
+    assert {record.demonstration for record in records} == set(Demonstration)
     assert check_questions(records) == []
     assert check_footage(tmp_path, records) == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from one_video import make_record
 from pydantic import ValidationError
 
 from longvideo_reason_data.errors import UsageError
@@ -120,7 +121,7 @@ def many(change: Callable[[random.Random, list[str], int], None], *, share: floa
         if number < share * 400:
             change(generator, options, right)
         records.append(
-            QuestionRecord.model_validate(
+            make_record(
                 {
                     "question_id": str(number),
                     "video_path": "v.mp4",

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.segments import Segment, check_segments, fixed_windows, frames_in_segment
 from longvideo_reason_data.records.record import Split
-from longvideo_reason_data.records.splits import SplitFractions, assign_split
+from longvideo_reason_data.records.splits import SplitFractions, assign_split, connect_media
 
 
 def spans(duration: float, window: float = 10.0) -> list[tuple[float, float]]:
@@ -96,3 +96,22 @@ def test_an_empty_split_stays_empty() -> None:
         assert {assign_split(digest(number), fractions) for number in range(50)} == {only}
     with pytest.raises(ValidationError, match="add up to"):
         SplitFractions(train_sft=0.5)
+
+
+def test_media_that_a_question_connects_stay_together_in_any_order():
+    generator = np.random.default_rng(3)
+    names = [digest(number) for number in range(60)]
+    shown = [tuple(generator.choice(names, size=generator.integers(1, 4))) for _ in range(40)]
+    connected = connect_media(shown)
+    assert set(connected) == {name for media in shown for name in media}
+    assert all(len({connected[name] for name in media}) == 1 for media in shown)
+    assert all(connected[first] == first <= name for name, first in connected.items())
+    assert connect_media(shown[::-1]) == connected
+    # Nothing is joined that no chain of questions joins.
+    for first in set(connected.values()):
+        members = {name for name in connected if connected[name] == first}
+        reached = {first}
+        while more := {name for media in shown if set(media) & reached for name in media} - reached:
+            reached |= more
+        assert reached == members
+    assert connect_media([(name,) for name in names]) == {name: name for name in names}

@@ -63,8 +63,8 @@ def test_a_build(server: Any, films: Path, tmp_path: Path) -> None:
     for record in records:
         assert record.options["ABCD".index(record.answer)].startswith("towards the door")
         assert f"option {record.answer} is right" in record.reasoning
-        assert (output / record.video_path).samefile(
-            next(films.glob(f"{record.video_path[7:13].replace('_', ' ')}.mp4"))
+        assert (output / record.media[0].path).samefile(
+            next(films.glob(f"{record.media[0].path[7:13].replace('_', ' ')}.mp4"))
         )
     assert check_dataset(output) == []
     captions = [body for body in server.bodies if body["model"] == "seer"]
@@ -321,7 +321,7 @@ def test_a_settled_video_is_left_alone_and_a_passing_failure_settles_none(
 
 def test_names_and_order_of_videos_change_only_their_names(server: Any, films: Path, tmp_path: Path) -> None:
     def content(name: str) -> list[dict[str, Any]]:
-        return [record.model_dump(exclude={"video_path"}) for record in read_dataset(tmp_path / name)]
+        return [record.model_dump(exclude={"media": {0: {"path"}}}) for record in read_dataset(tmp_path / name)]
 
     run(server, films, tmp_path / "dataset", num_parallel=1)
     for number in range(6):
@@ -381,12 +381,15 @@ def rewrite(dataset: Path, change: Callable[[list[QuestionRecord]], list[Questio
 def test_check_finds_what_is_wrong(dataset: Path) -> None:
     assert check_dataset(dataset) == []
     first = read_dataset(dataset)[0]
-    problems = rewrite(
-        dataset, lambda records: [r.model_copy(update={"video_duration_seconds": 99.0}) for r in records]
-    )
+
+    def lengthen(records: list[QuestionRecord]) -> list[QuestionRecord]:
+        longer = [record.media[0].model_copy(update={"duration_seconds": 99.0}) for record in records]
+        return [r.model_copy(update={"media": (medium,)}) for r, medium in zip(records, longer, strict=True)]
+
+    problems = rewrite(dataset, lengthen)
     assert any("the record says 99.000 s" in problem for problem in problems)
     assert any("dataset_hash isn't that of the records" in problem for problem in problems)
-    video = dataset / first.video_path
+    video = dataset / first.media[0].path
     content = video.read_bytes()
     video.unlink()
     assert any("is missing" in problem for problem in check_dataset(dataset))

@@ -17,13 +17,14 @@ from pydantic import ValidationError
 
 from longvideo_reason_data.atomic_files import atomic_path, write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.records.record import QuestionRecord, read_records, resolve_video, write_records
+from longvideo_reason_data.records.medium import RecordMedium, resolve_medium
+from longvideo_reason_data.records.record import QuestionRecord, read_records, write_records
 
+VIDEO: dict[str, Any] = {"kind": "video", "path": "videos/one.mp4", "digest": "0" * 64, "duration_seconds": 20.0}
+PICTURE: dict[str, Any] = {"kind": "image", "path": "images/two.png", "digest": "1" * 64, "duration_seconds": None}
 GOOD: dict[str, Any] = {
     "question_id": "one",
-    "video_path": "videos/one.mp4",
-    "video_digest": "0" * 64,
-    "video_duration_seconds": 20.0,
+    "media": (VIDEO,),
     "split": "train_sft",
     "skill": "goal",
     "question": "Where does the red one go?",
@@ -34,6 +35,7 @@ GOOD: dict[str, Any] = {
     "source": "test",
     "license": "CC0",
 }
+SEVERAL = ((VIDEO, PICTURE), (VIDEO, PICTURE, PICTURE), (VIDEO, VIDEO))
 OPEN = {**GOOD, "question_id": "open", "options": (), "answer": "It goes away.", "evidence": ()}
 
 
@@ -43,6 +45,7 @@ def make(**changes: Any) -> QuestionRecord:
 
 def test_round_trip(tmp_path: Path) -> None:
     records = [make(), QuestionRecord.model_validate(OPEN), make(question_id="ä\n\u2028", reasoning="")]
+    records += [make(question_id=f"media {place}", media=media) for place, media in enumerate(SEVERAL)]
     path = tmp_path / "deep" / "records.parquet"
     write_records(path, records)
     assert read_records(path) == records
@@ -67,7 +70,7 @@ def test_any_record_that_is_accepted_comes_back(
         record = make(
             question=question,
             reasoning=reasoning,
-            video_duration_seconds=duration,
+            media=(VIDEO | {"duration_seconds": duration},),
             options=tuple(options),
             answer=answer,
             evidence=({"start_seconds": 0, "end_seconds": duration},),
@@ -82,18 +85,34 @@ def test_any_record_that_is_accepted_comes_back(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"video_path": "/videos/one.mp4"},
-        {"video_path": "../one.mp4"},
-        {"video_path": "videos/../../one.mp4"},
-        {"video_path": "videos\\one.mp4"},
-        {"video_path": "."},
-        {"video_path": ""},
-        {"video_digest": "xyz"},
-        {"video_digest": "A" * 64},
-        {"video_duration_seconds": 0},
-        {"video_duration_seconds": float("nan")},
-        {"video_duration_seconds": float("inf")},
-        {"video_duration_seconds": 19.0},
+        {"media": ()},
+        *(
+            {"media": (PICTURE, VIDEO | changes)}
+            for changes in (
+                {"path": "/videos/one.mp4"},
+                {"path": "../one.mp4"},
+                {"path": "videos/../../one.mp4"},
+                {"path": "videos\\one.mp4"},
+                {"path": "."},
+                {"path": ""},
+                {"digest": "xyz"},
+                {"digest": "A" * 64},
+                {"duration_seconds": 0},
+                {"duration_seconds": float("nan")},
+                {"duration_seconds": float("inf")},
+                {"duration_seconds": None},
+                {"kind": "sound"},
+                {"width": 8},
+            )
+        ),
+        {"media": (VIDEO | {"duration_seconds": 19.0},)},
+        {"media": (VIDEO, PICTURE | {"duration_seconds": 1.0})},
+        {"media": (PICTURE,)},  # whose evidence is a time range
+        {"evidence": ({"start_seconds": 1, "end_seconds": 2, "medium": 1},)},
+        {"evidence": ({"start_seconds": 1, "end_seconds": 2, "medium": -1},)},
+        {"media": (VIDEO, PICTURE), "evidence": ({"start_seconds": 1, "end_seconds": 2, "medium": 1},)},
+        {"demonstration": "dreamt"},
+        {"schema_version": 2},
         {"split": "test"},
         {"skill": "sport"},
         {"question": " "},
@@ -164,7 +183,7 @@ def test_other_parquet_and_other_versions(tmp_path: Path) -> None:
     write_records(path, [make()])
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"longvideo_reason_data.schema_version": "1"}), path)
-    with pytest.raises(UsageError, match="version 1, this program reads version 2"):
+    with pytest.raises(UsageError, match="version 1, this program reads versions 2 and 3"):
         read_records(path)
 
 
@@ -182,22 +201,24 @@ def test_a_bad_row_is_named(tmp_path: Path) -> None:
         read_records(path)
 
 
-def test_resolve_video(tmp_path: Path) -> None:
+def test_resolve_medium(tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     (folder / "videos").mkdir(parents=True)
     (folder / "videos" / "one.mp4").write_bytes(b"x")
-    assert resolve_video(folder, make()) == (folder / "videos" / "one.mp4").resolve()
-    with pytest.raises(DataError, match="is missing"):
-        resolve_video(folder, make(video_path="videos/two.mp4"))
+    one = RecordMedium.model_validate(VIDEO)
+    assert resolve_medium(folder, one) == (folder / "videos" / "one.mp4").resolve()
+    for missing in (VIDEO | {"path": "videos/two.mp4"}, PICTURE):
+        with pytest.raises(DataError, match=f"{missing['kind']} .* is missing"):
+            resolve_medium(folder, RecordMedium.model_validate(missing))
     (tmp_path / "outside.mp4").write_bytes(b"x")
     (folder / "videos" / "link.mp4").symlink_to(tmp_path / "outside.mp4")
     (folder / "up").symlink_to(tmp_path)
     for escaping in ("videos/link.mp4", "up/outside.mp4"):
-        with pytest.raises(DataError, match="leads outside"):
-            resolve_video(folder, make(video_path=escaping))
-    unchecked = make().model_copy(update={"video_path": "../outside.mp4"})
+        for medium in (VIDEO, PICTURE):
+            with pytest.raises(DataError, match="leads outside"):
+                resolve_medium(folder, RecordMedium.model_validate(medium | {"path": escaping}))
     with pytest.raises(DataError, match="leads outside"):
-        resolve_video(folder, unchecked)
+        resolve_medium(folder, one.model_copy(update={"path": "../outside.mp4"}))
 
 
 # Atomic files.

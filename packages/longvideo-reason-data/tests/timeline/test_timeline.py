@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.media.video_file import VideoFile
-from longvideo_reason_data.records.record import HASTY_SOURCE, Skill, Split, read_records
+from longvideo_reason_data.records.record import Demonstration, Skill, Split, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.questions import NUM_OPTIONS, create_questions, deal_letters
 from longvideo_reason_data.timeline.rendering import PALETTE, draw_frame, write_video
@@ -157,7 +157,7 @@ def write_small(output, **changes):
 def test_a_dataset_shares_no_video_between_splits_and_reads_back(tmp_path):
     records = write_small(tmp_path)
     assert read_records(tmp_path / "records.parquet") == records
-    videos = {split: {record.video_digest for record in records if record.split is split} for split in Split}
+    videos = {split: {record.media[0].digest for record in records if record.split is split} for split in Split}
     assert [len(videos[split]) for split in VIDEOS] == [4, 2, 2]
     assert len(set.union(*videos.values())) == 8
 
@@ -171,10 +171,10 @@ def test_an_interrupted_rendering_continues_with_what_is_there(tmp_path):
     assert kept.stat().st_ino == inode
 
 
-def test_only_demonstrations_for_sft_are_guesses_and_their_source_says_so(tmp_path):
+def test_only_demonstrations_for_sft_are_guesses_and_say_so(tmp_path):
     honest = {record.question_id: record for record in write_small(tmp_path)}
     mixed = write_small(tmp_path, hasty_fraction=0.5)
-    hasty = [record for record in mixed if record.source == HASTY_SOURCE]
+    hasty = [record for record in mixed if record.demonstration is Demonstration.GUESSED]
     assert 3 <= len(hasty) < sum(record.split is Split.TRAIN_SFT for record in mixed) - 2
     assert {record.split for record in hasty} == {Split.TRAIN_SFT}
     untouched = [record for record in mixed if record not in hasty]

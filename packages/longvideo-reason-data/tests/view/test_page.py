@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from one_video import make_record
 from PIL import Image
+from several_media import write_album
 
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
@@ -33,7 +35,7 @@ NUM_VIDEOS, NUM_QUESTIONS = 30, 3000
 SKILLS, SPLITS = list(Skill), list(Split)
 
 
-def make_record(number: int, **changes: Any) -> QuestionRecord:
+def make_question(number: int, **changes: Any) -> QuestionRecord:
     video = number % NUM_VIDEOS
     fields: dict[str, Any] = {
         "question_id": f"question-{number:05d}",
@@ -50,7 +52,7 @@ def make_record(number: int, **changes: Any) -> QuestionRecord:
         "source": "somewhere",
         "license": "CC0-1.0",
     }
-    return QuestionRecord.model_validate(fields | changes)
+    return make_record(fields | changes)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -60,8 +62,8 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dataset")
-    records = [make_record(number) for number in range(NUM_QUESTIONS - 1)]
-    records.append(make_record(NUM_QUESTIONS - 1, question=ATTACK, reasoning=ATTACK))
+    records = [make_question(number) for number in range(NUM_QUESTIONS - 1)]
+    records.append(make_question(NUM_QUESTIONS - 1, question=ATTACK, reasoning=ATTACK))
     write_records(folder / "records.parquet", records)
     segments = [
         {
@@ -94,8 +96,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "unfiltered.parquet",
         [
             *records,
-            make_record(7, question_id="question-x", question="Why?"),
-            make_record(8, question_id="question-y", question="How?", **all_lost),
+            make_question(7, question_id="question-x", question="Why?"),
+            make_question(8, question_id="question-y", question="How?", **all_lost),
         ],
     )
     (folder / "filters.json").write_text(json.dumps({"items": filtered}))
@@ -135,9 +137,9 @@ def test_the_page_holds_every_item_and_nothing_gets_out_of_the_data(page, datase
     data = json.loads(elements.scripts[0])
     assert [item["id"] for item in data["questions"]] == [f"question-{number:05d}" for number in range(NUM_QUESTIONS)]
     assert data["questions"][-1]["question"] == ATTACK
-    assert len(data["videos"]) == NUM_VIDEOS + 1
+    assert len(data["media"]) == NUM_VIDEOS + 1
     assert data["counts"]["videos"] == NUM_VIDEOS
-    assert [len(video["segments"]) for video in data["videos"]] == [10] * NUM_VIDEOS + [0]
+    assert [len(video["segments"]) for video in data["media"]] == [10] * NUM_VIDEOS + [0]
     assert len(data["dropped"]) == 302
     assert data["manifest"]["stages"]["videos"]["kept"] == 30
 
@@ -171,10 +173,11 @@ def test_difficulty_is_that_of_the_policy_if_it_was_asked():
 
 def test_pictures_are_few_small_and_from_their_time(tmp_path, make_video):
     records = [
-        make_record(number, video_path=make_video(f"{number}.mp4", first_number=number).name) for number in range(3)
+        make_question(number, video_path=make_video(f"{number}.mp4", first_number=number).name) for number in range(3)
     ]
-    missing = make_record(3, video_path="gone.mp4")
-    pictures = make_thumbnails(tmp_path, [*records, missing], most=16)
+    missing = make_question(3, video_path="gone.mp4")
+    media = [record.media[0] for record in records]
+    pictures = make_thumbnails(tmp_path, [*media, *missing.media], most=16)
     assert [len(found) for found in pictures] == [4, 4, 4, 0]
     for found in pictures[:3]:
         assert [seconds for seconds, _ in found] == pytest.approx([0.28, 0.88, 1.48, 2.08])
@@ -182,8 +185,8 @@ def test_pictures_are_few_small_and_from_their_time(tmp_path, make_video):
             image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
             assert image.format == "JPEG"
             assert max(image.size) <= SIDE_PIXELS
-    assert [len(found) for found in make_thumbnails(tmp_path, records, most=2)] == [1, 1, 0]
-    assert make_thumbnails(tmp_path, records, most=0) == [[], [], []]
+    assert [len(found) for found in make_thumbnails(tmp_path, media, most=2)] == [1, 1, 0]
+    assert make_thumbnails(tmp_path, media, most=0) == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_pictures_are_few_small_and_from_their_time(tmp_path, make_video):
     ],
 )
 def test_a_damaged_file_is_told_in_one_line(tmp_path, capsys, name, text, words):
-    write_records(tmp_path / "records.parquet", [make_record(0)])
+    write_records(tmp_path / "records.parquet", [make_question(0)])
     (tmp_path / name).write_text(text)
     assert main(["view", str(tmp_path)]) == 1
     error = capsys.readouterr().err
@@ -280,7 +283,7 @@ def test_a_browser_sums_up_how_models_answered(browse, tmp_path):
         return PassRate(condition=condition, model="seer", **counts)
 
     rates = (rate(Condition.BLIND, 2, 0), rate(Condition.FULL, 7, 1))
-    write_records(tmp_path / "records.parquet", [make_record(number, pass_rates=rates) for number in range(4)])
+    write_records(tmp_path / "records.parquet", [make_question(number, pass_rates=rates) for number in range(4)])
     write_page(tmp_path, tmp_path / "page.html")
     dom = browse(tmp_path / "page.html", "view=about")
     assert "25 % of 32 right</td>" in dom
@@ -289,7 +292,7 @@ def test_a_browser_sums_up_how_models_answered(browse, tmp_path):
 
 
 def test_a_browser_shows_how_models_answered(browse, tmp_path):
-    write_records(tmp_path / "records.parquet", [make_record(number) for number in range(40)])
+    write_records(tmp_path / "records.parquet", [make_question(number) for number in range(40)])
     contents = write_page(tmp_path, tmp_path / "page.html")
     for number, question in enumerate(contents["questions"]):
         counts = {
@@ -344,7 +347,32 @@ def test_a_browser_is_driven_by_keys_and_clicks(browse, page, tmp_path):
 
 
 def test_a_page_without_pictures_and_descriptions_is_made_too(tmp_path):
-    write_records(tmp_path / "records.parquet", [make_record(0, options=(), answer="the cook", evidence=())])
+    write_records(tmp_path / "records.parquet", [make_question(0, options=(), answer="the cook", evidence=())])
     contents = write_page(tmp_path, tmp_path / "page.html")
-    assert contents["videos"][0]["thumbnails"] == []
+    assert contents["media"][0]["thumbnails"] == []
     assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_the_page_holds_all_media_of_a_question(tmp_path, make_video):
+    records = write_album(tmp_path / "dataset", make_video)
+    contents = write_page(tmp_path / "dataset", tmp_path / "view.html")
+    paths = [medium["path"] for medium in contents["media"]]
+    assert len(paths) == len(set(paths)) == 5
+    for question in contents["questions"]:
+        record = records[question["id"]]
+        assert [paths[number] for number in question["media"]] == [medium.path for medium in record.media]
+        assert question["evidence"] == [[0.4, 1.4, span.medium] for span in record.evidence]
+    for medium in contents["media"]:
+        assert len(medium["thumbnails"]) == (1 if medium["kind"] == "image" else 12)
+
+
+def test_a_browser_shows_all_media_of_a_question(browse, tmp_path, make_video):
+    write_album(tmp_path / "dataset", make_video)
+    write_page(tmp_path / "dataset", tmp_path / "view.html")
+    dom = browse(tmp_path / "view.html", "item=a picture between videos")
+    places = [dom.index(words) for words in ("1. videos/two.mp4", "2. images/blue.jpg", "3. videos/one.mp4")]
+    assert places == sorted(places)
+    assert 'aria-label="Picture images/blue.jpg"' in dom
+    assert dom.count('aria-label="Timeline of') == 2
+    assert "1. 0:00.4–0:01.4" in dom
+    assert "3. 0:00.4–0:01.4" in dom

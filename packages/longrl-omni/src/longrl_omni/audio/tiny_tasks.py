@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from longrl_omni.audio.audio_file import SAMPLE_RATE
 from longvideo_reason_data.records.answers import format_prompt, format_response
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
 
 PITCHES = {"deep": 150.0, "middle": 600.0, "high": 2400.0, "shrill": 6000.0}
@@ -92,9 +93,11 @@ def _make_record(
 ) -> QuestionRecord:
     return QuestionRecord(
         question_id=f"{split}-{number}",
-        video_path=path,
-        video_digest=hashlib.sha256((folder / path).read_bytes()).hexdigest(),
-        video_duration_seconds=1.0,
+        media=(
+            RecordMedium(
+                path=path, digest=hashlib.sha256((folder / path).read_bytes()).hexdigest(), duration_seconds=1.0
+            ),
+        ),
         split=split,
         skill=Skill.PLOT,
         question=question,

@@ -24,6 +24,7 @@ from longrl_trainer.training.opening import open_engine, open_policy
 from longrl_trainer.training.ranks import join_ranks
 from longvideo_reason_data.records.answers import ParseStatus, parse_response
 from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.splits import connect_media
 from mrsp_engine.families.base import Policy
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
 
@@ -36,7 +37,8 @@ class EvaluatedQuestion:
     """One response."""
 
     question_id: str
-    video_path: str
+    media: tuple[str, ...]
+    """Paths of what it is about."""
     skill: str
     response: str
     finished: bool
@@ -61,7 +63,7 @@ class EvaluationResult:
 
     accuracy: float
     accuracy_standard_error: float
-    """Clustered by video."""
+    """Clustered by media: questions that share one belong together."""
     accuracy_by_skill: dict[str, float]
     unparsed_rate: float
     """Share of responses from which no single answer could be read."""
@@ -172,10 +174,11 @@ def summarise(
     for record, is_right in zip(records, correct, strict=True):
         by_skill.setdefault(str(record.skill), []).append(is_right)
     letters = Counter(record.answer for record in records)
+    connected = connect_media(record.digests for record in records)
     items = [
         EvaluatedQuestion(
             question_id=record.question_id,
-            video_path=record.video_path,
+            media=tuple(medium.path for medium in record.media),
             skill=str(record.skill),
             response=rollout.text,
             finished=rollout.finished,
@@ -188,7 +191,7 @@ def summarise(
     ]
     return EvaluationResult(
         accuracy=_mean(correct),
-        accuracy_standard_error=clustered_standard_error(correct, [record.video_digest for record in records]),
+        accuracy_standard_error=clustered_standard_error(correct, [connected[record.digests[0]] for record in records]),
         accuracy_by_skill={skill: _mean(values) for skill, values in sorted(by_skill.items())},
         unparsed_rate=_mean([answer.status is not ParseStatus.OK for answer in parsed]),
         well_formed_rate=_mean([answer.well_formed for answer in parsed]),

@@ -1,9 +1,10 @@
 """Opening and encoding the media that a split's questions are about, divided among the ranks.
 
-Each file is opened once, by one rank; its frames are encoded by all ranks together.
+Each file is opened once, by one rank; its frames are encoded by all ranks together. Questions that share a file are
+decided together, so that a file which only questions that are too long need is never encoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from longrl_trainer.config.sections import DataSection
 from longrl_trainer.questions.length import PromptLengths
@@ -12,7 +13,9 @@ from longrl_trainer.questions.question import DroppedMedium, DroppedQuestion, Dr
 from longrl_trainer.runs.progress import ProgressDisplay
 from longrl_trainer.training.ranks import Ranks
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.records.record import QuestionRecord, resolve_video
+from longvideo_reason_data.records.medium import MediumKind, RecordMedium, resolve_medium
+from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.splits import connect_media
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
 from mrsp_engine.encoding.parallel import PlannedMedium, UnusableMedium, encode_media
@@ -22,8 +25,13 @@ from mrsp_engine.families.base import Policy
 # Enough to divide the files evenly among ranks that open them, few enough for a moving progress bar.
 FILES_PER_RANK = 4
 
+File = tuple[str, ...]
+"""What tells one file from another before it is opened."""
+Shown = tuple[MediaReference | PlannedMedium, ...]
+"""What one file shows."""
 
-def encode_videos(
+
+def encode_questions(
     data: DataSection,
     policy: Policy,
     records: Sequence[QuestionRecord],
@@ -31,46 +39,35 @@ def encode_videos(
     progress: ProgressDisplay,
     ranks: Ranks,
 ) -> tuple[list[Question], list[DroppedQuestion], dict[str, EncodingPlan]]:
-    """Encode every distinct video of the records that a question can be asked about; questions keep their order.
+    """Encode every distinct file that a question can be asked about; questions and their media keep their order.
 
     Returns:
         Questions, what was dropped, and the plans of media of which the store doesn't have the embeddings.
     """
-    about: dict[tuple[str, str], list[QuestionRecord]] = {}
-    for record in records:
-        about.setdefault((record.video_path, record.video_digest), []).append(record)
-    files = list(about.items())
     outcomes: dict[str, tuple[MediaReference, ...] | DroppedMedium] = {}
     plans: dict[str, EncodingPlan] = {}
-    opener = opener_for(policy)
-    batch_size = 1 if ranks.group is None else FILES_PER_RANK * ranks.size
-    with progress.task(f"Videos ({data.split})", total=len(files)) as bar:
-        for start in range(0, len(files), batch_size):
-            batch = files[start : start + batch_size]
-            opened = ranks.divide(
-                [of_file[0] for _, of_file in batch],
-                lambda share: [_open_medium(data, policy, record, opener) for record in share],
+    openers = {kind: opener_for(policy, kind) for kind in MediumKind}
+    least_files = 1 if ranks.group is None else FILES_PER_RANK * ranks.size
+    num_files = len({_file_of(medium) for record in records for medium in record.media})
+    with progress.task(f"Videos ({data.split})", total=num_files) as bar:
+        for batch in _batches(records, least_files):
+            media = {_file_of(medium): medium for record in batch for medium in record.media}
+            found = ranks.divide(
+                list(media.values()),
+                lambda share: [_open_medium(data, policy, medium, openers[medium.kind]) for medium in share],
             )
-            too_long = {
-                record.question_id: problem
-                for (_, of_file), shown in zip(batch, opened, strict=True)
-                for record in of_file
-                if not isinstance(shown, DroppedMedium)
-                and (problem := lengths.find_problem(record, _references(shown))) is not None
-            }
-            opened = [
-                too_long[of_file[0].question_id] if all(record.question_id in too_long for record in of_file) else shown
-                for (_, of_file), shown in zip(batch, opened, strict=True)
-            ]
-            frames = _planned_among(opened)
-            encoded = _encode_together(policy, opened, frames, ranks)
-            outcomes |= {
-                record.question_id: too_long.get(record.question_id, outcome)
-                for (_, of_file), outcome in zip(batch, encoded, strict=True)
-                for record in of_file
-            }
+            opened = dict(zip(media, found, strict=True))
+            problems = {record.question_id: _find_problem(record, opened, lengths) for record in batch}
+            asked = [record for record in batch if problems[record.question_id] is None]
+            shown = {_file_of(medium): opened[_file_of(medium)] for record in asked for medium in record.media}
+            frames = _planned_among(list(shown.values()))
+            encoded = dict(zip(shown, _encode_together(policy, list(shown.values()), frames, ranks), strict=True))
+            for record in batch:
+                outcomes[record.question_id] = problems[record.question_id] or _joined(
+                    [encoded[_file_of(medium)] for medium in record.media]
+                )
             plans |= {item.plan.reference.key: item.plan for item in frames if item.plan.key.content != "embeddings"}
-            bar.advance(len(batch))
+            bar.advance(len(media))
     kept: list[Question] = []
     dropped: list[DroppedQuestion] = []
     for record in records:
@@ -84,33 +81,78 @@ def encode_videos(
     return kept, dropped, plans
 
 
-def _open_medium(
-    data: DataSection, policy: Policy, record: QuestionRecord, opener: OpenMedium
-) -> tuple[MediaReference | PlannedMedium, ...] | DroppedMedium:
+def _batches(records: Sequence[QuestionRecord], least_files: int) -> Iterator[list[QuestionRecord]]:
+    """Questions that share files, directly or over others, together, until there are enough files to divide."""
+    roots = connect_media(record.digests for record in records)
+    connected: dict[str, list[QuestionRecord]] = {}
+    for record in records:
+        connected.setdefault(roots[record.digests[0]], []).append(record)
+    batch: list[QuestionRecord] = []
+    files: set[File] = set()
+    for group in connected.values():
+        batch += group
+        files |= {_file_of(medium) for record in group for medium in record.media}
+        if len(files) >= least_files:
+            yield batch
+            batch, files = [], set()
+    if batch:
+        yield batch
+
+
+def _file_of(medium: RecordMedium) -> File:
+    return medium.kind, medium.path, medium.digest
+
+
+def _find_problem(
+    record: QuestionRecord, opened: Mapping[File, Shown | DroppedMedium], lengths: PromptLengths
+) -> DroppedMedium | None:
+    """Say why a question can't be asked, if one of its media is lost or its prompt would be too long."""
+    references: list[MediaReference] = []
+    for medium in record.media:
+        shown = opened[_file_of(medium)]
+        if isinstance(shown, DroppedMedium):
+            return shown
+        references += _references(shown)
+    return lengths.find_problem(record, references)
+
+
+def _joined(
+    outcomes: Sequence[tuple[MediaReference, ...] | DroppedMedium],
+) -> tuple[MediaReference, ...] | DroppedMedium:
+    """What all media of a question show, or the first that is lost."""
+    references: list[MediaReference] = []
+    for outcome in outcomes:
+        if isinstance(outcome, DroppedMedium):
+            return outcome
+        references += outcome
+    return tuple(references)
+
+
+def _open_medium(data: DataSection, policy: Policy, medium: RecordMedium, opener: OpenMedium) -> Shown | DroppedMedium:
     """What one file shows, or why it can't be used."""
     try:
-        medium = opener(resolve_video(data.dataset, record), policy)
-        if medium.content_digest != record.video_digest:
-            detail = f"{record.video_path} is another file than the question was written for"
+        opened = opener(resolve_medium(data.dataset, medium), policy)
+        if opened.content_digest != medium.digest:
+            detail = f"{medium.path} is another file than the question was written for"
             return DroppedMedium(reason=DropReason.DIGEST_MISMATCH, detail=detail)
-        return medium.encode(data)
+        return opened.encode(data)
     except DataError as error:
         return DroppedMedium(reason=DropReason.UNREADABLE_VIDEO, detail=str(error))
     except UnfitMediumError as error:
-        return DroppedMedium(reason=DropReason.UNFIT_MEDIUM, detail=f"{record.video_path}: {error}")
+        return DroppedMedium(reason=DropReason.UNFIT_MEDIUM, detail=f"{medium.path}: {error}")
 
 
-def _references(shown: tuple[MediaReference | PlannedMedium, ...]) -> list[MediaReference]:
+def _references(shown: Shown) -> list[MediaReference]:
     return [item if isinstance(item, MediaReference) else item.plan.reference for item in shown]
 
 
-def _planned_among(opened: Sequence[tuple[MediaReference | PlannedMedium, ...] | DroppedMedium]) -> list[PlannedMedium]:
+def _planned_among(opened: Sequence[Shown | DroppedMedium]) -> list[PlannedMedium]:
     return [item for shown in opened if isinstance(shown, tuple) for item in shown if isinstance(item, PlannedMedium)]
 
 
 def _encode_together(
     policy: Policy,
-    opened: Sequence[tuple[MediaReference | PlannedMedium, ...] | DroppedMedium],
+    opened: Sequence[Shown | DroppedMedium],
     frames: Sequence[PlannedMedium],
     ranks: Ranks,
 ) -> list[tuple[MediaReference, ...] | DroppedMedium]:

@@ -1,15 +1,16 @@
-"""From a dataset's split to questions whose videos are encoded: what every stage starts with.
+"""From a dataset's split to questions whose media are encoded: what every stage starts with.
 
-Each video is opened once per frame plan, by one rank, and checked against the digest its records carry; its frames are
-encoded by all ranks together, unless the embedding store holds them. A question whose video can't be used is dropped
-with a reason; nothing takes its place. Kept and dropped questions together are always all questions of the split.
+Each file is opened once per frame plan, by one rank, and checked against the digest its records carry; its frames are
+encoded by all ranks together, unless the embedding store holds them. A question of whose media one can't be used is
+dropped with a reason that names the file; nothing takes its place. Kept and dropped questions together are always all
+questions of the split.
 """
 
 from collections.abc import Sequence
 
 from longrl_trainer.config.sections import DataSection, SamplerSection, records_path
 from longrl_trainer.errors import TrainerError, TrainerUsageError
-from longrl_trainer.questions.encoding import encode_videos
+from longrl_trainer.questions.encoding import encode_questions
 from longrl_trainer.questions.frames import resolve_frames
 from longrl_trainer.questions.length import LengthLimit, PromptLengths, ResponseTokens
 from longrl_trainer.questions.question import DroppedQuestion, DropReason, Question, QuestionSet
@@ -34,13 +35,13 @@ def load_questions(
     sampler: SamplerSection | None = None,
     ranks: Ranks = ALONE,
 ) -> QuestionSet:
-    """Read a split and encode its videos.
+    """Read a split and encode its media.
 
     Args:
         data: Which questions and how many frames.
         policy: Encodes what its store lacks.
         progress: Shows one bar over the videos.
-        blind: Leave the videos alone; every question comes without media.
+        blind: Leave the media alone; every question comes without media.
         choice_only: Drop questions without options.
         learn_responses: Drop questions whose reasoning and answer are no well-formed response.
         limit: Take at most this many questions, spread evenly over the split.
@@ -72,14 +73,14 @@ def load_questions(
         kept, unusable = _ask_blind(candidates, lengths)
         plans: dict[str, EncodingPlan] = {}
     else:
-        kept, unusable, plans = encode_videos(data, policy, candidates, lengths, progress, ranks)
+        kept, unusable, plans = encode_questions(data, policy, candidates, lengths, progress, ranks)
     dropped += unusable
     num_too_long = sum(question.reason == DropReason.PROMPT_TOO_LONG for question in dropped)
     if num_too_long:
         line = lengths.describe_refused(num_too_long, len(records))
         if not kept:
             raise TrainerUsageError(f"{data.dataset}: {line}")
-        progress.say(f"{line}; they are left out")
+        progress.say(f"{line}; they are dropped")
     if not kept:
         raise TrainerError(
             f"none of the {len(records)} questions of {data.dataset} can be used; the first: "

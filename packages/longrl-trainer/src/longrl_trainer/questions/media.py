@@ -1,8 +1,8 @@
-"""The file a question is about, as a stage meets it: opened, told by its digest, encoded.
+"""A file a question is about, as a stage meets it: opened, told by its digest, encoded.
 
-A video is the trainer's own case: its frames are planned here and encoded later, by all ranks together. A family that
-takes something else brings its medium through an entry point in the group `longrl_trainer.media`, under the family's
-name; nothing here names one.
+Videos and still pictures are the trainer's own case: their frames are planned here and encoded later, by all ranks
+together. A family that takes something else brings its medium through an entry point in the group
+`longrl_trainer.media`, under the family's name; nothing here names one.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,9 @@ import numpy.typing as npt
 from longrl_trainer.config.sections import DataSection
 from longrl_trainer.questions.frames import frame_budget, plan_frames
 from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.media.image_file import ImageFile
 from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.records.medium import MediumKind
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.parallel import PlannedMedium
 from mrsp_engine.encoding.video import FileVideo
@@ -90,7 +92,35 @@ class VideoMedium:
         return (PlannedMedium(video=known, plan=encoder.plan(known, frame_indices, budget=budget)),)
 
 
-def opener_for(policy: Policy) -> OpenMedium:
-    """How files are opened for a policy: as its family says, and as videos if it says nothing."""
+@dataclass(frozen=True, kw_only=True)
+class ImageMedium:
+    """A still picture, shown whole."""
+
+    image: ImageFile
+    policy: Policy
+
+    @classmethod
+    def open(cls, path: Path, policy: Policy) -> Self:
+        """Probe a picture."""
+        return cls(image=ImageFile.open(path), policy=policy)
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of the file's bytes."""
+        return self.policy.store.digests.digest(self.image.path)
+
+    def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
+        """One medium; the frames that the settings choose are those of videos and mean nothing here."""
+        known = DatasetVideo(self.image, self.image.path, self.policy.store.digests)
+        encoder = self.policy.encoder
+        if encoder is None:
+            return (self.policy.encode_image(known),)
+        return (PlannedMedium(video=known, plan=encoder.plan_image(known)),)
+
+
+def opener_for(policy: Policy, kind: MediumKind) -> OpenMedium:
+    """How files of a kind are opened for a policy: pictures as such, others as its family says, or as videos."""
+    if kind is MediumKind.IMAGE:
+        return ImageMedium.open
     entry = next((entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == policy.name), None)
     return VideoMedium.open if entry is None else cast(OpenMedium, entry.load())

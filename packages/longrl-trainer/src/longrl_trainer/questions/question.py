@@ -18,13 +18,13 @@ class DropReason(StrEnum):
     """Why a question was left out."""
 
     UNREADABLE_VIDEO = "unreadable_video"
-    """Missing, outside the dataset, not a video, or damaged."""
+    """A video or picture is missing, outside the dataset, of another kind, or damaged."""
     DIGEST_MISMATCH = "digest_mismatch"
-    """The file is not the one the question was written for."""
+    """A file is not the one the question was written for."""
     OPEN_ENDED = "open_ended"
     """The question has no options, and this stage needs a letter to compare with."""
     UNFIT_MEDIUM = "unfit_medium"
-    """The model can't take it: frames of such a shape, or so many of them."""
+    """The model can't take a video or picture: its kind, frames of such a shape, or so many of them."""
     PROMPT_TOO_LONG = "prompt_too_long"
     """With its response longer than the model was trained for, or than the sampler has room for."""
     CONTROL_TOKEN = "control_token"
@@ -35,7 +35,7 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A record and its encoded video; no media when it is asked blind."""
+    """A record and its encoded media in the order in which they are shown; none when it is asked blind."""
 
     record: QuestionRecord
     media: tuple[MediaReference, ...]

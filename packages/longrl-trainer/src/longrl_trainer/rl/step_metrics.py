@@ -124,7 +124,7 @@ def describe_group(group: RolloutGroup) -> dict[str, Any]:
     record = group.question.record
     return {
         "question_id": record.question_id,
-        "video_path": record.video_path,
+        "media": [medium.path for medium in record.media],
         "skill": str(record.skill),
         "question": record.question,
         "options": list(record.options),

@@ -34,8 +34,8 @@ def export(
     folder = output or dataset / "exports" / to
     counts = export_dataset(dataset, folder, to, video_root=video_root)
     print(f"{folder}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
-    if LAYOUTS[to].names_videos and video_root is None:
+    if LAYOUTS[to].names_media and video_root is None:
         print(
-            f"places of videos are relative to {folder}: start the trainer there, or export with --video-root, "
+            f"places of media are relative to {folder}: start the trainer there, or export with --video-root, "
             "which makes them work from anywhere"
         )

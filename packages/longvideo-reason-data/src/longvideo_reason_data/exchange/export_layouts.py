@@ -4,19 +4,24 @@ Every layout carries the record itself beside what its program asks for, so noth
 columns to reward functions, verl keeps them in `extra_info`. Reading back takes the record from there, and compares all
 the rest with what that record would be written as; a row that was changed in one place only is refused.
 
+Media stand in the order of the record: as blocks, or as `<video>` and `<image>` in front of the words, in whose places
+programs put the next of `videos` and of `images`.
+
 | layout | file | a row |
 |---|---|---|
 | `hf` | Parquet | the record |
 | `jsonl` | JSON lines | the record |
 | `trl` | JSON lines | `prompt` and `completion` as conversations of content blocks, and the record |
-| `verl` | Parquet | `data_source`, `prompt`, `videos`, `ability`, `reward_model`, `extra_info` |
-| `easyr1` | Parquet | `problem`, `answer`, `videos`, and the record |
+| `verl` | Parquet | `data_source`, `prompt`, `videos`, `images`, `ability`, `reward_model`, `extra_info` |
+| `easyr1` | Parquet | `problem`, `answer`, `videos` or `images`, and the record |
 
 TRL's rows are no Parquet on purpose: a content block has the keys of its type and no others, which columns can't say.
-Every split has a `completion`, because `datasets` gives all splits the same columns; GRPO doesn't look at it.
+Every split has a `completion`, because `datasets` gives all splits the same columns; GRPO doesn't look at it. A list is
+left away where no question has such media: EasyR1 looks at `videos` only where there is no column `images`, so it takes
+datasets of one kind of media.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,14 +29,16 @@ import pyarrow as pa
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.answers import format_prompt, format_response
-from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.medium import MediumKind
+from longvideo_reason_data.records.record import RECORDS_SCHEMA, QuestionRecord
 
 Row = dict[str, Any]
 LayoutName = Literal["hf", "jsonl", "trl", "verl", "easyr1"]
 
 DATA_SOURCE = "longvideo_reason_data"
-VIDEO_PLACE = "<video>"
-_PLACES = (VIDEO_PLACE, "<image>", "<audio>")
+PLACES = {MediumKind.VIDEO: "<video>", MediumKind.IMAGE: "<image>"}
+_RESERVED = (*PLACES.values(), "<audio>")
+_LISTS = {MediumKind.VIDEO: "videos", MediumKind.IMAGE: "images"}
 _TEXT_LIST = pa.list_(pa.string())
 
 
@@ -42,82 +49,113 @@ class Layout:
     Attributes:
         name: Its name.
         suffix: Of its files: "parquet" or "jsonl".
-        names_videos: Whether rows hold places of videos that a program opens as they are.
-        write_row: Makes a row of a record, the place of its video and its number in the file.
+        names_media: Whether rows hold places of media that a program opens as they are.
+        mixes_kinds: Whether its program takes videos and pictures in one dataset.
+        write_row: Makes a row of a record, the places of its media and its number in the file.
         find_record: Finds the fields of the record in a row.
-        find_video: Finds the place of the video in a row.
-        make_schema: Makes the columns from those of records; for Parquet.
+        find_places: Finds the places of the media of a record in its row.
+        make_schema: Makes the columns for media of some kinds; for Parquet.
     """
 
     name: LayoutName
     suffix: Literal["parquet", "jsonl"]
-    names_videos: bool
-    write_row: Callable[[QuestionRecord, str, int], Row]
+    names_media: bool
+    mixes_kinds: bool = True
+    write_row: Callable[[QuestionRecord, Sequence[str], int], Row]
     find_record: Callable[[Row], Row]
-    find_video: Callable[[Row], str]
-    make_schema: Callable[[pa.Schema], pa.Schema]
+    find_places: Callable[[Row, QuestionRecord], list[str]]
+    make_schema: Callable[[Collection[MediumKind]], pa.Schema]
 
 
-def _record_row(record: QuestionRecord, video: str, number: int) -> Row:
+def _record_row(record: QuestionRecord, places: Sequence[str], number: int) -> Row:
     return record.model_dump(mode="json")
 
 
-def _trl_row(record: QuestionRecord, video: str, number: int) -> Row:
+def _trl_row(record: QuestionRecord, places: Sequence[str], number: int) -> Row:
+    media = [
+        {"type": str(medium.kind), str(medium.kind): place} for medium, place in zip(record.media, places, strict=True)
+    ]
     question = {"type": "text", "text": format_prompt(record.question, record.options)}
     response = {"type": "text", "text": format_response(record.reasoning, record.answer)}
     return {
-        "prompt": [{"role": "user", "content": [{"type": "video", "video": video}, question]}],
+        "prompt": [{"role": "user", "content": [*media, question]}],
         "completion": [{"role": "assistant", "content": [response]}],
         **record.model_dump(mode="json"),
     }
 
 
-def _verl_row(record: QuestionRecord, video: str, number: int) -> Row:
+def _verl_row(record: QuestionRecord, places: Sequence[str], number: int) -> Row:
     return {
         "data_source": DATA_SOURCE,
-        "prompt": [{"role": "user", "content": _with_place(record)}],
-        "videos": [{"type": "video", "video": video}],
+        "prompt": [{"role": "user", "content": _with_places(record)}],
+        **{
+            name: [{"type": str(kind), str(kind): place} for place in _places_of(record, places, kind)]
+            for kind, name in _lists_of(record).items()
+        },
         "ability": str(record.skill),
         "reward_model": {"style": "rule", "ground_truth": record.answer},
         "extra_info": {"index": number, **record.model_dump(mode="json")},
     }
 
 
-def _easyr1_row(record: QuestionRecord, video: str, number: int) -> Row:
-    return {"problem": _with_place(record), "videos": [video], **record.model_dump(mode="json")}
+def _easyr1_row(record: QuestionRecord, places: Sequence[str], number: int) -> Row:
+    lists = {name: _places_of(record, places, kind) for kind, name in _lists_of(record).items()}
+    return {"problem": _with_places(record), **lists, **record.model_dump(mode="json")}
 
 
-def _with_place(record: QuestionRecord) -> str:
-    """Write the question behind the place where the program puts the video."""
+def _lists_of(record: QuestionRecord) -> dict[MediumKind, str]:
+    """Names of the lists in which the record's media stand."""
+    return {kind: name for kind, name in _LISTS.items() if any(medium.kind is kind for medium in record.media)}
+
+
+def _places_of(record: QuestionRecord, places: Sequence[str], kind: MediumKind) -> list[str]:
+    """The places of the media of a kind."""
+    return [place for medium, place in zip(record.media, places, strict=True) if medium.kind is kind]
+
+
+def _places_in_order(record: QuestionRecord, lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """The places in the order of the record, from lists of videos and of pictures."""
+    remaining = {kind: iter(lists[name]) for kind, name in _LISTS.items()}
+    return [next(remaining[medium.kind], "") for medium in record.media]
+
+
+def _with_places(record: QuestionRecord) -> str:
+    """Write the question behind the places where the program puts the media."""
     prompt = format_prompt(record.question, record.options)
-    if found := [place for place in _PLACES if place in prompt]:
+    if found := [place for place in _RESERVED if place in prompt]:
         raise DataError(
             f"{record.question_id}: its words hold {found[0]!r}, which the program would take for the place of a file; "
             "leave the question out or reword it"
         )
-    return VIDEO_PLACE + prompt
+    return "".join(PLACES[medium.kind] for medium in record.media) + prompt
 
 
-def _plain_schema(records: pa.Schema) -> pa.Schema:
-    return records
+def _plain_schema(kinds: Collection[MediumKind]) -> pa.Schema:
+    return RECORDS_SCHEMA
 
 
-def _verl_schema(records: pa.Schema) -> pa.Schema:
+def _verl_schema(kinds: Collection[MediumKind]) -> pa.Schema:
+    lists = [
+        pa.field(_LISTS[kind], pa.list_(pa.struct([("type", pa.string()), (str(kind), pa.string())])))
+        for kind in MediumKind
+        if kind in kinds
+    ]
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     return pa.schema(
         [
-            ("data_source", pa.string()),
-            ("prompt", pa.list_(message)),
-            ("videos", pa.list_(pa.struct([("type", pa.string()), ("video", pa.string())]))),
-            ("ability", pa.string()),
-            ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-            ("extra_info", pa.struct([pa.field("index", pa.int64()), *records])),
+            pa.field("data_source", pa.string()),
+            pa.field("prompt", pa.list_(message)),
+            *lists,
+            pa.field("ability", pa.string()),
+            pa.field("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+            pa.field("extra_info", pa.struct([pa.field("index", pa.int64()), *RECORDS_SCHEMA])),
         ]
     )
 
 
-def _easyr1_schema(records: pa.Schema) -> pa.Schema:
-    return pa.schema([pa.field("problem", pa.string()), pa.field("videos", _TEXT_LIST), *records])
+def _easyr1_schema(kinds: Collection[MediumKind]) -> pa.Schema:
+    lists = [pa.field(_LISTS[kind], _TEXT_LIST) for kind in MediumKind if kind in kinds]
+    return pa.schema([pa.field("problem", pa.string()), *lists, *RECORDS_SCHEMA])
 
 
 def _without(*names: str) -> Callable[[Row], Row]:
@@ -130,46 +168,52 @@ LAYOUTS: dict[LayoutName, Layout] = {
         Layout(
             name="hf",
             suffix="parquet",
-            names_videos=False,
+            names_media=False,
             write_row=_record_row,
             find_record=_without(),
-            find_video=lambda row: row["video_path"],
+            find_places=lambda row, record: [medium.path for medium in record.media],
             make_schema=_plain_schema,
         ),
         Layout(
             name="jsonl",
             suffix="jsonl",
-            names_videos=False,
+            names_media=False,
             write_row=_record_row,
             find_record=_without(),
-            find_video=lambda row: row["video_path"],
+            find_places=lambda row, record: [medium.path for medium in record.media],
             make_schema=_plain_schema,
         ),
         Layout(
             name="trl",
             suffix="jsonl",
-            names_videos=True,
+            names_media=True,
             write_row=_trl_row,
             find_record=_without("prompt", "completion"),
-            find_video=lambda row: row["prompt"][0]["content"][0]["video"],
+            find_places=lambda row, record: [block[block["type"]] for block in row["prompt"][0]["content"][:-1]],
             make_schema=_plain_schema,
         ),
         Layout(
             name="verl",
             suffix="parquet",
-            names_videos=True,
+            names_media=True,
             write_row=_verl_row,
             find_record=lambda row: _without("index")(row["extra_info"]),
-            find_video=lambda row: row["videos"][0]["video"],
+            find_places=lambda row, record: _places_in_order(
+                record,
+                {_LISTS[kind]: [item[kind] for item in row.get(_LISTS[kind]) or ()] for kind in MediumKind},
+            ),
             make_schema=_verl_schema,
         ),
         Layout(
             name="easyr1",
             suffix="parquet",
-            names_videos=True,
+            names_media=True,
             write_row=_easyr1_row,
-            find_record=_without("problem", "videos"),
-            find_video=lambda row: row["videos"][0],
+            mixes_kinds=False,
+            find_record=_without("problem", *_LISTS.values()),
+            find_places=lambda row, record: _places_in_order(
+                record, {name: row.get(name) or () for name in _LISTS.values()}
+            ),
             make_schema=_easyr1_schema,
         ),
     )

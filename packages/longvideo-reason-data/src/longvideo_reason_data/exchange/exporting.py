@@ -2,7 +2,7 @@
 
     README.md                  the dataset card
     data/SPLIT.parquet|jsonl   the questions
-    videos/                    the videos
+    videos/                    the videos and pictures
     videos.jsonl               source, licence and digest of each
 
 The folder is put together under another name and renamed, so a half-written one is never published.
@@ -23,9 +23,11 @@ from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.exchange.export_layouts import LAYOUTS, Layout, LayoutName, Row
 from longvideo_reason_data.generation.sources import place_file
-from longvideo_reason_data.inspection.card import VIDEOS_LIST_NAME, list_videos, write_card
+from longvideo_reason_data.inspection.card import VIDEOS_LIST_NAME, list_sources, write_card
 from longvideo_reason_data.records.folder import RECORDS_NAME, read_dataset, read_manifest
-from longvideo_reason_data.records.record import QuestionRecord, Split, describe_invalid, resolve_video
+from longvideo_reason_data.records.medium import resolve_medium
+from longvideo_reason_data.records.record import QuestionRecord, Split, describe_invalid
+from longvideo_reason_data.records.versions import SCHEMA_VERSION
 
 CARD_NAME = "README.md"
 DATA_NAME = "data"
@@ -40,7 +42,7 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
         dataset: Its folder.
         output: The folder to write; it must not exist yet or be empty.
         name: The layout.
-        video_root: Where the program that reads it finds the dataset's folder. Then no video is brought along; without
+        video_root: Where the program that reads it finds the dataset's folder. Then no file is brought along; without
             it they are, and their places are relative to `output`.
 
     Returns:
@@ -51,22 +53,30 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
         DataError: When a record or video is damaged, or something can't be written.
     """
     layout = LAYOUTS[name]
-    if video_root is not None and not layout.names_videos:
+    if video_root is not None and not layout.names_media:
         raise UsageError(f"--video-root {video_root}: the layout {name} keeps videos inside its folder; leave it out")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output}: is already there; remove it or choose another folder with --output")
     records = read_dataset(dataset)
     if not records:
         raise DataError(f"{dataset / RECORDS_NAME}: no questions in it, nothing to export")
-    schema = layout.make_schema(pq.read_schema(dataset / RECORDS_NAME))
+    kinds = {medium.kind for record in records for medium in record.media}
+    if len(kinds) > 1 and not layout.mixes_kinds:
+        raise UsageError(
+            f"{dataset}: questions about {' and '.join(sorted(f'{kind}s' for kind in kinds))}, of which the program of "
+            f"the layout {name} takes one kind per dataset; choose another layout with --to"
+        )
+    schema = layout.make_schema(kinds)
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(6)}")
     prefix = f"{video_root.rstrip('/')}/" if video_root else ""
     try:
         counts = _write_splits(temporary, layout, records, schema, prefix)
         if video_root is None:
-            for video in {record.video_digest: record for record in records}.values():
-                place_file(resolve_video(dataset, video), temporary / video.video_path)
-        write_text_atomic(temporary / VIDEOS_LIST_NAME, "".join(json.dumps(row) + "\n" for row in list_videos(records)))
+            for medium in {medium.path: medium for record in records for medium in record.media}.values():
+                place_file(resolve_medium(dataset, medium), temporary / medium.path)
+        write_text_atomic(
+            temporary / VIDEOS_LIST_NAME, "".join(json.dumps(row) + "\n" for row in list_sources(records))
+        )
         files = {split: f"{DATA_NAME}/{split}.{layout.suffix}" for split in counts}
         card = write_card(dataset.resolve().name, records, read_manifest(dataset), files=files, layout=layout.name)
         write_text_atomic(temporary / CARD_NAME, card)
@@ -108,7 +118,10 @@ def _write_splits(
         if not chosen:
             continue
         path = folder / DATA_NAME / f"{split}.{layout.suffix}"
-        rows = (layout.write_row(record, prefix + record.video_path, number) for number, record in enumerate(chosen))
+        rows = (
+            layout.write_row(record, [prefix + medium.path for medium in record.media], number)
+            for number, record in enumerate(chosen)
+        )
         _write_rows(path, rows, schema)
         counts[str(split)] = len(chosen)
     return counts
@@ -139,16 +152,25 @@ def _read_rows(path: Path) -> Iterator[Row]:
 def _read_row(layout: Layout, path: Path, number: int, row: Row) -> QuestionRecord:
     place = f"{path}: row {number}"
     try:
-        record = QuestionRecord.model_validate(layout.find_record(row))
-        video = layout.find_video(row)
+        fields = layout.find_record(row)
+        if fields.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(
+                f"{place}: of version {fields['schema_version']}, this program reads exports of version "
+                f"{SCHEMA_VERSION}; export the dataset again"
+            )
+        record = QuestionRecord.model_validate(fields)
+        media = layout.find_places(row, record)
     except ValidationError as error:
         raise DataError(f"{place}: {describe_invalid(error)}") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{place}: isn't of the layout {layout.name} ({error!r}); export the dataset again") from error
-    expected = layout.write_row(record, video, number)
-    changed = [name for name in expected if row.get(name) != expected[name]]
-    if not video.endswith(record.video_path):
-        changed.append("the place of the video")
+    if len(media) != len(record.media):
+        raise DataError(f"{place} ({record.question_id}): {len(media)} media, its record has {len(record.media)}")
+    expected = layout.write_row(record, media, number)
+    # A column that other rows need is null in this one.
+    changed = [name for name in expected | row if row.get(name) != expected.get(name)]
+    if not all(found.endswith(medium.path) for found, medium in zip(media, record.media, strict=True)):
+        changed.append("the place of a medium")
     if changed:
         raise DataError(f"{place} ({record.question_id}): {changed[0]} isn't that of its record; export it again")
     return record

@@ -6,12 +6,12 @@
 | options | the end of `problem` | `options`, or the end of `problem` |
 | answer | `answer`, with or without `<answer>` | `solution`, in `<answer>` |
 | reasoning | `reasoning` | `process`, in `<think>` |
-| video | `videos`, a path | `path` |
+| media | `videos` and `images`, a path or a list of them | `path`, and what it is in `data_type` |
 
-Options are read as `longvideo_reason_data.records.options` reads them. A place such as `<video>` around a question is
-the business of the program that it was written for, and is taken off; inside a question it says something that a record
-can't, and drops it. Neither layout has evidence or, in most files, a skill; questions get the skill that the user
-names, or are dropped.
+Options are read as `longvideo_reason_data.records.options` reads them. Places such as `<video>` around a question say
+in which order several media are shown (`longvideo_reason_data.exchange.published_media`) and are taken off, as are
+other programs' tokens there; inside a question they say something that a record can't, and drop it. Neither layout has
+evidence or, in most files, a skill; questions get the skill that the user names, or are dropped.
 """
 
 import re
@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from longvideo_reason_data.exchange.published_media import UnusableError, named_media, order_media, take_places
 from longvideo_reason_data.records.answers import LETTERS, ParseStatus, parse_response
+from longvideo_reason_data.records.medium import MediumKind
 from longvideo_reason_data.records.options import read_options, split_options
 from longvideo_reason_data.records.record import NUM_OPTIONS, Skill
 
@@ -30,9 +32,9 @@ _TAGGED = re.compile(r"<(think|answer)>(.*?)</\1>", re.DOTALL)
 _PLACE = r"<\|?/?(?:video|image|img|audio|vision|im_start|im_end)(?:[\s_-]?\w+)*\|?>"
 _PLACES_AROUND = re.compile(rf"^(?:\s*{_PLACE})+|(?:{_PLACE}\s*)+$", re.IGNORECASE)
 _SOME_PLACE = re.compile(_PLACE, re.IGNORECASE)
-_FIELDS = {  # of the video, the answer and the reasoning
-    "longvideo-reason": ("videos", "answer", "reasoning"),
-    "video-r1": ("path", "solution", "process"),
+_FIELDS = {  # of the answer and the reasoning
+    "longvideo-reason": ("answer", "reasoning"),
+    "video-r1": ("solution", "process"),
 }
 # So that a letter shows itself as one where there are no options.
 _ANY_OPTIONS = tuple(f"\0{letter}" for letter in LETTERS[:10])
@@ -51,25 +53,12 @@ _SKILLS = {
 _SKILL_NAMES = ("skill", "question_type", "problem_type", "category")
 
 
-class UnusableError(Exception):
-    """A question that can't become a record.
-
-    Args:
-        reason: Why, in one word that can be counted.
-        detail: What exactly is wrong.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedQuestion:
-    """A published question, as far as it doesn't hang on its video.
+    """A published question, as far as it doesn't hang on its media.
 
     Attributes:
-        video: Path of the video, as the file gives it.
+        media: Kind and path of each medium, as the file gives it, in the order in which they are shown.
         question: Its words.
         options: Four, or none.
         answer: A letter, or words when there are no options.
@@ -77,7 +66,7 @@ class PublishedQuestion:
         skill: What it asks of the viewer.
     """
 
-    video: str
+    media: tuple[tuple[MediumKind, str], ...]
     question: str
     options: tuple[str, ...]
     answer: str
@@ -96,33 +85,40 @@ def read_question(row: Mapping[str, Any], layout: ImportLayout, skill: Skill | N
     Raises:
         UnusableError: When it can't become a record.
     """
-    if (kind := row.get("data_type", "video")) != "video":
-        raise UnusableError("not_a_video", f"its data_type is {kind!r}")
-    video_name, answer_name, reasoning_name = _FIELDS[layout]
-    video, answer = _text(row, video_name), _untag(_text(row, answer_name), "answer")
-    question, options = _read_words(row)
+    answer_name, reasoning_name = _FIELDS[layout]
+    named = named_media(row, layout)
+    answer = _untag(_text(row, answer_name), "answer")
+    question, options, places = _read_words(row)
     answer = _read_answer(answer, options)
     skill = next((_SKILLS[name] for name in _named_skills(row) if name in _SKILLS), skill)
     if skill is None:
         raise UnusableError("skill_unknown", "no skill is given; --skill names one for such questions")
     reasoning = _untag(str(row.get(reasoning_name) or ""), "think")
     return PublishedQuestion(
-        video=video, question=question, options=options, answer=answer, reasoning=reasoning, skill=skill
+        media=order_media(places, named),
+        question=question,
+        options=options,
+        answer=answer,
+        reasoning=reasoning,
+        skill=skill,
     )
 
 
-def _read_words(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Read a question and its options."""
-    question, at_its_end = split_options(_PLACES_AROUND.sub("", _text(row, "problem")).strip())
+def _read_words(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], list[MediumKind]]:
+    """Read a question, its options, and the places of media around the question and behind the options."""
+    front, words, behind = take_places(_text(row, "problem"))
+    question, at_its_end = split_options(_PLACES_AROUND.sub("", words).strip())
+    also_front, question, also_behind = take_places(question)
+    question = _PLACES_AROUND.sub("", question).strip()
     options = read_options(row) or at_its_end
     if at_its_end and at_its_end != options:
         raise UnusableError("options_unclear", "the options at the end of its words aren't those of its field")
     if options and len(options) != NUM_OPTIONS:
         raise UnusableError("options_not_four", f"{len(options)} options, expected {NUM_OPTIONS} or none")
-    for words in (question, *options):
-        if place := _SOME_PLACE.search(words):
+    for text in (question, *options):
+        if place := _SOME_PLACE.search(text):
             raise UnusableError("placeholder_inside", f"the place {place[0]!r} stands inside its words")
-    return question, options
+    return question, options, [*front, *also_front, *also_behind, *behind]
 
 
 def _read_answer(answer: str, options: tuple[str, ...]) -> str:

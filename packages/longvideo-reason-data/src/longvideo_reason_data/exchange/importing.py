@@ -1,7 +1,7 @@
 """Datasets that others published, turned into records: the layouts of LongVideo-Reason and Video-R1.
 
 A file is any table of `longvideo_reason_data.records.tables`, and `longvideo_reason_data.exchange.import_layouts` says
-how its rows are read. Videos come separately and rarely all; a question whose video isn't there, or that isn't one this
+how its rows are read. Media come separately and rarely all; a question whose media aren't there, or that isn't one this
 package can hold, is dropped with its reason, never mended by guessing.
 """
 
@@ -15,19 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.exchange.import_layouts import ImportLayout, PublishedQuestion, UnusableError, read_question
-from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.exchange.import_layouts import ImportLayout, PublishedQuestion, read_question
+from longvideo_reason_data.exchange.published_media import MediaFolder, UnusableError
 from longvideo_reason_data.generation.shards import Dropped, make_dropped
-from longvideo_reason_data.generation.sources import SourceVideo, place_video, probe_source
+from longvideo_reason_data.generation.sources import place_file
 from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, RECORDS_NAME, hash_records
-from longvideo_reason_data.records.record import (
-    NonEmpty,
-    QuestionRecord,
-    Skill,
-    describe_invalid,
-    write_records,
-)
-from longvideo_reason_data.records.splits import SplitFractions, assign_split
+from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
+from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, describe_invalid, write_records
+from longvideo_reason_data.records.splits import SplitFractions, assign_splits
 from longvideo_reason_data.records.tables import read_rows
 
 
@@ -75,7 +70,7 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         raise UsageError(f"{videos}: no such folder; expected the videos of {file.name}, set --videos")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output}: is already there; remove it or choose another folder with --output")
-    folder = _VideoFolder(videos)
+    folder = MediaFolder(videos)
     records: list[QuestionRecord] = []
     dropped: list[Dropped] = []
     num_items = 0
@@ -84,7 +79,8 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         question_id = f"{file.stem}-{number:07d}"
         try:
             question = read_question(item, settings.layout, settings.skill)
-            record = _make_record(question_id, question, item, folder.find(question.video), settings)
+            media = tuple(folder.find(kind, name) for kind, name in question.media)
+            record = _make_record(question_id, question, item, media, settings)
         except UnusableError as error:
             dropped.append(make_dropped("questions", question_id, error.reason, str(error)))
         else:
@@ -92,10 +88,11 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
     if not records:
         first = f"; the first: {dropped[0].reason}, {dropped[0].detail}" if dropped else ""
         raise DataError(f"{file}: none of its {num_items} questions can be used{first}")
-    used = {record.video_digest for record in records}
-    for source in folder.found.values():
-        if isinstance(source, SourceVideo) and source.digest in used:
-            place_video(source, output)
+    records = assign_splits(records, settings.splits, seed=settings.seed)
+    used = {medium for record in records for medium in record.media}
+    for (_, path), medium in folder.found.items():
+        if isinstance(medium, RecordMedium) and medium in used:
+            place_file(path, output / medium.path)
     counts = dict(sorted(Counter(item.reason for item in dropped).items()))
     manifest: dict[str, Any] = {
         "input": {"questions": num_items},
@@ -112,53 +109,19 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
     return manifest
 
 
-class _VideoFolder:
-    """The videos that came with a file; each is opened once.
-
-    Args:
-        folder: Where they are.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
-        self.found: dict[Path, SourceVideo | DataError] = {}
-
-    def find(self, name: str) -> SourceVideo:
-        """Find a video by the path that a question gives.
-
-        Raises:
-            UnusableError: When the path leads outside, or there is no readable video.
-        """
-        try:
-            path = (self._folder / name).resolve()
-            is_file = path.is_file()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UnusableError("video_missing", f"{name!r} is no path ({error})") from error
-        if not path.is_relative_to(self._folder):
-            raise UnusableError("video_outside", f"{name!r} leads outside the folder of videos")
-        if not is_file:
-            raise UnusableError("video_missing", f"{name!r} isn't in the folder of videos")
-        if path not in self.found:
-            try:
-                self.found[path] = probe_source(path, BuildSettings())
-            except DataError as error:
-                self.found[path] = error
-        source = self.found[path]
-        if isinstance(source, DataError):
-            raise UnusableError("video_unreadable", f"{name!r}: {source}")
-        return source
-
-
 def _make_record(
-    question_id: str, question: PublishedQuestion, item: Mapping[str, Any], video: SourceVideo, settings: ImportSettings
+    question_id: str,
+    question: PublishedQuestion,
+    item: Mapping[str, Any],
+    media: tuple[RecordMedium, ...],
+    settings: ImportSettings,
 ) -> QuestionRecord:
+    """Make a record; its split is decided when all are known."""
     try:
         return QuestionRecord(
             question_id=question_id,
-            video_path=video.dataset_path,
-            video_digest=video.digest,
-            video_duration_seconds=video.duration_seconds,
-            split=assign_split(video.digest, settings.splits, seed=settings.seed),
+            media=media,
+            split=Split.TRAIN_SFT,
             skill=question.skill,
             question=question.question,
             options=question.options,

@@ -2,16 +2,16 @@
 
 A file is any table of `longvideo_reason_data.records.tables` with a row per question, or per video with its questions
 in a list. Known names of fields are those of Video-MME, LongVideoBench, LongVideo-Reason, MLVU, LVBench, CG-Bench,
-EgoSchema, NExT-QA, PerceptionTest and this package's own records; everything else in a row is passed over, but a file
-in which no question is found is refused. A row may name a video by its id, or by a path beside the file; from a path
-footage can be recognised too.
+EgoSchema, NExT-QA, PerceptionTest and this package's own records, of any version; everything else in a row is passed
+over, but a file in which no question is found is refused. A row may name a video by its id, or videos and pictures by
+paths beside the file; from a path footage can be recognised too.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, cast
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records.options import read_options, split_options
@@ -21,7 +21,7 @@ from longvideo_reason_data.records.tables import TABLE_SUFFIXES, Row, read_rows
 _QUESTIONS = ("question", "problem", "query")
 _OPTIONS = "options"
 _IDS = ("source_id", "videoID", "video_id", "youtube_id", "video_uid", "q_uid", "video_idx", "vid", "key")
-_PATHS = ("video_path", "video", "videos", "video_name", "path")
+_PATHS = ("video_path", "video", "videos", "video_name", "path", "images", "image", "media")
 _LISTS = ("qa", "qas", "qa_pairs", "questions", "mc_question")  # of the questions about a video
 _KNOWN = frozenset({*_QUESTIONS, _OPTIONS, *_IDS, *_PATHS})
 _NAMES = {name.capitalize(): name for name in (*_QUESTIONS, *_PATHS, _OPTIONS, "candidates", "choices")}
@@ -34,7 +34,7 @@ class BenchmarkItem(BaseModel):
         question: Its words.
         options: Its options, if it has any.
         source_id: Which video it is about, as its source calls it.
-        video_path: That video's path beside the file, if it is there.
+        paths: Where its videos and pictures are beside the file, if they are there.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
@@ -42,15 +42,16 @@ class BenchmarkItem(BaseModel):
     question: Annotated[str | None, Field(validation_alias=AliasChoices(*_QUESTIONS))] = None
     options: tuple[str, ...] | None = None
     source_id: Annotated[str | None, Field(validation_alias=AliasChoices(*_IDS))] = None
-    video_path: Annotated[str | None, Field(validation_alias=AliasChoices(*_PATHS))] = None
+    paths: tuple[str, ...] = ()
 
-    @field_validator("video_path", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _only_a_path(cls, value: object) -> object:
-        """Pass over videos that are embedded in the file, and take the one of a list."""
-        if isinstance(value, list) and len(cast(list[object], value)) == 1:
-            value = cast(list[object], value)[0]
-        return value if isinstance(value, str) else None
+    def _with_paths(cls, row: object) -> object:
+        """Gather the paths, whether they stand alone, in a list, or in the media of a record."""
+        if not isinstance(row, dict):
+            return row
+        known = cast(dict[str, object], row)
+        return known | {"paths": [path for name in _PATHS for path in _paths_in(known.get(name))]}
 
 
 class Benchmark(BaseModel):
@@ -66,16 +67,24 @@ class Benchmark(BaseModel):
     def summary(self) -> str:
         """What it has to be compared, in words."""
         num_questions = sum(bool(item.question) for item in self.items)
-        num_videos = len({item.source_id or item.video_path for item in self.items} - {None})
+        num_videos = len({item.source_id or item.paths for item in self.items} - {None, ()})
         return f"{num_questions} questions about {num_videos} named videos"
 
-    def find_video(self, item: BenchmarkItem) -> Path | None:
-        """Return the file of a video, or None when it isn't there or lies outside of the benchmark's folder."""
-        if item.video_path is None or "\0" in item.video_path:
-            return None
+    def find_media(self, item: BenchmarkItem) -> list[Path]:
+        """Return the files of an item's media that are there and don't lie outside of the benchmark's folder."""
         folder = self.folder.resolve()
-        path = (folder / item.video_path).resolve()
-        return path if path.is_relative_to(folder) and path.is_file() else None
+        paths = [(folder / name).resolve() for name in item.paths if "\0" not in name]
+        return [path for path in paths if path.is_relative_to(folder) and path.is_file()]
+
+
+def _paths_in(value: object) -> list[str]:
+    """The paths that a field holds; what is embedded in the file itself is passed over."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return [path for item in cast(list[object], value) for path in _paths_in(item)]
+    medium = cast(dict[str, object], value) if isinstance(value, dict) else {}
+    return _paths_in(medium.get("path")) if "digest" in medium else []
 
 
 def read_benchmark(path: Path) -> Benchmark:
@@ -100,7 +109,7 @@ def read_benchmark(path: Path) -> Benchmark:
                 raise DataError(f"{path}: row {number}: {describe_invalid(error)}") from error
             others |= question.keys() - _KNOWN
     # A list of videos has no questions and needs none; all others have them under a name that isn't known.
-    is_list_of_videos = not others and any(item.source_id or item.video_path for item in items)
+    is_list_of_videos = not others and any(item.source_id or item.paths for item in items)
     if not is_list_of_videos and not any(item.question for item in items):
         found = f", found {', '.join(sorted(others)[:8])}" if others else ""
         raise UsageError(

@@ -23,12 +23,12 @@ from longvideo_reason_data.filtering.rules import decide
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.language_model.requests import Asks
 from longvideo_reason_data.media.decoders.base import DecoderName
-from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.prompts.pictures import VideoPictures
 from longvideo_reason_data.prompts.templates import Prompts
 from longvideo_reason_data.records.drop_reasons import Reason, Verdict
+from longvideo_reason_data.records.opening import open_medium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
-from longvideo_reason_data.records.record import QuestionRecord, Split, resolve_video
+from longvideo_reason_data.records.record import QuestionRecord, Split, list_media
 
 _Result = TypeVar("_Result")
 
@@ -78,7 +78,7 @@ class QuestionFilter:
             condition isn't measured.
         on_question: Called after each question, for a progress bar.
         decoder: Which library makes the pictures.
-        num_videos_at_once: Videos whose pictures are in memory at a time.
+        num_videos_at_once: Videos (or sets of media that are shown together) whose pictures are in memory at a time.
     """
 
     client: Asks
@@ -135,11 +135,11 @@ class QuestionFilter:
             await self._judge.check()
 
     async def measure_video(self, folder: Path, records: Sequence[QuestionRecord]) -> list[MeasuredQuestion]:
-        """Have the questions about one video answered.
+        """Have the questions that are shown the same answered.
 
         Args:
-            folder: The dataset, in which the video is.
-            records: The questions.
+            folder: The dataset, in which their media are.
+            records: The questions; all have the same media in the same order.
 
         Returns:
             Each question with its pass rates, and why it is dropped, if it is.
@@ -147,23 +147,23 @@ class QuestionFilter:
         Raises:
             DataError: When the server is of no use at all.
         """
+        shown: dict[str, VideoPictures] = {}
         try:
-            video = await asyncio.to_thread(VideoFile.open, resolve_video(folder, records[0]), decoder=self.decoder)
+            for digest, medium in list_media(records[:1]).items():
+                file = await asyncio.to_thread(open_medium, folder, medium, decoder=self.decoder)
+                shown[digest] = VideoPictures(
+                    file, digest, max_side=self.settings.max_side, jpeg_quality=self.settings.jpeg_quality
+                )
         except UsageError:
             raise
         except DataError as error:
             for _ in records:
                 self.on_question()
             return [(record, Verdict(reason=Reason.VIDEO_UNREADABLE, detail=str(error))) for record in records]
-        pictures = VideoPictures(
-            video,
-            records[0].video_digest,
-            max_side=self.settings.max_side,
-            jpeg_quality=self.settings.jpeg_quality,
-        )
+        pictures = [shown[digest] for digest in records[0].digests]
         return await _run_all([self._measure(record, pictures) for record in records])
 
-    async def _measure(self, record: QuestionRecord, pictures: VideoPictures) -> MeasuredQuestion:
+    async def _measure(self, record: QuestionRecord, pictures: Sequence[VideoPictures]) -> MeasuredQuestion:
         """Have one question answered until it is dropped or all conditions are measured."""
         rates: list[PassRate] = []
         verdict: Verdict | None = None
@@ -195,12 +195,12 @@ class QuestionFilter:
         return condition in self.settings.conditions
 
     async def _measure_under(
-        self, condition: Condition, record: QuestionRecord, pictures: VideoPictures
+        self, condition: Condition, record: QuestionRecord, pictures: Sequence[VideoPictures]
     ) -> PassRate | Unmeasured | None:
         """Measure one condition; None where it has nothing to show."""
         if condition is Condition.REASONING and self._judge is not None:
             return await self._answerer.measure_reasoning(record, self._judge)
-        lines = self.captions.get(record.video_digest, ())
+        lines = [self.captions.get(digest, ()) for digest in record.digests]
         material = material_for(condition, record, pictures, lines, self.settings)
         if material is None:
             return None

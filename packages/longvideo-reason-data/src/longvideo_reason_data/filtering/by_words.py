@@ -48,7 +48,7 @@ class SortedQuestions:
 
     Attributes:
         dropped: The unfit ones.
-        remaining: The others, by video.
+        remaining: The others, those that are shown the same together.
         decontamination: What was found of the benchmarks.
     """
 
@@ -79,17 +79,17 @@ def sort_questions(
 
     Args:
         records: The questions.
-        fingerprints: Of their videos, by digest.
+        fingerprints: Of their media, by digest.
         benchmarks: What must not be among them.
     """
     verdicts, report = _judge_words(records, fingerprints, benchmarks)
     dropped: list[RejectedQuestion] = []
-    remaining: dict[str, list[QuestionRecord]] = {}
+    remaining: dict[tuple[str, ...], list[QuestionRecord]] = {}
     for record in records:
         if record.question_id in verdicts:
             dropped.append(RejectedQuestion(record=record, verdict=verdicts[record.question_id]))
         else:
-            remaining.setdefault(record.video_digest, []).append(record)
+            remaining.setdefault(record.digests, []).append(record)
     return SortedQuestions(
         dropped=tuple(dropped),
         remaining=tuple(tuple(group) for group in remaining.values()),
@@ -104,7 +104,7 @@ def _judge_words(
 
     Args:
         records: The questions.
-        fingerprints: Of their videos, by digest.
+        fingerprints: Of their media, by digest.
         benchmarks: What must not be among them.
 
     Returns:
@@ -116,7 +116,7 @@ def _judge_words(
         detail = f"{found.benchmark}, row {found.row}, by its {found.net}, {found.likeness:.0%} alike"
         verdicts[question_id] = Verdict(reason=Reason.IN_BENCHMARK, detail=detail)
     for record in records:
-        reasons = check_question(record, record.video_duration_seconds)
+        reasons = check_question(record, record.longest_seconds)
         if reasons and record.question_id not in verdicts:
             verdicts[record.question_id] = Verdict(reason=reasons[0], detail=", ".join(reasons))
     # Only among the fit ones, or a question would be dropped for the sake of one that is dropped itself.

@@ -1,7 +1,8 @@
 """What a model is given besides the question, under each condition.
 
 A picture is preceded by its time, because reasoning and evidence speak of times; under SCRAMBLED neither the order nor
-the times are true to the video, so they are left out. Captions are those of the build, if there are any.
+the times are true to the video, so they are left out. Captions are those of the build, if there are any. Of several
+media all are shown, in their order, each behind its name.
 """
 
 import random
@@ -33,53 +34,64 @@ class Material:
 def material_for(
     condition: Condition,
     record: QuestionRecord,
-    pictures: VideoPictures,
-    captions: Sequence[str],
+    shown: Sequence[VideoPictures],
+    captions: Sequence[Sequence[str]],
     settings: FilterSettings,
 ) -> Material | None:
     """Choose what a model is given.
 
     Args:
-        condition: Any but REASONING, which isn't about the video.
+        condition: Any but REASONING, which isn't about what is shown.
         record: The question.
-        pictures: The pictures of its video.
-        captions: What is seen and said in the video, one line per segment; empty when there are none.
-        settings: How many pictures.
+        shown: The pictures of its media, in their order.
+        captions: What is seen and said in each of them, one line per segment; empty where there are none.
+        settings: How many pictures, of all videos together.
 
     Returns:
-        The material, or None where there is nothing that the condition could show: no captions, or no evidence.
+        The material, or None where there is nothing that the condition could show: no captions, no evidence, or no
+        video of which less could be shown.
     """
-    video = pictures.video
-    whole = f"These pictures are from a video of {video.duration_seconds:.1f} s"
+    names = describe_media(shown)
     match condition:
         case Condition.BLIND:
-            return Material(parts=(), text="This question is about a video that you can't see.")
+            return Material(parts=(), text=f"This question is about {names} that you can't see.")
         case Condition.CAPTIONS:
-            text = "\n".join(("This is what a video shows, part by part.", *captions))
-            return Material(parts=(), text=text) if captions else None
-        case Condition.EVIDENCE | Condition.SCRAMBLED:
-            indices = evidence_frames(video, record.evidence, num_frames=settings.num_evidence_frames)
-            if not indices:
+            if not all(captions):
                 return None
+            verb = "shows" if len(shown) == 1 else "show"
+            heads = [()] if len(shown) == 1 else [(f"Video {number}:",) for number, _ in enumerate(shown, start=1)]
+            lines = [line for head, own in zip(heads, captions, strict=True) for line in (*head, *own)]
+            return Material(parts=(), text="\n".join((f"This is what {names} {verb}, part by part.", *lines)))
+        case Condition.EVIDENCE | Condition.SCRAMBLED:
+            if not record.evidence:
+                return None
+            plan = _plan_evidence(record, shown, settings.num_evidence_frames)
             if condition is Condition.SCRAMBLED:
-                shuffled = _scrambled(indices, record.question_id)
-                text = "These pictures are from parts of a video, in no particular order."
-                return Material(parts=pictures.pictures(shuffled), text=text)
-            return Material(
-                parts=_with_times(pictures, indices), text="These pictures are from parts of a video, each at its time."
-            )
+                pictures = _scrambled(_pictures_of(shown, plan), record.question_id)
+                text = f"These pictures are from parts of {names}, in no particular order."
+                return Material(parts=tuple(pictures), text=text)
+            alone = "These pictures are from parts of a video, each at its time."
+            return _in_order(shown, plan, alone, "frames of parts of it, each at its time")
         case Condition.SINGLE_FRAME:
-            indices = sample_frames(video, num_frames=1)
-            text = f"This picture is from the middle of a video of {video.duration_seconds:.1f} s."
-            return Material(parts=_with_times(pictures, indices), text=text)
+            alone = "This picture is from the middle of a video of {:.1f} s."
+            return _at_most(1, shown, alone, "the frame in its middle")
         case Condition.FEW_FRAMES:
-            indices = sample_frames(video, num_frames=settings.num_few_frames)
-            return Material(parts=_with_times(pictures, indices), text=f"{whole}, each at its time.")
+            return _at_most(settings.num_few_frames, shown, _WHOLE, _FRAMES)
         case Condition.FULL | Condition.ROLLOUTS:
-            indices = sample_frames(video, num_frames=settings.num_full_frames)
-            return Material(parts=_with_times(pictures, indices), text=f"{whole}, each at its time.")
+            return _in_order(shown, _plan(shown, settings.num_full_frames), _WHOLE, _FRAMES)
         case Condition.REASONING:
             raise ValueError("the reasoning is given to a judge, not shown as material")
+
+
+_WHOLE = "These pictures are from a video of {:.1f} s, each at its time."
+_FRAMES = "frames of it, each at its time"
+
+
+def describe_media(shown: Sequence[VideoPictures]) -> str:
+    """Say how many videos and pictures there are: "a video", "2 videos and a picture"."""
+    num_images = sum(pictures.is_image for pictures in shown)
+    counts = ((len(shown) - num_images, "video"), (num_images, "picture"))
+    return " and ".join(f"a {name}" if count == 1 else f"{count} {name}s" for count, name in counts if count)
 
 
 def evidence_frames(video: FrameTimes, evidence: Sequence[Interval], *, num_frames: int) -> tuple[int, ...]:
@@ -102,17 +114,77 @@ def evidence_frames(video: FrameTimes, evidence: Sequence[Interval], *, num_fram
     return tuple(sorted(indices))
 
 
-def _with_times(pictures: VideoPictures, indices: Sequence[int]) -> tuple[str | Picture, ...]:
+def _plan(shown: Sequence[VideoPictures], num_frames: int) -> list[tuple[int, ...]]:
+    """Spread frames evenly over each video, all videos having the same share; a picture is shown as it is."""
+    num_videos = sum(not pictures.is_image for pictures in shown)
+    share = max(1, num_frames // max(1, num_videos))
+    return [sample_frames(pictures.video, num_frames=share) for pictures in shown]
+
+
+def _plan_evidence(record: QuestionRecord, shown: Sequence[VideoPictures], num_frames: int) -> list[tuple[int, ...]]:
+    """Spread frames over the evidence in each video, by its length; a picture is shown as it is."""
+    seconds = [span.end_seconds - span.start_seconds for span in record.evidence]
+    plan: list[tuple[int, ...]] = []
+    for place, pictures in enumerate(shown):
+        own = [span for span in record.evidence if span.medium == place]
+        share = sum(span.end_seconds - span.start_seconds for span in own) / sum(seconds)
+        wanted = max(1, round(num_frames * share))
+        plan.append((0,) if pictures.is_image else evidence_frames(pictures.video, own, num_frames=wanted))
+    return plan
+
+
+def _at_most(num_frames: int, shown: Sequence[VideoPictures], alone: str, frames: str) -> Material | None:
+    """Show less of each video than there is; None where there is no video."""
+    if all(pictures.is_image for pictures in shown):
+        return None
+    return _in_order(shown, _plan(shown, num_frames), alone, frames)
+
+
+def _in_order(shown: Sequence[VideoPictures], plan: Sequence[Sequence[int]], alone: str, frames: str) -> Material:
+    """Show frames of all media in the order of these, and name each where there are several.
+
+    Args:
+        shown: The pictures of the media.
+        plan: Which frames of each.
+        alone: What is said of a video that stands alone; gets its length.
+        frames: What is said of the frames that follow the name of a video.
+    """
+    if len(shown) == 1 and not shown[0].is_image:
+        text = alone.format(shown[0].video.duration_seconds)
+        return Material(parts=tuple(_with_times(shown[0], plan[0])), text=text)
+    titles = [f"{_kind(pictures)} {number}" for number, pictures in enumerate(shown, start=1)]
+    parts: list[str | Picture] = []
+    for title, pictures, indices in zip(titles, shown, plan, strict=True):
+        of_medium = pictures.pictures(indices) if pictures.is_image else _with_times(pictures, indices)
+        parts += [f"[{title}]", *of_medium]
+    listed = ", ".join(
+        title if pictures.is_image else f"{title} of {pictures.video.duration_seconds:.1f} s"
+        for title, pictures in zip(titles, shown, strict=True)
+    )
+    after = "" if all(pictures.is_image for pictures in shown) else f" What follows the name of a video is {frames}."
+    return Material(parts=tuple(parts), text=f"Shown are, in this order: {listed}.{after}")
+
+
+def _kind(pictures: VideoPictures) -> str:
+    return "picture" if pictures.is_image else "video"
+
+
+def _pictures_of(shown: Sequence[VideoPictures], plan: Sequence[Sequence[int]]) -> list[Picture]:
+    return [picture for pictures, indices in zip(shown, plan, strict=True) for picture in pictures.pictures(indices)]
+
+
+def _with_times(pictures: VideoPictures, indices: Sequence[int]) -> list[str | Picture]:
     """Put each picture behind its time."""
     times = pictures.video.timestamps
     parts: list[str | Picture] = []
     for index, picture in zip(indices, pictures.pictures(indices), strict=True):
         parts += [f"[{times[index]:.1f} s]", picture]
-    return tuple(parts)
+    return parts
 
 
-def _scrambled(indices: Sequence[int], name: str) -> list[int]:
-    """Put frames in another order, the same in every run."""
-    shuffled = list(indices)
+def _scrambled(pictures: Sequence[Picture], name: str) -> list[Picture]:
+    """Put pictures in another order, the same in every run."""
+    shuffled = list(pictures)
     random.Random(f"scrambled {name}").shuffle(shuffled)
-    return shuffled if shuffled != list(indices) else shuffled[::-1]
+    is_same = [picture.identity for picture in shuffled] == [picture.identity for picture in pictures]
+    return shuffled[::-1] if is_same else shuffled

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,8 +21,9 @@ from longvideo_reason_data.filtering.benchmark_files import Benchmark
 from longvideo_reason_data.filtering.near_duplicates import shingle, similar_pairs
 from longvideo_reason_data.media.decoders.base import DecoderName
 from longvideo_reason_data.media.fingerprints import Fingerprint, find_footage, fingerprint_video
-from longvideo_reason_data.media.video_file import VideoFile
-from longvideo_reason_data.records.record import QuestionRecord, resolve_video
+from longvideo_reason_data.records.medium import RecordMedium
+from longvideo_reason_data.records.opening import kind_of, open_file, open_medium
+from longvideo_reason_data.records.record import QuestionRecord, list_media
 
 SAME_WORDING = 0.8
 _SHORTEST_ID = 6  # characters; shorter ids, such as running numbers, are those of any video
@@ -97,13 +99,13 @@ def find_contamination(
 
     Args:
         records: The dataset's questions.
-        fingerprints: Of its videos, by digest; a video without one isn't compared by footage.
+        fingerprints: Of its media, by digest; one without isn't compared by footage.
         benchmarks: What must not be in it.
     """
     compared: dict[str, dict[str, int]] = {}
     found: list[Contamination] = []
     for benchmark in benchmarks:
-        known, unreadable = _fingerprint_videos(benchmark)
+        known, unreadable = _fingerprint_media(benchmark)
         compared[benchmark.name] = {
             "questions": sum(bool(item.question) for item in benchmark.items),
             "source_ids": len({item.source_id for item in benchmark.items if item.source_id}),
@@ -116,16 +118,15 @@ def find_contamination(
     return DecontaminationReport(compared=compared, found=tuple(found))
 
 
-def source_id_of(record: QuestionRecord) -> str:
-    """Return the name under which a video came, without what a build appended to it."""
-    stem = PurePosixPath(record.video_path).stem
-    return stem.removesuffix(f"-{record.video_digest[:12]}")
+def source_id_of(medium: RecordMedium) -> str:
+    """Return the name under which a video or picture came, without what a build appended to it."""
+    return PurePosixPath(medium.path).stem.removesuffix(f"-{medium.digest[:12]}")
 
 
 def _by_source_id(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list[Contamination]:
     rows: dict[str, int] = {}
     for row, item in enumerate(benchmark.items, start=1):
-        names = (item.source_id, PurePosixPath(item.video_path).stem if item.video_path else None)
+        names = (item.source_id, *(PurePosixPath(path).stem for path in item.paths))
         for name in names:
             if name and len(name) >= _SHORTEST_ID:
                 rows.setdefault(name, row)
@@ -133,27 +134,27 @@ def _by_source_id(records: Sequence[QuestionRecord], benchmark: Benchmark) -> li
     by_name: dict[str, int | None] = {}
     found: list[Contamination] = []
     for record in records:
-        name = source_id_of(record)
-        if name not in by_name:
-            parts = {name, *re.split(r"[\s\[\](){}=.]+", name)}
-            by_name[name] = min((rows[part] for part in parts if part in rows), default=None)
-        row = by_name[name]
+        names = [source_id_of(medium) for medium in record.media]
+        for name in names:
+            if name not in by_name:
+                parts = {name, *re.split(r"[\s\[\](){}=.]+", name)}
+                by_name[name] = min((rows[part] for part in parts if part in rows), default=None)
+        row = min((row for name in names if (row := by_name[name]) is not None), default=None)
         if row is not None:
             found.append(_contamination(record, benchmark.name, row, Net.SOURCE_ID, 1.0))
     return found
 
 
-def _fingerprint_videos(benchmark: Benchmark) -> tuple[dict[int, Fingerprint], int]:
-    """Compute the fingerprint of each video by the first row that names it, and count those that can't be read."""
-    rows: dict[Any, int] = {}
+def _fingerprint_media(benchmark: Benchmark) -> tuple[list[tuple[int, Fingerprint]], int]:
+    """Compute the fingerprint of each medium with the first row that names it, and count those that can't be read."""
+    rows: dict[Path, int] = {}
     for row, item in enumerate(benchmark.items, start=1):
-        path = benchmark.find_video(item)
-        if path is not None:
+        for path in benchmark.find_media(item):
             rows.setdefault(path, row)
-    known: dict[int, Fingerprint] = {}
+    known: list[tuple[int, Fingerprint]] = []
     for path, row in rows.items():
         try:
-            known[row] = fingerprint_video(VideoFile.open(path))
+            known.append((row, fingerprint_video(open_file(path, kind_of(path)))))
         except DataError:
             continue  # counted in the report
     return known, len(rows) - len(known)
@@ -163,17 +164,19 @@ def _by_footage(
     records: Sequence[QuestionRecord],
     fingerprints: Mapping[str, Fingerprint],
     name: str,
-    known: Mapping[int, Fingerprint],
+    known: Sequence[tuple[int, Fingerprint]],
 ) -> list[Contamination]:
-    rows = list(known)
-    matches = find_footage(fingerprints, list(known.values()))
-    return [
-        _contamination(
-            record, name, rows[matches[record.video_digest][0]], Net.FOOTAGE, matches[record.video_digest][1]
-        )
-        for record in records
-        if record.video_digest in matches
-    ]
+    matches = find_footage(fingerprints, [fingerprint for _, fingerprint in known])
+    found: list[Contamination] = []
+    for record in records:
+        likest = max((matches[digest] for digest in record.digests if digest in matches), key=_likeness, default=None)
+        if likest is not None:
+            found.append(_contamination(record, name, known[likest[0]][0], Net.FOOTAGE, likest[1]))
+    return found
+
+
+def _likeness(match: tuple[int, float]) -> float:
+    return match[1]
 
 
 def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list[Contamination]:
@@ -183,7 +186,7 @@ def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list
     own = [
         members
         for members, group in asked.items()
-        if len({record.video_digest for record in group}) < _FEWEST_TEMPLATE_VIDEOS
+        if len(set(chain.from_iterable(record.digests for record in group))) < _FEWEST_TEMPLATE_VIDEOS
     ]
     rows: dict[frozenset[str], int] = {}
     for row, item in enumerate(benchmark.items, start=1):
@@ -211,25 +214,25 @@ _NUM_READERS = 4  # videos looked at side by side
 def fingerprint_records(
     folder: Path, records: Iterable[QuestionRecord], *, decoder: DecoderName
 ) -> dict[str, Fingerprint]:
-    """Compute the fingerprints of a dataset's videos by digest; those that can't be read are left out.
+    """Compute the fingerprints of a dataset's media by digest; those that can't be read are left out.
 
     Raises:
         UsageError: When the decoder isn't installed.
     """
-    videos = {record.video_digest: record for record in records}
+    media = list_media(records)
     with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="fingerprints") as threads:
-        made = threads.map(partial(fingerprint_record, folder, decoder), videos.values())
-        return {digest: found for digest, found in zip(videos, made, strict=True) if found is not None}
+        made = threads.map(partial(fingerprint_medium, folder, decoder), media.values())
+        return {digest: found for digest, found in zip(media, made, strict=True) if found is not None}
 
 
-def fingerprint_record(folder: Path, decoder: DecoderName, record: QuestionRecord) -> Fingerprint | None:
-    """Compute the fingerprint of the video of a record; None when it can't be read.
+def fingerprint_medium(folder: Path, decoder: DecoderName, medium: RecordMedium) -> Fingerprint | None:
+    """Compute the fingerprint of a medium; None when it can't be read.
 
     Raises:
         UsageError: When the decoder isn't installed.
     """
     try:
-        return fingerprint_video(VideoFile.open(resolve_video(folder, record), decoder=decoder))
+        return fingerprint_video(open_medium(folder, medium, decoder=decoder))
     except UsageError:
         raise
     except DataError:

@@ -88,21 +88,21 @@ def similar_pairs(sets: Sequence[frozenset[str]], *, at_least: float) -> list[Si
 def find_repeated_questions(
     records: Sequence[QuestionRecord], same_footage: dict[str, str]
 ) -> dict[str, tuple[str, float]]:
-    """Find questions that were asked before about the same footage.
+    """Find questions that were asked before about the same footage, or about the same media in the same order.
 
     Two questions are the same when they are worded alike, have the same answer, and their evidence overlaps by half:
     "Where does red meet blue?" and "Where does red meet green?" are worded alike and are two questions.
 
     Args:
         records: The questions; of several alike the one with the first id stays.
-        same_footage: For the digest of a video that shows what another one shows, the digest of that one.
+        same_footage: For the digest of a medium that shows what another one shows, the digest of that one.
 
     Returns:
         For the id of each repeated question, the id of the one that stays, and how alike they are worded.
     """
-    by_footage: defaultdict[str, list[QuestionRecord]] = defaultdict(list)
+    by_footage: defaultdict[tuple[str, ...], list[QuestionRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.question_id):
-        by_footage[same_footage.get(record.video_digest, record.video_digest)].append(record)
+        by_footage[tuple(same_footage.get(digest, digest) for digest in record.digests)].append(record)
     repeated: dict[str, tuple[str, float]] = {}
     for group in by_footage.values():
         sets = [shingle(record.question, record.options) for record in group]
@@ -132,12 +132,15 @@ def _overlap(first: Sequence[Interval], second: Sequence[Interval]) -> float:
     """Share of the time covered by either that is covered by both; 1 when neither has any."""
     if not first and not second:
         return 1.0
-    borders = sorted({t for span in (*first, *second) for t in (span.start_seconds, span.end_seconds)})
     both = either = 0.0
-    for start, end in itertools.pairwise(borders):
-        covered = [
-            any(span.start_seconds <= start and end <= span.end_seconds for span in spans) for spans in (first, second)
-        ]
-        both += (end - start) * all(covered)
-        either += (end - start) * any(covered)
+    for medium in {span.medium for span in (*first, *second)}:
+        ours, theirs = ([span for span in spans if span.medium == medium] for spans in (first, second))
+        borders = sorted({t for span in (*ours, *theirs) for t in (span.start_seconds, span.end_seconds)})
+        for start, end in itertools.pairwise(borders):
+            covered = [
+                any(span.start_seconds <= start and end <= span.end_seconds for span in spans)
+                for spans in (ours, theirs)
+            ]
+            both += (end - start) * all(covered)
+            either += (end - start) * any(covered)
     return both / either if either else 0.0

@@ -31,23 +31,26 @@ def times_in(text: str) -> list[float]:
     return sorted(set(found))
 
 
-def check_reasoning(reasoning: str, options: Sequence[str], answer: str, duration_seconds: float) -> list[Reason]:
+def check_reasoning(
+    reasoning: str, options: Sequence[str], answer: str, duration_seconds: float | None
+) -> list[Reason]:
     """Look at whether the reasoning is one, is about this video and doesn't contradict the answer.
 
     Args:
         reasoning: What was written.
         options: The options of the question; empty for an open one, whose conclusion words can't be compared.
         answer: The right letter or text.
-        duration_seconds: Length of the video.
+        duration_seconds: Length of the video; None where there are pictures only, and so no times to name.
     """
     reasons: list[Reason] = []
     if len(reasoning.split()) < SHORTEST_WORDS:
         reasons.append(Reason.REASONING_TOO_SHORT)
-    times = times_in(reasoning)
-    if not times:
-        reasons.append(Reason.REASONING_WITHOUT_TIMES)
-    elif times[-1] > duration_seconds + TOLERANCE_SECONDS:
-        reasons.append(Reason.REASONING_TIME_OUTSIDE)
+    if duration_seconds is not None:
+        times = times_in(reasoning)
+        if not times:
+            reasons.append(Reason.REASONING_WITHOUT_TIMES)
+        elif times[-1] > duration_seconds + TOLERANCE_SECONDS:
+            reasons.append(Reason.REASONING_TIME_OUTSIDE)
     if _TAGS.search(reasoning):
         reasons.append(Reason.REASONING_HAS_TAGS)
     if options:

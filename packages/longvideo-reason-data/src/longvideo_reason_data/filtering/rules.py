@@ -4,6 +4,7 @@ Everything here is a pure function. What a question says is checked before anybo
 rates say is checked after each condition, so that a question that is already lost costs no more.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -24,20 +25,22 @@ _ABOUT_CAPTIONS = re.compile(
 _SHARE_OF_TWO = 0.9
 
 
-def check_question(question: QuestionDraft | QuestionRecord, duration_seconds: float) -> tuple[Reason, ...]:
+def check_question(question: QuestionDraft | QuestionRecord, duration_seconds: float | None) -> tuple[Reason, ...]:
     """Say everything that is wrong with the words of a question.
 
     Args:
         question: A draft, or a record. A record without reasoning is not asked for one.
-        duration_seconds: Length of its video.
+        duration_seconds: Length of its video, of the longest of several; None for a question about pictures only, which
+            isn't asked for times.
 
     Returns:
         The reasons to drop it in a fixed order; none for a fit one.
     """
     right = LETTERS.index(question.answer) if question.options else 0
     reasons = check_options(question.question, question.options, right)
-    latest = duration_seconds + TOLERANCE_SECONDS
-    if any(span.end_seconds > latest or span.start_seconds >= duration_seconds for span in question.evidence):
+    length = math.inf if duration_seconds is None else duration_seconds
+    latest = length + TOLERANCE_SECONDS
+    if any(span.end_seconds > latest or span.start_seconds >= length for span in question.evidence):
         reasons.append(Reason.EVIDENCE_OUTSIDE)
     if question.reasoning:
         reasons += check_reasoning(question.reasoning, question.options, question.answer, duration_seconds)

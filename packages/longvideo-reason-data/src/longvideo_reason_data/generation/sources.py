@@ -58,8 +58,13 @@ class SourceVideo(BaseModel):
     @property
     def dataset_path(self) -> str:
         """Where the video stands in the dataset: `videos/NAME-DIGEST.SUFFIX`."""
-        stem = re.sub(r"[^\w.-]+", "_", self.path.stem)[:60].strip("._") or "video"
-        return f"{VIDEOS_NAME}/{stem}-{self.digest[:12]}{self.path.suffix.lower()}"
+        return f"{VIDEOS_NAME}/{file_name(self.path, self.digest)}"
+
+
+def file_name(path: Path, digest: str) -> str:
+    """Name a file of the dataset by what it was called and what is in it: `NAME-DIGEST.SUFFIX`."""
+    stem = re.sub(r"[^\w.-]+", "_", path.stem)[:60].strip("._") or "video"
+    return f"{stem}-{digest[:12]}{path.suffix.lower()}"
 
 
 def probe_source(path: Path, settings: BuildSettings) -> SourceVideo:

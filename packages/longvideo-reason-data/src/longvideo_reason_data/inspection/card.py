@@ -10,28 +10,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longvideo_reason_data.records.answers import LETTERS
+from longvideo_reason_data.records.medium import MediumKind
 from longvideo_reason_data.records.record import NUM_OPTIONS, QuestionRecord, Skill, Split
 
 VIDEOS_LIST_NAME = "videos.jsonl"
 
-_MOST_VIDEOS_LISTED = 100
+_MOST_FILES_LISTED = 100
 _SIZES = (1000, 10_000, 100_000, 1_000_000)
 
 
-def list_videos(records: Sequence[QuestionRecord]) -> list[dict[str, Any]]:
-    """List the videos of a dataset with source and licence, each once."""
-    counts = Counter(record.video_digest for record in records)
+def list_sources(records: Sequence[QuestionRecord]) -> list[dict[str, Any]]:
+    """List the media of a dataset with source and licence, each once."""
+    counts = Counter(digest for record in records for digest in set(record.digests))
+    last = {medium.digest: (medium, record) for record in records for medium in record.media}
     return [
         {
-            "video_path": record.video_path,
-            "sha256": record.video_digest,
-            "seconds": record.video_duration_seconds,
+            "kind": str(medium.kind),
+            "path": medium.path,
+            "sha256": digest,
+            "seconds": medium.duration_seconds,
             "split": str(record.split),
             "source": record.source,
             "license": record.license,
-            "num_questions": counts[record.video_digest],
+            "num_questions": counts[digest],
         }
-        for record in {record.video_digest: record for record in records}.values()
+        for digest, (medium, record) in last.items()
     ]
 
 
@@ -50,15 +53,17 @@ def write_card(
     Returns:
         Markdown with front matter.
     """
-    videos = list_videos(records)
+    media = list_sources(records)
+    videos = [medium for medium in media if medium["kind"] == MediumKind.VIDEO]
     hours = sum(video["seconds"] for video in videos) / 3600
+    pictures = f" and {len(media) - len(videos)} pictures" if len(videos) < len(media) else ""
     lines = [
         *_front_matter(name, records, files),
         "",
         f"# {_escape(name)}",
         "",
-        f"{len(records)} questions about {len(videos)} videos ({hours:.2f} hours), each with its answer, the time "
-        f"ranges that hold the evidence, and reasoning. Layout: `{layout}`.",
+        f"{len(records)} questions about {len(videos)} videos ({hours:.2f} hours){pictures}, each with its answer, the "
+        f"time ranges that hold the evidence, and reasoning. Layout: `{layout}`.",
         "",
         "## Questions",
         "",
@@ -66,9 +71,9 @@ def write_card(
         "",
         "## Sources and licences",
         "",
-        f"`{VIDEOS_LIST_NAME}` says for every video where it is from and under which licence it is.",
+        f"`{VIDEOS_LIST_NAME}` says for every file where it is from and under which licence it is.",
         "",
-        *_source_table(videos),
+        *_source_table(media),
         "",
         "## How it was made",
         "",
@@ -130,13 +135,13 @@ def _count_table(records: Sequence[QuestionRecord]) -> list[str]:
     return _table(["skill", *(str(split) for split in splits), "all"], rows)
 
 
-def _source_table(videos: Sequence[Mapping[str, Any]]) -> list[str]:
-    if len(videos) <= _MOST_VIDEOS_LISTED:
-        rows = [[str(video["video_path"]), str(video["source"]), str(video["license"])] for video in videos]
-        return _table(["video", "source", "licence"], rows)
-    counts = Counter((str(video["source"]), str(video["license"])) for video in videos)
+def _source_table(media: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(media) <= _MOST_FILES_LISTED:
+        rows = [[str(medium["path"]), str(medium["source"]), str(medium["license"])] for medium in media]
+        return _table(["file", "source", "licence"], rows)
+    counts = Counter((str(medium["source"]), str(medium["license"])) for medium in media)
     rows = [[source, license_name, str(count)] for (source, license_name), count in sorted(counts.items())]
-    return _table(["source", "licence", "videos"], rows)
+    return _table(["source", "licence", "files"], rows)
 
 
 def _describe_making(manifest: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ from longvideo_reason_data.filtering.near_duplicates import find_repeated_questi
 from longvideo_reason_data.filtering.option_shortcuts import find_shortcuts
 from longvideo_reason_data.filtering.rules import check_question
 from longvideo_reason_data.media.fingerprints import find_same_footage
-from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.folder import (
     MANIFEST_NAME,
@@ -25,13 +24,9 @@ from longvideo_reason_data.records.folder import (
     read_decoder,
     read_manifest,
 )
-from longvideo_reason_data.records.record import (
-    HASTY_SOURCE,
-    NUM_OPTIONS,
-    QuestionRecord,
-    Split,
-    resolve_video,
-)
+from longvideo_reason_data.records.medium import MediumKind, RecordMedium
+from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.record import NUM_OPTIONS, Demonstration, QuestionRecord, Split, list_media
 
 
 def check_questions(records: Sequence[QuestionRecord]) -> list[str]:
@@ -45,7 +40,8 @@ def check_questions(records: Sequence[QuestionRecord]) -> list[str]:
     problems = [
         f"{record.question_id}: {', '.join(reasons)}"
         for record in records
-        if record.source != HASTY_SOURCE and (reasons := check_question(record, record.video_duration_seconds))
+        if record.demonstration is not Demonstration.GUESSED
+        and (reasons := check_question(record, record.longest_seconds))
     ]
     return problems + find_shortcuts(records)
 
@@ -68,11 +64,8 @@ def check_footage(folder: Path, records: Sequence[QuestionRecord], benchmarks: S
     known = [read_benchmark(path) for path in benchmarks]
     fingerprints = fingerprint_records(folder, records, decoder=read_decoder(folder))
     same = find_same_footage(fingerprints)
-    splits: defaultdict[str, set[str]] = defaultdict(set)
-    paths: dict[str, str] = {}
-    for record in records:
-        splits[record.video_digest].add(record.split)
-        paths[record.video_digest] = record.video_path
+    splits = _splits_of(records)
+    paths = {digest: medium.path for digest, medium in list_media(records).items()}
     problems = [
         f"{paths[digest]} shows what {paths[first]} shows, but one is in {_listed(splits[digest])} and the other in "
         f"{_listed(splits[first])}"
@@ -90,6 +83,15 @@ def check_footage(folder: Path, records: Sequence[QuestionRecord], benchmarks: S
             for item in find_contamination(records, fingerprints, known).by_question().values()
         ]
     return problems
+
+
+def _splits_of(records: Sequence[QuestionRecord]) -> dict[str, set[Split]]:
+    """The splits in which each medium is, by its digest."""
+    splits: defaultdict[str, set[Split]] = defaultdict(set)
+    for record in records:
+        for digest in record.digests:
+            splits[digest].add(record.split)
+    return splits
 
 
 def _listed(splits: Iterable[str]) -> str:
@@ -118,41 +120,46 @@ def check_dataset(folder: Path, benchmarks: Sequence[Path] = ()) -> list[str]:
 
     records = read_dataset(folder)
     problems = [] if records else [f"{folder / RECORDS_NAME}: no questions in it"]
-    problems += _check_videos(folder, records)
-    splits: dict[str, set[Split]] = {}
-    for record in records:
-        splits.setdefault(record.video_digest, set()).add(record.split)
-    for digest, found in splits.items():
-        if len(found) > 1:
-            problems.append(f"video {digest[:12]} is in several splits: {', '.join(sorted(found))}")
-    asked = Counter((record.video_digest, record.question, record.options) for record in records)
-    problems += [f"asked {count} times about one video: {key[1]!r}" for key, count in asked.items() if count > 1]
+    problems += _check_media(folder, records)
+    kinds = {digest: medium.kind for digest, medium in list_media(records).items()}
+    problems += [
+        f"{kinds[digest]} {digest[:12]} is in several splits: {_listed(found)}"
+        for digest, found in _splits_of(records).items()
+        if len(found) > 1
+    ]
+    asked = Counter((record.digests, record.question, record.options) for record in records)
+    problems += [
+        f"asked {count} times about one {kinds[key[0][0]] if len(key[0]) == 1 else 'set of media'}: {key[1]!r}"
+        for key, count in asked.items()
+        if count > 1
+    ]
     problems += _check_letters(records)
     problems += check_questions(records)
     problems += check_footage(folder, records, benchmarks)
     return problems + _check_manifest(folder, records)
 
 
-def _check_videos(folder: Path, records: Sequence[QuestionRecord]) -> list[str]:
-    """Compare each video file with what the records say of it."""
+def _check_media(folder: Path, records: Sequence[QuestionRecord]) -> list[str]:
+    """Compare each file with what the records say of it."""
     problems: list[str] = []
-    by_path: dict[str, list[QuestionRecord]] = {}
+    by_path: dict[tuple[str, MediumKind], list[tuple[QuestionRecord, RecordMedium]]] = {}
     for record in records:
-        by_path.setdefault(record.video_path, []).append(record)
-    for video_path, questions in sorted(by_path.items()):
+        for medium in dict.fromkeys(record.media):
+            by_path.setdefault((medium.path, medium.kind), []).append((record, medium))
+    for (path, _), named in sorted(by_path.items()):
         try:
-            video = VideoFile.open(resolve_video(folder, questions[0]))
-            digest = video.content_digest
+            file = open_medium(folder, named[0][1])
+            digest = file.content_digest
         except DataError as error:
-            problems.append(f"{error} ({len(questions)} questions)")
+            problems.append(f"{error} ({len(named)} questions)")
             continue
-        for record in questions:
-            if record.video_digest != digest:
-                problems.append(f"{record.question_id}: {video_path} is another file than the one asked about")
-            elif abs(record.video_duration_seconds - video.duration_seconds) > 0.001:
+        for record, medium in named:
+            if medium.digest != digest:
+                problems.append(f"{record.question_id}: {path} is another file than the one asked about")
+            elif abs((medium.duration_seconds or 0.0) - file.duration_seconds) > 0.001:
                 problems.append(
-                    f"{record.question_id}: {video_path} lasts {video.duration_seconds:.3f} s, "
-                    f"the record says {record.video_duration_seconds:.3f} s"
+                    f"{record.question_id}: {path} lasts {file.duration_seconds:.3f} s, "
+                    f"the record says {medium.duration_seconds:.3f} s"
                 )
     return problems
 

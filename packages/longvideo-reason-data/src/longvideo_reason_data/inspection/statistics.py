@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from longvideo_reason_data.records.folder import hash_records, read_dataset
+from longvideo_reason_data.records.medium import MediumKind
 from longvideo_reason_data.records.pass_rates import Condition
-from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.record import QuestionRecord, list_media
 
 
 def describe_dataset(folder: Path) -> dict[str, Any]:
@@ -18,13 +19,16 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         DataError: When the records can't be read.
     """
     records = read_dataset(folder)
-    durations = {record.video_digest: record.video_duration_seconds for record in records}
+    media = list_media(records)
+    videos = {digest: medium for digest, medium in media.items() if medium.kind is MediumKind.VIDEO}
+    splits = {digest: record.split for record in records for digest in record.digests if digest in videos}
     return {
         "questions": len(records),
-        "videos": len(durations),
-        "hours": round(sum(durations.values()) / 3600, 3),
+        "videos": len(videos),
+        "images": len(media) - len(videos),
+        "hours": round(sum(medium.duration_seconds or 0.0 for medium in videos.values()) / 3600, 3),
         "questions_by_split": _counted(record.split for record in records),
-        "videos_by_split": _counted({record.video_digest: record.split for record in records}.values()),
+        "videos_by_split": _counted(splits.values()),
         "questions_by_skill": _counted(record.skill for record in records),
         "right_letters": _counted(record.answer for record in records if record.options),
         "open_questions": sum(not record.options for record in records),

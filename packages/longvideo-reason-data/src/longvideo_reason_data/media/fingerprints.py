@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.media.image_file import FramesFile
+from longvideo_reason_data.media.video_file import sample_frames
 
 SAME_FOOTAGE = 0.8
 
@@ -39,8 +40,8 @@ class Fingerprint:
     still: NDArray[np.float16]
 
 
-def fingerprint_video(video: VideoFile) -> Fingerprint:
-    """Compute the fingerprint of a video from 32 of its frames.
+def fingerprint_video(video: FramesFile) -> Fingerprint:
+    """Compute the fingerprint of a video from 32 of its frames; a picture is a video in which nothing changes.
 
     Raises:
         DataError: When a frame can't be decoded.

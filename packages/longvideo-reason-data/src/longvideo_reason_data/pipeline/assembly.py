@@ -17,6 +17,7 @@ from longvideo_reason_data.generation.sources import SourceVideo
 from longvideo_reason_data.pipeline.manifest import Accounts
 from longvideo_reason_data.pipeline.option_order import UnclearLetterError, balanced_letters, reorder_options
 from longvideo_reason_data.records.folder import DROPPED_NAME, RECORDS_NAME, SEGMENTS_NAME, RecordsHash
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import Interval, QuestionRecord, Split, write_records
 from longvideo_reason_data.records.splits import assign_split
 
@@ -108,9 +109,7 @@ def _write_record(
         draft = reorder_options(draft, letters[item.question_id], seed=f"{settings.seed}:{item.question_id}")
     return QuestionRecord(
         question_id=item.question_id,
-        video_path=source.dataset_path,
-        video_digest=source.digest,
-        video_duration_seconds=source.duration_seconds,
+        media=(RecordMedium(path=source.dataset_path, digest=source.digest, duration_seconds=source.duration_seconds),),
         split=assign_split(source.digest, settings.splits, seed=settings.seed),
         skill=item.skill,
         question=draft.question,

@@ -20,7 +20,7 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filtering.benchmark_files import Benchmark
 from longvideo_reason_data.filtering.by_answers import QuestionFilter
 from longvideo_reason_data.filtering.by_words import Filtered, MeasuredQuestion, sort_questions
-from longvideo_reason_data.filtering.decontamination import fingerprint_record
+from longvideo_reason_data.filtering.decontamination import fingerprint_medium
 from longvideo_reason_data.generation.one_video import generate
 from longvideo_reason_data.generation.plan import BuildPlan
 from longvideo_reason_data.generation.settings import BuildSettings
@@ -35,7 +35,8 @@ from longvideo_reason_data.media.fingerprints import Fingerprint
 from longvideo_reason_data.pipeline.progress import BuildProgress
 from longvideo_reason_data.pipeline.ray_cluster import ClusterClient, map_texts, open_client
 from longvideo_reason_data.records.drop_reasons import Reason, Verdict
-from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.medium import RecordMedium
+from longvideo_reason_data.records.record import QuestionRecord, list_media
 
 
 def probe_on_cluster(paths: Sequence[Path], settings: BuildSettings) -> Iterator[SourceVideo | DataError]:
@@ -137,11 +138,15 @@ def filter_on_cluster(
         known = sort_questions(records, _fingerprint_all(dataset, records, whole.decoder), benchmarks)
         for _ in known.dropped:
             whole.on_question()
-        bare = replace(whole, captions={}, on_question=_do_nothing)  # what is sent holds one video's captions only
+        bare = replace(whole, captions={}, on_question=_do_nothing)  # what is sent holds its own captions only
         texts = [
-            json.dumps([[record.model_dump(mode="json") for record in group], list(whole.captions.get(digest, ()))])
+            json.dumps(
+                [
+                    [record.model_dump(mode="json") for record in group],
+                    {digest: list(whole.captions.get(digest, ())) for digest in group[0].digests},
+                ]
+            )
             for group in known.remaining
-            for digest in (group[0].video_digest,)
         ]
         measured: list[list[MeasuredQuestion]] = []
         for text in map_texts(texts, partial(_measure, bare, dataset.absolute())):
@@ -155,7 +160,7 @@ def filter_on_cluster(
 def _measure(bare: QuestionFilter, dataset: Path, text: str) -> str:
     fields, captions = json.loads(text)
     records = [QuestionRecord.model_validate(record) for record in fields]
-    work = replace(bare, captions={records[0].video_digest: captions})
+    work = replace(bare, captions=captions)
     measured = asyncio.run(work.measure_video(dataset, records))
     return json.dumps([[record.model_dump(mode="json"), verdict and asdict(verdict)] for record, verdict in measured])
 
@@ -167,21 +172,21 @@ def _read_measured(item: list[dict[str, str] | None]) -> MeasuredQuestion:
 
 
 def _fingerprint_all(dataset: Path, records: Sequence[QuestionRecord], decoder: DecoderName) -> dict[str, Fingerprint]:
-    videos = {record.video_digest: record.model_dump_json() for record in records}
+    media = {digest: medium.model_dump_json() for digest, medium in list_media(records).items()}
     found: dict[str, Fingerprint] = {}
-    for text in map_texts(list(videos.values()), partial(_fingerprint, dataset.absolute(), decoder)):
+    for text in map_texts(list(media.values()), partial(_fingerprint, dataset.absolute(), decoder)):
         digest, change, still = json.loads(text)
         if change:
             found[digest] = Fingerprint(change=_unpacked(change), still=_unpacked(still))
-    return {digest: found[digest] for digest in videos if digest in found}
+    return {digest: found[digest] for digest in media if digest in found}
 
 
 def _fingerprint(dataset: Path, decoder: DecoderName, text: str) -> str:
-    record = QuestionRecord.model_validate_json(text)
-    found = fingerprint_record(dataset, decoder, record)
+    medium = RecordMedium.model_validate_json(text)
+    found = fingerprint_medium(dataset, decoder, medium)
     vectors = (found.change, found.still) if found else ()
     packed = [base64.b64encode(vector.tobytes()).decode() for vector in vectors] or ["", ""]
-    return json.dumps([record.video_digest, *packed])
+    return json.dumps([medium.digest, *packed])
 
 
 def _unpacked(text: str) -> np.ndarray[tuple[int], np.dtype[np.float16]]:

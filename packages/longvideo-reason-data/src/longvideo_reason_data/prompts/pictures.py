@@ -1,4 +1,7 @@
-"""The pictures of one video as they are put into messages, each decoded once however many questions need it."""
+"""The pictures of one video as they are put into messages, each decoded once however many questions need it.
+
+A still picture is a video of one frame.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -8,14 +11,14 @@ from io import BytesIO
 from PIL import Image
 
 from longvideo_reason_data.language_model.requests import Picture
-from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.media.image_file import FramesFile, ImageFile
 
 
 class VideoPictures:
     """Makes the pictures of a video when they are sent, and keeps them as JPEGs as long as this object lives.
 
     Args:
-        video: The video.
+        video: The video, or a picture, which has one frame.
         digest: SHA-256 of its bytes.
         max_side: Longest side of a picture in pixels; larger ones are made smaller.
         jpeg_quality: Quality of a picture, of 100.
@@ -24,7 +27,7 @@ class VideoPictures:
         video: The video.
     """
 
-    def __init__(self, video: VideoFile, digest: str, *, max_side: int, jpeg_quality: int) -> None:
+    def __init__(self, video: FramesFile, digest: str, *, max_side: int, jpeg_quality: int) -> None:
         self.video = video
         self._digest, self._max_side, self._jpeg_quality = digest, max_side, jpeg_quality
         self._jpegs: dict[int, bytes] = {}
@@ -38,10 +41,16 @@ class VideoPictures:
         """
         plan = tuple(indices)
         shown = f"decoder {self.video.decoder}, side {self._max_side}, quality {self._jpeg_quality}"
+        source = f"image {self._digest}" if self.is_image else f"video {self._digest}, frame {{}}"
         return tuple(
-            Picture(identity=f"video {self._digest}, frame {index}, {shown}", load=partial(self._load, index, plan))
+            Picture(identity=f"{source.format(index)}, {shown}", load=partial(self._load, index, plan))
             for index in plan
         )
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a picture and no video."""
+        return isinstance(self.video, ImageFile)
 
     def _load(self, index: int, plan: Sequence[int]) -> bytes:
         """Give one picture; the whole plan that it belongs to is decoded with it.

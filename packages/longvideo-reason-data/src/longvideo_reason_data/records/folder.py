@@ -2,13 +2,14 @@
 
     records.parquet   the questions
     videos/           the video files that they name
+    images/           the pictures that they name
     manifest.json     how the records came about: what went in, what was dropped and why
     dropped.jsonl     each dropped item with its reason
     segments.jsonl    what was seen and said in each segment of each video
     shards/           what became of each video, for going on with a build
     responses.jsonl   paid answers of language models, for going on with a build
 
-Only the first two are needed to train. A check reads every byte of every video; it can't tell whether a question is
+Only the first three are needed to train. A check reads every byte of every video; it can't tell whether a question is
 any good.
 """
 
@@ -21,9 +22,11 @@ from typing import Any, cast
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.decoders.base import DecoderName
 from longvideo_reason_data.records.record import QuestionRecord, read_records
+from longvideo_reason_data.records.versions import digested_row
 
 RECORDS_NAME = "records.parquet"
 VIDEOS_NAME = "videos"
+IMAGES_NAME = "images"
 MANIFEST_NAME = "manifest.json"
 DROPPED_NAME = "dropped.jsonl"
 SEGMENTS_NAME = "segments.jsonl"
@@ -40,7 +43,7 @@ class RecordsHash:
 
     def add(self, record: QuestionRecord) -> None:
         """Take in the next record."""
-        line = json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        line = json.dumps(digested_row(record.model_dump(mode="json")), sort_keys=True, ensure_ascii=False)
         self._digest.update(line.encode() + b"\n")
 
     def hexdigest(self) -> str:

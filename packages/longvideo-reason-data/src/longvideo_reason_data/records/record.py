@@ -1,32 +1,46 @@
 """The question record: what the pipeline writes, the trainer reads and the evaluation counts.
 
 One pydantic model is the only definition; the Parquet schema is its typed mirror. A file carries the version of the
-model in its metadata, and a file of another version is refused rather than guessed at. A record names its video by a
-path inside the dataset folder and by the digest of the file's bytes, so a dataset can be moved but not confused with
-another. Nothing here opens a video.
+model in its metadata; the version before is read too (`longvideo_reason_data.records.versions`), and a file of any
+other is refused rather than guessed at. Nothing here opens a medium.
 """
 
 from collections.abc import Iterable
 from enum import StrEnum
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records.answers import LETTERS
+from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
+from longvideo_reason_data.records.versions import BEFORE, READABLE, SCHEMA_VERSION, upgrade_row
 
-SCHEMA_VERSION = 2
 NUM_OPTIONS = 4
 
 _ROWS_PER_GROUP = 1000
 _VERSION_KEY = b"longvideo_reason_data.schema_version"
-_INTERVAL_TYPE = pa.struct([pa.field("start_seconds", pa.float64()), pa.field("end_seconds", pa.float64())])
+_MEDIUM_TYPE = pa.struct(
+    [
+        pa.field("kind", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("digest", pa.string()),
+        pa.field("duration_seconds", pa.float64()),
+    ]
+)
+_INTERVAL_TYPE = pa.struct(
+    [
+        pa.field("start_seconds", pa.float64()),
+        pa.field("end_seconds", pa.float64()),
+        pa.field("medium", pa.int32()),
+    ]
+)
 _PASS_RATE_TYPE = pa.struct(
     [
         pa.field("condition", pa.string()),
@@ -37,13 +51,11 @@ _PASS_RATE_TYPE = pa.struct(
         pa.field("num_chosen", pa.list_(pa.int32())),
     ]
 )
-_SCHEMA = pa.schema(
+RECORDS_SCHEMA = pa.schema(
     [
         pa.field("schema_version", pa.int32(), nullable=False),
         pa.field("question_id", pa.string(), nullable=False),
-        pa.field("video_path", pa.string(), nullable=False),
-        pa.field("video_digest", pa.string(), nullable=False),
-        pa.field("video_duration_seconds", pa.float64(), nullable=False),
+        pa.field("media", pa.list_(_MEDIUM_TYPE), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("skill", pa.string(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
@@ -51,14 +63,15 @@ _SCHEMA = pa.schema(
         pa.field("answer", pa.string(), nullable=False),
         pa.field("evidence", pa.list_(_INTERVAL_TYPE), nullable=False),
         pa.field("reasoning", pa.string(), nullable=False),
+        pa.field("demonstration", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("license", pa.string(), nullable=False),
         pa.field("pass_rates", pa.list_(_PASS_RATE_TYPE), nullable=False),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
+"""The columns of a records file."""
 
-NonEmpty = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -72,20 +85,29 @@ class Skill(StrEnum):
 
 
 class Split(StrEnum):
-    """Which stage a video belongs to; no video is in two."""
+    """Which stage a video or picture belongs to; none is in two."""
 
     TRAIN_SFT = "train_sft"
     TRAIN_RL = "train_rl"
     HELD_OUT = "held_out"
 
 
+class Demonstration(StrEnum):
+    """How whoever wrote the reasoning came to it."""
+
+    WATCHED = "watched"
+    GUESSED = "guessed"
+    """Without watching, as the reasoning says; imitation copies the habit, reward unlearns it."""
+
+
 class Interval(BaseModel):
-    """A time range of the video, counted in seconds from its first frame."""
+    """A time range of a video, counted in seconds from its first frame; `medium` is its place in the record's media."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     start_seconds: Seconds
     end_seconds: Seconds
+    medium: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -95,19 +117,18 @@ class Interval(BaseModel):
 
 
 class QuestionRecord(BaseModel):
-    """One question about one video, with its answer, the evidence and the reasoning that leads to it.
+    """One question about its media, with its answer, the evidence and the reasoning that leads to it.
 
-    A choice question has four different options and a letter as its answer; an open-ended one has no options and free
-    text. `pass_rates` tell how models answered it, if any were asked; at most one per condition.
+    The media are shown in their order, in front of the question; the same one may be shown twice. A choice question has
+    four different options and a letter as its answer; an open-ended one has no options and free text. `pass_rates` tell
+    how models answered it, if any were asked; at most one per condition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     question_id: NonEmpty
-    video_path: NonEmpty
-    video_digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    video_duration_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    media: Annotated[tuple[RecordMedium, ...], Field(min_length=1)]
     split: Split
     skill: Skill
     question: NonEmpty
@@ -115,17 +136,10 @@ class QuestionRecord(BaseModel):
     answer: NonEmpty
     evidence: tuple[Interval, ...]
     reasoning: str
+    demonstration: Demonstration = Demonstration.WATCHED
     source: NonEmpty
     license: NonEmpty
     pass_rates: tuple[PassRate, ...] = ()
-
-    @field_validator("video_path")
-    @classmethod
-    def _inside_the_dataset(cls, value: str) -> str:
-        parts = PurePosixPath(value).parts
-        if value.startswith("/") or "\\" in value or "\0" in value or ".." in parts or not parts:
-            raise ValueError(f"video path {value!r} must be relative, with '/', and stay inside the dataset folder")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -137,17 +151,33 @@ class QuestionRecord(BaseModel):
             if len(self.answer) != 1 or self.answer not in LETTERS[:NUM_OPTIONS]:
                 raise ValueError(f"answer {self.answer!r} must be one letter of {LETTERS[:NUM_OPTIONS]}")
         for interval in self.evidence:
-            # Writers round to microseconds.
-            if interval.end_seconds > self.video_duration_seconds + 1e-6:
-                raise ValueError(
-                    f"evidence ends at {interval.end_seconds} s, after the video ({self.video_duration_seconds} s)"
-                )
+            self._check_evidence(interval)
         measured = [rate.condition for rate in self.pass_rates]
         if len(set(measured)) < len(measured):
             raise ValueError(f"pass rates for {', '.join(measured)}, expected each condition once")
         if any(rate.num_chosen and len(rate.num_chosen) != len(self.options) for rate in self.pass_rates):
             raise ValueError(f"a pass rate counts other options than the {len(self.options)} of the question")
         return self
+
+    def _check_evidence(self, interval: Interval) -> None:
+        if interval.medium >= len(self.media):
+            raise ValueError(f"evidence is in medium {interval.medium}, expected one of the {len(self.media)}, from 0")
+        seconds = self.media[interval.medium].duration_seconds
+        if seconds is None:
+            raise ValueError(f"evidence is a time range of medium {interval.medium}, an image; expected a video")
+        # Writers round to microseconds.
+        if interval.end_seconds > seconds + 1e-6:
+            raise ValueError(f"evidence ends at {interval.end_seconds} s, after the video ({seconds} s)")
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of the media in their order: equal for questions that are shown the same."""
+        return tuple(medium.digest for medium in self.media)
+
+    @property
+    def longest_seconds(self) -> float | None:
+        """Length of the longest of its videos; None when there are pictures only."""
+        return max((medium.duration_seconds for medium in self.media if medium.duration_seconds), default=None)
 
     def pass_rate(self, condition: Condition) -> PassRate | None:
         """Return how the question was answered under a condition, if that was measured."""
@@ -162,7 +192,7 @@ def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
     """
     remaining = iter(records)
     seen: set[str] = set()
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA, compression="zstd") as writer:
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, RECORDS_SCHEMA, compression="zstd") as writer:
         while group := list(islice(remaining, _ROWS_PER_GROUP)):
             for record in group:
                 if record.question_id in seen:
@@ -171,14 +201,14 @@ def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
                     )
                 seen.add(record.question_id)
             rows = [record.model_dump(mode="json") for record in group]
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows, schema=RECORDS_SCHEMA))
 
 
-def check_version(path: Path) -> None:
-    """See whether a file holds records of this version, without reading them.
+def check_version(path: Path) -> int:
+    """See which version of records a file holds, without reading them.
 
     Raises:
-        UsageError: When it holds records of another version or none at all.
+        UsageError: When it holds records of a version that can't be read, or none at all.
         DataError: When it is damaged.
     """
     try:
@@ -186,18 +216,20 @@ def check_version(path: Path) -> None:
     except (pa.ArrowException, OSError) as error:
         first_line = (str(error).splitlines() or ["unreadable"])[0]
         raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
-    version = metadata.get(_VERSION_KEY)
-    if version is None:
+    stated = metadata.get(_VERSION_KEY)
+    if stated is None:
         raise UsageError(f"{path}: a Parquet file without question records; expected one written by longvideo-data")
-    if version != str(SCHEMA_VERSION).encode():
+    version = next((version for version in READABLE if stated == str(version).encode()), None)
+    if version is None:
         raise UsageError(
-            f"{path}: records of version {version.decode(errors='replace')}, this program reads version "
-            f"{SCHEMA_VERSION}; rebuild the dataset or install the matching release"
+            f"{path}: records of version {stated.decode(errors='replace')}, this program reads versions "
+            f"{' and '.join(map(str, READABLE))}; rebuild the dataset or install the matching release"
         )
+    return version
 
 
 def read_records(path: Path) -> list[QuestionRecord]:
-    """Read every record of a file that `write_records` wrote, each one validated.
+    """Read every record of a file that `write_records` wrote, or that of the version before, each one validated.
 
     Raises:
         UsageError: When the file is missing, or holds records of another version or none at all.
@@ -205,36 +237,25 @@ def read_records(path: Path) -> list[QuestionRecord]:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such records file; expected a Parquet file written by longvideo-data")
-    check_version(path)
+    version = check_version(path)
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         first_line = (str(error).splitlines() or ["unreadable"])[0]
         raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
     rows: list[dict[str, Any]] = table.to_pylist()
+    if version == BEFORE:
+        rows = [upgrade_row(row) for row in rows]
     return [_validated(path, number, row) for number, row in enumerate(rows)]
 
 
-def resolve_video(dataset_folder: Path, record: QuestionRecord) -> Path:
-    """Find the video of `record`.
-
-    Args:
-        dataset_folder: The folder that holds the records file.
-        record: A record read from it.
-
-    Returns:
-        The absolute path of an existing file inside the folder.
-
-    Raises:
-        DataError: When the path leads outside the folder, also through a symbolic link, or the file is missing.
-    """
-    folder = dataset_folder.resolve()
-    path = (folder / record.video_path).resolve()
-    if not path.is_relative_to(folder):
-        raise DataError(f"{record.question_id}: video {record.video_path!r} leads outside the dataset folder {folder}")
-    if not path.is_file():
-        raise DataError(f"{record.question_id}: video {record.video_path!r} is missing from {folder}")
-    return path
+def list_media(records: Iterable[QuestionRecord]) -> dict[str, RecordMedium]:
+    """List the distinct media of records by their digests, in the order in which they first occur."""
+    media: dict[str, RecordMedium] = {}
+    for record in records:
+        for medium in record.media:
+            media.setdefault(medium.digest, medium)
+    return media
 
 
 def describe_invalid(error: ValidationError) -> str:
@@ -253,6 +274,3 @@ def _validated(path: Path, number: int, row: dict[str, Any]) -> QuestionRecord:
         return QuestionRecord.model_validate(row)
     except ValidationError as error:
         raise DataError(f"{path}: row {number} ({row.get('question_id')!r}): {describe_invalid(error)}") from error
-
-
-HASTY_SOURCE = "timeline world, hasty demonstration"

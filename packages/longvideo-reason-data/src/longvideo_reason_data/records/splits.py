@@ -1,15 +1,17 @@
 """Which split a video belongs to: decided by a hash of its bytes alone.
 
 The same video lands in the same split in every build, whatever it is called, in whichever order and company it comes,
-and all its questions stay together. Small collections only roughly follow the fractions.
+and all its questions stay together. Where questions are about several media, all that are connected by them stay
+together too, under the hash of one of them. Small collections only roughly follow the fractions.
 """
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from longvideo_reason_data.records.record import Split
+from longvideo_reason_data.records.record import QuestionRecord, Split
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -52,6 +54,40 @@ def assign_split(video_digest: str, fractions: SplitFractions, *, seed: int = 0)
     if position < fractions.train_sft + fractions.train_rl:
         return Split.TRAIN_RL
     return Split.HELD_OUT if fractions.held_out else Split.TRAIN_RL if fractions.train_rl else Split.TRAIN_SFT
+
+
+def connect_media(shown_together: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Find the media that belong together because some question is about both, directly or over others.
+
+    Args:
+        shown_together: The digests of the media of each question.
+
+    Returns:
+        For each digest the first, in alphabetical order, of those that it is connected with.
+    """
+    parents: dict[str, str] = {}
+
+    def root_of(digest: str) -> str:
+        while parents[digest] != digest:
+            parents[digest] = parents[parents[digest]]
+            digest = parents[digest]
+        return digest
+
+    for digests in shown_together:
+        parents |= {digest: digest for digest in digests if digest not in parents}
+        roots = sorted({root_of(digest) for digest in digests})
+        for root in roots[1:]:
+            parents[root] = roots[0]
+    return {digest: root_of(digest) for digest in parents}
+
+
+def assign_splits(
+    records: Sequence[QuestionRecord], fractions: SplitFractions, *, seed: int = 0
+) -> list[QuestionRecord]:
+    """Put questions into splits so that no medium is in two; see `assign_split`."""
+    connected = connect_media(record.digests for record in records)
+    splits = {first: assign_split(first, fractions, seed=seed) for first in connected.values()}
+    return [record.model_copy(update={"split": splits[connected[record.digests[0]]]}) for record in records]
 
 
 def count_videos(num_videos: int, fractions: SplitFractions) -> dict[Split, int]:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.records.answers import LETTERS
-from longvideo_reason_data.records.record import HASTY_SOURCE, QuestionRecord, Split, write_records
+from longvideo_reason_data.records.medium import RecordMedium
+from longvideo_reason_data.records.record import Demonstration, QuestionRecord, Split, write_records
 from longvideo_reason_data.timeline.questions import create_questions, deal_letters
 from longvideo_reason_data.timeline.rendering import write_video
 from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
@@ -50,7 +51,7 @@ def write_timeline_dataset(
         questions_per_video: At most so many questions about each; a thin story may hold fewer.
         seed: Changes every world.
         hasty_fraction: Share of the demonstrations for SFT whose author did not watch: they say so and guess. Imitation
-            copies the habit, reward unlearns it. Their `source` names them; no other split has any.
+            copies the habit, reward unlearns it. Their `demonstration` says so; no other split has any.
         progress: Called with the number of finished and of all videos.
 
     Raises:
@@ -132,9 +133,13 @@ def _records(
     records = [
         QuestionRecord(
             question_id=f"{split}-{number:05d}-{index}",
-            video_path=f"videos/{paths[world.name].name}",
-            video_digest=file_digests[world.name],
-            video_duration_seconds=world.settings.seconds,
+            media=(
+                RecordMedium(
+                    path=f"videos/{paths[world.name].name}",
+                    digest=file_digests[world.name],
+                    duration_seconds=world.settings.seconds,
+                ),
+            ),
             split=split,
             skill=question.skill,
             question=question.question,
@@ -159,7 +164,7 @@ def _mix_in_guesses(records: list[QuestionRecord], hasty_fraction: float, seed: 
             | {
                 "answer": generator.choice(LETTERS[: len(record.options)]),
                 "reasoning": HASTY_REASONING,
-                "source": HASTY_SOURCE,
+                "demonstration": Demonstration.GUESSED,
             }
         )
         if generator.random() < hasty_fraction

@@ -52,14 +52,14 @@ function writeAddress() {
 }
 
 const identity = (item) => item.id ?? item.item;
+const mediaOf = (item) => (item.media || []).map((number) => data.media[number]);
 const haystacks = new Map();
 
 function haystack(item) {
   let text = haystacks.get(item);
   if (text === undefined) {
-    const video = data.videos[item.video];
     const parts = [identity(item), item.question, ...(item.options || []), item.answer, item.reasoning, item.reason, item.detail];
-    if (video) parts.push(video.path, ...video.segments.flatMap((segment) => [segment[2], segment[3]]));
+    for (const medium of mediaOf(item)) parts.push(medium.path, ...medium.segments.flatMap((segment) => [segment[2], segment[3]]));
     text = parts.filter(Boolean).join("\n").toLowerCase();
     haystacks.set(item, text);
   }
@@ -120,9 +120,14 @@ function choose(place) {
   showDetail();
 }
 
-// ---- one video's timeline ----
+// ---- one video's timeline, or a picture ----
 
-function timeline(video, evidence) {
+function still(medium) {
+  const picture = (medium.thumbnails || []).map(([, uri]) => make("img", { src: uri, alt: medium.path }));
+  return { figure: make("figure", { class: "timeline", "aria-label": "Picture " + medium.path }, ...picture), show: () => {} };
+}
+
+function timeline(video, evidence, suffix) {
   const share = (seconds) => (100 * Math.max(0, Math.min(1, seconds / video.seconds))).toFixed(3) + "%";
   const put = (element, start, end) => {
     element.style.left = share(start);
@@ -158,7 +163,7 @@ function timeline(video, evidence) {
       words.append(caption === undefined ? "[" + span(from, to) + "] " + text + " " : text);
       if (said) words.append(make("q", {}, said));
     });
-    state.show = start + "-" + end;
+    state.show = start + "-" + end + suffix;
     writeAddress();
   }
 
@@ -239,26 +244,32 @@ function showDetail() {
 }
 
 function question(item) {
-  const video = data.videos[item.video];
-  const line = video ? timeline(video, item.evidence) : null;
-  const show = line ? line.show : () => {};
-  const [from, to] = state.show.split("-").map(parseFloat);
-  if (to >= from) show(from, to);
+  const media = mediaOf(item), several = media.length > 1;
+  const lines = media.map((medium, place) => medium.kind === "image" ? still(medium)
+    : timeline(medium, item.evidence.filter((given) => given[2] === place), several ? "-" + place : ""));
+  const show = (start, end, place) => {
+    lines.forEach((line, number) => { if (place === undefined || place === number) line.show(start, end); });
+    if (place === undefined) { state.show = start + "-" + end; writeAddress(); }
+  };
+  const named = (medium, place) => several ? make("h3", {}, place + 1 + ". " + medium.path) : null;
+  const longest = Math.max(0, ...media.map((medium) => medium.seconds || 0)) || Infinity;
+  const [from, to, shown] = state.show.split("-").map(parseFloat);
+  if (to >= from) show(from, to, shown >= 0 ? shown : undefined);
   const parts = [
     make("p", { class: "kicker" }, make("b", { class: item.reason ? "reason" : null }, item.reason ? "dropped: " + label(item.reason) : label(item.skill)),
       " · " + [item.reason && label(item.skill), label(item.split), item.difficulty, identity(item)].filter(Boolean).join(" · ")),
     make("h2", {}, item.question),
   ];
   if (item.detail) parts.push(make("p", { class: "said-now" }, item.detail));
-  if (line) parts.push(line.figure);
+  lines.forEach((line, place) => parts.push(...[named(media[place], place), line.figure].filter(Boolean)));
   parts.push(answers(item));
   parts.push(make("h3", {}, "Evidence"), item.evidence.length
-    ? make("div", { class: "spans" }, ...item.evidence.map(([start, end]) => timeButton(span(start, end), start, end, show)))
+    ? make("div", { class: "spans" }, ...item.evidence.map(([start, end, place]) => timeButton((several ? place + 1 + ". " : "") + span(start, end), start, end, (first, last) => show(first, last, place))))
     : make("p", { class: "quiet" }, "None is given."));
-  parts.push(make("h3", {}, "Reasoning"), item.reasoning ? withMoments(item.reasoning, video ? video.seconds : Infinity, show)
+  parts.push(make("h3", {}, "Reasoning"), item.reasoning ? withMoments(item.reasoning, longest, show)
     : make("p", { class: "quiet" }, "None is given."));
   parts.push(make("h3", {}, "How models answered"), rates(item));
-  if (video) parts.push(...aboutVideo(item, video, show));
+  new Set(media).forEach((medium) => parts.push(...aboutMedium(item, medium, (start, end) => show(start, end, media.indexOf(medium)))));
   return parts;
 }
 
@@ -283,10 +294,11 @@ function rates(item) {
     })));
 }
 
-function aboutVideo(item, video, show) {
-  const others = data.questions.filter((other) => other.video === item.video && other !== item);
-  const parts = [make("h3", {}, "Video"), make("table", {}, make("tbody", {},
-    ...[["file", video.path], ["length", clock(video.seconds)], ["source", video.source], ["licence", video.license], ["SHA-256", video.digest]]
+function aboutMedium(item, video, show) {
+  const others = data.questions.filter((other) => other !== item && mediaOf(other).includes(video));
+  const length = video.kind === "image" ? [] : [["length", clock(video.seconds)]];
+  const parts = [make("h3", {}, video.kind === "image" ? "Picture" : "Video"), make("table", {}, make("tbody", {},
+    ...[["file", video.path], ...length, ["source", video.source], ["licence", video.license], ["SHA-256", video.digest]]
       .map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)))))];
   if (others.length) parts.push(make("h3", {}, "Other questions about it"), make("div", { class: "others" }, ...others.slice(0, 40).map((other) =>
     make("button", { type: "button", onclick: () => visit(other) }, make("small", {}, label(other.skill)), other.question))));

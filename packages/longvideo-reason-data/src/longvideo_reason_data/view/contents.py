@@ -2,18 +2,19 @@
 
 Only the records have to be there. Files about how the dataset was made are shown as far as they exist; one that exists
 and can't be read is an error: a page without it would look like that of a dataset that dropped nothing.
-The form is short on purpose (lists instead of objects, a number instead of a video's digest): a page may hold very many
-questions. Nothing here makes pictures or HTML.
+The form is short on purpose (lists instead of objects, a number instead of a medium's digest): a page may hold very
+many questions. Nothing here makes pictures or HTML.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.inspection.statistics import describe_dataset
 from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, SEGMENTS_NAME, read_dataset
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
 FILTERS_NAME = "filters.json"
@@ -23,15 +24,15 @@ UNFILTERED_NAME = "unfiltered.parquet"
 _DIFFICULTY_CONDITIONS = ("rollouts", "full")
 
 
-def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[QuestionRecord]]:
+def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[RecordMedium]]:
     """Gather what a dataset holds.
 
     Args:
         dataset: Its folder.
 
     Returns:
-        The contents of the page, and one record for each of its videos, in their order: first those that questions
-        were kept about, then those that only dropped ones are about.
+        The contents of the page, and its videos and pictures in their order: first those that questions were kept
+        about, then those that only dropped ones are about.
 
     Raises:
         UsageError: When the folder is missing or holds no dataset of this version.
@@ -39,26 +40,26 @@ def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[QuestionRecord
     """
     records = read_dataset(dataset)
     filtered = _read_filtered(dataset)
-    firsts: dict[str, QuestionRecord] = {}
+    firsts: dict[str, tuple[RecordMedium, QuestionRecord]] = {}
     for record in (*records, *(record for _, record in filtered if record)):
-        firsts.setdefault(record.video_digest, record)
+        for medium in record.media:
+            firsts.setdefault(medium.digest, (medium, record))
     numbers = {digest: number for number, digest in enumerate(firsts)}
     segments = _read_segments(dataset / SEGMENTS_NAME)
     contents = {
         "name": dataset.resolve().name,
         "counts": describe_dataset(dataset),
-        "videos": [_describe_video(record, segments.get(digest, [])) for digest, record in firsts.items()],
-        "questions": [_describe_question(record, numbers[record.video_digest]) for record in records],
+        "media": [
+            _describe_medium(medium, record, segments.get(digest, [])) for digest, (medium, record) in firsts.items()
+        ],
+        "questions": [_describe_question(record, numbers) for record in records],
         "dropped": [
             *_read_dropped(dataset / DROPPED_NAME),
-            *(
-                item | _describe_question(record, numbers[record.video_digest]) if record else item
-                for item, record in filtered
-            ),
+            *(item | _describe_question(record, numbers) if record else item for item, record in filtered),
         ],
         "manifest": _read_object(dataset / MANIFEST_NAME),
     }
-    return contents, list(firsts.values())
+    return contents, [medium for medium, _ in firsts.values()]
 
 
 def difficulty_of(pass_rates: Sequence[dict[str, Any]]) -> str:
@@ -73,11 +74,12 @@ def difficulty_of(pass_rates: Sequence[dict[str, Any]]) -> str:
     return "easy" if measured[0] >= 0.75 else "hard" if measured[0] <= 0.25 else "medium"
 
 
-def _describe_video(record: QuestionRecord, segments: list[list[Any]]) -> dict[str, Any]:
+def _describe_medium(medium: RecordMedium, record: QuestionRecord, segments: list[list[Any]]) -> dict[str, Any]:
     return {
-        "path": record.video_path,
-        "digest": record.video_digest,
-        "seconds": record.video_duration_seconds,
+        "kind": str(medium.kind),
+        "path": medium.path,
+        "digest": medium.digest,
+        "seconds": medium.duration_seconds,
         "split": str(record.split),
         "source": record.source,
         "license": record.license,
@@ -85,19 +87,19 @@ def _describe_video(record: QuestionRecord, segments: list[list[Any]]) -> dict[s
     }
 
 
-def _describe_question(record: QuestionRecord, video: int) -> dict[str, Any]:
+def _describe_question(record: QuestionRecord, numbers: Mapping[str, int]) -> dict[str, Any]:
     row = record.model_dump(mode="json")
     rates = cast(list[dict[str, Any]], row.get("pass_rates", []))
     return {
         "id": record.question_id,
-        "video": video,
+        "media": [numbers[digest] for digest in record.digests],
         "split": str(record.split),
         "skill": str(record.skill),
         "difficulty": difficulty_of(rates),
         "question": record.question,
         "options": list(record.options),
         "answer": record.answer,
-        "evidence": [[span.start_seconds, span.end_seconds] for span in record.evidence],
+        "evidence": [[span.start_seconds, span.end_seconds, span.medium] for span in record.evidence],
         "reasoning": record.reasoning,
         "rates": rates,
     }

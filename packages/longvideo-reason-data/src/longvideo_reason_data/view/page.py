@@ -34,9 +34,9 @@ def write_page(dataset: Path, output: Path, *, most_thumbnails: int = MOST_THUMB
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When one of its files is damaged, or the page can't be written.
     """
-    contents, videos = collect_contents(dataset)
-    for video, pictures in zip(contents["videos"], make_thumbnails(dataset, videos, most=most_thumbnails), strict=True):
-        video["thumbnails"] = pictures
+    contents, media = collect_contents(dataset)
+    for medium, pictures in zip(contents["media"], make_thumbnails(dataset, media, most=most_thumbnails), strict=True):
+        medium["thumbnails"] = pictures
     write_text_atomic(output, render_page(contents))
     return contents
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
-from longvideo_reason_data.records.record import QuestionRecord, resolve_video
+from longvideo_reason_data.media.video_file import sample_frames
+from longvideo_reason_data.records.medium import RecordMedium
+from longvideo_reason_data.records.opening import open_medium
 
 SIDE_PIXELS = 160
 JPEG_QUALITY = 62
@@ -26,29 +27,29 @@ Thumbnail = tuple[float, str]
 """Its time in seconds from the first frame, and a data URI."""
 
 
-def make_thumbnails(dataset: Path, videos: Sequence[QuestionRecord], *, most: int) -> list[list[Thumbnail]]:
-    """Make pictures of videos, spread evenly over each.
+def make_thumbnails(dataset: Path, media: Sequence[RecordMedium], *, most: int) -> list[list[Thumbnail]]:
+    """Make pictures of media, spread evenly over each; of a still picture there is one.
 
     Args:
         dataset: The dataset's folder.
-        videos: One record for each video.
-        most: Pictures for all of them together; when that is less than one each, the first videos have them.
+        media: The videos and still pictures.
+        most: Pictures for all of them together; when that is less than one each, the first ones have them.
 
     Returns:
-        The pictures of each video in order of time; none for a video that can't be read.
+        The pictures of each in order of time; none for one that can't be read.
     """
-    if not videos or most < 1:
-        return [[] for _ in videos]
-    per_video = max(1, min(MOST_PER_VIDEO, most // len(videos)))
-    pictured = videos[: most // per_video]
+    if not media or most < 1:
+        return [[] for _ in media]
+    per_video = max(1, min(MOST_PER_VIDEO, most // len(media)))
+    pictured = media[: most // per_video]
     with ThreadPoolExecutor(_NUM_READERS) as threads:
         made = list(threads.map(partial(_picture, dataset, per_video), pictured))
-    return [*made, *([] for _ in videos[len(pictured) :])]
+    return [*made, *([] for _ in media[len(pictured) :])]
 
 
-def _picture(dataset: Path, count: int, record: QuestionRecord) -> list[Thumbnail]:
+def _picture(dataset: Path, count: int, medium: RecordMedium) -> list[Thumbnail]:
     try:
-        video = VideoFile.open(resolve_video(dataset, record), num_threads=1)
+        video = open_medium(dataset, medium)
         indices = sample_frames(video, num_frames=count)
         frames = video.read(indices)
     except DataError:

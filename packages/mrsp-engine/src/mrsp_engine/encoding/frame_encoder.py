@@ -31,7 +31,7 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.plan import EncodingPlan, FrameLayout
 from mrsp_engine.encoding.video import Video
-from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.errors import EngineError, EngineUsageError, UnfitMediumError
 
 __all__ = [
     "FRAMES_PER_STRETCH",
@@ -172,10 +172,11 @@ class FrameEncoder(ABC):
         """Plan the encoding of an image, a video of one frame.
 
         Raises:
-            EngineUsageError: The model takes no images, or it has more frames than one.
+            UnfitMediumError: The model takes no images.
+            EngineUsageError: It has more frames than one.
         """
         if "image" not in self._settings_digests:
-            raise EngineUsageError(f"image for a model of family {self._family} that takes none; ask without images")
+            raise UnfitMediumError(f"image for a model of family {self._family} that takes none; ask without images")
         if image.frame_count != 1:
             raise EngineUsageError(f"image with {image.frame_count} frames: expected 1; encode it as a video")
         return self.plan(image, [0], modality="image")
