@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3VLMoeForConditionalGeneration, Qwen3VLProcessor
@@ -47,14 +48,22 @@ class Qwen3VlMoePolicy(Qwen3VlPolicy):
         if model.dtype == torch.float64:
             model.set_experts_implementation("eager")  # torch's grouped products know no float64
         super().__init__(folder, model, processor, store)
+        self._unturned = _unturned_experts(folder, model)
+
+    def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
+        """See `LanguagePolicy.checkpoint_weights`; the experts' matrices lie as in the folder they came from."""
+        return {
+            folder: {
+                name: tensor.transpose(1, 2) if name.endswith(EXPERT_WEIGHTS) and name not in self._unturned else tensor
+                for name, tensor in weights.items()
+            }
+            for folder, weights in super().checkpoint_weights().items()
+        }
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the experts of a layer are one tensor whose matrices lie as in checkpoints."""
         for name, tensor in super().sampler_weights():
             yield name, tensor.transpose(1, 2) if name.endswith(EXPERT_WEIGHTS) else tensor
-
-    def _save_model(self, folder: Path) -> None:
-        save_with_experts(self.model, folder)
 
 
 class Qwen3VlMoeFamily(QwenVlFamily):
@@ -63,3 +72,14 @@ class Qwen3VlMoeFamily(QwenVlFamily):
     policy_class = Qwen3VlMoePolicy
     model_class = Qwen3VLMoeForConditionalGeneration
     processor_class = Qwen3VLProcessor
+
+
+def _unturned_experts(folder: Path, model: Any) -> set[str]:
+    """The experts' weights that a folder has the way of transformers' class, as transformers itself saves them."""
+    own = model.state_dict()
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.endswith(EXPERT_WEIGHTS) and name in own]  # noqa: SIM118
+            found |= {name for name in names if file.get_slice(name).get_shape() == list(own[name].shape)}
+    return found
