@@ -8,6 +8,7 @@ import torch
 
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.grpo import choose_questions, draw_responses, train_grpo
+from longrl_trainer.objectives.registry import make_objective
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
@@ -72,14 +73,18 @@ def step(started, tmp_path):
     prompts = [build_question_prompt(policy, question, None) for question in asked]
     drawn = draw_responses(TransformersRolloutEngine(policy), prompts, config, step=0)
     rewards = load_rewards(config.rewards)
-    groups = judge_groups(list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, advantage="grpo")
+    groups = judge_groups(
+        list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, objective=make_objective(config)
+    )
     return config, policy, groups
 
 
 def gradient_after(policy, groups, config, reference=None):
     """First moments after one update: the clipped gradient, scaled alike in every call."""
     optimizer = Optimizer(policy.model, weight_decay=0.0, max_gradient_norm=1e9)
-    statistics = update_policy(policy, optimizer, groups, config, 0.0, StepMedia(policy, []), reference)
+    statistics = update_policy(
+        policy, optimizer, groups, make_objective(config), config, 0.0, StepMedia(policy, []), reference
+    )
     return {name: value for name, value in optimizer.state_tensors().items() if "exp_avg/" in name}, statistics
 
 
@@ -105,7 +110,7 @@ def test_the_update_is_the_policy_gradient(step):
     config, policy, groups = step
     found, _ = gradient_after(policy, groups, config)
     loss = torch.zeros((), dtype=torch.float64)
-    for group, weights in zip(groups, weigh_groups(groups, config), strict=True):
+    for group, weights in zip(groups, weigh_groups(groups, make_objective(config)), strict=True):
         scores = score_branches(policy, group.prompt, group.branches(), share_prompt=False)
         for (_, advantage), weight, logprobs in zip(group.judged(), weights, scores.logprobs, strict=True):
             loss = loss - weight * advantage * logprobs.sum()

@@ -15,6 +15,7 @@ from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.sections import DataSection
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import draw_responses, train_grpo
+from longrl_trainer.objectives.registry import make_objective
 from longrl_trainer.questions.question import Question, build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
@@ -79,15 +80,26 @@ def test_two_grpo_steps_with_the_trainers_own_parts(
     engine = TransformersRolloutEngine(policy)
     optimizer = Optimizer(policy.model, weight_decay=0.0, max_gradient_norm=1.0)
     before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
-    rewards = load_rewards(config.rewards)
+    rewards, objective = load_rewards(config.rewards), make_objective(config)
     for step in range(2):
         asked = questions[2 * step : 2 * step + 2]
         prompts = [build_question_prompt(policy, question, None) for question in asked]
         drawn = draw_responses(engine, prompts, config, step=step)
-        groups = judge_groups(list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, advantage="grpo")
+        groups = judge_groups(
+            list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, objective=make_objective(config)
+        )
         # An untrained model is never right; give it something to learn, or no group would be computed.
         groups = [_with_spread(group) for group in groups]
-        statistics = update_policy(policy, optimizer, groups, config, config.learning_rate, StepMedia(policy, []), None)
+        statistics = update_policy(
+            policy,
+            optimizer,
+            groups,
+            objective,
+            config,
+            config.learning_rate,
+            StepMedia(policy, []),
+            None,
+        )
         assert statistics.gap_mean_abs < 1e-4
         assert statistics.gradient_norm > 0
         engine.update_weights(policy)

@@ -1,6 +1,6 @@
 """GRPO: the model answers questions, answers are compared within their group, better ones become more likely.
 
-One step, read top to bottom in `train_grpo`: draw G responses per question from the sampler, let the rewards judge
+One step, read top to bottom in `_train`: draw G responses per question from the sampler, let the rewards judge
 them, turn rewards into advantages, climb the clipped objective, hand the new weights to the sampler. Every pass over a
 group computes its long prompt once. What is measured on the way is in `step_metrics`.
 
@@ -17,19 +17,20 @@ from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
+from longrl_trainer.objectives.registry import make_objective
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import Question, build_question_prompt, longest_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
-from longrl_trainer.rewards.registry import load_rewards
+from longrl_trainer.rewards.registry import WeightedReward, load_rewards
 from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
 from longrl_trainer.rl.update import update_policy
-from longrl_trainer.runs.folder import open_run
+from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import create_optimizer, open_engine, open_policy, open_training_policy
 from longrl_trainer.training.optimizer import warmup_learning_rate
-from longrl_trainer.training.ranks import join_ranks
+from longrl_trainer.training.ranks import Ranks, join_ranks
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
@@ -68,13 +69,28 @@ def train_grpo(
     ranks = join_ranks(config.model)
     progress = progress if progress and ranks.is_first else SilentProgress()
     rewards = load_rewards(config.rewards)
-    run = open_run("grpo", config, model=config.model, data=config.data, ranks=ranks)
-    if run.result is not None:
-        return GrpoResult(model_folder=run.model_folder, **run.result)
+    with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:
+        result = run.result or _train(config, run, rewards, policy, engine, progress, ranks)
+        return GrpoResult(model_folder=run.model_folder, **result)
 
+
+def _train(
+    config: GrpoConfig,
+    run: Run,
+    rewards: Sequence[WeightedReward],
+    policy: Policy | None,
+    engine: RolloutEngine | None,
+    progress: ProgressDisplay,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """All steps that are not done, and the final model; returns what is reported."""
+    run.require_length(config.steps)
+    objective = make_objective(config)
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
     with storing(policy, config):
-        questions = load_questions(config.data, policy, progress=progress, choice_only=True, ranks=ranks)
+        questions = load_questions(
+            config.data, policy, progress=progress, blind=config.blind, choice_only=True, ranks=ranks
+        )
     run.save_questions(questions.report())
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
@@ -110,13 +126,15 @@ def train_grpo(
                     for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
                     if not isinstance(outcome, Refusal)
                 ]
-                groups = judge_groups(answered, rewards=rewards, advantage=config.advantage, ranks=ranks)
+                groups = judge_groups(answered, rewards=rewards, objective=objective, ranks=ranks)
                 refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
                 if not groups:
                     raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
-                update = update_policy(policy, optimizer, groups, config, learning_rate, media, reference, ranks)
+                update = update_policy(
+                    policy, optimizer, groups, objective, config, learning_rate, media, reference, ranks
+                )
             with clock("sync"):
                 sampler.update_weights(policy)
 
@@ -133,7 +151,7 @@ def train_grpo(
     policy.freeze_vision()
     result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": questions.counts()}
     run.finish(policy, result)
-    return GrpoResult(model_folder=run.model_folder, **result)
+    return result
 
 
 def choose_questions(questions: Sequence[Question], config: GrpoConfig, *, step: int) -> list[Question]:

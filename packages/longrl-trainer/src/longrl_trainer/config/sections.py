@@ -4,14 +4,19 @@ Every setting's docstring is its help text.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from longrl_trainer.config.effects import Effect
 
 AdvantageName = Literal["grpo", "dr_grpo", "rloo"]
 
 
 AggregationName = Literal["token", "sequence", "constant"]
+
+
+ObjectiveName = Literal["clipped"]
 
 
 OptimizerName = Literal["adamw", "muon"]
@@ -27,6 +32,10 @@ StoredName = Literal["embeddings", "frames", "smaller"]
 
 
 SplitName = Literal["train_sft", "train_rl", "held_out"]
+
+
+RewardEntry = float | dict[str, JsonValue]
+"""A reward's weight, or a table with `weight` and what the reward itself can be set to."""
 
 
 class Section(BaseModel):
@@ -51,7 +60,7 @@ class ModelSection(Section):
 class DataSection(Section):
     """Which questions, and how their videos are looked at."""
 
-    dataset: Path
+    dataset: Annotated[Path, Effect.PLACE]
     """Dataset folder: `records.parquet` and the videos it names."""
     split: SplitName
     """Which of the dataset's splits."""
@@ -66,9 +75,9 @@ class SamplerSection(Section):
 
     engine: Literal["vllm", "transformers"] = "vllm"
     """`vllm`, or a plain sampling loop where vLLM can't be installed."""
-    memory_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
+    memory_bytes: Annotated[int, Effect.NONE] = Field(default=512 * 1024**2, ge=1024**2)
     """vLLM's memory for keys and values."""
-    max_num_seqs: int = Field(default=256, ge=1)
+    max_num_seqs: Annotated[int, Effect.NONE] = Field(default=256, ge=1)
     """Responses that vLLM writes at the same time."""
 
 

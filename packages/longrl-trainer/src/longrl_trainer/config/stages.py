@@ -1,23 +1,27 @@
 """What can be set: one frozen model per stage, made of sections that the stages share.
 
 The models check what a value is (type, range, known key). What only a run can know (does the folder exist, which
-rewards are installed) is checked where it is used. Paths are relative to the folder the command is started in. Imports
+rewards are installed) is checked where it is used. What another value does to the result of a run that is begun stands
+in the annotation (`config.effects`). Paths are relative to the folder the command is started in. Imports
 nothing heavy, so that a command can show its settings at once.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from longrl_trainer.config.effects import Effect
 from longrl_trainer.config.sections import (
     AdvantageName,
     AggregationName,
     DataSection,
     DtypeName,
     ModelSection,
+    ObjectiveName,
     OptimizerName,
     ParallelSection,
+    RewardEntry,
     SamplerSection,
     Section,
     StoredName,
@@ -28,13 +32,13 @@ from longrl_trainer.config.sections import (
 class TrainingConfig(Section):
     """What every stage with a training loop shares."""
 
-    output: Path
+    output: Annotated[Path, Effect.PLACE]
     """Folder of this run: settings, journal, checkpoints and the final model."""
     seed: int = Field(default=0, ge=0)
     """Decides every shuffle and every sampled token."""
     dtype: DtypeName = "float32"
     """Type of the model's weights while training (the optimizer keeps its own in float32 at least)."""
-    checkpoint_every_steps: int = Field(default=50, ge=1)
+    checkpoint_every_steps: Annotated[int, Effect.NONE] = Field(default=50, ge=1)
     """How often the state of the run is saved; an interrupted run repeats at most this many steps."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
@@ -49,20 +53,24 @@ class TrainingConfig(Section):
     train_vision: VisionName = "frozen"
     """What is trained of what turns frames into embeddings: nothing, so that each video is encoded once for all runs;
     `projector`, which is run in every step on what the tower made once; or `all`, encoding each video once per step."""
-    stored: StoredName = "embeddings"
+    stored: Annotated[StoredName, Effect.NONE] = "embeddings"
     """What the store keeps of videos while vision is frozen: embeddings; `frames`, to be encoded in every step that
     needs them; or whichever of both is `smaller`."""
-    share_prompt: bool = True
+    share_prompt: Annotated[bool, Effect.NONE] = True
     """Compute each video's prompt once for all its questions or responses; false repeats it, with the same result."""
-    parallel: ParallelSection = ParallelSection()
+    blind: bool = False
+    """Train without showing the videos; a model that can't see asks for it."""
+    questions_may_change: Annotated[bool, Effect.NONE] = False
+    """Go on with an interrupted run although other questions can be used than when it began."""
+    parallel: Annotated[ParallelSection, Effect.NONE] = ParallelSection()
 
 
 class SftConfig(TrainingConfig):
     """CoT-SFT: learn to write the dataset's own reasoning and answers."""
 
-    model: ModelSection
+    model: Annotated[ModelSection, Effect.PLACE]
     data: DataSection
-    epochs: int = Field(default=1, ge=1)
+    epochs: Annotated[int, Effect.LENGTH] = Field(default=1, ge=1)
     """How often every question is seen."""
     rows_per_step: int = Field(default=8, ge=1)
     """Packed rows (one video each) per optimizer step."""
@@ -82,9 +90,9 @@ class SftConfig(TrainingConfig):
 class GrpoConfig(TrainingConfig):
     """GRPO and its family: learn from rewards on the model's own responses."""
 
-    model: ModelSection
+    model: Annotated[ModelSection, Effect.PLACE]
     data: DataSection
-    steps: int = Field(ge=1)
+    steps: Annotated[int, Effect.LENGTH] = Field(ge=1)
     """Rollout-and-update steps."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Questions per step."""
@@ -98,6 +106,8 @@ class GrpoConfig(TrainingConfig):
     """Steps in which the learning rate rises to its peak; constant afterwards."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on the same rollouts."""
+    objective: ObjectiveName = "clipped"
+    """What the tokens of a response cost: `clipped` is PPO's surrogate."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """How far a token's probability ratio may fall below 1 before its gradient stops."""
     clip_high: float = Field(default=0.28, gt=0)
@@ -108,11 +118,11 @@ class GrpoConfig(TrainingConfig):
     """What a response counts in the loss: by its tokens, all the same, or by tokens over a constant."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the starting model; 0 needs no reference pass."""
-    rewards: dict[str, float] = Field(default={"answer": 0.9, "format": 0.1})
-    """Reward names and their weights."""
-    max_logprob_gap: float = Field(default=1e-3, gt=0)
+    rewards: dict[str, RewardEntry] = Field(default={"answer": 0.9, "format": 0.1})
+    """Reward names and their weights; a reward with settings of its own has a table with `weight` and these."""
+    max_logprob_gap: Annotated[float, Effect.NONE] = Field(default=1e-3, gt=0)
     """The run stops when sampler and trainer disagree by more (mean absolute log-probability); bfloat16 needs more."""
-    journal_groups: int = Field(default=2, ge=0)
+    journal_groups: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
     sampler: SamplerSection = SamplerSection()
 

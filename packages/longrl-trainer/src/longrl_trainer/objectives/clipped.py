@@ -8,15 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longrl_trainer.objectives.base import PolicyLoss
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyLoss:
-    """Clipped objective of one response."""
+class ClippedLoss:
+    """`clipped_policy_loss` with its bounds."""
 
-    losses: Tensor
-    """Loss of every token, to be minimised, shape [R]."""
-    is_clipped: Tensor
-    """Shape [R]: where the clip was active, so that the token has no gradient."""
+    clip_low: float
+    clip_high: float
+
+    def __call__(self, logprobs_R: Tensor, old_logprobs_R: Tensor, advantage: float) -> PolicyLoss:
+        """See `ResponseLoss`."""
+        return clipped_policy_loss(
+            logprobs_R, old_logprobs_R, advantage, clip_low=self.clip_low, clip_high=self.clip_high
+        )
 
 
 def clipped_policy_loss(

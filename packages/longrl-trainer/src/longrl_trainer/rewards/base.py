@@ -4,6 +4,7 @@ A reward that can't judge (its judge is unreachable, the question is of a kind i
 a response is left out of its group; it is never scored 0, which would teach the model that it was wrong.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -33,9 +34,45 @@ class RewardResult:
     status: RewardStatus
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardRequest:
+    """One response to be judged."""
+
+    response_text: str
+    finished: bool
+    """Whether the model ended it itself."""
+    record: QuestionRecord
+
+
 class Reward(Protocol):
-    """What an entry point in the group `longrl_trainer.rewards` provides: a class without arguments with this shape."""
+    """What an entry point in the group `longrl_trainer.rewards` provides: a class of this shape, or a `ResponseReward`.
+
+    The class has no arguments, unless it has settings: then its attribute `Settings` is their model, a `Section`
+    (`longrl_trainer.config.sections`), and its only argument an object of it.
+    """
+
+    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        """Judge all responses of a step that this process has to judge, one result each in the same order."""
+        ...
+
+
+class ResponseReward(Protocol):
+    """A reward that is quick enough to judge one response after the other."""
 
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
         """Judge one response; `finished` tells whether the model ended it itself."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneByOne:
+    """A `ResponseReward` as a `Reward`."""
+
+    reward: ResponseReward
+
+    def judge(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        """Judge one response after the other."""
+        return [
+            self.reward.score(request.response_text, finished=request.finished, record=request.record)
+            for request in requests
+        ]

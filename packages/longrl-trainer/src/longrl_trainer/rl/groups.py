@@ -4,12 +4,15 @@ Whatever travels from the sampler to the optimizer is in here. Media are referen
 not repeated per response.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longrl_trainer.objectives.advantages import AdvantageName, group_advantages, has_spread
+from longrl_trainer.objectives.advantages import has_spread
+from longrl_trainer.objectives.base import Objective
 from longrl_trainer.questions.question import Question
-from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_response
+from longrl_trainer.rewards.base import RewardRequest
+from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, judge_responses
 from longrl_trainer.training.ranks import ALONE, Ranks
 from mrsp_engine.layout import Branch
 from mrsp_engine.prompts import Prompt
@@ -56,7 +59,7 @@ def judge_groups(
     answered: Sequence[tuple[Question, Prompt, Sequence[Rollout]]],
     *,
     rewards: Sequence[WeightedReward],
-    advantage: AdvantageName,
+    objective: Objective,
     ranks: Ranks = ALONE,
 ) -> list[RolloutGroup]:
     """Score the responses to every question and compare them with each other; one rank alone judges a response.
@@ -64,18 +67,18 @@ def judge_groups(
     Args:
         answered: Questions with their prompts and responses.
         rewards: The recipe's.
-        advantage: How responses to one question are compared.
+        objective: Says how responses to one question are compared.
         ranks: Processes that share the work, so that a judge who changes its mind can't divide them.
     """
 
     def judge(share: Sequence[tuple[Question, Prompt, Sequence[Rollout]]]) -> list[tuple[ResponseScore, ...]]:
-        return [
-            tuple(
-                score_response(rewards, rollout.text, finished=rollout.finished, record=question.record)
-                for rollout in rollouts
-            )
+        requests = [
+            RewardRequest(response_text=rollout.text, finished=rollout.finished, record=question.record)
             for question, _, rollouts in share
+            for rollout in rollouts
         ]
+        scores = iter(judge_responses(rewards, requests))
+        return [tuple(itertools.islice(scores, len(rollouts))) for _, _, rollouts in share]
 
     return [
         RolloutGroup(
@@ -83,7 +86,7 @@ def judge_groups(
             prompt=prompt,
             rollouts=tuple(rollouts),
             scores=scores,
-            advantages=tuple(group_advantages([score.total for score in scores], advantage)),
+            advantages=tuple(objective.advantages([score.total for score in scores])),
         )
         for (question, prompt, rollouts), scores in zip(answered, ranks.divide(answered, judge), strict=True)
     ]

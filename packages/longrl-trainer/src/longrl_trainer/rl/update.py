@@ -1,6 +1,7 @@
 """From judged groups to new weights: the update of one step.
 
-The loop around it is `longrl_trainer.grpo`; here nothing is sampled or judged, and nothing is written to disk.
+The loop around it is `longrl_trainer.grpo`; here nothing is sampled or judged, and nothing is written to disk. What is
+made smaller is the `Objective`'s matter; the recipe only says how it is computed.
 
 Shape legend: R tokens of a response.
 """
@@ -12,8 +13,7 @@ from torch import Tensor
 
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.objectives.clipped import clipped_policy_loss
-from longrl_trainer.objectives.terms import kl_divergence_k3, response_weights
+from longrl_trainer.objectives.base import Objective
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.step_metrics import TokenStatistics
 from longrl_trainer.training.optimizer import Optimizer
@@ -28,6 +28,7 @@ def update_policy(
     policy: Policy,
     optimizer: Optimizer,
     groups: Sequence[RolloutGroup],
+    objective: Objective,
     config: GrpoConfig,
     learning_rate: float,
     media: StepMedia,
@@ -47,7 +48,7 @@ def update_policy(
     judged = [group for group in groups if group.judged()]
     if not judged:
         raise TrainerError("no response of this step could be judged; look at the rewards' verifiers")
-    weights = dict(zip(map(id, judged), weigh_groups(judged, config), strict=True))
+    weights = dict(zip(map(id, judged), weigh_groups(judged, objective), strict=True))
     trained = [group for group in judged if group.has_spread or reference is not None]
     rows = [[trained[index] for index in row] for row in plan_rows([g.as_prompt_group() for g in trained], config)]
     references: dict[int, list[Tensor]] = {}
@@ -75,7 +76,9 @@ def update_policy(
                         old[place] = [logprobs_R.detach() for logprobs_R in scores.logprobs]
                         measure_gap(statistics, group, old[place], config)
                     losses.append(
-                        group_loss(group, scores, old[place], references.get(place), weights[place], config, statistics)
+                        group_loss(
+                            group, scores, old[place], references.get(place), weights[place], objective, statistics
+                        )
                     )
                 loss = torch.stack(losses).sum()
                 loss.backward()
@@ -92,35 +95,24 @@ def group_loss(
     old_logprobs: Sequence[Tensor],
     reference_logprobs: Sequence[Tensor] | None,
     weights: Sequence[float],
-    config: GrpoConfig,
+    objective: Objective,
     statistics: TokenStatistics,
 ) -> Tensor:
     """A group's share in the loss of its step."""
     loss = scores.logprobs[0].new_zeros(())
     for index, (_, advantage) in enumerate(group.judged()):
         logprobs_R = scores.logprobs[index]
-        policy_loss = clipped_policy_loss(
-            logprobs_R, old_logprobs[index], advantage, clip_low=config.clip_low, clip_high=config.clip_high
-        )
-        losses_R, kl_R = policy_loss.losses, None
-        if reference_logprobs is not None:
-            kl_R = kl_divergence_k3(logprobs_R, reference_logprobs[index])
-            losses_R = losses_R + config.kl_coefficient * kl_R
-        loss = loss + weights[index] * losses_R.sum()
-        statistics.add_response(is_clipped_R=policy_loss.is_clipped, entropies_R=scores.entropies[index], kl_R=kl_R)
+        reference_R = None if reference_logprobs is None else reference_logprobs[index]
+        tokens = objective.token_losses(logprobs_R, old_logprobs[index], advantage, reference_R)
+        loss = loss + weights[index] * tokens.losses.sum()
+        statistics.add_response(is_clipped_R=tokens.is_clipped, entropies_R=scores.entropies[index], kl_R=tokens.kl)
     return loss
 
 
-def weigh_groups(groups: Sequence[RolloutGroup], config: GrpoConfig) -> list[list[float]]:
-    """The weights of `response_weights` over the whole step, cut into groups."""
+def weigh_groups(groups: Sequence[RolloutGroup], objective: Objective) -> list[list[float]]:
+    """The objective's weights over the whole step, cut into groups."""
     lengths = [[len(rollout.token_ids) for rollout, _ in group.judged()] for group in groups]
-    flat = iter(
-        response_weights(
-            [length for of_group in lengths for length in of_group],
-            config.aggregation,
-            max_response_tokens=config.max_response_tokens,
-        )
-    )
+    flat = iter(objective.weights([length for of_group in lengths for length in of_group]))
     return [[next(flat) for _ in of_group] for of_group in lengths]
 
 
