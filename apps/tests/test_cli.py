@@ -1,8 +1,10 @@
 """The command as a user meets it: help at once, and one line for every mistake."""
 
 import json
+import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from longrl.cli import COMMANDS, main
 from longvideo_reason_data.records.record import SCHEMA_VERSION
 
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
@@ -33,6 +36,37 @@ def test_every_command_has_help_with_an_example(longrl, command):
     assert done.returncode == 0
     assert "Example" in done.stdout
     assert f"longrl {command}" in done.stdout
+
+
+def test_a_pipe_that_nobody_reads_ends_the_command_quietly():
+    with subprocess.Popen(
+        [sys.executable, "-m", "longrl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
+def test_an_interruption_while_the_command_is_loaded_is_one_line(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "longrl", "quickstart", "--output", tmp_path / "run"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "pydantic_core" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert (stderr, process.returncode) == ("interrupted; start the same command again to go on\n", 130)
+
+
+def test_every_choice_is_typed_as_it_is_documented(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    words = set()
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        choices = re.findall(r"\{([^{}]*)\}", capsys.readouterr().out)
+        words |= {word.strip() for group in choices for word in group.split(",")} - {"None", "True", "False"}
+    assert {"bfloat16", "held_out"} <= words
+    assert words == {word.lower() for word in words}
 
 
 def test_help_is_quick_and_loads_nothing_heavy(longrl):

@@ -19,6 +19,12 @@ IMPORTABLE = re.compile(
 )
 PATH = re.compile(r"`((?:packages|apps|tests|docs|\.ci)/[\w./-]*)`")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+# Names that a library doesn't promise to keep: with an underscore in front, or deep in vLLM.
+INSIDE = re.compile(
+    r"\b(?!self|cls|os\b)[a-z]\w*\._[a-z]\w+\(|\bops\.aten\._"
+    r"|from vllm\.(?!config|platforms)\w|vllm\.model_executor"
+)
+SOURCE_FOLDERS = [ROOT / "apps" / "src", *ROOT.glob("packages/*/src")]
 ENTRY_POINT_GROUPS = {"mrsp_engine.sampler_media"}
 
 
@@ -74,3 +80,15 @@ def test_the_trainers_readme_has_a_recipe_that_parses(tmp_path):
     path = tmp_path / "grpo.toml"
     path.write_text(recipe, encoding="utf-8")
     assert load_recipe(path, GrpoConfig).rewards == {"answer": 0.9, "format": 0.1}
+
+
+def test_each_module_that_leans_on_a_librarys_inside_is_listed():
+    leaning = [
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for folder in SOURCE_FOLDERS
+        for path in folder.rglob("*.py")
+        if INSIDE.search(path.read_text(encoding="utf-8"))
+    ]
+    text = (ROOT / "PATCHES.md").read_text(encoding="utf-8")
+    assert "mrsp_engine.rollout.vllm.long_media" in leaning
+    assert sorted(name for name in leaning if f"`{name}`" not in text) == []

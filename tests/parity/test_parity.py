@@ -35,7 +35,7 @@ from mrsp_engine.testing.exactness import (
     every_case,
     largest_difference,
 )
-from mrsp_engine.testing.fixtures import Ranks, run_on_ranks, use_exact_norms
+from mrsp_engine.testing.fixtures import RankPool, run_on_ranks, use_exact_norms
 from mrsp_engine.tiny.families import build_tiny
 from mrsp_engine.tiny.language import LanguageSizes, generation_config
 
@@ -150,8 +150,8 @@ def name_of(case: ParityCase) -> str:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(MOST_RANKS, timeout_seconds=SECONDS_PER_CASE) as ranks:
+def ranks() -> Iterator[RankPool]:
+    with RankPool(MOST_RANKS, timeout_seconds=SECONDS_PER_CASE) as ranks:
         yield ranks
 
 
@@ -166,7 +166,7 @@ def root(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
     return str(root)
 
 
-def test_a_case_equals_the_plain_way(case: ParityCase, ranks: Ranks, root: str) -> None:
+def test_a_case_equals_the_plain_way(case: ParityCase, ranks: RankPool, root: str) -> None:
     worst, name = max(ranks.call(difference, root, case))
     assert worst <= 1, f"{name} differs by {worst} times what is allowed"
 

@@ -26,7 +26,7 @@ from mrsp_engine.encoding.parallel import encode_media
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.testing.exactness import QUESTION, ParityCase, compute, largest_difference, parity_media
-from mrsp_engine.testing.fixtures import Ranks, use_exact_norms
+from mrsp_engine.testing.fixtures import RankPool, use_exact_norms
 from mrsp_engine.tiny.families import build_tiny
 
 NUM_RANKS = 2
@@ -144,16 +144,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(NUM_RANKS, timeout_seconds=50) as ranks:
+def ranks() -> Iterator[RankPool]:
+    with RankPool(NUM_RANKS, timeout_seconds=50) as ranks:
         yield ranks
 
 
 @pytest.mark.parametrize("case", [CASE, TRAINED], ids=lambda case: case.vision)
-def test_without_a_fault_the_case_passes(ranks: Ranks, root: str, case: ParityCase) -> None:
+def test_without_a_fault_the_case_passes(ranks: RankPool, root: str, case: ParityCase) -> None:
     assert max(ranks.call(measure, root, case, None)) <= 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen(ranks: Ranks, root: str, fault: str) -> None:
+def test_a_fault_is_seen(ranks: RankPool, root: str, fault: str) -> None:
     assert min(ranks.call(measure, root, FAULTS[fault][0], fault)) > 1000

@@ -18,7 +18,9 @@ from longrl.commands import store as store_command
 from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
+from longrl_trainer.config.sections import FrameSettings
 from longrl_trainer.errors import TrainerError
+from longvideo_reason_data.endings import end_quietly
 from longvideo_reason_data.errors import DataError
 from mrsp_engine.errors import EngineError
 
@@ -110,12 +112,19 @@ def tiny_model(
     print(output)
 
 
-def encode(videos: Files, model: Path, store: Path = Path("embeddings"), num_frames: int = 64) -> None:
+def encode(
+    videos: Files,
+    model: Path,
+    store: Path = Path("embeddings"),
+    frames: Annotated[FrameSettings, tyro.conf.arg(name="")] = FrameSettings(),  # noqa: B008 - shown as default
+) -> None:
     """Encode videos into the embedding store, so that training and evaluation find them there.
 
     What the store already holds is neither decoded nor encoded again.
 
     Example: longrl encode films --model tiny --num-frames 256
+
+    Example: longrl encode films --model tiny --fps 1 --max-frames 512 --frame-pixels 100352
 
     Example: longrl encode a.mp4 b.mkv --model checkpoints/Qwen2.5-VL-3B-Instruct --store embeddings
 
@@ -123,11 +132,11 @@ def encode(videos: Files, model: Path, store: Path = Path("embeddings"), num_fra
         videos: Video files, or folders that are searched for them.
         model: Folder of the checkpoint whose vision tower encodes.
         store: Folder of the embedding store.
-        num_frames: Frames per video, spread evenly; a shorter video gives all it has.
+        frames: How many frames, and how large; 64 frames unless told otherwise.
     """
     from longrl.commands.encode import encode_videos
 
-    encode_videos(videos, model, store, num_frames)
+    encode_videos(videos, model, store, frames.or_frames(64))
 
 
 def sft(recipe: Folder) -> None:
@@ -199,8 +208,12 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What was typed behind the name of the command; of this process when not given.
 
     Returns:
-        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted.
+        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted, 141 when nobody reads on.
     """
+    return end_quietly(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     settle_on_processor()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -208,7 +221,13 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments and arguments[0] in recipe_commands.COMMANDS:
             recipe_commands.run(arguments[0], arguments[1:])
         else:
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="longrl", description=DESCRIPTION, args=arguments)
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="longrl",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.EnumChoicesFromValues,),
+            )
     except (AppError, TrainerError, EngineError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -218,13 +237,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SafetensorError as error:
         print(f"error: a file of tensors can't be written or read: {error}; is the disk full?", file=sys.stderr)
         return AppError.exit_code
+    except BrokenPipeError:
+        raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         return AppError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on", file=sys.stderr)
-        return 130
     return 0
 
 

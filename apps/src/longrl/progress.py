@@ -22,6 +22,10 @@ class PlainProgress:
         """Print lines as long as the block runs."""
         yield _PlainTask(description, total, done)
 
+    def say(self, line: str) -> None:
+        """Print the line."""
+        print(line, file=sys.stderr, flush=True)
+
 
 class _PlainTask:
     """One task of a plain display."""

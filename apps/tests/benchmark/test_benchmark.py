@@ -96,20 +96,46 @@ def test_attention_is_compared_with_a_dense_call(tmp_path: Path) -> None:
 
 def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "plan.json"
-    wanted = ["--model", "Qwen2.5-VL-7B", "--frames", "3600", "--gpus", "8", "--gpu-memory", "80GB"]
+    wanted = ["--model", "Qwen2.5-VL-7B", "--frames", "3600", "--frame-pixels", "100352", "--gpus", "8"]
+    wanted += ["--gpu-memory", "80GB"]
     assert main(["plan", *wanted, "--group-size", "8", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     for words in ("ranks per row", "checkpointing", "gpu_memory_utilization", "optimizer", "embedding store"):
         assert words in printed
-    assert json.loads(output.read_text())["sizes"]["prompt_tokens"] > 230_000
+    assert json.loads(output.read_text())["sizes"]["prompt_tokens"] == 1800 * 120 + 2 + 64
+
+
+@pytest.mark.parametrize(
+    ("shown", "num_frames"),
+    [
+        (["--frames", "128"], 128),
+        (["--num-frames", "128"], 128),
+        (["--fps", "0.5", "--video-seconds", "256"], 128),
+        (["--fps", "10", "--max-frames", "128", "--video-seconds", "256"], 128),
+        (["--fps", "0.01", "--min-frames", "128", "--video-seconds", "256"], 128),
+        (["--preset", "longvila_r1", "--frame-pixels", "10000000"], 256),
+    ],
+)
+def test_a_plan_counts_what_a_run_shows(
+    shown: list[str], num_frames: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "plan.json"
+    assert main(["plan", "--model", "Qwen2.5-VL-7B", *shown, "--gpu", "H200", "--output", str(output)]) == 0
+    sizes = json.loads(output.read_text())["sizes"]
+    assert (sizes["num_frames"], sizes["prompt_tokens"]) == (num_frames, num_frames // 2 * 1196 + 2 + 64)
+    assert ("a run leaves such questions out" in capsys.readouterr().out) == (num_frames > 128)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["plan", "--model", "Qwen2.5-VL-72B", "--frames", "3600", "--gpus", "2"], "doesn't fit on 2 devices"),
+        (["plan", "--model", "Qwen2.5-VL-72B", "--frames", "64", "--gpus", "2"], "doesn't fit on 2 devices"),
         (["plan", "--model", "Qwen2.5-VL-7B", "--frames", "8", "--gpu-memory", "much"], "--gpu-memory 'much'"),
         (["plan", "--model", "nothing", "--frames", "8"], "neither a folder"),
+        (["plan", "--model", "Qwen2.5-VL-7B"], "--frames is missing"),
+        (["plan", "--model", "Qwen2.5-VL-7B", "--fps", "1"], "set --video-seconds"),
+        (["plan", "--model", "Qwen2.5-VL-7B", "--frames", "8", "--fps", "1"], "leave one out"),
+        (["plan", "--model", "Qwen2.5-VL-7B", "--num-frames", "8", "--fps", "1"], "set one of them"),
         (["benchmark", "step", "--repeats", "0"], "--repeats 0: expected 1 or more"),
         (["benchmark", "step", "--most-minutes", "-1"], "--most-minutes -1.0: expected 0 or more"),
         (["benchmark", "step", "--output", "x.txt"], "expected a name that ends in .json"),

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,17 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 NUM_FRAMES, SIZE = 12, 56
 
 
-def write_film(path: Path, colour: str, *, seed: int = 0) -> None:
+def write_film(
+    path: Path, colour: str, *, seed: int = 0, num_frames: int = NUM_FRAMES, height: int = SIZE, width: int = SIZE
+) -> None:
     """One colour that fills the picture, with a grey square that wanders, so that no two films are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=4)
-        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
-        for index in range(NUM_FRAMES):
-            picture = np.full((SIZE, SIZE, 3), COLOURS[colour], dtype=np.uint8)
-            left = (7 * seed + 3 * index) % (SIZE - 8)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(num_frames):
+            picture = np.full((height, width, 3), COLOURS[colour], dtype=np.uint8)
+            left = (7 * seed + 3 * index) % max(1, height - 8)
             picture[left : left + 8, 4:12] = 128
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
@@ -145,6 +147,25 @@ def build_world(folder: Path, *, splits: Sequence[Split] = tuple(Split)) -> Worl
         frame_pixels=SIZE * SIZE,
     )
     return World(folder=folder, dataset=dataset, model=folder / "model", records=tuple(records))
+
+
+def build_film_world(folder: Path, films: Mapping[str, Mapping[str, int]]) -> World:
+    """Films of the given shapes by name, with one question each; the model is put beside them by the test."""
+    dataset = folder / "dataset"
+    records: list[QuestionRecord] = []
+    for number, (name, shape) in enumerate(films.items()):
+        colour = list(COLOURS)[number % 4]
+        write_film(dataset / f"videos/{name}.mp4", colour, seed=number, **shape)
+        record = make_record(dataset, f"videos/{name}.mp4", colour, Split.TRAIN_RL, number)
+        records.append(record.model_copy(update={"question_id": name}))
+    write_records(dataset / "records.parquet", records)
+    return World(folder=folder, dataset=dataset, model=folder / "model", records=tuple(records))
+
+
+@pytest.fixture(scope="session")
+def film_world() -> Callable[..., World]:
+    """Makes a world of films of chosen shapes."""
+    return build_film_world
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """GRPO end to end with a real sampler, and the parts of its step that can be checked exactly."""
 
 import dataclasses
+import json
 from collections import Counter
 
 import pytest
@@ -8,16 +9,17 @@ import torch
 
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.grpo import choose_questions, draw_responses, train_grpo
-from longrl_trainer.objectives.registry import make_objective
+from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
-from longrl_trainer.rl.update import update_policy, weigh_groups
+from longrl_trainer.rl.update import PolicyUpdate, weigh_groups
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.training.opening import open_policy, open_training_policy
 from longrl_trainer.training.optimizer import Optimizer
+from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 
@@ -39,6 +41,8 @@ def test_two_steps_end_to_end(started, tmp_path, temperature):
         assert line["logprob_gap"]["mean_abs"] < 1e-5
         assert set(line["seconds"]) == {"encode", "rollout", "reward", "update", "sync"}
         assert line["frames_encoded"] == 0  # once for all runs, before the first
+    settings = json.loads((config.output / "settings.json").read_text())["settings"]
+    assert settings["max_logprob_gap"] == 1e-5  # resolved, by the dtype
     assert result.logprob_gap_mean_abs == max(line["logprob_gap"]["mean_abs"] for line in lines)
     groups = read_json_lines(config.output / "rollouts.jsonl")
     assert [group["step"] for group in groups] == [1, 1, 2, 2]
@@ -74,7 +78,7 @@ def step(started, tmp_path):
     drawn = draw_responses(TransformersRolloutEngine(policy), prompts, config, step=0)
     rewards = load_rewards(config.rewards)
     groups = judge_groups(
-        list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, objective=make_objective(config)
+        list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, objective=build_objective(config)
     )
     return config, policy, groups
 
@@ -82,9 +86,16 @@ def step(started, tmp_path):
 def gradient_after(policy, groups, config, reference=None):
     """First moments after one update: the clipped gradient, scaled alike in every call."""
     optimizer = Optimizer(policy.model, weight_decay=0.0, max_gradient_norm=1e9)
-    statistics = update_policy(
-        policy, optimizer, groups, make_objective(config), config, 0.0, StepMedia(policy, []), reference
+    update = PolicyUpdate(
+        policy=policy,
+        optimizer=optimizer,
+        objective=build_objective(config),
+        scoring=RowScoring.of(config, temperature=config.temperature),
+        reference=reference,
+        num_updates=config.updates_per_batch,
+        max_logprob_gap=config.logprob_gap_limit,
     )
+    statistics = update.run(groups, StepMedia(policy, []), 0.0)
     return {name: value for name, value in optimizer.state_tensors().items() if "exp_avg/" in name}, statistics
 
 
@@ -110,7 +121,7 @@ def test_the_update_is_the_policy_gradient(step):
     config, policy, groups = step
     found, _ = gradient_after(policy, groups, config)
     loss = torch.zeros((), dtype=torch.float64)
-    for group, weights in zip(groups, weigh_groups(groups, make_objective(config)), strict=True):
+    for group, weights in zip(groups, weigh_groups(groups, build_objective(config)), strict=True):
         scores = score_branches(policy, group.prompt, group.branches(), share_prompt=False)
         for (_, advantage), weight, logprobs in zip(group.judged(), weights, scores.logprobs, strict=True):
             loss = loss - weight * advantage * logprobs.sum()

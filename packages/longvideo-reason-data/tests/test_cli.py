@@ -4,15 +4,20 @@ import contextlib
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from longvideo_reason_data.cli import main
+from longvideo_reason_data.media.decoders.base import DecoderName
 
 MakeVideo = Callable[..., Path]
 PROGRAM = "import sys; from longvideo_reason_data.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -86,11 +91,124 @@ def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None
     assert "is missing" in broken.stdout
 
 
-@pytest.mark.parametrize("name", ["timeline", "build", "filter", "check", "stats"])
+def build_with(server: Any, films: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return in_process(
+        *("build", "--videos", films, "--output", output, "--base-url", server.base_url, "--model", "model"),
+        *("--first-wait-seconds", "0.01", "--filters.num-samples", "2", "--filters.conditions", "blind", "full", *more),
+    )
+
+
+def test_a_dataset_states_how_its_models_were_really_asked(server: Any, films: Path, tmp_path: Path) -> None:
+    """A server with a temperature of its own that takes no seed and two pictures at most."""
+
+    def fail(body: dict[str, Any], times: int) -> Any:
+        num_pictures = json.dumps(body).count('"image_url", "image_url"')
+        words = (
+            "temperature must be 1"
+            if "temperature" in body
+            else "Unsupported parameter: 'seed'"
+            if "seed" in body
+            else f"At most 2 image(s) may be provided in one prompt, {num_pictures} given."
+        )
+        is_wrong = "temperature" in body or "seed" in body or num_pictures > 2
+        return (400, {}, json.dumps({"error": {"message": words}}).encode()) if is_wrong else None
+
+    server.fail = fail
+    built = build_with(server, films, tmp_path / "dataset")
+    assert built.returncode == 0, built.stderr
+    manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
+    assert manifest["kept"]["questions"] == 8
+    asked = manifest["adaptations"]["model"]
+    assert asked["with at most 2 pictures, evenly spread"] == 2 + 8 * 2
+    assert asked["without temperature"] == manifest["calls"]["made"] == len(server.answered)
+    assert manifest["calls"]["failed"]["rejected"] == len(server.bodies) - len(server.answered)
+    assert "asked: model with at most 2 pictures, evenly spread" in built.stdout
+
+    again = build_with(server, films, tmp_path / "dataset")
+    assert again.returncode == 0
+    resumed = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
+    assert (resumed["calls"]["made"], resumed["adaptations"]) == (0, manifest["adaptations"])
+    assert resumed["dataset_hash"] == manifest["dataset_hash"]
+
+
+def test_a_server_that_rejects_everything_ends_the_build_and_loses_nothing(
+    server: Any, films: Path, tmp_path: Path
+) -> None:
+    server.fail = lambda body, times: (400, {}, b'{"error": {"message": "logit_bias not supported"}}')
+    failed(build_with(server, films, tmp_path / "dataset"), 1, "logit_bias not supported")
+    assert len(server.bodies) < 10
+    server.fail = lambda body, times: None
+    built = build_with(server, films, tmp_path / "dataset")
+    assert (built.returncode, "questions: 8 of 8 kept" in built.stdout) == (0, True)
+
+
+def test_a_build_that_keeps_nothing_fails_and_says_why(server: Any, films: Path, tmp_path: Path) -> None:
+    thinking = {"finish_reason": "length", "message": {"content": "", "reasoning_content": "hm"}}
+    server.reply = lambda body: thinking
+    built = build_with(server, films, tmp_path / "dataset")
+    failed(built, 1, "none of 8 questions was kept: 8 times no captions; 2 times the description of a segment")
+    assert "raise --captions.max-tokens" in built.stderr
+    dropped = json.loads((tmp_path / "dataset" / "dropped.jsonl").read_text().splitlines()[0])
+    assert (dropped["reason"], "raise max_tokens" in dropped["detail"]) == ("caption_only_reasoning", True)
+
+
+def test_a_filter_that_keeps_nothing_fails_and_says_why(server: Any, films: Path, tmp_path: Path) -> None:
+    assert build_with(server, films, tmp_path / "dataset", "--filter", "none").returncode == 0
+    told = (*("--base-url", server.base_url, "--model", "model", "--num-samples", "2", "--conditions"), "blind", "full")
+    server.reply = lambda body: {"finish_reason": "length", "message": {"content": "", "reasoning": "hm"}}
+    failed(in_process("filter", tmp_path / "dataset", *told), 1, "8 times unmeasured (blind: 2 only_reasoning of 2")
+    for path in ("records.parquet", "unfiltered.parquet", "filters.json"):
+        assert (tmp_path / "dataset" / path).exists()
+
+
+COMMANDS = ["timeline", "build", "filter", "check", "stats", "view", "export", "import"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(name: str) -> None:
     result = in_process(name, "--help")
     assert result.returncode == 0
     assert f"Example: longvideo-data {name}" in result.stdout
+
+
+LAUNCH = [sys.executable, "-m", "longvideo_reason_data"]
+
+
+@pytest.mark.parametrize("moment", ["loading", "asking", "twice"])
+def test_an_interruption_is_one_line(server: Any, films: Path, tmp_path: Path, moment: str) -> None:
+    server.delay_seconds = 0.5
+    told = ("--output", tmp_path / "dataset", "--base-url", server.base_url, "--model", "model")
+    with subprocess.Popen([*LAUNCH, "build", "--videos", films, *told], stderr=subprocess.PIPE, text=True) as process:
+        if moment == "loading":
+            maps = Path(f"/proc/{process.pid}/maps")
+            while "pydantic_core" not in maps.read_text():  # in the midst of the libraries
+                time.sleep(0.005)
+        else:
+            while not server.num_parallel:
+                time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        if moment == "twice":
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["timeline", "--videos", "10", "--seconds", "16", "--output", "world"]]
+)
+def test_a_pipe_that_nobody_reads_ends_the_command_quietly(tmp_path: Path, arguments: list[str]) -> None:
+    with subprocess.Popen(
+        [*LAUNCH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        told = process.stderr.read()
+    assert process.returncode == 141
+    assert "Error" not in told
 
 
 def test_timeline(tmp_path: Path) -> None:
@@ -170,6 +288,29 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -
     assert "s3cret" not in result.stderr
 
 
+COMMANDS = ["timeline", "build", "filter", "check", "stats", "view", "export", "import"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_choice_is_typed_as_it_is_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    choices = re.findall(r"\{([^{}]*)\}", in_process(name, "--help").stdout)
+    words = {word.strip() for group in choices for word in group.split(",")} - {"None", "True", "False"}
+    assert bool(words) == (name in ("build", "filter", "export", "import"))
+    assert words == {word.lower() for word in words}
+    assert name != "build" or set(DecoderName) <= words
+
+
+@pytest.mark.parametrize("decoder", DecoderName)
+def test_a_decoder_is_chosen_by_its_name(decoder: str, tmp_path: Path) -> None:
+    result = in_process(
+        *("build", "--videos", tmp_path / "none", "--output", tmp_path / "dataset", "--model", "model"),
+        *("--base-url", "http://127.0.0.1:9/v1", "--decoder", decoder),
+    )
+    assert "invalid choice" not in result.stderr
+    assert result.stderr.startswith("error: ")
+
+
 def test_an_empty_key_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "film.mp4").write_text("no video")
     monkeypatch.setenv("OPENAI_API_KEY", " ")
@@ -189,7 +330,7 @@ def test_wrong_datasets(tmp_path: Path) -> None:
 
 
 def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
-    modules = "records answers videos cli dataset_folder pipeline ray_engine timeline.world"
+    modules = "records.record records.answers records.folder media.video_file cli pipeline.build pipeline.ray_stages"
     program = "; ".join(f"import longvideo_reason_data.{name}" for name in modules.split())
     found = "print(sorted({'torch', 'transformers', 'vllm', 'ray', 'decord'} & set(sys.modules)))"
     result = subprocess.run(
@@ -198,3 +339,28 @@ def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
     assert result.stdout == "[]\n"
     light = "import sys; import longvideo_reason_data.cli; print('openai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("no name"), RuntimeError("first line\nsecond"), AttributeError()])
+def test_what_a_library_never_should_have_raised_drops_one_file(
+    server: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    opened = av.open
+
+    def fail_for_one(file: str, *arguments: Any, **options: Any) -> Any:
+        if "film 1" in str(file):
+            raise error
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(av, "open", fail_for_one)
+    dataset = tmp_path / "dataset"
+    result = in_process(
+        *("build", "--videos", films, "--output", dataset, "--base-url", server.base_url, "--model", "model"),
+        *("--filter", "none"),
+    )
+    assert result.returncode == 0, result.stderr
+    dropped = [json.loads(line) for line in (dataset / "dropped.jsonl").read_text().splitlines()]
+    unreadable = [item for item in dropped if item["reason"] == "video_unreadable"]
+    assert len(unreadable) == 1
+    assert f"film 1.mp4: can't be read ({type(error).__name__}" in unreadable[0]["detail"]
+    assert "\n" not in unreadable[0]["detail"]

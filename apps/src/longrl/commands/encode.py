@@ -3,21 +3,27 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from longrl.errors import AppError, AppUsageError
+from longrl.errors import AppError
+from longrl_trainer.config.sections import FrameSettings
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.media.video_file import VideoFile, find_videos, sample_frames
+from longvideo_reason_data.media.containers import find_videos
+from longvideo_reason_data.media.video_file import VideoFile
+from mrsp_engine.errors import EngineError, UnfitMediumError
+
+if TYPE_CHECKING:
+    from mrsp_engine.embeddings.reference import MediaReference
+    from mrsp_engine.families.base import Policy
 
 
-def encode_videos(paths: Sequence[Path], model: Path, store: Path, num_frames: int) -> None:
+def encode_videos(paths: Sequence[Path], model: Path, store: Path, frames: FrameSettings) -> None:
     """Encode what can be encoded.
 
     Raises:
         AppError: When a video can't be used; the others are encoded all the same.
     """
-    if num_frames < 1:
-        raise AppUsageError(f"--num-frames {num_frames}: expected 1 or more")
-    failures: list[DataError] = []
+    failures: list[DataError | EngineError] = []
     videos: list[VideoFile] = []
     for path in find_videos(paths):  # probing takes no model: mistakes show before one is loaded
         try:
@@ -25,7 +31,7 @@ def encode_videos(paths: Sequence[Path], model: Path, store: Path, num_frames: i
         except DataError as error:
             failures.append(error)
     if videos:
-        failures += _encode(videos, model, store, num_frames)
+        failures += _encode(videos, model, store, frames)
     if len(failures) == 1 == len(videos) + len(failures):
         raise failures[0]
     if failures:
@@ -34,24 +40,33 @@ def encode_videos(paths: Sequence[Path], model: Path, store: Path, num_frames: i
         raise AppError(f"{len(failures)} of {len(failures) + len(videos)} videos can't be used")
 
 
-def _encode(videos: list[VideoFile], model: Path, store: Path, num_frames: int) -> list[DataError]:
-    """Encode probed videos; those that can't be decoded are taken out of the list and reported."""
+def _encode(videos: list[VideoFile], model: Path, store: Path, frames: FrameSettings) -> list[DataError | EngineError]:
+    """Encode probed videos; those that can't be decoded or used are taken out of the list and reported."""
     from longrl.progress import choose_progress
     from longrl_trainer.config.sections import ModelSection
+    from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_frames
     from longrl_trainer.training.opening import open_policy
     from mrsp_engine.encoding.video import FileVideo
 
     policy = open_policy(ModelSection(folder=model, store=store), "float32")
     policy.freeze_vision()
+    frames = resolve_frames(frames, model)
+    encoder, budget = policy.encoder, frame_budget(frames)
     before = policy.store.counters.encodes
-    failures: list[DataError] = []
+    failures: list[DataError | EngineError] = []
     with choose_progress().task("Encode videos", total=len(videos)) as bar:
         for video in list(videos):
             try:
                 known = FileVideo(video, video.path, policy.store.digests)
-                policy.encode_video(known, sample_frames(video, num_frames=num_frames))
+                chosen = plan_frames(video, frames)
+                if encoder is not None:
+                    _check_length(policy, encoder.plan(known, chosen, budget=budget).reference)
+                policy.encode_video(known, chosen, budget=budget)
             except DataError as error:
                 failures.append(error)
+                videos.remove(video)
+            except UnfitMediumError as error:
+                failures.append(UnfitMediumError(f"{video.path}: {error}"))
                 videos.remove(video)
             bar.advance()
     stats = policy.store.stats()
@@ -61,3 +76,17 @@ def _encode(videos: list[VideoFile], model: Path, store: Path, num_frames: int) 
         f"{stats.bytes / 1e6:.1f} MB"
     )
     return failures
+
+
+def _check_length(policy: "Policy", medium: "MediaReference") -> None:
+    """Refuse a video that no question could be asked about, before it is encoded.
+
+    Raises:
+        UnfitMediumError: It is longer than all positions of the model.
+    """
+    length = policy.prompt_length("", [medium])
+    if length > policy.max_positions:
+        raise UnfitMediumError(
+            f"a prompt with it has {length} tokens, more than the {policy.max_positions} positions the model was "
+            "trained for; lower --num-frames or --max-frames, or set --frame-pixels"
+        )

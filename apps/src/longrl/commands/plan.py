@@ -3,13 +3,20 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
 
 from longrl.errors import AppUsageError
+from longrl_trainer.config.sections import FrameSettings
 
 if TYPE_CHECKING:
-    from mrsp_engine.planner.search import Request, StepPlan
+    from mrsp_engine.planner.search import PlanRequest, StepPlan
+    from mrsp_engine.planner.videos import PlannedVideo
 
 __all__ = ["plan"]
 
@@ -18,14 +25,18 @@ SIZE_UNITS = {"GB": 1e9, "GIB": 2.0**30, "TB": 1e12}
 
 def plan(
     model: str,
-    frames: int,
+    frames: int | None = None,
     gpus: int = 8,
     gpu_memory: str | None = None,
     gpu: str = "H100",
     group_size: int = 8,
     response_tokens: int = 1024,
     prompts_per_step: int = 1,
-    frame_pixels: int = 128 * 28 * 28,
+    video_height: int = 720,
+    video_width: int = 1280,
+    video_seconds: float | None = None,
+    video_fps: float = 30.0,
+    shown: Annotated[FrameSettings, tyro.conf.arg(name="")] = FrameSettings(),  # noqa: B008 - shown as default
     videos: int = 1,
     output: Path | None = None,
 ) -> None:
@@ -33,35 +44,47 @@ def plan(
 
     Nothing is loaded or downloaded. What can't fit is refused with what to change.
 
-    Example: longrl plan --model Qwen2.5-VL-7B --frames 3600 --gpus 8 --gpu-memory 80GB --group-size 8
+    A video's tokens are those of the run: frames and sizes are planned by the same functions.
 
-    Example: longrl plan --model checkpoints/mine --frames 512 --gpus 1 --gpu H200
+    Example: longrl plan --model Qwen2.5-VL-7B --frames 3600 --frame-pixels 100352 --gpus 8 --gpu-memory 80GB
+
+    Example: longrl plan --model checkpoints/mine --fps 1 --max-frames 512 --video-seconds 1800 --gpus 1 --gpu H200
 
     Args:
         model: Name of a public checkpoint, or a folder with a config.json.
-        frames: Frames of a video; 0 for a model that only reads.
+        frames: Frames of a video, as --num-frames; 0 for a model that only reads.
         gpus: Number of devices.
         gpu_memory: Memory of one, such as 80GB; that of --gpu if not given.
         gpu: A100, H100, H200 or CPU.
         group_size: Responses per question.
         response_tokens: Tokens of a response.
         prompts_per_step: Questions of a step.
-        frame_pixels: Pixels of a frame as the encoder sees it.
+        video_height: Rows of the videos' pictures.
+        video_width: Their columns.
+        video_seconds: Length of a video; a second for each frame unless given.
+        video_fps: Frames per second of the files.
+        shown: How many frames, and how large, as in a recipe.
         videos: Videos of the data set, for the size of the embedding store.
         output: Write the plan to this JSON file too.
     """
     from mrsp_engine.planner.hardware import find_accelerator
-    from mrsp_engine.planner.search import Request, plan_step
+    from mrsp_engine.planner.search import PlanRequest, plan_step
     from mrsp_engine.planner.shapes import find_shape
 
     hardware = find_accelerator(gpu)
-    request = Request(
+    if frames is not None and shown.counts_frames:
+        raise AppUsageError(f"--frames {frames}: says the same as --num-frames, --fps and --preset; leave one out")
+    video = None
+    if frames != 0:
+        settings = shown if frames is None else shown.model_copy(update={"num_frames": frames})
+        video = _plan_video(settings, model, video_height, video_width, video_seconds, video_fps)
+    request = PlanRequest(
         shape=find_shape(model),
         hardware=hardware,
         num_devices=gpus,
         memory_bytes=hardware.memory_bytes if gpu_memory is None else _read_bytes(gpu_memory),
-        num_frames=frames,
-        frame_pixels=frame_pixels,
+        num_frames=0 if video is None else len(video.seconds),
+        video=video,
         group_size=group_size,
         response_tokens=response_tokens,
         prompts_per_step=prompts_per_step,
@@ -75,6 +98,38 @@ def plan(
         print(output)
 
 
+@dataclass(frozen=True)
+class _ConstantRate:
+    """A video of a constant rate, as far as planning its frames goes."""
+
+    frame_count: int
+    timestamps: NDArray[np.float64]
+    duration_seconds: float
+
+
+def _plan_video(
+    shown: FrameSettings, model: str, height: int, width: int, seconds: float | None, fps: float
+) -> "PlannedVideo":
+    """The frames that a run would show of such a video."""
+    from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_frames
+    from mrsp_engine.planner.videos import PlannedVideo
+
+    if not shown.counts_frames:
+        raise AppUsageError("--frames is missing; set it, or --fps or --preset")
+    for name, value in (("height", height), ("width", width), ("fps", fps), ("seconds", seconds)):
+        if value is not None and value <= 0:
+            raise AppUsageError(f"--video-{name} {value}: expected more than 0")
+    settings = resolve_frames(shown, Path(model))
+    if seconds is None:
+        if settings.num_frames is None:
+            raise AppUsageError(f"--fps {settings.fps:g} without a length of the videos; set --video-seconds")
+        seconds, fps = float(settings.num_frames), max(fps, 1.0)
+    count = max(1, round(seconds * fps))
+    video = _ConstantRate(count, np.arange(count) / fps, count / fps)
+    times = tuple(float(video.timestamps[index]) for index in plan_frames(video, settings))
+    return PlannedVideo(height=height, width=width, seconds=times, budget=frame_budget(settings))
+
+
 def _read_bytes(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|TB)", text.strip(), re.IGNORECASE)
     if match is None:
@@ -82,7 +137,7 @@ def _read_bytes(text: str) -> float:
     return float(match[1]) * SIZE_UNITS[match[2].upper()]
 
 
-def _describe(request: "Request", plan: "StepPlan") -> list[str]:
+def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:
     sizes, split, strategy = plan.sizes, plan.split, plan.strategy
     divided = f"{split.head_ranks} by heads × {split.token_ranks} by tokens"
     if split.token_ranks > 1:

@@ -46,7 +46,14 @@ def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT],
     messages = io.StringIO()
     try:
         with redirect_stderr(messages):
-            return tyro.cli(model, prog=prog, description=description, default=default, args=options)
+            return tyro.cli(
+                model,
+                prog=prog,
+                description=description,
+                default=default,
+                args=options,
+                config=(tyro.conf.EnumChoicesFromValues,),
+            )
     except SystemExit as refusal:
         # What pydantic says about a value is worth one line; what tyro says about an option's name is well said.
         invalid = _validation_error_behind(refusal)
@@ -128,6 +135,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         f"accuracy {result.accuracy:.1%} ± {result.accuracy_standard_error:.1%} "
         f"(constant letter {result.constant:.1%}, chance {result.chance:.1%}), "
         f"unparsed {result.unparsed_rate:.1%}; {_describe_questions(result.questions)}"
+        + (f", refused {result.prompts_refused}" if result.prompts_refused else "")
     )
     for skill, accuracy in result.accuracy_by_skill.items():
         print(f"  {skill:<10} {accuracy:.1%}")

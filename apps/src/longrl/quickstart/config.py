@@ -17,7 +17,7 @@ from longrl_trainer.errors import TrainerUsageError
 from longvideo_reason_data.records.record import Split
 from longvideo_reason_data.timeline.world import WorldSettings
 
-RECIPES_FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES_FOLDER = Path(__file__).parents[3] / "recipes"
 QUICKSTART_RECIPE = RECIPES_FOLDER / "quickstart.toml"
 
 
@@ -96,12 +96,7 @@ class QuickstartConfig(Section):
         """One evaluation on the held-out videos."""
         return EvaluateConfig(
             model=self.grpo.model.model_copy(update={"folder": model_folder}),
-            data=DataSection(
-                dataset=self.grpo.data.dataset,
-                split="held_out",
-                num_frames=num_frames,
-                system=self.grpo.data.system,
-            ),
+            data=self._held_out(num_frames),
             output=output,
             blind=blind,
             temperature=self.evaluation.temperature,
@@ -114,11 +109,16 @@ class QuickstartConfig(Section):
 
     def data_in_use(self) -> list[DataSection]:
         """Every split with every number of frames at which any stage looks at it."""
-        held_out = [
-            self.grpo.data.model_copy(update={"split": "held_out", "num_frames": num_frames})
-            for num_frames in self.evaluation.num_frames
-        ]
+        held_out = [self._held_out(num_frames) for num_frames in self.evaluation.num_frames]
         return [self.sft.data, self.grpo.data, *held_out]
+
+    @property
+    def main_frames(self) -> int:
+        """The number of frames at which all models are compared; one of the evaluation's."""
+        return next(num_frames for num_frames in self.evaluation.num_frames if num_frames == self.grpo.data.num_frames)
+
+    def _held_out(self, num_frames: int) -> DataSection:
+        return self.grpo.data.model_copy(update={"split": "held_out", "num_frames": num_frames})
 
 
 def load_quickstart(recipe: Path, *, output: Path, seed: int) -> QuickstartConfig:

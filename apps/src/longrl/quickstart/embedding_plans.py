@@ -7,10 +7,10 @@ and frames there are, so that the two can be held against each other.
 from collections.abc import Iterable, Sequence
 
 from longrl_trainer.config.sections import DataSection, records_path
+from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import longest_prompt
 from longrl_trainer.runs.progress import ProgressDisplay
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.records.record import Split, read_records, resolve_video
 from mrsp_engine.families.base import Policy
 
@@ -20,7 +20,7 @@ def encode_splits(policy: Policy, plans: Sequence[DataSection], progress: Progre
     longest = 0
     for data in plans:
         questions = load_questions(data, policy, progress=progress)
-        longest = max(longest, longest_prompt(policy, questions.kept, data.system))
+        longest = max(longest, questions.longest_prompt)
     return longest
 
 
@@ -33,6 +33,6 @@ def count_plans(plans: Iterable[DataSection]) -> int:
             if record.split == Split(data.split):
                 if record.video_digest not in videos:
                     videos[record.video_digest] = VideoFile.open(resolve_video(data.dataset, record))
-                frames = sample_frames(videos[record.video_digest], num_frames=data.num_frames)
+                frames = plan_frames(videos[record.video_digest], data)
                 pairs.add((record.video_digest, frames))
     return len(pairs)

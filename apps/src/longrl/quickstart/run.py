@@ -22,8 +22,9 @@ from longrl.quickstart.shared_sampler import SharedSampler
 from longrl.report.build import REPORT_NAME, SUMMARY_NAME, build_report, source_digest
 from longrl.tiny_model import build_tiny_model
 from longrl_trainer.config.recipes import save_config
+from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.runs.progress import ProgressDisplay
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.records.record import QuestionRecord, Split, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 
@@ -60,7 +61,7 @@ class Quickstart:
         config = self.config
         asking = shaping_settings(config.evaluation_config(self.output, self.output, num_frames=1))
         del asking["data"]["num_frames"]
-        main, frame_counts = config.grpo.data.num_frames, list(config.evaluation.num_frames)
+        main, frame_counts = config.main_frames, list(config.evaluation.num_frames)
         trained, final = config.sft.output / "model", config.grpo.output / "model"
         return [
             Stage(
@@ -150,7 +151,7 @@ class Quickstart:
         data = self.config.sft.data
         names = list(dict.fromkeys(record.video_path for record in records if record.split == data.split))
         videos = [VideoFile.open(data.dataset / name) for name in names[:CALIBRATION_VIDEOS]]
-        return [video.read(sample_frames(video, num_frames=data.num_frames)) for video in videos]
+        return [video.read(plan_frames(video, data)) for video in videos]
 
     def encode(self) -> Mapping[str, Any]:
         """Encode every video once for every number of frames at which a later stage looks at it."""

@@ -7,7 +7,7 @@ from typing import Any
 from longrl.report.run_data import RunData
 from longrl.report.thumbnails import Thumbnail, draw_thumbnails
 from longrl_trainer.rewards.base import RewardRequest
-from longrl_trainer.rewards.registry import WeightedReward, judge_responses, load_rewards
+from longrl_trainer.rewards.registry import WeightedReward, load_rewards, score_responses
 from longvideo_reason_data.records.answers import LETTERS, parse_response
 
 NUM_EVALUATED = 8
@@ -81,7 +81,7 @@ def choose_responses(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[
 def _evaluated_card(run: RunData, item: Mapping[str, Any], rewards: Sequence[WeightedReward]) -> RolloutCard:
     record = run.records[item["question_id"]]
     request = RewardRequest(response_text=item["response"], finished=item["finished"], record=record)
-    (score,) = judge_responses(rewards, [request])
+    (score,) = score_responses(rewards, [request])
     return _card(
         run,
         question_id=item["question_id"],

@@ -1,5 +1,6 @@
 """Audio files: exact ranges, whatever the container, and one clear line for what can't be heard."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -111,3 +112,111 @@ def test_damage_in_the_middle_is_found_and_placed(tmp_path: Path) -> None:
     content[middle : middle + 400] = bytes(400)
     path.write_bytes(content)
     assert "damaged" in refusal(path) or "truncated" in refusal(path)
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0x7FFFF024, 0xFFFFFFFF])
+def test_a_placeholder_is_no_length(tmp_path: Path, length: int) -> None:
+    sound = make_tone(300, 0.5)
+    write_sound(tmp_path / "a.wav", [sound])
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    place = content.index(b"data") + 4
+    content[4:8] = content[place : place + 4] = length.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    np.testing.assert_allclose(AudioFile.open(tmp_path / "a.wav").read(), sound, atol=5e-5)
+
+
+@pytest.mark.parametrize("wrong_by", [-36, -8, 8, 36])
+def test_the_size_of_the_whole_may_be_wrong_by_a_header(tmp_path: Path, wrong_by: int) -> None:
+    sound = make_tone(300, 0.5)
+    write_sound(tmp_path / "a.wav", [sound])
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[4:8] = (int.from_bytes(content[4:8], "little") + wrong_by).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    np.testing.assert_allclose(AudioFile.open(tmp_path / "a.wav").read(), sound, atol=5e-5)
+
+
+def write_film(
+    path: Path, codec: str, *, shown_from: int = 0, heard_from: int = 0, lost: range = range(0), rate: int = 48_000
+) -> None:
+    """Write two seconds of picture and of a tone from these milliseconds on; some packets of sound are lost."""
+    sound = np.round(make_tone(440, 2.0, rate=rate) * 32767).astype(np.int16).reshape(1, -1)
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        picture.width, picture.height, picture.pix_fmt = 32, 32, "yuv420p"
+        voice = container.add_stream(codec, rate=rate, layout="mono")
+        packets = []
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = shown_from + 40 * number, Fraction(1, 1000)
+            packets += picture.encode(frame)
+        packets += picture.encode(None)
+        heard = []
+        for start in range(0, sound.shape[1], 960):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, start : start + 960]), "s16", "mono")
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+            frame.pts = heard_from * rate // 1000 + start
+            heard += voice.encode(frame)
+        heard += voice.encode(None)
+        packets += [packet for number, packet in enumerate(heard) if number not in lost]
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+
+
+CLOCKS = [("mkv", "flac"), ("mkv", "libopus"), ("mp4", "aac"), ("mov", "aac"), ("mov", "pcm_s16le"), ("mkv", "mp3")]
+
+
+def loud_part(path: Path) -> tuple[float, float, AudioFile]:
+    audio = AudioFile.open(path)
+    loud = np.flatnonzero(np.abs(audio.read()) > 0.02)
+    return float(loud[0] / RATE), float(loud[-1] / RATE), audio
+
+
+@pytest.mark.parametrize(("suffix", "codec"), CLOCKS)
+def test_sound_is_on_the_films_clock(tmp_path: Path, suffix: str, codec: str) -> None:
+    write_film(tmp_path / f"a.{suffix}", codec)
+    start, end, audio = loud_part(tmp_path / f"a.{suffix}")
+    assert (start, end) == pytest.approx((0, 2), abs=0.05)
+    write_film(tmp_path / f"b.{suffix}", codec, heard_from=700)
+    late_start, late_end, late = loud_part(tmp_path / f"b.{suffix}")
+    assert (late_start - start, late_end - end) == pytest.approx((0.7, 0.7), abs=0.04)
+    assert late.fillings[0] == (0, pytest.approx(0.7 * RATE, abs=0.04 * RATE))
+    write_film(tmp_path / f"c.{suffix}", codec, shown_from=600)
+    early_start, early_end, early = loud_part(tmp_path / f"c.{suffix}")
+    assert (early_start, early_end - end) == pytest.approx((0, -0.6), abs=0.05)
+    assert early.fillings[0] == (pytest.approx(-0.6 * RATE, abs=0.04 * RATE), 0)
+    assert len({audio.num_samples, late.num_samples, early.num_samples}) == 3
+    np.testing.assert_array_equal(late.read(9000, 20_000), late.read()[9000:20_000])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "first", "packet"), [("mkv", "libopus", 40, 960), ("mp4", "aac", 40, 1024)]
+)
+def test_a_gap_is_silence(tmp_path: Path, suffix: str, codec: str, first: int, packet: int) -> None:
+    write_film(tmp_path / f"whole.{suffix}", codec)
+    write_film(tmp_path / f"gap.{suffix}", codec, lost=range(first, first + 25))
+    whole, gap = (AudioFile.open(tmp_path / f"{name}.{suffix}") for name in ("whole", "gap"))
+    assert not [filling for filling in whole.fillings if filling[1] > 0]
+    assert gap.num_samples == pytest.approx(whole.num_samples, abs=RATE // 500)
+    middle = round((first + 12) * packet / 48_000 * RATE)
+    assert not gap.read(middle - 1000, middle + 1000).any()
+    assert loudest_pitch(gap.read(gap.num_samples - 9000, gap.num_samples - 2000), RATE) == pytest.approx(440, abs=5)
+    filled = sum(end - start for start, end in gap.fillings if end > 0)
+    assert filled == pytest.approx(25 * packet / 3, abs=RATE // 500)
+
+
+def test_a_recording_without_pictures_begins_with_its_first_sound(tmp_path: Path) -> None:
+    for suffix, codec in FORMATS:
+        write_sound(tmp_path / f"a.{suffix}", [make_tone(440, 1.0)], codec=codec)
+        assert AudioFile.open(tmp_path / f"a.{suffix}").fillings == ()
+
+
+def test_a_cut_mp3_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.mp3"
+    write_sound(path, [make_tone(440, 2.0, rate=44_100)], rate=44_100, codec="mp3")
+    AudioFile.open(path)
+    assert not caplog.records
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    AudioFile.open(path)
+    assert len(caplog.records) == 1
+    assert "its header says 2.0" in caplog.records[0].message

@@ -36,6 +36,7 @@ class CountedAudio:
     """A recording that counts how many samples were read of it."""
 
     sample_rate = 16_000
+    fillings = ()
 
     def __init__(self, samples: NDArray[np.float32], digest: str = "a" * 64) -> None:
         self.samples, self.content_digest, self.num_read = samples, digest, 0
@@ -136,7 +137,7 @@ def test_a_saved_checkpoint_is_the_same_model_under_the_same_names(
     with torch.no_grad():
         policy.language_model_head.get_parameter("weight").mul_(1.5)
         before = score_branches(policy, prompt, branches()).logprobs
-    policy.save(tmp_path / "saved")
+    policy.save(tmp_path / "saved", exact=True)
     with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as saved:
         names = set(saved.keys())
     with safe_open(policy.folder / "model.safetensors", "pt") as original:
@@ -262,3 +263,12 @@ def test_transformers_loads_the_text_checkpoint_by_itself(text_folder: Path, loa
         theirs = model(input_ids=torch.tensor([prompt.expanded_ids])).logits[0]
         ours = policy.language_model_head(policy.hidden_states(policy.embed(prompt), prompt.positions))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_length_of_a_prompt_is_known_without_laying_it_out(case: tuple[LanguagePolicy, Prompt]) -> None:
+    policy, prompt = case
+    for shown in (prompt.media, prompt.media * 3, ()):
+        for system in (None, "Listen."):
+            built = policy.build_prompt(QUESTION, shown, system=system)
+            assert policy.prompt_length(QUESTION, shown, system=system) == built.length
+    assert policy.max_positions == policy.model.config.get_text_config().max_position_embeddings  # type: ignore[operator,union-attr]

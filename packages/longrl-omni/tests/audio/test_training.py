@@ -15,14 +15,15 @@ from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.sections import DataSection
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import draw_responses, train_grpo
-from longrl_trainer.objectives.registry import make_objective
+from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.question import Question, build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
-from longrl_trainer.rl.update import update_policy
+from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.optimizer import Optimizer
+from longrl_trainer.training.scoring import RowScoring
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.answers import format_response
 from longvideo_reason_data.records.record import QuestionRecord, read_records
@@ -80,26 +81,23 @@ def test_two_grpo_steps_with_the_trainers_own_parts(
     engine = TransformersRolloutEngine(policy)
     optimizer = Optimizer(policy.model, weight_decay=0.0, max_gradient_norm=1.0)
     before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
-    rewards, objective = load_rewards(config.rewards), make_objective(config)
+    rewards = load_rewards(config.rewards)
+    objective = build_objective(config)
+    update = PolicyUpdate(
+        policy=policy,
+        optimizer=optimizer,
+        objective=objective,
+        scoring=RowScoring.of(config, temperature=config.temperature),
+        max_logprob_gap=config.logprob_gap_limit,
+    )
     for step in range(2):
         asked = questions[2 * step : 2 * step + 2]
         prompts = [build_question_prompt(policy, question, None) for question in asked]
         drawn = draw_responses(engine, prompts, config, step=step)
-        groups = judge_groups(
-            list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, objective=make_objective(config)
-        )
+        groups = judge_groups(list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, objective=objective)
         # An untrained model is never right; give it something to learn, or no group would be computed.
         groups = [_with_spread(group) for group in groups]
-        statistics = update_policy(
-            policy,
-            optimizer,
-            groups,
-            objective,
-            config,
-            config.learning_rate,
-            StepMedia(policy, []),
-            None,
-        )
+        statistics = update.run(groups, StepMedia(policy, []), config.learning_rate)
         assert statistics.gap_mean_abs < 1e-4
         assert statistics.gradient_norm > 0
         engine.update_weights(policy)

@@ -26,9 +26,9 @@ def check(folder: Path, policy: Any, prompts: list[Prompt]) -> None:
         before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING)
     finally:
         engine.close()
-    assert before.max() < 1e-4
+    assert before.mean() <= 1e-5
     assert stale.mean() > 1e-2
-    assert after.max() < 1e-4
+    assert after.mean() <= 1e-5
 
 
 @pytest.mark.slow

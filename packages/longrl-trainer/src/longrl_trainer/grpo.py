@@ -4,8 +4,8 @@ One step, read top to bottom in `_train`: draw G responses per question from the
 them, turn rewards into advantages, climb the clipped objective, hand the new weights to the sampler. Every pass over a
 group computes its long prompt once. What is measured on the way is in `step_metrics`.
 
-Under torchrun every rank runs the same loop (`parallel`): it samples and judges its share of the prompts and computes
-its share of every row, and all make the same update.
+Under torchrun every rank runs the same loop (`training.ranks`): it samples and judges its share of the prompts and
+computes its share of every row, and all make the same update.
 """
 
 import random
@@ -17,20 +17,21 @@ from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.objectives.registry import make_objective
+from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import Question, build_question_prompt, longest_prompt
+from longrl_trainer.questions.question import Question, QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.rewards.registry import WeightedReward, load_rewards
 from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
-from longrl_trainer.rl.update import update_policy
+from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import create_optimizer, open_engine, open_policy, open_training_policy
-from longrl_trainer.training.optimizer import warmup_learning_rate
+from longrl_trainer.training.optimizer import Optimizer, warmup_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
+from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
@@ -85,17 +86,12 @@ def _train(
 ) -> dict[str, Any]:
     """All steps that are not done, and the final model; returns what is reported."""
     run.require_length(config.steps)
-    objective = make_objective(config)
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
-    with storing(policy, config):
-        questions = load_questions(
-            config.data, policy, progress=progress, blind=config.blind, choice_only=True, ranks=ranks
-        )
-    run.save_questions(questions.report())
+    questions = _load_questions(config, run, policy, progress, ranks)
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
-    reference = open_policy(config.model, config.dtype) if config.kl_coefficient else None
+    update = create_update(config, policy, optimizer, ranks)
     start_folder = run.checkpoint.model_folder if run.checkpoint else config.model.folder
 
     with (
@@ -104,7 +100,7 @@ def _train(
             policy,
             start_folder,
             engine=engine,
-            max_model_len=longest_prompt(policy, questions.kept, config.data.system) + config.max_response_tokens,
+            max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,
             ranks=ranks,
         ) as sampler,
@@ -126,19 +122,17 @@ def _train(
                     for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
                     if not isinstance(outcome, Refusal)
                 ]
-                groups = judge_groups(answered, rewards=rewards, objective=objective, ranks=ranks)
+                groups = judge_groups(answered, rewards=rewards, objective=update.objective, ranks=ranks)
                 refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
                 if not groups:
                     raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
-                update = update_policy(
-                    policy, optimizer, groups, objective, config, learning_rate, media, reference, ranks
-                )
+                statistics = update.run(groups, media, learning_rate)
             with clock("sync"):
                 sampler.update_weights(policy)
 
-            measured = rollout_metrics(groups) | update.metrics() | {"learning_rate": learning_rate}
+            measured = rollout_metrics(groups) | statistics.metrics() | {"learning_rate": learning_rate}
             measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in refusals))
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
@@ -152,6 +146,39 @@ def _train(
     result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": questions.counts()}
     run.finish(policy, result)
     return result
+
+
+def _load_questions(
+    config: GrpoConfig, run: Run, policy: Policy, progress: ProgressDisplay, ranks: Ranks
+) -> QuestionSet:
+    """The questions that rewards can judge, with their videos encoded; those that were dropped are written down."""
+    with storing(policy, config):
+        questions = load_questions(
+            config.data,
+            policy,
+            progress=progress,
+            blind=config.blind,
+            choice_only=True,
+            response_tokens=lambda _: config.max_response_tokens,
+            sampler=config.sampler,
+            ranks=ranks,
+        )
+    run.save_questions(questions.report())
+    return questions
+
+
+def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, ranks: Ranks) -> PolicyUpdate:
+    """What updates the policy in every step, as the recipe says; opens the reference if the objective needs it."""
+    objective = build_objective(config)
+    return PolicyUpdate(
+        policy=policy,
+        optimizer=optimizer,
+        objective=objective,
+        scoring=RowScoring.of(config, ranks, temperature=config.temperature),
+        reference=open_policy(config.model, config.dtype) if objective.needs_reference else None,
+        num_updates=config.updates_per_batch,
+        max_logprob_gap=config.logprob_gap_limit,
+    )
 
 
 def choose_questions(questions: Sequence[Question], config: GrpoConfig, *, step: int) -> list[Question]:

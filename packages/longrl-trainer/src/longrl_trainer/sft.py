@@ -3,7 +3,7 @@
 One video makes one packed row `[system + video | question 1 + response 1 | question 2 + response 2 | …]`, so that the
 long prompt is computed once for all its questions. Only responses are learned. The loss of a step is the mean over all
 response tokens of the step, whichever rows they are in. Under torchrun every rank computes its share of every row
-(`parallel`), and all make the same update.
+(`training.ranks`), and all make the same update.
 """
 
 import random
@@ -25,8 +25,9 @@ from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import create_optimizer, open_training_policy
 from longrl_trainer.training.optimizer import cosine_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
-from longrl_trainer.training.scoring import plan_rows, score_row
+from longrl_trainer.training.scoring import RowScoring
 from longvideo_reason_data.records.answers import LETTERS, format_prompt, format_response
+from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.rows import PromptGroup
@@ -69,11 +70,18 @@ def _train(
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
     with storing(policy, config):
         questions = load_questions(
-            config.data, policy, progress=progress, blind=config.blind, learn_responses=True, ranks=ranks
+            config.data,
+            policy,
+            progress=progress,
+            blind=config.blind,
+            learn_responses=True,
+            response_tokens=lambda record: len(response_ids(policy, record, config)),
+            ranks=ranks,
         )
     run.save_questions(questions.report())
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
+    scoring = RowScoring.of(config, ranks)
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
     num_steps = config.epochs * steps_per_epoch
@@ -92,7 +100,7 @@ def _train(
             shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
             with media.lend(with_gradients=True):
-                loss = take_gradients(policy, groups, config, ranks)
+                loss = take_gradients(policy, groups, scoring)
             media.backward()
             ranks.sum_gradients(policy.model)
             learning_rate = learning_rate_at(step, config, num_steps=num_steps)
@@ -169,12 +177,12 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
     return _chunks(rows, config.rows_per_step)
 
 
-def take_gradients(policy: Policy, groups: Sequence[PromptGroup], config: SftConfig, ranks: Ranks) -> float:
+def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowScoring) -> float:
     """The gradients of a step's loss, row by row; returns the loss, the mean over all response tokens."""
     num_tokens = sum(map(count_scored_tokens, groups))
     loss = 0.0
-    for row in plan_rows(groups, config):
-        scores = score_row(policy, [groups[index] for index in row], config, ranks)
+    for row in scoring.plan(groups):
+        scores = scoring.score(policy, [groups[index] for index in row])
         row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
         row_loss.backward()
         loss += row_loss.item()
@@ -197,13 +205,18 @@ def pack_questions(policy: Policy, questions: Sequence[Question], config: SftCon
     for question in questions:
         record = question.record
         tail = tail_of(format_prompt(record.question, record.options))
-        answer = record.answer
-        if config.answer_form == "text" and record.options:
-            answer = record.options[LETTERS.index(record.answer)]
-        response = policy.tokenizer.encode(format_response(record.reasoning, answer), add_special_tokens=False)
-        token_ids = (*tail, *response, policy.end_token_ids[0])
+        token_ids = (*tail, *response_ids(policy, record, config))
         branches.append(Branch(token_ids=token_ids, scored_from=len(tail)))
     return PromptGroup(prompt=prompt, branches=branches)
+
+
+def response_ids(policy: Policy, record: QuestionRecord, config: SftConfig) -> tuple[int, ...]:
+    """The tokens of a response to learn, the end token included."""
+    answer = record.answer
+    if config.answer_form == "text" and record.options:
+        answer = record.options[LETTERS.index(record.answer)]
+    response = policy.tokenizer.encode(format_response(record.reasoning, answer), add_special_tokens=False)
+    return (*response, policy.end_token_ids[0])
 
 
 def count_scored_tokens(group: PromptGroup) -> int:

@@ -40,6 +40,24 @@ def test_a_good_recipe_keeps_its_values_and_fills_in_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("lines", "limit"),
+    [
+        ("", 1e-5),
+        ('dtype = "float64"', 1e-5),
+        ('dtype = "bfloat16"', 0.05),
+        ("max_logprob_gap = 2e-3", 2e-3),
+        ('dtype = "bfloat16"\nmax_logprob_gap = 1e-6', 1e-6),
+    ],
+)
+def test_the_gap_that_stops_a_run_goes_by_the_dtype_unless_it_is_set(tmp_path, lines, limit):
+    config = load_recipe(write(tmp_path, f"{lines}\n{GOOD}"), GrpoConfig)
+    assert config.logprob_gap_limit == limit
+    assert config.model_dump(mode="json")["max_logprob_gap"] == limit  # as a run's settings are saved
+    coarse = GrpoConfig(**{name: getattr(config, name) for name in config.model_fields_set} | {"dtype": "bfloat16"})
+    assert coarse.logprob_gap_limit == (0.05 if config.max_logprob_gap is None else limit)  # an option over a recipe
+
+
+@pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
         ("steps = 3", "stepz = 3", ["stepz: unknown key", "did you mean 'steps'", "group_size"]),
@@ -97,3 +115,11 @@ def test_the_first_difference_names_the_key_and_both_values():
         first_difference(old, old | {"model": {"folder": "b", "store": "s"}}) == 'model.folder was "a" and is now "b"'
     )
     assert first_difference(old, {"steps": 3, "model": old["model"]}) == "same was [1] and is now null"
+
+
+def test_a_reward_may_have_a_table_of_its_own(tmp_path):
+    table = GOOD.replace("answer = 1", "answer = 1\n[rewards.judge]\nweight = 0.5\nserver = 'x'")
+    config = load_recipe(write(tmp_path, table), GrpoConfig)
+    assert config.rewards == {"answer": 1.0, "judge": {"weight": 0.5, "server": "x"}}
+    with pytest.raises(TrainerUsageError, match=r"toml: rewards\.judge\.weight: missing; this setting"):
+        load_recipe(write(tmp_path, table.replace("weight = 0.5\n", "")), GrpoConfig)

@@ -20,7 +20,7 @@ def test_counts_by_hand(world):
     records = [record for record in world.records if record.split == "held_out"]
     right = [f"<think>x</think><answer>{record.answer}</answer>" for record in records]
     texts = [*right[:3], "<answer>A</answer><answer>B</answer>", "no idea", "", *right[6:]]
-    result = summarise(records, [respond(text) for text in texts], questions={}, settings={})
+    result = summarise(records, [[respond(text)] for text in texts], questions={}, settings={})
     assert (result.count, result.accuracy, result.unparsed_rate) == (8, 5 / 8, 3 / 8)
     assert result.well_formed_rate == 5 / 8
     assert result.chance == 0.25

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl_trainer.objectives.clipped import clipped_policy_loss
+from longrl_trainer.objectives.clipped import ClippedLoss
 from longrl_trainer.objectives.terms import kl_divergence_k3, response_weights
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.28}
+LOSS = ClippedLoss(clip_low=0.2, clip_high=0.28)
 
 
 def at_ratios(*ratios: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,7 @@ def at_ratios(*ratios: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_good_response_is_clipped_only_above():
     logprobs, old = at_ratios(0.5, 0.9, 1.0, 1.2, 1.5)
-    loss = clipped_policy_loss(logprobs, old, 2.0, **CLIP)
+    loss = LOSS(logprobs, old, 2.0)
     assert loss.losses.tolist() == pytest.approx([-1.0, -1.8, -2.0, -2.4, -2.56])
     assert loss.is_clipped.tolist() == [False, False, False, False, True]
     loss.losses.sum().backward()
@@ -31,7 +31,7 @@ def test_a_good_response_is_clipped_only_above():
 
 def test_a_bad_response_is_clipped_only_below():
     logprobs, old = at_ratios(0.5, 0.9, 1.0, 1.5)
-    loss = clipped_policy_loss(logprobs, old, -2.0, **CLIP)
+    loss = LOSS(logprobs, old, -2.0)
     assert loss.losses.tolist() == pytest.approx([1.6, 1.8, 2.0, 3.0])
     assert loss.is_clipped.tolist() == [True, False, False, False]
     loss.losses.sum().backward()
@@ -41,7 +41,7 @@ def test_a_bad_response_is_clipped_only_below():
 
 def test_the_first_update_has_the_policy_gradient():
     logprobs = torch.tensor([-0.1, -2.0], dtype=torch.float64, requires_grad=True)
-    clipped_policy_loss(logprobs, logprobs.detach(), 0.7, **CLIP).losses.sum().backward()
+    LOSS(logprobs, logprobs.detach(), 0.7).losses.sum().backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([-0.7, -0.7])
 

@@ -1,5 +1,7 @@
 """Kept + dropped = all, nothing is put in another's place, and every video is encoded exactly once."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import build_question_prompt, longest_prompt
+from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import train_sft
@@ -46,6 +48,26 @@ def test_broken_exchanged_missing_and_open_questions_are_dropped_with_their_reas
     assert "missing" in details["train_sft-4"]
     assert EmbeddingStore(world.folder / "embeddings").counters.encodes == 1
     assert load(world, tmp_path).counts()["dropped"] == {"digest_mismatch": 2, "unreadable_video": 4}
+
+
+def test_a_video_whose_frames_turn_out_to_be_damaged_is_dropped_too(new_world, tmp_path):
+    """It is opened and planned like any other, and fails when its frames are read to be encoded."""
+    world = new_world(splits=[Split.TRAIN_SFT])
+    path = world.dataset / "videos" / "train_sft-red.mp4"
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    end = start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
+    content[start:end] = b"\xff" * (end - start)
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    damaged = [record for record in world.records if record.video_path.endswith(path.name)]
+    records = [
+        record.model_copy(update={"video_digest": digest}) if record in damaged else record for record in world.records
+    ]
+    write_records(world.dataset / "records.parquet", records)
+    loaded = load(world, tmp_path)
+    assert loaded.counts() == {"input": 8, "kept": 6, "dropped": {"unreadable_video": len(damaged)}}
+    assert all(path.name in dropped.detail for dropped in loaded.dropped)
 
 
 def test_texts_that_cannot_be_learned_are_dropped(new_world, tmp_path):
@@ -167,10 +189,12 @@ def test_blind_questions_have_the_same_text_and_no_video(world, tmp_path):
 
 
 def test_the_longest_prompt_is_known_without_building_it(world, tmp_path):
-    policy = open_policy(world.sft(tmp_path).model, "float32")
-    questions = load(world, tmp_path).kept
-    longest = max(build_question_prompt(policy, question, "Look.").length for question in questions)
-    assert longest <= longest_prompt(policy, questions, "Look.") <= longest + 16
+    config = world.sft(tmp_path, data__system="Look.")
+    policy = open_policy(config.model, "float32")
+    questions = load_questions(config.data, policy, progress=SilentProgress())
+    assert questions.longest_prompt == max(
+        build_question_prompt(policy, question, "Look.").length for question in questions.kept
+    )
 
 
 def test_a_run_reports_every_step_in_its_journal(world, tmp_path):

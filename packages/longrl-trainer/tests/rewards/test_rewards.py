@@ -1,18 +1,19 @@
 """Rewards: one grammar, nothing for an empty shell, no zero for a verifier that failed."""
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 import pytest
+from pydantic import BaseModel, Field
 
-from longrl_trainer.config.sections import Section
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.objectives.advantages import group_advantages
 from longrl_trainer.rewards import registry
 from longrl_trainer.rewards.answer import AnswerReward
-from longrl_trainer.rewards.base import OneByOne, RewardRequest, RewardResult, RewardStatus
+from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
 from longrl_trainer.rewards.format import FormatReward
-from longrl_trainer.rewards.registry import WeightedReward, judge_responses, load_rewards
+from longrl_trainer.rewards.registry import WeightedReward, load_rewards, score_responses
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split
 
 CHOICE = QuestionRecord(
@@ -34,12 +35,9 @@ OPEN = CHOICE.model_copy(update={"options": (), "answer": "to the right"})
 GOOD = "<think>It rolls right.</think><answer>B</answer>"
 
 
-def requests_of(texts):
-    return [RewardRequest(response_text=text, finished=True, record=CHOICE) for text in texts]
-
-
-def totals_of(rewards, texts):
-    return [score.total for score in judge_responses(rewards, requests_of(texts))]
+def totals_of(rewards: list[WeightedReward], *texts: str) -> list[float | None]:
+    requests = [RewardRequest(response_text=text, finished=True, record=CHOICE) for text in texts]
+    return [score.total for score in score_responses(rewards, requests)]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +67,8 @@ def test_a_question_without_options_is_not_judged_rather_than_wrong():
 
 def test_weights_are_those_of_the_recipe():
     rewards = load_rewards({"answer": 0.9, "format": 0.1})
-    texts = [GOOD, "<answer>B</answer>", "<think>x</think><answer>A</answer>", "what"]
-    assert totals_of(rewards, texts) == pytest.approx([1.0, 0.9, 0.1, 0.0])
+    totals = totals_of(rewards, GOOD, "<answer>B</answer>", "<think>x</think><answer>A</answer>", "what")
+    assert totals == pytest.approx([1.0, 0.9, 0.1, 0.0])
 
 
 class FailingJudge:
@@ -81,10 +79,9 @@ class FailingJudge:
 
 
 def test_a_failed_judge_leaves_the_response_out_of_its_group():
-    judge = WeightedReward(name="judge", reward=OneByOne(reward=FailingJudge()), weight=1.0)
-    rewards = [*load_rewards({"format": 1.0}), judge]
+    rewards = [*load_rewards({"format": 1.0}), WeightedReward(name="judge", reward=FailingJudge(), weight=1.0)]
     texts = ["<think>right</think><answer>B</answer>", "<think>x</think><answer>B</answer>", "nothing"]
-    totals = totals_of(rewards, texts)
+    totals = totals_of(rewards, *texts)
     assert totals == [None, 1.5, 0.5]
     assert group_advantages(totals, "dr_grpo") == [None, 0.5, -0.5]
 
@@ -104,97 +101,79 @@ def test_a_reward_whose_package_is_missing_is_one_line(monkeypatch):
         load_rewards({"broken": 1.0})
 
 
-class WordSettings(Section):
-    word: str = "right"
-    values: tuple[float, float] = (0.0, 1.0)
+class LengthReward:
+    """1 for up to a number of words; judges all responses at once and remembers how many."""
 
+    class Settings(BaseModel):
+        """How long a response may be."""
 
-class WordReward:
-    """Judges all at once, and remembers how often it was asked."""
+        most_words: int = Field(ge=1)
+        unit: str = "words"
 
-    Settings = WordSettings
-
-    def __init__(self, settings: WordSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.calls: list[int] = []
+        self.batches: list[int] = []
 
-    def judge(self, requests):
-        self.calls.append(len(requests))
-        values = [self.settings.values[self.settings.word in request.response_text] for request in requests]
-        return [RewardResult(value=value, status=RewardStatus.OK) for value in values]
-
-
-class Unfit:
-    pass
+    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        self.batches.append(len(requests))
+        return [
+            RewardResult(
+                value=float(len(request.response_text.split()) <= self.settings.most_words), status=RewardStatus.OK
+            )
+            for request in requests
+        ]
 
 
 @pytest.fixture
-def installed(monkeypatch):
-    """Rewards of this module beside those that are installed, found as those of any package are."""
-    classes = {"words": WordReward, "failing": FailingJudge, "unfit": Unfit}
-    for name, provided in classes.items():
-        monkeypatch.setattr(registry, f"_test_{name}", provided, raising=False)
-    group = registry.ENTRY_POINT_GROUP
-    own = {name: EntryPoint(name, f"{registry.__name__}:_test_{name}", group) for name in classes}
-    every = registry.known_rewards() | own
-    monkeypatch.setattr(registry, "known_rewards", lambda: every)
+def with_length(monkeypatch):
+    own = EntryPoint(name="length", value="here:LengthReward", group=registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda entry_point: globals()[entry_point.attr], raising=True)
+    monkeypatch.setattr(registry, "known_rewards", lambda: {"length": own, "format": _named("FormatReward")})
 
 
-def test_a_reward_with_settings_has_a_table_and_is_asked_once_for_all(installed):
-    rewards = load_rewards({"words": {"weight": 0.5, "word": "left", "values": [0.25, 1]}, "answer": 1})
-    assert totals_of(rewards, ["left", GOOD, "<answer>A</answer> left"]) == [0.5, 1.125, 0.5]
-    assert rewards[0].reward.calls == [3]
-    assert judge_responses(rewards, []) == []
-    assert rewards[0].reward.calls == [3]
-    assert load_rewards({"words": 1.0})[0].reward.settings == WordSettings()
+def _named(name: str) -> EntryPoint:
+    return EntryPoint(name="format", value=f"here:{name}", group=registry.ENTRY_POINT_GROUP)
+
+
+def test_a_reward_has_settings_and_judges_all_responses_of_a_step_at_once(with_length):
+    rewards = load_rewards({"length": {"weight": 0.5, "most_words": 2}, "format": 0.25})
+    assert totals_of(rewards, "two words", "now three words", GOOD) == [0.5, 0.0, 0.75 - 0.5]
+    assert rewards[0].reward.batches == [3]
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("settings", "line"),
     [
-        ({"weight": 1.0, "wrod": "left"}, r"rewards\.words: wrod: unknown key; did you mean 'word'\?"),
-        ({"weight": 1.0, "word": 3}, r"rewards\.words: word: got 3, expected: string"),
-        ({"word": "left"}, r"rewards\.words\.weight: missing"),
-        ({"weight": "much"}, r'rewards\.words\.weight: got "much", expected: number'),
+        ({"weight": 1.0}, r"rewards\.length\.most_words: Field required; known here: weight, most_words, unit"),
+        ({"weight": 1.0, "most_words": 2, "unitt": "x"}, r"rewards\.length\.unitt: .*not permitted; known here"),
+        ({"weight": 1.0, "most_words": 0}, r"rewards\.length\.most_words: .*greater than or equal to 1"),
     ],
 )
-def test_wrong_settings_of_a_reward_are_one_line(installed, entry, message):
-    with pytest.raises(TrainerUsageError, match=message) as caught:
-        load_rewards({"words": entry})
-    assert "\n" not in str(caught.value)
+def test_wrong_settings_of_a_reward_are_one_line(with_length, settings, line):
+    with pytest.raises(TrainerUsageError, match=line):
+        load_rewards({"length": settings})
+    with pytest.raises(TrainerUsageError, match=r"rewards\.format\.strict: this reward has no settings but weight"):
+        load_rewards({"format": {"weight": 1.0, "strict": True}})
 
 
-def test_a_reward_without_settings_takes_only_a_weight(installed):
-    assert load_rewards({"answer": {"weight": 0.5}})[0].weight == 0.5
-    with pytest.raises(TrainerUsageError, match=r"rewards\.answer\.word: unknown key; this reward has no settings"):
-        load_rewards({"answer": {"weight": 0.5, "word": "left"}})
-    with pytest.raises(TrainerUsageError, match=r"rewards\.unfit: .* has neither `judge` nor `score`"):
-        load_rewards({"unfit": 1.0})
+class Faulty:
+    def __init__(self, results: object) -> None:
+        self.results = results
 
-
-def judging(function):
-    """A reward that judges like this."""
-    reward = WordReward(WordSettings())
-    reward.judge = function
-    return [WeightedReward(name="mine", reward=reward, weight=1.0)]
-
-
-def one(value):
-    return RewardResult(value=value, status=RewardStatus.OK)
+    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        if isinstance(self.results, Exception):
+            raise self.results
+        return self.results  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("results", "line"),
     [
-        (lambda requests: 1 / 0, "failed with ZeroDivisionError: division by zero"),
-        (lambda requests: [one(1.0)], "gave 1 results for 2 responses, expected as many"),
-        (lambda requests: [one(1.0)] * 3, "gave 3 results for 2 responses"),
-        (lambda requests: [1.0, 0.0], "gave a float, expected a RewardResult"),
-        (lambda requests: [one(float("nan"))] * 2, "gave the value nan, expected a finite number"),
+        (ConnectionError("refused"), r"rewards\.judge: failed \(ConnectionError: refused\)"),
+        ([], r"rewards\.judge: gave 0 results for 2 responses"),
+        ([RewardResult(value=float("nan"), status=RewardStatus.OK)] * 2, r"rewards\.judge: gave nan, expected"),
     ],
 )
-def test_a_reward_that_fails_is_named_in_one_line(function, message):
-    with pytest.raises(TrainerError, match=rf"rewards\.mine: {message}") as caught:
-        judge_responses(judging(function), requests_of(["a", "b"]))
-    assert caught.value.exit_code == 1
-    assert "\n" not in str(caught.value)
+def test_a_reward_that_fails_is_named_in_one_line(results, line):
+    with pytest.raises(TrainerError, match=line):
+        totals_of([WeightedReward(name="judge", reward=Faulty(results), weight=1.0)], "a", "b")

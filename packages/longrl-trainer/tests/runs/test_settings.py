@@ -41,7 +41,7 @@ def broken_off(started, tmp_path_factory) -> Path:
     """A GRPO run whose third step of four found too large a gap, with a checkpoint after step 2. To be copied."""
     output = tmp_path_factory.mktemp("broken off") / "run"
     train_grpo(started.grpo(output, steps=2))
-    with pytest.raises(TrainerError, match="raise it for a coarse dtype"):
+    with pytest.raises(TrainerError, match="raise it for coarse arithmetic"):
         train_grpo(started.grpo(output, steps=4, max_logprob_gap=1e-12))
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000002"]
     return output

@@ -15,7 +15,9 @@ from longvideo_reason_data.commands.exporting import export
 from longvideo_reason_data.commands.filter import filter_dataset
 from longvideo_reason_data.commands.importing import import_published
 from longvideo_reason_data.commands.view import view
+from longvideo_reason_data.endings import end_quietly
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.filtering.benchmark_files import read_benchmark
 from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.inspection.statistics import describe_dataset
 from longvideo_reason_data.records.record import describe_invalid
@@ -78,9 +80,12 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
 
     Args:
         dataset: Folder of the dataset.
-        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
+            TSV or Parquet.
     """
     problems = check_dataset(dataset, benchmarks)
+    for path in benchmarks:
+        print(f"{path}: {read_benchmark(path).summary} compared")
     for problem in problems:
         print(problem)
     if problems:
@@ -106,8 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What was typed behind the name of the command; of this process when not given.
 
     Returns:
-        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted.
+        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted, 141 when nobody reads on.
     """
+    return end_quietly(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
@@ -123,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,
+            config=(tyro.conf.EnumChoicesFromValues,),
         )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -130,7 +140,4 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {describe_invalid(error)}", file=sys.stderr)
         return UsageError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on", file=sys.stderr)
-        return 130
     return 0

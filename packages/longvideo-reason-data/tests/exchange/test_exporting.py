@@ -192,6 +192,20 @@ def test_wrong_requests_are_told(tmp_path, records, capsys):
         read_export(tmp_path / "dataset" / "exports" / "jsonl", "verl")
 
 
+@pytest.mark.parametrize("name", ["trl", "verl", "easyr1"])
+def test_places_that_hang_on_where_a_trainer_is_started_are_told(tmp_path, records, name, capsys, monkeypatch):
+    dataset, output = str(tmp_path / "dataset"), tmp_path / name
+    assert main(["export", dataset, "--to", name, "--output", str(output)]) == 0
+    assert f"relative to {output}: start the trainer there" in capsys.readouterr().out
+    assert main(["export", dataset, "--to", name, "--output", str(tmp_path / "rooted"), "--video-root", dataset]) == 0
+    assert "relative to" not in capsys.readouterr().out
+    for folder, started in ((output, output), (tmp_path / "rooted", tmp_path)):
+        monkeypatch.chdir(started)
+        path = folder / "data" / f"train_rl.{LAYOUTS[name].suffix}"
+        rows = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else map(json.loads, path.open())
+        assert all(Path(LAYOUTS[name].find_video(row)).is_file() for row in rows)
+
+
 def test_the_card_says_where_every_video_is_from(tmp_path, records):
     manifest = {
         "models": {"reasoner": "thinker", "captioner": "seer"},

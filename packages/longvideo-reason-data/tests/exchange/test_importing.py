@@ -1,15 +1,19 @@
 """Published datasets become records, and what can't is dropped with its reason."""
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.exchange.exporting import export_dataset
 from longvideo_reason_data.exchange.importing import ImportSettings, import_dataset
 from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.media.video_file import digest_file
@@ -139,6 +143,142 @@ def test_what_cant_be_used_is_dropped_with_its_reason(tmp_path, videos, changes,
     assert [item["reason"] for item in dropped] == [reason]
     assert dropped[0]["item"] == "published-0000000"
     assert sorted(path.name for path in (tmp_path / "out" / "videos").iterdir()) == [Path(records[0].video_path).name]
+
+
+PROBLEM = "What does she leave on?"
+BOLD = [f"**{letter}.** {option}" for letter, option in zip("ABCD", OPTIONS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "\n" + "\n".join(LETTERED),
+        "\n\n" + "\n\n".join(LETTERED) + "\n",
+        " " + " ".join(LETTERED),
+        "\n" + " ".join(LETTERED),
+        "\n" + "  ".join(LETTERED[:2]) + "\n" + "  ".join(LETTERED[2:]),
+        "\n" + "\n".join(BOLD),
+        " " + " ".join(BOLD),
+        "\n" + "\n".join(f"**{line}**" for line in LETTERED),
+        "\n" + "\n".join(f"- {line}" for line in LETTERED),
+        *(
+            between.join(["", *(form.format(letter) + option for letter, option in zip("ABCD", OPTIONS, strict=True))])
+            for form in ("({}) ", "{}) ", "[{}] ", "{}: ", "{}、 ")
+            for between in ("\n", " ")
+        ),
+        "\n" + "\n".join(line.replace(line[0], line[0].lower(), 1).replace(".", ")") for line in LETTERED),
+        " " + " ".join(line.replace(line[0], line[0].lower(), 1).replace(".", ")") for line in LETTERED),
+        "\nA. But this has to be weighed...\nso we rewrite it.\n" + "\n".join(LETTERED),
+        "\n" + "\n".join(LETTERED) + "\nPlease answer with the letter.",
+        "\n" + "\n".join(LETTERED) + "\nAnswer with the option's letter directly.\nThe best answer is:",
+    ],
+)
+def test_options_are_read_however_they_stand_behind_the_question(tmp_path, videos, tail):
+    (record,), dropped = bring_in(tmp_path, "longvideo-reason", [long_video_reason(problem=PROBLEM + tail)])
+    assert dropped == []
+    assert (record.question.partition("\nA. But")[0], list(record.options), record.answer) == (PROBLEM, OPTIONS, "A")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"options": OPTIONS},
+        {"options": [f"({letter}) {option}" for letter, option in zip("ABCD", OPTIONS, strict=True)]},
+        {"options": dict(zip("ABCD", OPTIONS, strict=True))},
+        {"options": dict(reversed(list(zip("ABCD", LETTERED, strict=True))))},
+        {"options": {"text": OPTIONS, "label": list("ABCD")}},
+        {"options": json.dumps(LETTERED)},
+        {"options": repr(LETTERED)},
+        {"options": "\n".join(LETTERED)},
+        {"options": " ".join(LETTERED)},
+        {"options": None, **dict(zip("ABCD", OPTIONS, strict=True))},
+        {"options": [], "problem": PROBLEM + "\n" + "\n".join(LETTERED)},
+        {"problem": PROBLEM + "\n" + "\n".join(LETTERED)},
+        {"solution": "<answer>A. a boat</answer>"},
+        {"solution": "<answer>Therefore the final answer is: A</answer>"},
+        {"solution": "a boat"},
+    ],
+)
+def test_options_are_read_in_every_form_of_their_field(tmp_path, videos, changes):
+    (record,), dropped = bring_in(tmp_path, "video-r1", [video_r1(**changes)])
+    assert dropped == []
+    assert (record.question, list(record.options), record.answer) == (PROBLEM, OPTIONS, "A")
+
+
+NO_OPTIONS = [
+    {"options": []},
+    {"options": None},
+    {"options": {}},
+    {"options": "red or blue"},
+    {"options": [{"is": "red"}]},
+    {"options": None, "problem": PROBLEM + "\nA. red\nB. blue\nC. green\nC. white"},
+    {"options": None, "problem": PROBLEM + "\nA. red\nB. blue\nC. green\nD. white\nA second thought"},
+    {"options": None, "problem": PROBLEM + "\nA red\nB blue"},
+]
+LETTER_ANSWERS = ["<answer>B</answer>", "(B)", "b", "B. blue", "The answer is B.", "A, C", "A or B"]
+
+
+@pytest.mark.parametrize(
+    "changes", [*NO_OPTIONS, *({"options": None, "solution": answer} for answer in LETTER_ANSWERS)]
+)
+def test_a_letter_is_never_the_answer_of_an_open_question(tmp_path, videos, changes):
+    row = video_r1(**{"solution": "B", **changes})
+    records, dropped = bring_in(tmp_path, "video-r1", [row, video_r1()])
+    assert len(records) == 1
+    assert [item["reason"] for item in dropped] == ["options_missing"]
+
+
+PLACES = ["<video>\n", "<image>", "<VIDEO> ", "<|vision_start|><|video_pad|><|vision_end|>", "<video_1>\n<video_2>\n"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, "<|image_1|>", "<audio>\n", "<image_placeholder>", "<img>"])
+def test_places_around_a_question_are_taken_off_and_inside_they_drop_it(tmp_path, videos, place):
+    items = [
+        video_r1(problem=place + PROBLEM),
+        video_r1(problem=PROBLEM + "\n" + place, path="film.mp4"),
+        video_r1(problem="Look at " + place + " twice."),
+        video_r1(options=[*LETTERED[:3], f"D. a {place} bicycle"]),
+    ]
+    records, dropped = bring_in(tmp_path, "video-r1", items)
+    assert [record.question for record in records] == [PROBLEM, PROBLEM]
+    assert [item["reason"] for item in dropped] == ["placeholder_inside"] * 2
+    export_dataset(tmp_path / "out", tmp_path / "verl", "verl")
+
+
+def test_options_that_contradict_each_other_are_dropped(tmp_path, videos):
+    other = PROBLEM + "\nA. a car\nB. a train\nC. a horse\nD. a bicycle"
+    _, dropped = bring_in(tmp_path, "video-r1", [video_r1(problem=other), video_r1()])
+    assert [item["reason"] for item in dropped] == ["options_unclear"]
+
+
+@pytest.mark.parametrize("form", ["lines.jsonl", "table.csv", "table.tsv", "table.parquet", "by_id.json"])
+def test_every_form_of_table_is_brought_in(tmp_path, videos, form):
+    rows = [video_r1(), video_r1(path="gone.mp4", process='<think>She said "no", and left.\nSo.</think>')]
+    path = tmp_path / form
+    cells = [{**row, "options": json.dumps(row["options"])} for row in rows]
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8-sig")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([{**row, "video": b"bytes of a film"} for row in rows]), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps({str(row["problem_id"]) + str(n): row for n, row in enumerate(rows)}))
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(cells[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(cells)
+    settings = ImportSettings(layout="video-r1", skill=Skill.PLOT)
+    manifest = import_dataset(path, videos, tmp_path / "out", settings)
+    assert manifest["dropped"] == {"video_missing": 1}
+    (record,) = read_dataset(tmp_path / "out")
+    assert (record.question, list(record.options), record.answer) == (PROBLEM, OPTIONS, "A")
+
+
+def test_a_table_in_another_encoding_is_told(tmp_path, videos):
+    path = tmp_path / "published.csv"
+    path.write_bytes("problem,path\nWo ist die Tür?,film.mp4\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"isn't UTF-8 .* save it as UTF-8"):
+        import_dataset(path, videos, tmp_path / "out", ImportSettings(layout="video-r1"))
 
 
 def test_a_skill_is_never_guessed(tmp_path, videos):

@@ -426,7 +426,7 @@ def test_filtering_with_other_thresholds_starts_from_everything_and_asks_nobody(
     write_records(tmp_path / "records.parquet", [record])
     server.reply = says("nine")
     command = ["filter", str(tmp_path), "--base-url", server.base_url, "--model", "model"]
-    assert main([*command, "--conditions", "blind"]) == 0
+    assert main([*command, "--conditions", "blind"]) == 1
     assert "0 of 1 kept (answered_blind 1)" in capsys.readouterr().out
     assert read_records(tmp_path / "records.parquet") == []
     manifest = json.loads((tmp_path / "manifest.json").read_text())

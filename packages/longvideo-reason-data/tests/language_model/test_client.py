@@ -180,7 +180,7 @@ def test_paid_answers_of_no_use_are_typed_and_kept(
 def test_a_request_that_the_server_calls_wrong_is_not_repeated(server: Any, tmp_path: Path) -> None:
     server.fail = lambda body, times: (400, {}, b'{"error": {"message": "too long"}}')
     (reply,), _ = ask(server, tmp_path, request())
-    assert reply.outcome is Outcome.INVALID
+    assert reply.outcome is Outcome.REJECTED
     assert "too long" in reply.text
     assert len(server.bodies) == 1
 

@@ -4,6 +4,7 @@ The clock is the number that is painted into each frame, together with the times
 """
 
 import random
+import struct
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -262,3 +263,42 @@ def test_high_range_becomes_what_an_ordinary_screen_shows(tmp_path: Path, curve:
 
 def test_ordinary_videos_are_flagged_as_such(make_video: MakeVideo) -> None:
     assert VideoFile.open(make_video()).dynamic_range == "standard"
+
+
+def with_exif(jpeg: bytes, orientation: int) -> bytes:
+    """Add what a camera writes into each picture: one field, the orientation (EXIF 2.32, section 4.6)."""
+    field = struct.pack("<HHII", 0x0112, 3, 1, orientation)
+    content = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + field + bytes(4)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_cameras_notes_beside_a_picture_are_no_error(
+    make_video: MakeVideo, tmp_path: Path, read_counter: ReadCounter, decoder: str, orientation: int
+) -> None:
+    # What undoes each orientation of EXIF, from upright to stored.
+    turns = [
+        *(lambda f: f, lambda f: f[:, ::-1], lambda f: f[::-1, ::-1], lambda f: f[::-1]),
+        *(
+            lambda f: f.swapaxes(0, 1),
+            lambda f: np.rot90(f),
+            lambda f: f[::-1, ::-1].swapaxes(0, 1),
+            lambda f: np.rot90(f, -1),
+        ),
+    ]
+    plain = make_video("plain.avi", codec="mjpeg", pixel_format="yuvj420p", num_frames=20, turn=turns[orientation - 1])
+    path = tmp_path / "camera.avi"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                noted = av.Packet(with_exif(bytes(packet), orientation))
+                noted.stream, noted.pts, noted.dts, noted.time_base = stream, packet.pts, packet.dts, packet.time_base
+                noted.is_keyframe = True
+                target.mux(noted)
+    if decoder != DecoderName.PYAV and orientation != 1:  # older libraries don't turn them
+        with pytest.raises(DataError, match="use the decoder pyav"):
+            VideoFile.open(path, decoder=decoder)
+        return
+    video = VideoFile.open(path, decoder=decoder)
+    assert [read_counter(frame) for frame in video.read([7, 0, 19])] == [7, 0, 19]

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.media.containers import find_videos
 from longvideo_reason_data.media.decoders.pyav_frames import FrameDecoder
-from longvideo_reason_data.media.video_file import VideoFile, digest_file, find_videos, sample_frames
+from longvideo_reason_data.media.video_file import VideoFile, digest_file, sample_frames
 
 MakeVideo = Callable[..., Path]
 ReadCounter = Callable[[np.ndarray], int]

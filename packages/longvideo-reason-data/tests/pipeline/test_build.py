@@ -259,10 +259,45 @@ def test_what_is_said_reaches_the_captioner_and_the_dataset(server: Any, films: 
     assert len(segments) == 18
     assert [(item["number"], item["video_path"][:13]) for item in segments if item["speech"]] == [(1, "videos/film_2")]
     assert all("crosses the room" in item["caption"] for item in segments)
+    assert {item["speech_origin"] for item in segments if "film_2" in item["video_path"]} == {"film 2.srt"}
+    assert manifest["subtitles"] == {"found": 1, "unreadable": []}
+
+
+def test_subtitles_that_cant_be_read_never_cost_a_video(server: Any, films: Path, tmp_path: Path) -> None:
+    (films / "film 0.srt").write_bytes(b"")
     (films / "film 2.srt").write_text("no subtitles at all")
-    broken = run(server, films, tmp_path / "dataset")
-    assert broken["dropped"] == {"video_unreadable": 1}
-    assert "film 2.srt: its subtitles can't be read" in (tmp_path / "dataset" / "dropped.jsonl").read_text()
+    progress = io.StringIO()
+    manifest = build(
+        [films],
+        tmp_path / "dataset",
+        base_url=server.base_url,
+        model="model",
+        settings=QUICK,
+        console=Console(file=progress, width=80),
+    )
+    assert manifest["kept"]["videos"] == 6
+    assert manifest["dropped"] == {}
+    problem = f"{films / 'film 2.srt'}: its subtitles can't be read (no times"
+    assert [line[: len(problem)] for line in manifest["subtitles"]["unreadable"]] == [problem]
+    assert f"warning: {problem}" in progress.getvalue()
+    hash_before = manifest["dataset_hash"]
+    (films / "film 2.srt").unlink()
+    assert run(server, films, tmp_path / "other")["dataset_hash"] == hash_before
+
+
+def test_subtitles_in_a_folder_of_their_own(server: Any, films: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "said"
+    folder.mkdir()
+    (folder / "film 3_en.json").write_text(json.dumps([{"timestamp": [1.1, 1.9], "text": "Mind the gap."}]))
+    monkeypatch.chdir(tmp_path)
+    manifest = run(server, films, tmp_path / "dataset", subtitles=Path("said"))
+    lines = (tmp_path / "dataset" / "segments.jsonl").read_text().splitlines()
+    said = [(item["speech"], item["speech_origin"]) for item in map(json.loads, lines) if item["speech"]]
+    assert said == [("Mind the gap.", "film 3_en.json")]
+    assert manifest["subtitles"] == {"found": 1, "unreadable": []}
+    assert manifest["settings"]["subtitles"] == str(folder)
+    with pytest.raises(UsageError, match="set --subtitles"):
+        run(server, films, tmp_path / "dataset", subtitles=tmp_path / "nowhere")
 
 
 def test_a_settled_video_is_left_alone_and_a_passing_failure_settles_none(

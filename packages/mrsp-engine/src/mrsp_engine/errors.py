@@ -15,3 +15,11 @@ class EngineUsageError(EngineError):
     """The engine was asked for something it can't do (a checkpoint of an unknown family, a wrong setting)."""
 
     exit_code = 2
+
+
+class UnfitMediumError(EngineUsageError):
+    """The model can't take this one medium, for its size or its length; others are not concerned."""
+
+
+class UnreadableMediumError(EngineError):
+    """A medium's reader can't give its frames: the file is at fault, and others can still be used."""

@@ -10,7 +10,7 @@ from mrsp_engine.attention.split import MachineRates
 from mrsp_engine.distributed.collectives import gather_results, sum_gradients, swap
 from mrsp_engine.distributed.process_groups import SequenceGroup, create_sequence_group
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.testing.fixtures import RankError, Ranks, run_on_ranks
+from mrsp_engine.testing.fixtures import RankError, RankPool, run_on_ranks
 
 Findings = tuple[dict[str, Tensor] | None, dict[str, Tensor], str, MachineRates]
 """What one rank saw: the exchange (if it took part), the summed gradients, the refusal of a bad group size,
@@ -132,7 +132,7 @@ def wait_on_second_rank() -> None:
 
 
 def test_a_rank_that_hangs_says_where_and_the_next_call_starts_anew() -> None:
-    with Ranks(2, timeout_seconds=2) as ranks:
+    with RankPool(2, timeout_seconds=2) as ranks:
         with pytest.raises(RankError, match=r"(?s)ranks \[1\] did not finish in 2 s.*in wait_on_second_rank"):
             ranks.call(wait_on_second_rank)
         assert ranks.call(dist.get_world_size) == [2, 2]

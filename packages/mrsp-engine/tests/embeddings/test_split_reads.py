@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from mrsp_engine.distributed.process_groups import create_sequence_group
-from mrsp_engine.embeddings import EmbeddingStore, entries
+from mrsp_engine.embeddings import EmbeddingStore, entry_layout
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
@@ -29,7 +29,7 @@ def show_two_videos(policy: Policy) -> Prompt:
 
 def read_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
     """Bytes that this rank reads while all of them score one row, in blocks as small as the model."""
-    entries.BLOCK_BYTES = 1 << 12
+    entry_layout.BLOCK_BYTES = 1 << 12
     group = create_sequence_group(dist.get_world_size())
     store = EmbeddingStore(Path(folder))
     policy = load_policy(Path(model_folder), dtype=torch.float64, store=store)
@@ -42,7 +42,7 @@ def read_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
 
 
 def test_bytes_read_follow_the_slice(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(entry_layout, "BLOCK_BYTES", 1 << 12)
     store = EmbeddingStore(tmp_path)
     policy = load_policy(tiny_folder, dtype=torch.float64, store=store)
     prompt = show_two_videos(policy)

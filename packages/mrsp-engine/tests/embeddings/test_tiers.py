@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from mrsp_engine.embeddings import EmbeddingStore, StoreLimits
-from mrsp_engine.embeddings.entries import BLOCK_BYTES
+from mrsp_engine.embeddings.entry_layout import BLOCK_BYTES
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.testing.fixtures import numbered_key as key
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.distributed.process_groups import create_sequence_group
 from mrsp_engine.embeddings import EmbeddingStore, StoreLimits
-from mrsp_engine.encoding.parallel import Medium, UnusableMedium, divide_groups, encode_live, encode_media
+from mrsp_engine.encoding.parallel import PlannedMedium, UnusableMedium, divide_groups, encode_live, encode_media
+from mrsp_engine.errors import UnreadableMediumError
 from mrsp_engine.families import load_policy
 from mrsp_engine.testing.fixtures import NoiseVideo, run_on_ranks
 
@@ -26,7 +27,7 @@ class BrokenVideo(NoiseVideo):
         return super().read(indices)
 
 
-def media_of(policy: Any) -> tuple[list[Medium], list[NoiseVideo]]:
+def media_of(policy: Any) -> tuple[list[PlannedMedium], list[NoiseVideo]]:
     """Two videos of different sizes, one of them twice, an image, and a video of a single group."""
     videos = [
         NoiseVideo(seed=0, frame_count=30),
@@ -37,10 +38,11 @@ def media_of(policy: Any) -> tuple[list[Medium], list[NoiseVideo]]:
     encoder = policy.encoder
     plans = [encoder.plan(video, range(video.frame_count)) for video in (videos[0], videos[1], videos[3])]
     media = [
-        Medium(video=video, plan=plan) for video, plan in zip((videos[0], videos[1], videos[3]), plans, strict=True)
+        PlannedMedium(video=video, plan=plan)
+        for video, plan in zip((videos[0], videos[1], videos[3]), plans, strict=True)
     ]
-    media.append(Medium(video=videos[2], plan=encoder.plan_image(videos[2])))
-    return [*media, Medium(video=videos[0], plan=plans[0])], videos
+    media.append(PlannedMedium(video=videos[2], plan=encoder.plan_image(videos[2])))
+    return [*media, PlannedMedium(video=videos[0], plan=plans[0])], videos
 
 
 def weigh(rows: torch.Tensor) -> torch.Tensor:
@@ -63,7 +65,7 @@ def encode_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
     broken = BrokenVideo(seed=9, frame_count=12)
     with_broken = encode_media(
         policy.encoder,
-        [Medium(video=broken, plan=policy.encoder.plan(broken, range(12))), media[0]],
+        [PlannedMedium(video=broken, plan=policy.encoder.plan(broken, range(12))), media[0]],
         store,
         group,
     )
@@ -145,6 +147,21 @@ def test_every_group_has_one_rank_and_ranks_have_even_shares(media: list[tuple[i
         assert max(loads) <= (share + max(cost for _, cost in media)) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("error", "is_unreadable"), [(UnreadableMediumError, True), (RuntimeError, False)])
+def test_a_file_at_fault_is_told_from_a_reader_at_fault(
+    tiny_folder: Path, tmp_path: Path, error: type[Exception], is_unreadable: bool
+) -> None:
+    class Broken(NoiseVideo):
+        def read(self, indices: Any) -> Any:
+            raise error("frame 0 is damaged")
+
+    policy: Any = load_policy(tiny_folder, store=EmbeddingStore(tmp_path))
+    video = Broken(frame_count=4)
+    medium = PlannedMedium(video=video, plan=policy.encoder.plan(video, range(4)))
+    (outcome,) = encode_media(policy.encoder, [medium], policy.store)
+    assert outcome == UnusableMedium(message="frame 0 is damaged", is_unreadable=is_unreadable)
+
+
 def test_trained_weights_make_another_key(tiny_folder: Path, tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path)
     policy: Any = load_policy(tiny_folder, store=store)
@@ -163,7 +180,7 @@ def test_lent_rows_reach_the_tower_from_every_response(tiny_folder: Path, tmp_pa
     store = EmbeddingStore(tmp_path)
     policy: Any = load_policy(tiny_folder, dtype=torch.float64, store=store)
     video = NoiseVideo(frame_count=6)
-    medium = Medium(video=video, plan=policy.encoder.plan(video, range(6)))
+    medium = PlannedMedium(video=video, plan=policy.encoder.plan(video, range(6)))
     prompt = policy.build_prompt("Which shape left first?", [medium.plan.reference])
     with store.lend(encode_live(policy.encoder, [medium])):
         policy.hidden_states(policy.embed(prompt), prompt.positions).square().mean().backward()

@@ -27,7 +27,7 @@ from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
-from mrsp_engine.encoding.parallel import Medium, encode_media
+from mrsp_engine.encoding.parallel import PlannedMedium, encode_media
 from mrsp_engine.encoding.step_media import StepMedia, rename_plans
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
@@ -66,14 +66,14 @@ def load(folder: Path, store: EmbeddingStore) -> tuple[Policy, FrameEncoder]:
     return policy, policy.encoder
 
 
-def media_of(encoder: FrameEncoder, family: str) -> list[Medium]:
+def media_of(encoder: FrameEncoder, family: str) -> list[PlannedMedium]:
     """A video whose frames have several windows, the last of them without a second for its pair, and an image."""
     video = NoiseVideo(height=168, width=224) if family != "vila" else NoiseVideo()
     image = NoiseVideo(seed=2, frame_count=1, height=120, width=70)
     num_frames = 6 if family == "vila" else 5
     return [
-        Medium(video=video, plan=encoder.plan(video, range(num_frames))),
-        Medium(video=image, plan=encoder.plan_image(image)),
+        PlannedMedium(video=video, plan=encoder.plan(video, range(num_frames))),
+        PlannedMedium(video=image, plan=encoder.plan_image(image)),
     ]
 
 
@@ -90,7 +90,7 @@ def weigh(logprobs: Tensor) -> Tensor:
 
 
 def gradients_of_a_step(
-    policy: Policy, encoder: FrameEncoder, media: Sequence[Medium], part: Any, group: SequenceGroup | None = None
+    policy: Policy, encoder: FrameEncoder, media: Sequence[PlannedMedium], part: Any, group: SequenceGroup | None = None
 ) -> dict[str, Tensor]:
     """Gradients of one step in which two questions are asked about the same media, in rows of their own."""
     policy.train_vision(part)
@@ -108,7 +108,9 @@ def prompts_of(policy: Policy, step: StepMedia) -> list[Prompt]:
     return [policy.build_prompt(question, [plan.reference for plan in step.plans]) for question in QUESTIONS]
 
 
-def plain_gradients(folder: Path, policy: Policy, prompts: Sequence[Prompt], media: Sequence[Medium]) -> dict[str, Any]:
+def plain_gradients(
+    folder: Path, policy: Policy, prompts: Sequence[Prompt], media: Sequence[PlannedMedium]
+) -> dict[str, Any]:
     """Gradients of the same loss by transformers alone, every response a row of its own."""
     model = load_vila(folder) if policy.name == "vila" else load_qwen(folder, policy.name)
     use_exact_norms(model)
@@ -135,7 +137,7 @@ class PlainQwen(nn.Module):
         self.whole = whole
         self.processor = processor
 
-    def plain_logits(self, ids: Tensor, positions: Tensor, media: Sequence[Medium]) -> Tensor:
+    def plain_logits(self, ids: Tensor, positions: Tensor, media: Sequence[PlannedMedium]) -> Tensor:
         video, image = media
         frames = torch.from_numpy(video.video.read(video.plan.frame_indices)).permute(0, 3, 1, 2)
         picture = torch.from_numpy(image.video.read([0])[0]).permute(2, 0, 1)
@@ -168,7 +170,7 @@ class PlainVila(nn.Module):
         self.mm_projector.double()
         self.images = SiglipImageProcessor.from_pretrained(folder / "vision_tower")
 
-    def plain_logits(self, ids: Tensor, positions: Tensor, media: Sequence[Medium]) -> Tensor:
+    def plain_logits(self, ids: Tensor, positions: Tensor, media: Sequence[PlannedMedium]) -> Tensor:
         rows: list[Tensor] = []
         for medium in media:
             frames = list(torch.from_numpy(medium.video.read(medium.plan.frame_indices)).permute(0, 3, 1, 2))
@@ -346,7 +348,7 @@ def test_the_smaller_of_frames_and_embeddings_is_kept(tmp_path: Path) -> None:
         encoder.content = "smaller"
         plan = encoder.plan(video, range(4))
         assert plan.key.content == content
-        encode_media(encoder, [Medium(video=video, plan=plan)], policy.store)
+        encode_media(encoder, [PlannedMedium(video=video, plan=plan)], policy.store)
         entry = policy.store.get(plan.key)
         assert entry is not None
         assert entry.nbytes <= plan.layout.num_tokens * 4704

@@ -13,6 +13,7 @@ from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
 from mrsp_engine.testing.agreement import gaps_around_an_update
 from mrsp_engine.testing.fixtures import NoiseVideo
 from mrsp_engine.tiny.families import TINY_FAMILIES, build_tiny
+from mrsp_engine.tiny.published import write_published
 
 pytest.importorskip("vllm", reason="vLLM isn't installed", exc_type=ImportError)
 
@@ -38,6 +39,24 @@ def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> Non
     policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
     policy.freeze_vision()
     prompts = prompts_of(policy)
+    engine = VllmRolloutEngine(tmp_path / "model", policy.store, max_model_len=512, memory_bytes=32 * 1024**2)
+    try:
+        before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING)
+    finally:
+        engine.close()
+    assert before.mean() <= 1e-5
+    assert stale.mean() > 1e-2
+    assert after.mean() <= 1e-5
+
+
+def test_media_beyond_the_embedding(tmp_path: Path) -> None:
+    """NVILA-8B's tokens of media have no rows in its embedding, and vLLM takes no token that has none."""
+    write_published("nvila_8b", tmp_path / "model")
+    policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
+    policy.freeze_vision()
+    videos = [policy.encode_video(NoiseVideo(seed=seed), range(4 * seed)) for seed in (1, 3)]
+    prompts = [policy.build_prompt(QUESTION, media) for media in ([], videos[:1], videos)]
+    assert max(prompts[1].expanded_ids) >= policy.vocab_size
     engine = VllmRolloutEngine(tmp_path / "model", policy.store, max_model_len=512, memory_bytes=32 * 1024**2)
     try:
         before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,11 +14,13 @@ from transformers import Qwen2ForCausalLM, SiglipImageProcessor, SiglipVisionMod
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families import load_policy
-from mrsp_engine.families.vila import VilaPolicy
-from mrsp_engine.families.vila.config import MediaSyntax
+from mrsp_engine.families.vila.config import MediaSyntax, VilaConfig
+from mrsp_engine.families.vila.model import VilaModel
+from mrsp_engine.families.vila.policy import VilaPolicy
 from mrsp_engine.families.vila.projector import DownSample, VilaProjector
 from mrsp_engine.testing.fixtures import NoiseVideo
 from mrsp_engine.tiny.families import TINY_SIZES, create_tiny_vila
+from mrsp_engine.tiny.published import write_published
 
 QUESTION = "Which shape left first?"
 
@@ -208,6 +210,9 @@ class TestRefusals:
             ({"s2": True}, "s2=True: frames in several scales"),
             ({"mm_vision_select_layer": "last"}, "mm_vision_select_layer='last'"),
             ({"video_encoder": {"_target_": "os.system"}}, "expected frames one after another"),
+            ({"video_encoder": '{"_target_": "os.system"}'}, "expected frames one after another"),
+            ({"video_encoder": '{"_target_": "llava'}, "expected an object, as such or as JSON text"),
+            ({"image_encoder": ["BasicImageEncoder"]}, "expected an object, as such or as JSON text"),
             ({"video_encoder": {"_target_": "x.TSPVideoEncoder", "pool_sizes": [[4, 1, 1], [8, 2, 2]]}}, "one pool"),
             ({"video_encoder": {"_target_": "x.TSPVideoEncoder", "pool_sizes": [[0, 1, 1]]}}, "one pool"),
         ],
@@ -252,3 +257,80 @@ def test_the_model_type_of_vilas_own_trainer(folder: Path, store: EmbeddingStore
     other = load(folder, store)
     assert policy.encode_video(NoiseVideo(), range(2)) == other.encode_video(NoiseVideo(), range(2))
     assert VilaProjector("mlp_downsample", vision_width=4, hidden_size=TINY_SIZES.hidden_size).rows_per_side(5) == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "pool"),
+    [
+        ('{"_target_": "llava.model.encoders.BasicVideoEncoder"}', (1, 1, 1)),
+        (' {"_target_": "x.TSPVideoEncoder", "pool_sizes": [[4, 1, 1]], "end_tokens": "\\n"}\n', (4, 1, 1)),
+        ("llava.model.encoders.BasicVideoEncoder", (1, 1, 1)),
+    ],
+)
+def test_encoders_in_text(folder: Path, tmp_path: Path, written: str, pool: tuple[int, int, int]) -> None:
+    """The default of VILA's own class is JSON text; it says what an object says."""
+    shutil.copytree(folder, tmp_path / "model")
+    change(tmp_path / "model", video_encoder=written, image_encoder=written)
+    assert VilaConfig.read(tmp_path / "model").video == MediaSyntax(start="", end="\n", pool=pool)
+
+
+class TestMediaBeyondTheEmbedding:
+    """VILA's own code makes the embedding longer on loading; what it adds is never read."""
+
+    @pytest.fixture
+    def own(self, tmp_path: Path) -> Path:
+        write_published("nvila_8b", tmp_path / "own")
+        return tmp_path / "own"
+
+    def test_as_with_a_longer_embedding(self, own: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+        policy = load(own, store)
+        medium = policy.encode_video(NoiseVideo(), range(3))
+        prompt = policy.build_prompt(QUESTION, [medium])
+        rows = policy.model.get_parameter("llm.model.embed_tokens.weight")
+        assert max(prompt.expanded_ids) >= len(rows) == policy.vocab_size
+
+        stored = store.get(medium.key)
+        assert stored is not None
+        longer = torch.cat([rows, torch.full((8, rows.shape[1]), 1e3)])
+        ids = torch.tensor(prompt.expanded_ids)
+        expected = longer[ids]
+        expected[ids == ids.max()] = stored
+        assert policy.embed(prompt).equal(expected)
+        chosen = torch.tensor([0, 5, *range(20, prompt.length)])
+        assert policy.embed_rows(prompt, chosen).equal(expected[chosen])
+
+        policy.embed(prompt).sum().backward()
+        policy.save(tmp_path / "saved")
+        again = load(tmp_path / "saved", store)
+        assert again.model.get_parameter("llm.model.embed_tokens.weight").shape == rows.shape
+
+    def test_tokens_that_only_the_code_adds(self, own: Path, store: EmbeddingStore) -> None:
+        """Some folders' tokenizer files lack the tokens of media; VILA's code adds them on loading."""
+        whole = load(own, store)
+        medium = whole.encode_video(NoiseVideo(), range(3))
+        ids = whole.build_prompt(QUESTION, [medium]).expanded_ids
+        lacking = ("<image>", "<vila/video>", "<vila/sentinel>")
+        path = own / "llm" / "tokenizer_config.json"
+        values = json.loads(path.read_text())
+        added = {key: entry for key, entry in values["added_tokens_decoder"].items() if entry["content"] not in lacking}
+        named = [token for token in values["additional_special_tokens"] if token not in lacking]
+        path.write_text(json.dumps(values | {"added_tokens_decoder": added, "additional_special_tokens": named}))
+        path = own / "llm" / "added_tokens.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in lacking}))
+        policy = load(own, store)
+        text = [token for token in policy.build_prompt(QUESTION, [medium]).expanded_ids if token < policy.vocab_size]
+        assert text == [token for token in ids if token < whole.vocab_size]
+
+    def test_text_can_hold_none_of_them(self, own: Path, store: EmbeddingStore) -> None:
+        policy = load(own, store)
+        policy.tokenizer.add_tokens(["[NEW]"])
+        policy = VilaPolicy(
+            own,
+            cast(VilaModel, policy.model),
+            policy.tokenizer,
+            SiglipImageProcessor.from_pretrained(own / "vision_tower"),
+            store,
+            VilaConfig.read(own),
+        )
+        with pytest.raises(EngineUsageError, match=r"text holds '\[NEW\]', a control token"):
+            policy.build_prompt("What is [NEW]?", [])

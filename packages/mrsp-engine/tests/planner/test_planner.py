@@ -20,12 +20,12 @@ from mrsp_engine.planner.costs import (
 )
 from mrsp_engine.planner.hardware import find_accelerator
 from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
-from mrsp_engine.planner.search import Request, StepPlan, plan_step
+from mrsp_engine.planner.search import PlanRequest, StepPlan, plan_step
 from mrsp_engine.planner.shapes import MODELS, find_shape, read_shape
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 SEVEN = MODELS["Qwen2.5-VL-7B"]
-HOUR = Request(shape=SEVEN, hardware=find_accelerator("A100"), num_devices=8, memory_bytes=80e9, num_frames=3600)
+HOUR = PlanRequest(shape=SEVEN, hardware=find_accelerator("A100"), num_devices=8, memory_bytes=80e9, num_frames=3600)
 
 
 def total(plan: StepPlan) -> float:
@@ -133,7 +133,7 @@ def test_a_plan_fits_and_saves_no_more_than_it_must() -> None:
     assert plan.strategy.is_checkpointed
     assert any("positions" in note for note in plan.notes)
     roomy = plan_step(
-        Request(
+        PlanRequest(
             shape=MODELS["Qwen2.5-0.5B"],
             hardware=find_accelerator("H100"),
             num_devices=1,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mrsp_engine.embeddings import EmbeddingStore
-from mrsp_engine.encoding.parallel import Medium, encode_media
+from mrsp_engine.encoding.parallel import PlannedMedium, encode_media
 from mrsp_engine.encoding.step_media import StepMedia, rename_plans
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
@@ -44,7 +44,7 @@ def test_the_sampler_follows_a_trained_projector(family: str, tmp_path: Path) ->
     assert encoder is not None
     encoder.content = "features"
     video = NoiseVideo()
-    medium = Medium(video=video, plan=encoder.plan(video, range(8)))
+    medium = PlannedMedium(video=video, plan=encoder.plan(video, range(8)))
     encode_media(encoder, [medium], policy.store)
     policy.train_vision("projector")
     engine = VllmRolloutEngine(tmp_path / "model", policy.store, max_model_len=512, memory_bytes=32 * 1024**2)

@@ -95,14 +95,14 @@ def test_agrees_with_the_trainer_before_and_after_an_update(
 ) -> None:
     groups = engine.generate(prompts, SAMPLING)
     assert [len(group) for group in groups] == [6, 6, 6]
-    assert gaps(trained, prompts, groups).max() < 1e-4
+    assert gaps(trained, prompts, groups).mean() <= 1e-5
     train_a_little(trained, prompts[0], groups[0])
     # The old weights are far from the new ones, so a stale weight or cache can't pass below.
     assert gaps(trained, prompts, groups).mean() > 1e-2
     engine.update_weights(trained)
-    assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4
+    assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).mean() <= 1e-5
     engine.update_weights(trained)
-    assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4
+    assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).mean() <= 1e-5
 
 
 def test_every_kind_of_weight_reaches_the_engine(

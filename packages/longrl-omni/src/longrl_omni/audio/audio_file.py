@@ -3,11 +3,17 @@
 A sample is named by its place in the file's signal after mixing to mono and resampling, so a range always holds the
 same numbers, however it is reached. Probing decodes the file once from end to end: only that tells how many samples
 there are and that none of them is damaged. The module knows no model and keeps no signal in memory.
+
+The signal is on the film's clock: sample 0 is at the first picture's time, or at the first sound where there are no
+pictures. Where the file's times leave a gap, there is silence; where sound begins before the picture, it is cut. That
+is as exact as the times are; a gap shorter than half a packet is taken for rounding.
 """
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, Self, cast
 
@@ -18,9 +24,11 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from longrl_omni.audio.declared_lengths import declared_seconds, missing_wave_bytes, mp3_header_seconds
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.containers import CONTAINER_NAMES, missing_bytes
-from longvideo_reason_data.media.streams import format_names, open_stream, reason_of
+from longvideo_reason_data.media.frame_index import main_video_stream
+from longvideo_reason_data.media.streams import open_stream, reason_of
 from longvideo_reason_data.media.video_file import digest_file
 
 SAMPLE_RATE = 16_000
@@ -28,8 +36,7 @@ SAMPLE_RATE = 16_000
 
 AUDIO_CONTAINER_NAMES = frozenset({"wav", "w64", "flac", "aiff", "mp3", "aac", "au", "caf", "ac3", "amr"})
 
-# Their headers say how long the signal is, so a file cut short can be told from a short one.
-_NAMES_WITH_LENGTH = frozenset({"wav", "w64", "flac", "aiff", "au", "caf"})
+_logger = logging.getLogger(__name__)
 
 
 class AudioSource(Protocol):
@@ -50,6 +57,11 @@ class AudioSource(Protocol):
         """Number of samples that can be read."""
         ...
 
+    @property
+    def fillings(self) -> Sequence[tuple[int, int]]:
+        """First sample and end of each silence that isn't in the file; a first one before 0 stands for what is cut."""
+        ...
+
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
         """Yield the samples of each range (first, end), in ascending order, each float32 [end - first]."""
         ...
@@ -66,6 +78,8 @@ class AudioFile:
         source_rate: Samples per second as stored.
         num_channels: Channels as stored.
         codec: Name of the codec.
+        fillings: First sample and end of each silence that the file's times ask for; one that ends at 0 and begins
+            before it stands for sound before the first picture, which is cut away.
     """
 
     path: Path
@@ -74,6 +88,7 @@ class AudioFile:
     source_rate: int
     num_channels: int
     codec: str
+    fillings: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def open(cls, path: Path | str, *, sample_rate: int = SAMPLE_RATE) -> Self:
@@ -91,19 +106,28 @@ class AudioFile:
         if sample_rate <= 0:
             raise UsageError(f"sample_rate is {sample_rate}, expected more than 0")
         with _open_audio(path) as (container, stream):
-            missing = missing_bytes(path) or _missing_wave_bytes(path)
+            missing = missing_bytes(path) or missing_wave_bytes(path)
             if missing:
                 raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again")
             source_rate, num_channels = stream.codec_context.sample_rate, stream.codec_context.channels
             codec = stream.codec_context.name
-            declared = _declared_seconds(container, stream)
-        num_samples = sum(len(part) for part in _decode(path, sample_rate))
+            declared = declared_seconds(container, stream)
+            header_seconds = mp3_header_seconds(path, stream)
+        fillings: list[tuple[int, int]] = []
+        num_samples = sum(len(part) for part in _decode(path, sample_rate, fillings))
         if not num_samples:
             raise DataError(f"{path}: its sound holds no samples; expected at least one")
         # Two frames of tolerance for what encoders trim; a cut file lacks far more or sounds the same.
         if declared - num_samples / sample_rate > 0.05:
             raise DataError(
                 f"{path}: truncated, {num_samples / sample_rate:.2f} of {declared:.2f} seconds are there; copy it again"
+            )
+        if header_seconds - num_samples / sample_rate > 0.05:
+            _logger.warning(
+                "%s: its header says %.2f seconds, %.2f are there; it may have been cut off",
+                path,
+                header_seconds,
+                num_samples / sample_rate,
             )
         return cls(
             path=path,
@@ -112,6 +136,7 @@ class AudioFile:
             source_rate=source_rate,
             num_channels=num_channels,
             codec=codec,
+            fillings=tuple(fillings),
         )
 
     @property
@@ -186,22 +211,73 @@ def _main_stream(container: InputContainer) -> AudioStream | None:
     return stream if isinstance(stream, AudioStream) else None
 
 
-def _decode(path: Path, sample_rate: int) -> Generator[NDArray[np.float32]]:
-    """Yield the whole signal in order, in parts of no particular length."""
+def _decode(
+    path: Path, sample_rate: int, fillings: list[tuple[int, int]] | None = None
+) -> Generator[NDArray[np.float32]]:
+    """Yield the whole signal in order, in parts of no particular length; note in `fillings` what isn't in the file."""
     with _open_audio(path) as (container, stream):
-        resampler = AudioResampler(format="fltp", rate=sample_rate)
+        noted = [] if fillings is None else fillings
+        lead = round(_seconds_behind_picture(container, stream) * sample_rate)
+        if lead:
+            noted.append((min(lead, 0), max(lead, 0)))
+        position, num_cut = max(lead, 0), max(-lead, 0)
+        yield from _silence(position)
         seconds = 0.0
         try:
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise DataError(f"{path}: damaged {seconds:.2f} seconds after its start")
-                seconds += frame.samples / frame.sample_rate
-                for part in resampler.resample(frame):
-                    yield _samples(path, part)
-            for part in resampler.resample(None):
-                yield _samples(path, part)
+            for is_gap, part in _parts(container, stream, sample_rate, path):
+                if is_gap:
+                    noted.append((position, position + len(part)))
+                kept = part[num_cut:]
+                num_cut -= len(part) - len(kept)
+                position += len(kept)
+                seconds += len(part) / sample_rate
+                yield kept
         except (av.FFmpegError, ValueError) as error:
             raise DataError(f"{path}: damaged {seconds:.2f} seconds after its start ({reason_of(error)})") from error
+
+
+def _parts(
+    container: InputContainer, stream: AudioStream, sample_rate: int, path: Path
+) -> Generator[tuple[bool, NDArray[np.float32]]]:
+    """Yield the sounds, and silence where the file's times leave a gap: whether it is a gap, and its samples."""
+    resampler = AudioResampler(format="fltp", rate=sample_rate)
+    end: Fraction | None = None
+    num_decoded = 0
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise DataError(f"{path}: damaged {num_decoded / frame.sample_rate:.2f} seconds after its start")
+        num_decoded += frame.samples
+        start = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        length = Fraction(frame.samples, frame.sample_rate)
+        if start is not None and end is not None and frame.time_base is not None:
+            gap = start - end
+            if gap > max(2 * frame.time_base, length / 2):
+                for part in resampler.resample(None):
+                    yield False, _samples(path, part)
+                resampler = AudioResampler(format="fltp", rate=sample_rate)
+                for silence in _silence(round(gap * sample_rate)):
+                    yield True, silence
+        end = None if start is None else start + length
+        for part in resampler.resample(frame):
+            yield False, _samples(path, part)
+    for part in resampler.resample(None):
+        yield False, _samples(path, part)
+
+
+def _silence(num_samples: int) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, num_samples, SAMPLE_RATE):
+        yield np.zeros(min(SAMPLE_RATE, num_samples - start), np.float32)
+
+
+def _seconds_behind_picture(container: InputContainer, stream: AudioStream) -> Fraction:
+    """How long after the first picture the sound begins; 0 where there is no film, or by no more than rounding."""
+    picture = main_video_stream(container)
+    times = [(some.start_time, some.time_base) for some in (stream, picture) if some is not None]
+    known = [(start * base, base) for start, base in times if start is not None and base is not None]
+    if len(known) < 2:
+        return Fraction(0)
+    (sound, sound_base), (shown, shown_base) = known
+    return sound - shown if abs(sound - shown) > max(sound_base, shown_base) else Fraction(0)
 
 
 def _samples(path: Path, frame: av.AudioFrame) -> NDArray[np.float32]:
@@ -210,20 +286,3 @@ def _samples(path: Path, frame: av.AudioFrame) -> NDArray[np.float32]:
     if not np.isfinite(samples).all():
         raise DataError(f"{path}: not all samples are finite numbers; write the file again")
     return samples
-
-
-def _missing_wave_bytes(path: Path) -> int:
-    """Count the bytes that a WAV header declares and the file doesn't have; 0 for other files and unknown lengths."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    length = int.from_bytes(head[4:8], "little")
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE" or length in (0, 0xFFFFFFFF):
-        return 0
-    return max(0, 8 + length - path.stat().st_size)
-
-
-def _declared_seconds(container: InputContainer, stream: AudioStream) -> float:
-    """Length by the header; 0 where headers don't say, or only estimate it."""
-    if stream.duration is None or stream.time_base is None or not _NAMES_WITH_LENGTH & format_names(container):
-        return 0.0
-    return float(stream.duration * stream.time_base)

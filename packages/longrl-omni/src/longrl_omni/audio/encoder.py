@@ -104,9 +104,10 @@ class AudioEncoder:
                 f"a window of {end - start} samples: expected {self.least_samples} to {self.window_samples}; "
                 "change the range"
             )
+        fillings = [place for filling in audio.fillings for place in filling]  # none in a file whose sound is all there
         return EmbeddingKey(
             content_digest=audio.content_digest,
-            frame_indices=(start, end),
+            frame_indices=(start, end, *fillings),
             timestamps=(round(start / self.sample_rate * 1e6), round(end / self.sample_rate * 1e6)),
             height=int(self._extractor.feature_size),
             width=self._mel_frames(end - start),

@@ -72,9 +72,6 @@ class Qwen2AudioPolicy(LanguagePolicy):
         """See `Policy.freeze_vision`: the audio tower and its projector."""
         self._audio_encoder.parts.requires_grad_(False)
 
-    def _save_model(self, folder: Path) -> None:
-        save_model(self.model, folder)
-
 
 def save_model(model: Any, folder: Path) -> None:
     """Write configuration and weights, the weights under the names of published checkpoints.

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined, to_jsonable_python
 
 
 class Effect(Enum):
@@ -44,13 +43,14 @@ def effect_of(field: FieldInfo) -> Effect:
 
 
 def named_settings(config: BaseModel) -> dict[str, Any]:
-    """All settings as plain values, but for places."""
-    dumped: dict[str, Any] = {}
+    """All settings as plain values, resolved as the model resolves them, but for places."""
+    resolved = config.model_dump(mode="json")
+    named: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value: object = getattr(config, name)
         if effect_of(field) is not Effect.PLACE:
-            dumped[name] = named_settings(value) if isinstance(value, BaseModel) else to_jsonable_python(value)
-    return dumped
+            named[name] = named_settings(value) if isinstance(value, BaseModel) else resolved[name]
+    return named
 
 
 def find_differences(saved: Mapping[str, Any], config: BaseModel, prefix: str = "") -> Generator[Difference]:
@@ -64,16 +64,17 @@ def find_differences(saved: Mapping[str, Any], config: BaseModel, prefix: str = 
         field = fields.get(name)
         effect = Effect.SHAPES if field is None else effect_of(field)
         now, value = current.get(name), getattr(config, name, None)
-        was = saved[name] if name in saved else _default(cast(FieldInfo, field), now)
+        was = saved[name] if name in saved else _default(config, name)
         if isinstance(value, BaseModel) and isinstance(was, dict) and effect is Effect.SHAPES:
             yield from find_differences(cast(dict[str, Any], was), value, f"{prefix}{name}.")
         elif was != now:
             yield Difference(setting=f"{prefix}{name}", was=was, now=now, effect=effect)
 
 
-def _default(field: FieldInfo, now: Any) -> Any:
+def _default(config: BaseModel, name: str) -> Any:
     """What a setting is when nobody sets it; what it is now if it has no default."""
+    field = type(config).model_fields[name]
+    if field.is_required():
+        return named_settings(config)[name]
     default: object = field.get_default(call_default_factory=True, validated_data={})
-    if default is PydanticUndefined:
-        return now
-    return named_settings(default) if isinstance(default, BaseModel) else to_jsonable_python(default)
+    return named_settings(config.model_copy(update={name: default}))[name]

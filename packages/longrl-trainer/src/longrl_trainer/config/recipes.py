@@ -51,8 +51,6 @@ def describe_problem(problem: Any, model: type[BaseModel]) -> str:
     """One line for one entry of pydantic's `ValidationError.errors()`."""
     location = tuple(str(part) for part in problem["loc"])
     key = ".".join(location) or "the whole recipe"
-    if problem["type"] == "float_type" and location[-1] == "float":
-        key = ".".join(location[:-1])  # pydantic's name for one of several types that the value may have
     if problem["type"] == "extra_forbidden":
         known = sorted(_section_at(model, location[:-1]).model_fields)
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -60,6 +58,9 @@ def describe_problem(problem: Any, model: type[BaseModel]) -> str:
         return f"{key}: unknown key; {hint}known here: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{key}: missing; this setting has no default"
+    if problem["type"] == "value_error":
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return message if message.startswith(f"{key}.") else f"{key}: {message}"
     return f"{key}: got {_short(problem['input'])}, expected: {_expected(str(problem['msg']))}"
 
 

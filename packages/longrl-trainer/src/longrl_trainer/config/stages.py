@@ -2,14 +2,15 @@
 
 The models check what a value is (type, range, known key). What only a run can know (does the folder exist, which
 rewards are installed) is checked where it is used. What another value does to the result of a run that is begun stands
-in the annotation (`config.effects`). Paths are relative to the folder the command is started in. Imports
-nothing heavy, so that a command can show its settings at once.
+in the annotation (`config.effects`). Paths are relative to the folder the command is started in. Imports nothing heavy,
+so that a command can show its settings at once.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer, field_validator
 
 from longrl_trainer.config.effects import Effect
 from longrl_trainer.config.sections import (
@@ -18,15 +19,17 @@ from longrl_trainer.config.sections import (
     DataSection,
     DtypeName,
     ModelSection,
-    ObjectiveName,
     OptimizerName,
     ParallelSection,
-    RewardEntry,
+    RewardSettings,
     SamplerSection,
     Section,
     StoredName,
     VisionName,
 )
+
+GAP_LIMITS: dict[DtypeName, float] = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.05}
+"""`max_logprob_gap` unless it is set."""
 
 
 class TrainingConfig(Section):
@@ -106,8 +109,6 @@ class GrpoConfig(TrainingConfig):
     """Steps in which the learning rate rises to its peak; constant afterwards."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on the same rollouts."""
-    objective: ObjectiveName = "clipped"
-    """What the tokens of a response cost: `clipped` is PPO's surrogate."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """How far a token's probability ratio may fall below 1 before its gradient stops."""
     clip_high: float = Field(default=0.28, gt=0)
@@ -118,13 +119,35 @@ class GrpoConfig(TrainingConfig):
     """What a response counts in the loss: by its tokens, all the same, or by tokens over a constant."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the starting model; 0 needs no reference pass."""
-    rewards: dict[str, RewardEntry] = Field(default={"answer": 0.9, "format": 0.1})
-    """Reward names and their weights; a reward with settings of its own has a table with `weight` and these."""
-    max_logprob_gap: Annotated[float, Effect.NONE] = Field(default=1e-3, gt=0)
-    """The run stops when sampler and trainer disagree by more (mean absolute log-probability); bfloat16 needs more."""
+    rewards: dict[str, float | RewardSettings] = Field(default={"answer": 0.9, "format": 0.1})
+    """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
+    max_logprob_gap: Annotated[float | None, Effect.NONE] = Field(default=None, gt=0)
+    """The run stops when sampler and trainer disagree by more (mean absolute log-probability). Unless set 1e-5, which
+    is far more than rounding makes of the same weights, and 0.05 in bfloat16, which rounds coarsely."""
     journal_groups: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
     sampler: SamplerSection = SamplerSection()
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _weighed(cls, rewards: object) -> object:
+        for name, entry in rewards.items() if isinstance(rewards, dict) else ():
+            if isinstance(entry, dict) and "weight" not in entry:
+                raise ValueError(f"rewards.{name}.weight: missing; this setting has no default")
+            weight = entry["weight"] if isinstance(entry, dict) else entry
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                where = f"rewards.{name}.weight" if isinstance(entry, dict) else f"rewards.{name}"
+                raise ValueError(f"{where}: got {json.dumps(weight, default=str)}, expected: number")
+        return rewards
+
+    @property
+    def logprob_gap_limit(self) -> float:
+        """`max_logprob_gap`, or what the dtype allows."""
+        return GAP_LIMITS[self.dtype] if self.max_logprob_gap is None else self.max_logprob_gap
+
+    @field_serializer("max_logprob_gap")
+    def _resolve_gap(self, _: float | None) -> float:
+        return self.logprob_gap_limit
 
 
 class EvaluateConfig(Section):

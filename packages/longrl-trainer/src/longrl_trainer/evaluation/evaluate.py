@@ -14,8 +14,10 @@ from typing import Any
 
 from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import readable_write_errors, write_json
+from longrl_trainer.errors import TrainerError
+from longrl_trainer.questions.frames import describe_frames
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import build_question_prompt, longest_prompt
+from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
@@ -25,7 +27,7 @@ from longvideo_reason_data.ownership import own_file
 from longvideo_reason_data.records.answers import ParseStatus, parse_response
 from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.families.base import Policy
-from mrsp_engine.rollout.base import Rollout, RolloutEngine, SamplingSettings, require_rollouts
+from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
 
 # Few enough for a moving progress bar, enough to keep a sampler busy.
 PROMPTS_PER_CALL = 256
@@ -47,6 +49,15 @@ class EvaluatedQuestion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedQuestion:
+    """A question that the sampler gave no response to."""
+
+    question_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
     """What `evaluate` writes; the fields are the keys of the JSON file."""
 
@@ -64,8 +75,11 @@ class EvaluationResult:
     count: int
     questions: dict[str, Any]
     """Input, kept and dropped (by reason)."""
+    prompts_refused: dict[str, int]
+    """Kept questions that the sampler refused, by reason; they count neither as right nor as wrong."""
     settings: dict[str, Any]
     items: list[EvaluatedQuestion]
+    refused: list[RefusedQuestion]
 
 
 def evaluate(
@@ -96,18 +110,25 @@ def _evaluate(
 ) -> EvaluationResult:
     """Ask, count and write."""
     questions = load_questions(
-        config.data, policy, progress=progress, blind=config.blind, choice_only=True, limit=config.limit, ranks=ranks
+        config.data,
+        policy,
+        progress=progress,
+        blind=config.blind,
+        choice_only=True,
+        limit=config.limit,
+        response_tokens=lambda _: config.max_response_tokens,
+        sampler=config.sampler,
+        ranks=ranks,
     )
-    system = config.data.system
-    rollouts: list[Rollout] = []
-    description = f"Evaluate ({'blind' if config.blind else f'{config.data.num_frames} frames'})"
+    outcomes: list[list[Rollout] | Refusal] = []
+    description = f"Evaluate ({'blind' if config.blind else describe_frames(config.data)})"
     with (
         open_engine(
             config.sampler,
             policy,
             config.model.folder,
             engine=engine,
-            max_model_len=longest_prompt(policy, questions.kept, system) + config.max_response_tokens,
+            max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,
             ranks=ranks,
         ) as sampler,
@@ -120,24 +141,41 @@ def _evaluate(
                 seed=derive_seed(config.seed, "evaluate", start),
             )
             asked = questions.kept[start : start + PROMPTS_PER_CALL]
-            prompts = [build_question_prompt(policy, question, system) for question in asked]
-            rollouts += [require_rollouts(outcome)[0] for outcome in sampler.generate(prompts, settings)]
+            prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
+            outcomes += sampler.generate(prompts, settings)
             bar.advance(len(asked))
     records = [question.record for question in questions.kept]
-    result = summarise(records, rollouts, questions=questions.counts(), settings=config.model_dump(mode="json"))
+    result = summarise(records, outcomes, questions=questions.counts(), settings=config.model_dump(mode="json"))
     if ranks.is_first:
         write_json(config.output, asdict(result))
     return result
 
 
 def summarise(
-    records: Sequence[QuestionRecord],
-    rollouts: Sequence[Rollout],
+    asked: Sequence[QuestionRecord],
+    outcomes: Sequence[Sequence[Rollout] | Refusal],
     *,
     questions: dict[str, Any],
     settings: dict[str, Any],
 ) -> EvaluationResult:
-    """Count one response per record."""
+    """Count the first response per record, and what was refused.
+
+    Raises:
+        TrainerError: All of it was.
+    """
+    answered = [
+        (record, outcome[0])
+        for record, outcome in zip(asked, outcomes, strict=True)
+        if not isinstance(outcome, Refusal)
+    ]
+    refused = [
+        RefusedQuestion(question_id=record.question_id, reason=str(outcome.reason), detail=outcome.message)
+        for record, outcome in zip(asked, outcomes, strict=True)
+        if isinstance(outcome, Refusal)
+    ]
+    if not answered:
+        raise TrainerError(f"the sampler refused all {len(refused)} prompts; the first: {refused[0].detail}")
+    records, rollouts = [record for record, _ in answered], [rollout for _, rollout in answered]
     parsed = [parse_response(rollout.text, record.options) for record, rollout in zip(records, rollouts, strict=True)]
     correct = [is_correct(answer, record) for answer, record in zip(parsed, records, strict=True)]
     by_skill: dict[str, list[bool]] = {}
@@ -169,8 +207,10 @@ def summarise(
         constant=max(letters.values()) / len(records),
         count=len(records),
         questions=questions,
+        prompts_refused=dict(Counter(question.reason for question in refused)),
         settings=settings,
         items=items,
+        refused=refused,
     )
 
 

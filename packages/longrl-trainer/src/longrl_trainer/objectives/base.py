@@ -1,10 +1,10 @@
-"""What an update makes smaller, as one value: how responses are compared, what their tokens cost, what each counts.
+"""What a reinforcement step minimises, built once from the recipe and handed to whoever needs it.
+
+An objective says how responses to one question are compared, what each token of a response loses, what a response
+counts in the loss of its step, and how far the policy may move away from the reference. A new loss is a module with a
+`TokenLoss` and a case in `build_objective`; nothing else knows which one is chosen.
 
 Shape legend: R tokens of a response.
-
-An objective is made once of the recipe (`objectives.registry`) and handed to whoever judges or updates. Only how far a
-response's tokens are from their old log-probabilities differs between objectives of this kind; it is one module each,
-a `ResponseLoss`. The rest they share. Knows nothing of models, prompts or rewards' origins.
 """
 
 from collections.abc import Sequence
@@ -14,67 +14,89 @@ from typing import Protocol
 from torch import Tensor
 
 from longrl_trainer.config.sections import AdvantageName, AggregationName
+from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.objectives.advantages import group_advantages
+from longrl_trainer.objectives.clipped import ClippedLoss, PolicyLoss
 from longrl_trainer.objectives.terms import kl_divergence_k3, response_weights
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyLoss:
-    """The loss of one response, before a divergence from the reference is added."""
-
-    losses: Tensor
-    """Loss of every token, to be minimised, shape [R]."""
-    is_clipped: Tensor
-    """Shape [R]: where the clip was active, so that the token has no gradient."""
+__all__ = ["Objective", "ResponseLoss", "TokenLoss", "build_objective"]
 
 
-class ResponseLoss(Protocol):
-    """One objective's own part."""
+class TokenLoss(Protocol):
+    """What each token of one response loses, given one advantage for the whole response."""
 
     def __call__(self, logprobs_R: Tensor, old_logprobs_R: Tensor, advantage: float) -> PolicyLoss:
-        """The loss of a response with one advantage; `old_logprobs_R` are those it was drawn with."""
+        """The losses [R], and where the token has no gradient."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLosses:
-    """The whole loss of one response, token by token."""
+class ResponseLoss:
+    """What one response loses, term by term."""
 
     losses: Tensor
-    """Shape [R], with the divergence from the reference."""
+    """Loss of every token with the divergence from the reference, to be minimised, shape [R]."""
     is_clipped: Tensor
-    """Shape [R]."""
+    """Where the clip was active, shape [R]."""
     kl: Tensor | None
     """Divergence from the reference, shape [R]; None without a reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What one update makes smaller: `sum_i weight_i * sum_t loss_{i,t}` over responses i and their tokens t."""
+    """What a step minimises.
 
-    response_loss: ResponseLoss
+    Attributes:
+        token_loss: What each token of a response loses.
+        advantage: How responses to one question are compared.
+        aggregation: What a response counts in the loss of its step.
+        kl_coefficient: Weight of the divergence from the reference.
+        max_response_tokens: The sampler's limit, which one of the aggregations divides by.
+    """
+
+    token_loss: TokenLoss
     advantage: AdvantageName
     aggregation: AggregationName
-    max_response_tokens: int
-    """The sampler's limit, which one of the aggregations needs."""
     kl_coefficient: float
-    """Weight of the divergence from the reference."""
+    max_response_tokens: int
 
-    def advantages(self, rewards: Sequence[float | None]) -> list[float | None]:
-        """How much better each response of a group was than its siblings; None where it wasn't judged."""
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the starting model has to score every response too."""
+        return self.kl_coefficient > 0
+
+    def compare(self, rewards: Sequence[float | None]) -> list[float | None]:
+        """Advantage of every response to one question; None where there is no reward."""
         return group_advantages(rewards, self.advantage)
 
-    def weights(self, lengths: Sequence[int]) -> list[float]:
-        """What every token of each response counts; `lengths` are those of all judged responses of the step."""
-        return response_weights(lengths, self.aggregation, max_response_tokens=self.max_response_tokens)
+    def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+        """What each token of every response counts, given the lengths of all responses of the step by group."""
+        flat = iter(
+            response_weights(
+                [length for of_group in lengths for length in of_group],
+                self.aggregation,
+                max_response_tokens=self.max_response_tokens,
+            )
+        )
+        return [[next(flat) for _ in of_group] for of_group in lengths]
 
-    def token_losses(
+    def lose(
         self, logprobs_R: Tensor, old_logprobs_R: Tensor, advantage: float, reference_logprobs_R: Tensor | None
-    ) -> TokenLosses:
-        """The loss of every token of one response."""
-        policy_loss = self.response_loss(logprobs_R, old_logprobs_R, advantage)
-        losses_R, kl_R = policy_loss.losses, None
-        if reference_logprobs_R is not None:
-            kl_R = kl_divergence_k3(logprobs_R, reference_logprobs_R)
-            losses_R = losses_R + self.kl_coefficient * kl_R
-        return TokenLosses(losses=losses_R, is_clipped=policy_loss.is_clipped, kl=kl_R)
+    ) -> ResponseLoss:
+        """What one response loses, token by token; without a reference there is no divergence."""
+        policy = self.token_loss(logprobs_R, old_logprobs_R, advantage)
+        if reference_logprobs_R is None:
+            return ResponseLoss(losses=policy.losses, is_clipped=policy.is_clipped, kl=None)
+        kl_R = kl_divergence_k3(logprobs_R, reference_logprobs_R)
+        return ResponseLoss(losses=policy.losses + self.kl_coefficient * kl_R, is_clipped=policy.is_clipped, kl=kl_R)
+
+
+def build_objective(config: GrpoConfig) -> Objective:
+    """The objective that a recipe asks for."""
+    return Objective(
+        token_loss=ClippedLoss(clip_low=config.clip_low, clip_high=config.clip_high),
+        advantage=config.advantage,
+        aggregation=config.aggregation,
+        kl_coefficient=config.kl_coefficient,
+        max_response_tokens=config.max_response_tokens,
+    )

@@ -7,9 +7,11 @@ with a reason; nothing takes its place. Kept and dropped questions together are 
 
 from collections.abc import Sequence
 
-from longrl_trainer.config.sections import DataSection, records_path
+from longrl_trainer.config.sections import DataSection, SamplerSection, records_path
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.questions.encoding import encode_videos
+from longrl_trainer.questions.frames import resolve_frames
+from longrl_trainer.questions.length import LengthLimit, PromptLengths, ResponseTokens
 from longrl_trainer.questions.question import DroppedQuestion, DropReason, Question, QuestionSet
 from longrl_trainer.runs.progress import ProgressDisplay
 from longrl_trainer.training.ranks import ALONE, Ranks
@@ -28,6 +30,8 @@ def load_questions(
     choice_only: bool = False,
     learn_responses: bool = False,
     limit: int | None = None,
+    response_tokens: ResponseTokens = lambda _: 0,
+    sampler: SamplerSection | None = None,
     ranks: Ranks = ALONE,
 ) -> QuestionSet:
     """Read a split and encode its videos.
@@ -40,8 +44,15 @@ def load_questions(
         choice_only: Drop questions without options.
         learn_responses: Drop questions whose reasoning and answer are no well-formed response.
         limit: Take at most this many questions, spread evenly over the split.
+        response_tokens: Most tokens of the response to a question; prompt and response must fit the model together.
+        sampler: Who writes the responses, if anybody does; they must fit its memory too.
         ranks: Processes that share the work; all call this together and get the same.
+
+    Raises:
+        TrainerUsageError: The split is empty, or no question is short enough.
+        TrainerError: None of its questions can be used.
     """
+    data = resolve_frames(data, policy.folder)
     records = [record for record in read_records(records_path(data)) if record.split == Split(data.split)]
     if not records:
         raise TrainerUsageError(f"{data.dataset} has no question in the split {data.split!r}; set another `data.split`")
@@ -56,18 +67,42 @@ def load_questions(
             candidates.append(record)
         else:
             dropped.append(DroppedQuestion(question_id=record.question_id, reason=problem[0], detail=problem[1]))
+    lengths = PromptLengths(policy, data, LengthLimit.of(policy, sampler), response_tokens)
     if blind:
-        kept = [Question(record=record, media=()) for record in candidates]
+        kept, unusable = _ask_blind(candidates, lengths)
         plans: dict[str, EncodingPlan] = {}
     else:
-        kept, unusable, plans = encode_videos(data, policy, candidates, progress, ranks)
-        dropped += unusable
+        kept, unusable, plans = encode_videos(data, policy, candidates, lengths, progress, ranks)
+    dropped += unusable
+    num_too_long = sum(question.reason == DropReason.PROMPT_TOO_LONG for question in dropped)
+    if num_too_long:
+        line = lengths.describe_refused(num_too_long, len(records))
+        if not kept:
+            raise TrainerUsageError(f"{data.dataset}: {line}")
+        progress.say(f"{line}; they are left out")
     if not kept:
         raise TrainerError(
             f"none of the {len(records)} questions of {data.dataset} can be used; the first: "
             f"{dropped[0].question_id}: {dropped[0].detail}"
         )
-    return QuestionSet(kept=tuple(kept), dropped=tuple(dropped), plans=plans)
+    return QuestionSet(kept=tuple(kept), dropped=tuple(dropped), plans=plans, longest_prompt=lengths.longest_prompt)
+
+
+def _ask_blind(
+    records: Sequence[QuestionRecord], lengths: PromptLengths
+) -> tuple[list[Question], list[DroppedQuestion]]:
+    """Questions without media, and those that are too long even so."""
+    kept: list[Question] = []
+    dropped: list[DroppedQuestion] = []
+    for record in records:
+        problem = lengths.find_problem(record, ())
+        if problem is None:
+            kept.append(Question(record=record, media=()))
+        else:
+            dropped.append(
+                DroppedQuestion(question_id=record.question_id, reason=problem.reason, detail=problem.detail)
+            )
+    return kept, dropped
 
 
 def _find_problem(

@@ -5,17 +5,23 @@ takes something else brings its medium through an entry point in the group `long
 name; nothing here names one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, Self, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from longrl_trainer.config.sections import DataSection
-from longvideo_reason_data.media.video_file import VideoFile, sample_frames
+from longrl_trainer.questions.frames import frame_budget, plan_frames
+from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.media.video_file import VideoFile
 from mrsp_engine.embeddings.reference import MediaReference
-from mrsp_engine.encoding.parallel import Medium as Frames
+from mrsp_engine.encoding.parallel import PlannedMedium
 from mrsp_engine.encoding.video import FileVideo
+from mrsp_engine.errors import UnreadableMediumError
 from mrsp_engine.families.base import Policy
 
 ENTRY_POINT_GROUP = "longrl_trainer.media"
@@ -29,16 +35,32 @@ class Medium(Protocol):
         """SHA-256 of the file's bytes."""
         ...
 
-    def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
+    def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
         """Refer to what the model is shown of it, encoding what the policy's store lacks; may be nothing.
 
-        Frames are only planned, and encoded later by all ranks together. Of all ranks, one alone calls this.
+        Frames are only planned, and encoded later by all ranks together. Of all ranks, one alone calls this. The
+        settings have no preset any more.
+
+        Raises:
+            DataError: The file can't be used.
+            UnfitMediumError: The model can't take it.
         """
         ...
 
 
 OpenMedium = Callable[[Path, Policy], Medium]
 """Opens a file for a policy; raises `DataError` when the file can't be used."""
+
+
+class DatasetVideo(FileVideo):
+    """A dataset's video, whose faults the engine hears under its own name for them."""
+
+    def read(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """See `Video.read`."""
+        try:
+            return super().read(indices)
+        except DataError as error:
+            raise UnreadableMediumError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +80,14 @@ class VideoMedium:
         """SHA-256 of the file's bytes."""
         return self.policy.store.digests.digest(self.video.path)
 
-    def encode(self, data: DataSection) -> tuple[MediaReference | Frames, ...]:
-        """One medium of `num_frames` frames."""
-        known = FileVideo(self.video, self.video.path, self.policy.store.digests)
-        frame_indices = sample_frames(self.video, num_frames=data.num_frames)
+    def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
+        """One medium of the frames that the settings choose."""
+        known = DatasetVideo(self.video, self.video.path, self.policy.store.digests)
+        frame_indices, budget = plan_frames(self.video, data), frame_budget(data)
         encoder = self.policy.encoder
         if encoder is None:
-            return (self.policy.encode_video(known, frame_indices),)
-        return (Frames(video=known, plan=encoder.plan(known, frame_indices)),)
+            return (self.policy.encode_video(known, frame_indices, budget=budget),)
+        return (PlannedMedium(video=known, plan=encoder.plan(known, frame_indices, budget=budget)),)
 
 
 def opener_for(policy: Policy) -> OpenMedium:

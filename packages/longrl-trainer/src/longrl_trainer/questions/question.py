@@ -1,8 +1,8 @@
 """A question with its encoded media, why one is dropped, and the prompt that is made of it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -12,9 +12,6 @@ from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
-
-# A family sets a medium between a few tokens of its own.
-FRAMING_TOKENS = 16
 
 
 class DropReason(StrEnum):
@@ -26,6 +23,10 @@ class DropReason(StrEnum):
     """The file is not the one the question was written for."""
     OPEN_ENDED = "open_ended"
     """The question has no options, and this stage needs a letter to compare with."""
+    UNFIT_MEDIUM = "unfit_medium"
+    """The model can't take it: frames of such a shape, or so many of them."""
+    PROMPT_TOO_LONG = "prompt_too_long"
+    """With its response longer than the model was trained for, or than the sampler has room for."""
     CONTROL_TOKEN = "control_token"
     """A text contains a control token of the model."""
     MALFORMED_RESPONSE = "malformed_response"
@@ -65,6 +66,8 @@ class QuestionSet:
     dropped: tuple[DroppedQuestion, ...]
     plans: Mapping[str, EncodingPlan]
     """How media are encoded whose embeddings aren't stored, by the key of their references."""
+    longest_prompt: int
+    """Tokens of the longest prompt that is built of them."""
 
     def counts(self) -> dict[str, Any]:
         """How many there were: `input` = `kept` + the sum of `dropped` over its reasons."""
@@ -83,12 +86,3 @@ def build_question_prompt(policy: Policy, question: Question, system: str | None
     """The prompt of one question, as sampler and trainer both use it."""
     record = question.record
     return policy.build_prompt(format_prompt(record.question, record.options), question.media, system=system)
-
-
-def longest_prompt(policy: Policy, questions: Sequence[Question], system: str | None) -> int:
-    """Tokens of the longest prompt, or a few more, without laying out any long one."""
-    return max(
-        build_question_prompt(policy, replace(question, media=()), system).length
-        + sum(medium.num_tokens + FRAMING_TOKENS for medium in question.media)
-        for question in questions
-    )

@@ -1,4 +1,4 @@
-"""What a reward is: a judgement of one response.
+"""What a reward is: a judgement of responses, one by one or all of a step together.
 
 A reward that can't judge (its judge is unreachable, the question is of a kind it doesn't know) returns no value. Such
 a response is left out of its group; it is never scored 0, which would teach the model that it was wrong.
@@ -7,7 +7,7 @@ a response is left out of its group; it is never scored 0, which would teach the
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from longvideo_reason_data.records.record import QuestionRecord
 
@@ -42,37 +42,25 @@ class RewardRequest:
     finished: bool
     """Whether the model ended it itself."""
     record: QuestionRecord
+    """The question that it answers."""
 
 
 class Reward(Protocol):
-    """What an entry point in the group `longrl_trainer.rewards` provides: a class of this shape, or a `ResponseReward`.
+    """What an entry point in the group `longrl_trainer.rewards` provides: a class with this shape.
 
-    The class has no arguments, unless it has settings: then its attribute `Settings` is their model, a `Section`
-    (`longrl_trainer.config.sections`), and its only argument an object of it.
+    It is made without arguments. One with settings of its own has them as a nested pydantic model called `Settings` and
+    is made with them; recipes then give them beside the weight.
     """
-
-    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
-        """Judge all responses of a step that this process has to judge, one result each in the same order."""
-        ...
-
-
-class ResponseReward(Protocol):
-    """A reward that is quick enough to judge one response after the other."""
 
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
         """Judge one response; `finished` tells whether the model ended it itself."""
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OneByOne:
-    """A `ResponseReward` as a `Reward`."""
+@runtime_checkable
+class BatchReward(Protocol):
+    """A reward that judges all responses of a step together, such as one that asks a server for many at once."""
 
-    reward: ResponseReward
-
-    def judge(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        """Judge one response after the other."""
-        return [
-            self.reward.score(request.response_text, finished=request.finished, record=request.record)
-            for request in requests
-        ]
+    def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        """Judge responses, one result each, in their order."""
+        ...

@@ -4,7 +4,6 @@ Whatever travels from the sampler to the optimizer is in here. Media are referen
 not repeated per response.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from longrl_trainer.objectives.advantages import has_spread
 from longrl_trainer.objectives.base import Objective
 from longrl_trainer.questions.question import Question
 from longrl_trainer.rewards.base import RewardRequest
-from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, judge_responses
+from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_responses
 from longrl_trainer.training.ranks import ALONE, Ranks
 from mrsp_engine.layout import Branch
 from mrsp_engine.prompts import Prompt
@@ -67,7 +66,7 @@ def judge_groups(
     Args:
         answered: Questions with their prompts and responses.
         rewards: The recipe's.
-        objective: Says how responses to one question are compared.
+        objective: Compares the responses to one question.
         ranks: Processes that share the work, so that a judge who changes its mind can't divide them.
     """
 
@@ -77,8 +76,8 @@ def judge_groups(
             for question, _, rollouts in share
             for rollout in rollouts
         ]
-        scores = iter(judge_responses(rewards, requests))
-        return [tuple(itertools.islice(scores, len(rollouts))) for _, _, rollouts in share]
+        scores = iter(score_responses(rewards, requests))
+        return [tuple(next(scores) for _ in rollouts) for _, _, rollouts in share]
 
     return [
         RolloutGroup(
@@ -86,7 +85,7 @@ def judge_groups(
             prompt=prompt,
             rollouts=tuple(rollouts),
             scores=scores,
-            advantages=tuple(objective.advantages([score.total for score in scores])),
+            advantages=tuple(objective.compare([score.total for score in scores])),
         )
         for (question, prompt, rollouts), scores in zip(answered, ranks.divide(answered, judge), strict=True)
     ]

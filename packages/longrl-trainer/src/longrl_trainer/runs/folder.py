@@ -25,7 +25,14 @@ from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_partial, write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.journal import JsonLines
-from longrl_trainer.runs.settings import describe_run, find_changes, log_changes, read_settings, write_settings
+from longrl_trainer.runs.settings import (
+    describe_run,
+    find_changes,
+    log_changes,
+    read_settings,
+    with_whole_model,
+    write_settings,
+)
 from longrl_trainer.training.checkpoints import Checkpoint, latest_checkpoint, restore_optimizer, save_checkpoint
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
@@ -137,6 +144,7 @@ class Run:
                     f"{self.folder} is not empty and holds no run of this trainer; choose another `output`"
                 )
             write_settings(self.folder, saved := described)
+        saved = with_whole_model(self.folder, saved, described)
         changes = find_changes(self.folder, saved, described, config)
         length = next((change for change in changes if change.effect is Effect.LENGTH), None)
         remove_partial(self.folder)

@@ -24,6 +24,10 @@ class ProgressDisplay(Protocol):
         """Show a bar as long as the block runs."""
         ...
 
+    def say(self, line: str) -> None:
+        """Show a line that should be read before the run."""
+        ...
+
 
 class SilentProgress:
     """Shows nothing."""
@@ -32,6 +36,9 @@ class SilentProgress:
     def task(self, description: str, *, total: int, done: int = 0) -> Generator["SilentProgress"]:
         """Show no bar."""
         yield self
+
+    def say(self, line: str) -> None:
+        """Say nothing."""
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:
         """Count nothing."""
@@ -55,6 +62,10 @@ class RichProgress:
         )
         with Progress(*columns, console=self._console) as bars:
             yield _RichTask(bars, bars.add_task(description, total=total, completed=done, note=""))
+
+    def say(self, line: str) -> None:
+        """Print the line."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _RichTask:

@@ -8,7 +8,6 @@ Settings that shape no result may change, and the length of a run too (`config.e
 apply now. With anything else it is another run, and refused: a run must not be half one thing and half another.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from longrl_trainer.config.sections import DataSection, ModelSection, records_pa
 from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import write_json
 from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 
 SETTINGS_NAME = "settings.json"
 
@@ -27,7 +27,7 @@ SETTINGS_NAME = "settings.json"
 def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> dict[str, Any]:
     """Everything that a run was asked for, where its inputs were found, and the digest of what lay there."""
     inputs = {
-        "model": digest_of(model.folder, "`model.folder`"),
+        "model": digest_of(model.folder, "`model.folder`", outside=(config.output, model.store, data.dataset)),
         "records": digest_of(records_path(data), "`data.dataset`"),
     }
     places = {"model": str(model.folder), "store": str(model.store), "dataset": str(data.dataset)}
@@ -46,6 +46,18 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 def write_settings(folder: Path, described: dict[str, Any]) -> None:
     """Save what the run is asked for."""
     write_json(folder / SETTINGS_NAME, described)
+
+
+def with_whole_model(folder: Path, saved: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that knew its model's uppermost files alone, now with all that shapes the model."""
+    recorded, current = saved.get("inputs"), described["inputs"]
+    if not isinstance(recorded, dict) or recorded.get("model") == current["model"]:
+        return saved
+    if recorded.get("model") != digest_of_uppermost_files(Path(described["places"]["model"])):
+        return saved
+    completed = saved | {"inputs": recorded | {"model": current["model"]}}
+    write_settings(folder, completed)
+    return completed
 
 
 def find_changes(
@@ -87,17 +99,3 @@ def log_changes(
     ]
     history = [*saved.get("changes", []), *lines]
     write_settings(folder, {**saved, "settings": described["settings"], "changes": history})
-
-
-def digest_of(path: Path, setting: str) -> str:
-    """SHA-256 over a file, or over the names and contents of a folder's own files."""
-    if not path.exists():
-        raise TrainerUsageError(f"{path} does not exist; set {setting} to an existing place")
-    digest = hashlib.sha256()
-    for file in sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """The state of a training run on disk: the model, the optimizer's tensors, the step. No pickle.
 
     checkpoints/step-000120/
-        model/                  a complete Hugging Face checkpoint, usable as any other
+        model/                  the model as it is published, its weights in the type they are trained in
         optimizer.safetensors   moments and step counts
         state.json              {"format_version": 1, "step": 120}
 
@@ -45,7 +45,7 @@ def save_checkpoint(checkpoints: Path, *, step: int, policy: Policy, optimizer: 
     """Save the state after `step` steps, then remove the checkpoints before it."""
     checkpoint = Checkpoint(step=step, folder=checkpoints / f"step-{step:06d}")
     with new_folder(checkpoint.folder) as folder:
-        policy.save(folder / "model")
+        policy.save(folder / "model", exact=True)
         try:
             save_file(optimizer.state_tensors(), folder / "optimizer.safetensors")
         except SafetensorError as error:

@@ -35,6 +35,8 @@ def open_training_policy(
 ) -> Policy:
     """The policy at the point where training begins or continues, with the encoder of media frozen.
 
+    Wherever it continues, what it saves has the layout of the model that it started from.
+
     Args:
         model: The model to start from.
         dtype: Type of its weights.
@@ -49,6 +51,7 @@ def open_training_policy(
             policy = continued
         else:
             policy.model.load_state_dict(continued.model.state_dict())
+    policy.source = model.folder
     policy.freeze_vision()
     return policy
 

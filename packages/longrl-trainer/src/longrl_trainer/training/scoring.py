@@ -1,9 +1,11 @@
 """Rows of prompts with what continues them, scored as the recipe says, by all ranks of the run together."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from longrl_trainer.config.sections import ParallelSection
 from longrl_trainer.config.stages import TrainingConfig
-from longrl_trainer.training.ranks import Ranks
+from longrl_trainer.training.ranks import ALONE, Ranks
 from mrsp_engine.attention.split import AttentionSettings
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import pack_rows
@@ -11,22 +13,39 @@ from mrsp_engine.logprobs import BranchScores, score_groups
 from mrsp_engine.rows import PromptGroup
 
 
-def plan_rows(groups: Sequence[PromptGroup], config: TrainingConfig) -> list[list[int]]:
-    """Which groups share a row: their indices, row by row."""
-    return pack_rows([group.lengths.total for group in groups], config.parallel.row_tokens)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScoring:
+    """How rows are laid out and scored; the same for a whole run.
 
+    Attributes:
+        parallel: How long a row may be, and how ranks divide it.
+        share_prompt: Whether a prompt is computed once for all that continues it.
+        temperature: At which log-probabilities are taken.
+        ranks: Processes that share every row.
+    """
 
-def score_row(
-    policy: Policy, groups: Sequence[PromptGroup], config: TrainingConfig, ranks: Ranks, *, temperature: float = 1.0
-) -> list[BranchScores]:
-    """Score the groups of one row; every rank gets all scores, and from their loss its share of the gradients."""
-    parallel = config.parallel
-    return score_groups(
-        policy,
-        groups,
-        temperature=temperature,
-        share_prompt=config.share_prompt,
-        row_tokens=parallel.row_tokens,
-        sequence_group=ranks.group,
-        attention=AttentionSettings(head_ranks=parallel.head_ranks, exchange=parallel.exchange),
-    )
+    parallel: ParallelSection
+    share_prompt: bool = True
+    temperature: float = 1.0
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def of(cls, config: TrainingConfig, ranks: Ranks = ALONE, *, temperature: float = 1.0) -> "RowScoring":
+        """What a recipe asks for."""
+        return cls(parallel=config.parallel, share_prompt=config.share_prompt, temperature=temperature, ranks=ranks)
+
+    def plan(self, groups: Sequence[PromptGroup]) -> list[list[int]]:
+        """Which groups share a row: their indices, row by row."""
+        return pack_rows([group.lengths.total for group in groups], self.parallel.row_tokens)
+
+    def score(self, policy: Policy, groups: Sequence[PromptGroup]) -> list[BranchScores]:
+        """Score the groups of one row; every rank gets all scores, and from their loss its share of the gradients."""
+        return score_groups(
+            policy,
+            groups,
+            temperature=self.temperature,
+            share_prompt=self.share_prompt,
+            row_tokens=self.parallel.row_tokens,
+            sequence_group=self.ranks.group,
+            attention=AttentionSettings(head_ranks=self.parallel.head_ranks, exchange=self.parallel.exchange),
+        )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from longvideo_reason_data.commands.filter import print_filtered
+from longvideo_reason_data.commands.filter import print_adaptations, report_filtered
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.generation.settings import BuildSettings, Engine
@@ -26,7 +26,7 @@ def build(
     judge: str | None = None,
     policy: str | None = None,
     benchmarks: tuple[Path, ...] = (),
-    filters: Annotated[FilterSettings, tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+    filters: FilterSettings = FilterSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
 ) -> None:
     """Turn video files into a dataset with the help of a language model.
@@ -34,8 +34,9 @@ def build(
     Videos are cut into segments, each segment is described with what is said in it, and from the descriptions
     questions with options or without, evidence and reasoning are written, checked and balanced. Then the captioner
     really answers each question under several conditions, and those that need no video or can't be answered with it are
-    dropped, as by longvideo-data filter. Subtitles are taken from FILM.srt or FILM.vtt beside a video or from a text
-    track inside it. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
+    dropped, as by longvideo-data filter. Subtitles are taken from FILM.srt, FILM.en.vtt, FILM.ass or the like beside a
+    video or in the folder of --subtitles, or from a text track inside it; those that can't be read are told, and the
+    video is used without them. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
 
     Every answer of the model is kept in OUTPUT/responses.jsonl before it is used. Start the same command again after
     an interruption: what was answered is not asked again. The API key is read from OPENAI_API_KEY.
@@ -61,7 +62,8 @@ def build(
         judge: Name of another model than the captioner, for instance the reasoner; it compares open answers and
             answers from the reasoning alone.
         policy: Name of the model to be trained; its rollouts tell how difficult questions are.
-        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
+            TSV or Parquet.
         filters: How questions are answered, and what is kept.
         settings: Further settings.
     """
@@ -69,6 +71,7 @@ def build(
     from longvideo_reason_data.filtering.by_answers import FilterModels
     from longvideo_reason_data.pipeline.build import build as build_dataset
     from longvideo_reason_data.pipeline.filter import filter_folder
+    from longvideo_reason_data.pipeline.losses import read_dropped, refuse_empty
     from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
 
     # What the filters can't work with is refused before anything is paid for.
@@ -93,6 +96,8 @@ def build(
         engine=engine,
     )
     _print_built(output, manifest)
+    num_questions, num_kept = manifest["input"]["questions"], manifest["kept"]["questions"]
+    refuse_empty(output, num_questions, num_kept, read_dropped(output))
     if filter == "none":
         return
     manifest = filter_folder(
@@ -107,7 +112,7 @@ def build(
         seed=settings.seed,
         engine=engine,
     )
-    print_filtered(output, manifest)
+    report_filtered(output, manifest)
 
 
 def _print_built(output: Path, manifest: Mapping[str, Any]) -> None:
@@ -117,5 +122,6 @@ def _print_built(output: Path, manifest: Mapping[str, Any]) -> None:
         dropped = manifest["stages"][stage]["dropped"]
         reasons = f" ({', '.join(f'{reason} {number}' for reason, number in dropped.items())})" if dropped else ""
         console.print(f"{stage}: {manifest['kept'][stage]} of {count} kept{reasons}", highlight=False, soft_wrap=True)
+    print_adaptations(manifest)
     calls = manifest["calls"]
     console.print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}")

@@ -26,10 +26,16 @@ def export(
         to: The layout.
         output: Folder to write; exports/LAYOUT in the dataset's folder when not given.
         video_root: Where the trainer finds the dataset's folder; then videos aren't brought along. Without it, places
-            of videos are relative to the output.
+            of videos are relative to the output, and a trainer finds them when it is started there.
     """
+    from longvideo_reason_data.exchange.export_layouts import LAYOUTS
     from longvideo_reason_data.exchange.exporting import export_dataset
 
     folder = output or dataset / "exports" / to
     counts = export_dataset(dataset, folder, to, video_root=video_root)
     print(f"{folder}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
+    if LAYOUTS[to].names_videos and video_root is None:
+        print(
+            f"places of videos are relative to {folder}: start the trainer there, or export with --video-root, "
+            "which makes them work from anywhere"
+        )

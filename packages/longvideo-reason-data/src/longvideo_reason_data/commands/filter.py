@@ -1,5 +1,6 @@
 """The command `filter`: what it can be told. What it does is loaded when it is called."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ def filter_dataset(
     seed: int = 0,
     engine: Engine = "local",
     client: Annotated[ClientSettings, tyro.conf.arg(name="")] = ClientSettings(),  # noqa: B008 - tyro shows it as the default
-    settings: Annotated[FilterSettings, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+    settings: Annotated[FilterSettings, tyro.conf.arg(name="")] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
 ) -> None:
     """Drop questions that don't need their video, that can't be answered with it, or that repeat others.
 
@@ -42,7 +43,8 @@ def filter_dataset(
         model: Name of the model that answers; it has to see pictures.
         judge: Name of another model, which compares open answers and answers from the reasoning alone.
         policy: Name of the model to be trained; its rollouts tell how difficult questions are.
-        benchmarks: Files with questions or videos that must not be in the dataset, .jsonl or .parquet.
+        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
+            TSV or Parquet.
         prompts: Folder with prompts (answer.md, same_answer.md, support.md) to be used in place of the built-in ones.
         seed: Decides the order of options when letters are balanced again.
         engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; the dataset must
@@ -64,13 +66,29 @@ def filter_dataset(
         client=client,
         settings=settings,
     )
-    print_filtered(dataset, manifest)
+    report_filtered(dataset, manifest)
 
 
-def print_filtered(dataset: Path, manifest: Mapping[str, Any]) -> None:
-    """Say in two lines what filtering left and what it asked."""
+def report_filtered(dataset: Path, manifest: Mapping[str, Any]) -> None:
+    """Say in a few lines what filtering left and what it asked.
+
+    Raises:
+        DataError: When it left nothing.
+    """
+    from longvideo_reason_data.pipeline.filter import REPORT_NAME
+    from longvideo_reason_data.pipeline.losses import refuse_empty
+
     report = manifest["filter"]
     calls = report["calls"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
     print(f"filtered: {report['kept']} of {report['input']} kept{f' ({reasons})' if reasons else ''}")
-    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / 'filters.json'}")
+    print_adaptations(manifest)
+    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / REPORT_NAME}")
+    items = json.loads((dataset / REPORT_NAME).read_text(encoding="utf-8"))["items"]
+    refuse_empty(dataset, report["input"], report["kept"], items)
+
+
+def print_adaptations(manifest: Mapping[str, Any]) -> None:
+    """Say how models were asked otherwise than they were meant to be."""
+    for model, counts in manifest["adaptations"].items():
+        print(f"asked: {model} {', '.join(f'{change} ({count} answers)' for change, count in counts.items())}")

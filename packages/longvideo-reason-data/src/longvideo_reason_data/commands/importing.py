@@ -14,7 +14,7 @@ def import_published(
     layout: Literal["longvideo-reason", "video-r1"],
     videos: Path,
     output: Path,
-    skill: Annotated[Skill | None, tyro.conf.EnumChoicesFromValues] = None,
+    skill: Skill | None = None,
     source: str | None = None,
     license: str = "unknown",  # noqa: A002 - the name of the option
     splits: SplitFractions = SplitFractions(),  # noqa: B008 - tyro shows it as the default
@@ -28,7 +28,7 @@ def import_published(
     --skill temporal
 
     Args:
-        file: The published questions, JSON or JSON lines.
+        file: The published questions: JSON, JSON lines, CSV, TSV or Parquet.
         layout: How they are laid out.
         videos: Folder that the paths of videos in the file are relative to.
         output: Folder of the dataset; made when it doesn't exist.

@@ -153,8 +153,12 @@ def _count(
     record: QuestionRecord, condition: Condition, model: str, answers: Sequence[_Answer | Reply]
 ) -> PassRate | Unmeasured:
     """Sum up the answers to one question."""
-    came = [answer for answer in answers if isinstance(answer, _Answer)]
     failed = [answer for answer in answers if isinstance(answer, Reply)]
+    if len(failed) < len(answers) and all(reply.outcome is Outcome.ONLY_REASONING for reply in failed):
+        # A model that now and then thinks for too long fails; one that always does was given too few tokens.
+        silent = _Answer(place=None, is_right=False, is_answer=False)
+        answers, failed = [silent if isinstance(answer, Reply) else answer for answer in answers], []
+    came = [answer for answer in answers if isinstance(answer, _Answer)]
     if failed:
         outcomes = Counter(reply.outcome for reply in failed)
         shown = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))

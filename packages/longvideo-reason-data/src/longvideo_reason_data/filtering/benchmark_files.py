@@ -1,28 +1,30 @@
 """Benchmarks given as files, to be kept out of training data.
 
-A file is JSON lines or Parquet with one row per question. Known names of fields are those of Video-MME, LongVideoBench,
-MLVU, LVBench and this package's own records; everything else in a row is passed over. A row may name a video by its id,
-or by a path beside the file; from a path footage can be recognised too.
+A file is any table of `longvideo_reason_data.records.tables` with a row per question, or per video with its questions
+in a list. Known names of fields are those of Video-MME, LongVideoBench, LongVideo-Reason, MLVU, LVBench, CG-Bench,
+EgoSchema, NExT-QA, PerceptionTest and this package's own records; everything else in a row is passed over, but a file
+in which no question is found is refused. A row may name a video by its id, or by a path beside the file; from a path
+footage can be recognised too.
 """
 
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.records.options import read_options, split_options
 from longvideo_reason_data.records.record import describe_invalid
+from longvideo_reason_data.records.tables import TABLE_SUFFIXES, Row, read_rows
 
-_QUESTION_NAMES = AliasChoices("question", "problem", "query")
-_OPTIONS_NAMES = AliasChoices("options", "candidates", "choices")
-_ID_NAMES = AliasChoices("source_id", "videoID", "video_id", "youtube_id", "vid", "key")
-_PATH_NAMES = AliasChoices("video_path", "video", "path")
-_LETTER = re.compile(r"^\s*\(?[A-J][).:]\s+")
+_QUESTIONS = ("question", "problem", "query")
+_OPTIONS = "options"
+_IDS = ("source_id", "videoID", "video_id", "youtube_id", "video_uid", "q_uid", "video_idx", "vid", "key")
+_PATHS = ("video_path", "video", "videos", "video_name", "path")
+_LISTS = ("qa", "qas", "qa_pairs", "questions", "mc_question")  # of the questions about a video
+_KNOWN = frozenset({*_QUESTIONS, _OPTIONS, *_IDS, *_PATHS})
+_NAMES = {name.capitalize(): name for name in (*_QUESTIONS, *_PATHS, _OPTIONS, "candidates", "choices")}
 
 
 class BenchmarkItem(BaseModel):
@@ -37,29 +39,17 @@ class BenchmarkItem(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
 
-    question: Annotated[str | None, Field(validation_alias=_QUESTION_NAMES)] = None
-    options: Annotated[tuple[str, ...] | None, Field(validation_alias=_OPTIONS_NAMES)] = None
-    source_id: Annotated[str | None, Field(validation_alias=_ID_NAMES)] = None
-    video_path: Annotated[str | None, Field(validation_alias=_PATH_NAMES)] = None
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _in_a_list(cls, value: object) -> object:
-        """Take options that are named one by one, as `{"A": …}`, as a list."""
-        if isinstance(value, dict):
-            return [text for text in cast(dict[str, object], value).values() if text is not None]
-        return value
-
-    @field_validator("options")
-    @classmethod
-    def _without_letters(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Take the letter off an option such as `A. a red ball`."""
-        return value and tuple(_LETTER.sub("", option) for option in value)
+    question: Annotated[str | None, Field(validation_alias=AliasChoices(*_QUESTIONS))] = None
+    options: tuple[str, ...] | None = None
+    source_id: Annotated[str | None, Field(validation_alias=AliasChoices(*_IDS))] = None
+    video_path: Annotated[str | None, Field(validation_alias=AliasChoices(*_PATHS))] = None
 
     @field_validator("video_path", mode="before")
     @classmethod
     def _only_a_path(cls, value: object) -> object:
-        """Pass over videos that are embedded in the file."""
+        """Pass over videos that are embedded in the file, and take the one of a list."""
+        if isinstance(value, list) and len(cast(list[object], value)) == 1:
+            value = cast(list[object], value)[0]
         return value if isinstance(value, str) else None
 
 
@@ -71,6 +61,13 @@ class Benchmark(BaseModel):
     name: str
     folder: Path
     items: tuple[BenchmarkItem, ...]
+
+    @property
+    def summary(self) -> str:
+        """What it has to be compared, in words."""
+        num_questions = sum(bool(item.question) for item in self.items)
+        num_videos = len({item.source_id or item.video_path for item in self.items} - {None})
+        return f"{num_questions} questions about {num_videos} named videos"
 
     def find_video(self, item: BenchmarkItem) -> Path | None:
         """Return the file of a video, or None when it isn't there or lies outside of the benchmark's folder."""
@@ -85,56 +82,57 @@ def read_benchmark(path: Path) -> Benchmark:
     """Read a benchmark.
 
     Args:
-        path: A file ending in .jsonl, .json or .parquet; its name without the ending is the benchmark's.
+        path: A table of questions; its name without the ending is the benchmark's.
 
     Raises:
-        UsageError: When it isn't there or ends otherwise, or no row has a question or names a video.
+        UsageError: When it isn't there or ends otherwise, or its rows have no questions where there should be some.
         DataError: When it can't be read or a row has another form.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; --benchmarks expects .jsonl or .parquet files")
-    rows = _READERS.get(path.suffix.lower())
-    if rows is None:
-        raise UsageError(f"{path}: a benchmark has to end in {', '.join(_READERS)}, found {path.suffix or 'no ending'}")
+        raise UsageError(f"{path}: no such file; --benchmarks expects {', '.join(TABLE_SUFFIXES)}")
     items: list[BenchmarkItem] = []
-    for number, row in rows(path):
-        try:
-            items.append(BenchmarkItem.model_validate(row))
-        except ValidationError as error:
-            raise DataError(f"{path}: row {number}: {describe_invalid(error)}") from error
-    if not any(item.question or item.source_id or item.video_path for item in items):
-        raise UsageError(f"{path}: no row with a question or a video; expected fields such as question and source_id")
+    others: set[str] = set()
+    for number, row in enumerate(read_rows(path), start=1):
+        for question in _questions_of(row):
+            try:
+                items.append(BenchmarkItem.model_validate(_with_options(question)))
+            except ValidationError as error:
+                raise DataError(f"{path}: row {number}: {describe_invalid(error)}") from error
+            others |= question.keys() - _KNOWN
+    # A list of videos has no questions and needs none; all others have them under a name that isn't known.
+    is_list_of_videos = not others and any(item.source_id or item.video_path for item in items)
+    if not is_list_of_videos and not any(item.question for item in items):
+        found = f", found {', '.join(sorted(others)[:8])}" if others else ""
+        raise UsageError(
+            f"{path}: 0 questions compared, no row with a question; expected a field {', '.join(_QUESTIONS)}{found}"
+        )
     return Benchmark(name=path.stem, folder=path.parent, items=tuple(items))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON lines ({error})") from error
+def _questions_of(row: Row) -> Iterator[Row]:
+    """Give the questions of a row: itself, or those that are listed in it, each with what is said of all."""
+    row = {_NAMES.get(name, name): value for name, value in row.items()}
+    nested = next((value for name in _LISTS if _is_rows(value := row.get(name))), None)
+    if nested is None or any(row.get(name) for name in _QUESTIONS):
+        yield row
+        return
+    shared = {name: value for name, value in row.items() if name not in _LISTS}
+    for question in cast(list[Row], nested):
+        yield {**shared, **question}
 
 
-def _array(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, list):
-        raise DataError(f"{path}: expected a list of questions, found {type(content).__name__}")
-    yield from enumerate(content, start=1)
+def _is_rows(value: object) -> bool:
+    rows = cast(list[object], value) if isinstance(value, list) else []
+    return bool(rows) and all(isinstance(item, dict) for item in rows)
 
 
-def _table(path: Path) -> Iterator[tuple[int, Any]]:
-    known = (*_QUESTION_NAMES.choices, *_OPTIONS_NAMES.choices, *_ID_NAMES.choices, *_PATH_NAMES.choices)
-    try:
-        columns = [name for name in pq.read_schema(path).names if name in known]
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not readable as Parquet ({(str(error).splitlines() or [''])[0]})") from error
-    yield from enumerate(rows, start=1)
-
-
-_READERS = {".jsonl": _lines, ".json": _array, ".parquet": _table}
+def _with_options(row: Row) -> Row:
+    """Bring the options of a row under one name, whether they stand in fields or behind the question."""
+    question = next((value for name in _QUESTIONS if isinstance(value := row.get(name), str) and value), None)
+    options = read_options(row)
+    if question is not None:
+        bare, behind = split_options(question)
+        # As options of their own, or standing there once more.
+        if behind and options in ((), behind):
+            return {**row, _QUESTIONS[0]: bare, _OPTIONS: behind}
+    return {**row, _OPTIONS: options or None}

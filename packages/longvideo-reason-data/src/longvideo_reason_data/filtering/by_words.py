@@ -20,7 +20,7 @@ MeasuredQuestion = tuple[QuestionRecord, Verdict | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DroppedQuestion:
+class RejectedQuestion:
     """A question that isn't kept, with the pass rates measured until then, and why."""
 
     record: QuestionRecord
@@ -38,7 +38,7 @@ class Filtered:
     """
 
     kept: tuple[QuestionRecord, ...]
-    dropped: tuple[DroppedQuestion, ...]
+    dropped: tuple[RejectedQuestion, ...]
     decontamination: DecontaminationReport
 
 
@@ -52,7 +52,7 @@ class SortedQuestions:
         decontamination: What was found of the benchmarks.
     """
 
-    dropped: tuple[DroppedQuestion, ...]
+    dropped: tuple[RejectedQuestion, ...]
     remaining: tuple[tuple[QuestionRecord, ...], ...]
     decontamination: DecontaminationReport
 
@@ -64,7 +64,7 @@ class SortedQuestions:
             if verdict is None:
                 kept.append(record)
             else:
-                dropped.append(DroppedQuestion(record=record, verdict=verdict))
+                dropped.append(RejectedQuestion(record=record, verdict=verdict))
         return Filtered(
             kept=tuple(sorted(kept, key=lambda record: record.question_id)),
             dropped=tuple(sorted(dropped, key=lambda item: item.record.question_id)),
@@ -83,11 +83,11 @@ def sort_questions(
         benchmarks: What must not be among them.
     """
     verdicts, report = _judge_words(records, fingerprints, benchmarks)
-    dropped: list[DroppedQuestion] = []
+    dropped: list[RejectedQuestion] = []
     remaining: dict[str, list[QuestionRecord]] = {}
     for record in records:
         if record.question_id in verdicts:
-            dropped.append(DroppedQuestion(record=record, verdict=verdicts[record.question_id]))
+            dropped.append(RejectedQuestion(record=record, verdict=verdicts[record.question_id]))
         else:
             remaining.setdefault(record.video_digest, []).append(record)
     return SortedQuestions(

@@ -67,7 +67,11 @@ class Judge:
         for given, expected in ((_TRIAL_RIGHT, True), *((wrong, False) for wrong in _TRIAL_WRONG)):
             said = await self._compare(_TRIAL_QUESTION, _TRIAL_RIGHT, given)
             if said is not expected:
-                found = said.outcome if isinstance(said, Reply) else "right" if said else "wrong"
+                if isinstance(said, Reply):
+                    raise DataError(
+                        f"judge {self.model}: no judgement ({said.outcome}: {said.text}); run again to go on"
+                    )
+                found = "right" if said else "wrong"
                 raise DataError(
                     f"judge {self.model}: finds {given!r} {found} where {_TRIAL_RIGHT!r} is asked for; "
                     "choose another --judge"

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.settings import CaptionSettings
-from longvideo_reason_data.language_model.requests import Asks, Outcome, Request
+from longvideo_reason_data.language_model.requests import Asks, Outcome, Request, without_reasoning
 from longvideo_reason_data.media.segments import Segment, frames_in_segment
-from longvideo_reason_data.media.subtitles import Cue, speech_between
+from longvideo_reason_data.media.subtitles.cues import Cue, speech_between
 from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.prompts.pictures import VideoPictures
 from longvideo_reason_data.prompts.templates import Prompts
@@ -98,11 +98,14 @@ async def caption_segments(
         )
         reply = await language_model.ask(request)
         # A description that was cut off is still one; only its last sentence may be half.
-        words = " ".join(reply.text.rpartition("</think>")[2].split())
-        if reply.outcome in (Outcome.ANSWERED, Outcome.TRUNCATED) and words:
+        words = " ".join(without_reasoning(reply.text).split())
+        if reply.outcome not in (Outcome.ANSWERED, Outcome.TRUNCATED):
+            lost.append(LostSegment(segment=segment, outcome=reply.outcome, detail=reply.text))
+        elif words:
             captions.append(Caption(segment=segment, text=words, speech=speech))
         else:
-            lost.append(LostSegment(segment=segment, outcome=reply.outcome, detail=reply.text))
+            detail = "the answer holds nothing but reasoning"
+            lost.append(LostSegment(segment=segment, outcome=Outcome.INVALID, detail=detail))
         on_segment()
     return captions, lost
 

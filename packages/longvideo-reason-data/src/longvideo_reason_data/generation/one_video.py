@@ -20,13 +20,22 @@ from longvideo_reason_data.generation.shards import DescribedSegment, DraftedQue
 from longvideo_reason_data.generation.sources import SourceVideo
 from longvideo_reason_data.language_model.requests import Asks, Outcome, Reply, Request
 from longvideo_reason_data.language_model.resampling import LostQuestion
-from longvideo_reason_data.media.subtitles import read_subtitles
+from longvideo_reason_data.media.subtitles.reading import read_subtitles
 from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.records.drafts import QuestionDraft
 from longvideo_reason_data.records.record import Skill
 
 # These end the same way when they are tried again; after any other, a later run may have more luck.
-_LASTING = frozenset({Outcome.ANSWERED, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.INVALID, Outcome.DAMAGED_INPUT})
+_LASTING = frozenset(
+    {
+        Outcome.ANSWERED,
+        Outcome.TRUNCATED,
+        Outcome.ONLY_REASONING,
+        Outcome.REFUSED,
+        Outcome.INVALID,
+        Outcome.DAMAGED_INPUT,
+    }
+)
 
 _QUESTION_REPEATED = "question_repeated"
 _NO_CAPTIONS = "no_captions"
@@ -75,11 +84,12 @@ async def generate(source: SourceVideo, plan: BuildPlan, model: Asks, advance: A
     advance = advance or Advance()
     counted = _Counted(model=model)
     video = await asyncio.to_thread(VideoFile.open, source.path, decoder=plan.settings.decoder)
+    subtitles = await asyncio.to_thread(read_subtitles, video, plan.settings.subtitles)
     captions, lost = await caption_segments(
         counted,
         video,
         source.segments,
-        cues=await asyncio.to_thread(read_subtitles, video),
+        cues=subtitles.cues,
         model=plan.captioner,
         prompts=plan.prompts,
         settings=plan.settings.captions,

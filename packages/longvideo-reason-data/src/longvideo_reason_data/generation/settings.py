@@ -1,5 +1,6 @@
 """What a build can be told, as one strict model that loads nothing heavy."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -101,6 +102,7 @@ class BuildSettings(ClientSettings):
         segments: What segments are: windows of equal length, or scenes (extra scenes).
         window_seconds: Length of a window.
         scenes: How scenes are found.
+        subtitles: Folder with subtitle files named as the videos, where they don't lie beside them.
         captions: How segments are shown to the captioner.
         questions: How questions are asked for.
         splits: Shares of the splits.
@@ -115,6 +117,7 @@ class BuildSettings(ClientSettings):
     segments: Literal["windows", "scenes"] = "windows"
     window_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     scenes: SceneSettings = SceneSettings()
+    subtitles: Path | None = None
     captions: CaptionSettings = CaptionSettings()
     questions: QuestionSettings = QuestionSettings()
     splits: SplitFractions = SplitFractions()

@@ -137,8 +137,8 @@ class ShardFolder:
 
 
 def _identity(source: SourceVideo) -> dict[str, object]:
-    """What of a video shapes its shard; not its name."""
-    return source.model_dump(exclude={"path"})
+    """What of a video shapes its shard; not its name or that of its subtitles."""
+    return source.model_dump(exclude={"path", "speech_origin", "speech_problem"})
 
 
 def make_dropped(stage: str, item: str, reason: str, detail: str = "") -> Dropped:

@@ -15,7 +15,9 @@ from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.generation.settings import BuildSettings
 from longvideo_reason_data.media.scenes import scene_segments
 from longvideo_reason_data.media.segments import Segment, check_segments, fixed_windows, segments_between
-from longvideo_reason_data.media.subtitles import digest_cues, read_subtitles
+from longvideo_reason_data.media.streams import all_errors_told
+from longvideo_reason_data.media.subtitles.cues import digest_cues
+from longvideo_reason_data.media.subtitles.reading import read_subtitles
 from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.records.folder import VIDEOS_NAME
 
@@ -29,6 +31,8 @@ class SourceVideo(BaseModel):
         duration_seconds: Its length.
         borders: Where its segments begin, and where the last one ends, in seconds.
         speech_digest: Digest of its subtitles.
+        speech_origin: Where they are from, in words; empty when there are none.
+        speech_problem: What of them can't be read; empty when all can.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +42,8 @@ class SourceVideo(BaseModel):
     duration_seconds: float
     borders: tuple[float, ...]
     speech_digest: str
+    speech_origin: str = ""
+    speech_problem: str = ""
 
     @property
     def num_segments(self) -> int:
@@ -61,17 +67,21 @@ def probe_source(path: Path, settings: BuildSettings) -> SourceVideo:
 
     Raises:
         UsageError: When the decoder or the detector of scenes isn't installed.
-        DataError: When it or its subtitles can't be read, or not exactly by this decoder.
+        DataError: When it can't be read, or not exactly by this decoder.
     """
-    video = VideoFile.open(path, decoder=settings.decoder)
-    segments = cut_video(video, settings)
-    return SourceVideo(
-        path=path.absolute(),
-        digest=video.content_digest,
-        duration_seconds=video.duration_seconds,
-        borders=(*(segment.start_seconds for segment in segments), segments[-1].end_seconds),
-        speech_digest=digest_cues(read_subtitles(video)),
-    )
+    with all_errors_told(path):
+        video = VideoFile.open(path, decoder=settings.decoder)
+        subtitles = read_subtitles(video, settings.subtitles)
+        segments = cut_video(video, settings)
+        return SourceVideo(
+            path=path.absolute(),
+            digest=video.content_digest,
+            duration_seconds=video.duration_seconds,
+            borders=(*(segment.start_seconds for segment in segments), segments[-1].end_seconds),
+            speech_digest=digest_cues(subtitles.cues),
+            speech_origin=subtitles.origin,
+            speech_problem=subtitles.problem,
+        )
 
 
 def cut_video(video: VideoFile, settings: BuildSettings) -> tuple[Segment, ...]:

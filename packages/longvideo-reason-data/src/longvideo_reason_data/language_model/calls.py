@@ -1,13 +1,14 @@
 """One call to a server: through three gates, into the ledger, onto the wire, and into the journal.
 
-A call needs a slot (`concurrency`), must fit the limits per minute (`rate_limits`) and the limit on the cost
-(`spending`). It stands in the ledger before it is sent, and its answer is on disk before anybody sees it. Whether a
-failed call is worth another attempt is for the language model to say.
+A call needs a slot, must fit the limits per minute and the limit on the cost (all in `gates`). It stands in the ledger
+before it is sent, and its answer is on disk before anybody sees it. Whether a failed call is worth another attempt is
+for the language model to say.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 
@@ -17,11 +18,21 @@ from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.accounts.ledger import Ledger
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache, StoredResponse
-from longvideo_reason_data.language_model.chat_protocol import Completion, Content, Dialect, read_completion
-from longvideo_reason_data.language_model.failures import AttemptError, RejectedError, brief, classify_failure
+from longvideo_reason_data.language_model.adaptation import Adaptation, adapt
+from longvideo_reason_data.language_model.chat_protocol import Completion, Content, read_completion, write_body
+from longvideo_reason_data.language_model.failures import (
+    AttemptError,
+    RejectedError,
+    StreamOnlyError,
+    brief,
+    classify_answer,
+    classify_failure,
+)
 from longvideo_reason_data.language_model.gates import AdaptiveConcurrency, RateLimits, Slot, Spending
 from longvideo_reason_data.language_model.requests import Outcome, Request
 from longvideo_reason_data.language_model.server import ModelServer
+
+_logger = logging.getLogger(__name__)
 
 
 class ModelCalls:
@@ -54,7 +65,8 @@ class ModelCalls:
         self._concurrency, self._rate_limits = concurrency, rate_limits
         self._spending = Spending(ledger, max_cost)
         self._max_cost, self._picture_tokens, self._timeout_seconds = max_cost, picture_tokens, timeout_seconds
-        self._dialects: dict[str, Dialect] = {}
+        self._adaptations: dict[str, Adaptation] = {}
+        self._told: set[tuple[str, str]] = set()
         self._num_sent = 0
         self._is_closed = False
         self._nothing_sent = asyncio.Event()
@@ -68,36 +80,52 @@ class ModelCalls:
         except TimeoutError:
             return  # what these may have cost stands in the ledger
 
-    async def call(self, request: Request, content: Content, attempt: int) -> StoredResponse:
-        """Send a request, and again in simpler words when the server turns out not to know how it was put.
+    async def call(self, request: Request, content: Content, attempts: Iterator[int]) -> StoredResponse:
+        """Send a request, and again in another way where the server turns out to want that.
 
         Args:
             request: What is asked.
             content: The user's message, with its pictures.
-            attempt: How often this request was sent in this run, from 1.
+            attempts: Numbers what is sent, from 1 in this run.
 
         Raises:
             AttemptError: When it fails in a way that may pass, or would break the limit on the cost.
-            RejectedError: When the server calls it wrong.
+            RejectedError: When the server calls it wrong, however it is put.
             DataError: When the failure concerns every request.
         """
         async with self._concurrency.slot() as slot:
-            known = dialect = self._dialects.get(request.model, Dialect())
+            adaptation, said = self._adaptations.get(request.model, Adaptation()), ""
             while True:
                 try:
-                    stored = await self._call_once(request, dialect.body(request, content), attempt, slot)
+                    stored = await self._call_once(request, content, adaptation, next(attempts), slot)
                 except RejectedError as error:
-                    simpler = dialect.simpler(request, error.parameter)
-                    if simpler is None:
+                    adapted = adapt(adaptation, request, error.rejection)
+                    if adapted is None:
                         raise
-                    dialect = simpler
+                    adaptation, said = adapted, str(error.rejection)
+                except AttemptError:
+                    self._learn(request, adaptation, said)  # it wasn't rejected any more
+                    raise
                 else:
-                    if dialect != known:
-                        self._dialects[request.model] = dialect
+                    self._learn(request, adaptation, said)
                     return stored
 
-    async def _call_once(self, request: Request, body: dict[str, object], attempt: int, slot: Slot) -> StoredResponse:
-        most_prompt, most_completion = request.most_prompt_tokens(self._picture_tokens), request.max_tokens
+    def _learn(self, request: Request, adaptation: Adaptation, said: str) -> None:
+        """Remember for other requests how one was put that the server didn't reject, and say so once."""
+        if not said:
+            return
+        known = self._adaptations.get(request.model, Adaptation())
+        self._adaptations[request.model] = known.joined(adaptation)
+        for change in adaptation.changes(request):
+            if (request.model, change) not in self._told:
+                self._told.add((request.model, change))
+                _logger.warning("%s: %s is asked %s (%s)", self._server.base_url, request.model, change, said)
+
+    async def _call_once(
+        self, request: Request, content: Content, adaptation: Adaptation, attempt: int, slot: Slot
+    ) -> StoredResponse:
+        sent = adaptation.applied(request)
+        most_prompt, most_completion = sent.most_prompt_tokens(self._picture_tokens), sent.max_tokens
         most_tokens = most_prompt + most_completion
         taken = await self._rate_limits.wait(most_tokens)
         started = await self._spending.start(
@@ -115,7 +143,7 @@ class ModelCalls:
         with self._sent():
             begin = time.perf_counter()
             try:
-                completion = await self._send(body, request.model)
+                completion = await self._send(write_body(request, content, adaptation), request.model)
             except AttemptError as error:
                 outcome, usage = error.outcome, error.usage or TokenUsage()
                 is_confirmed = error.usage is not None or not error.may_be_charged
@@ -123,10 +151,10 @@ class ModelCalls:
                     self._concurrency.overloaded(slot)
                 raise
             except RejectedError:
-                outcome, is_confirmed = Outcome.INVALID, True
+                outcome, is_confirmed = Outcome.REJECTED, True
                 raise
-            except DataError:
-                outcome, is_confirmed = Outcome.SERVER_ERROR, True
+            except DataError as error:
+                outcome, is_confirmed = Outcome.SERVER_ERROR, not isinstance(error, StreamOnlyError)
                 raise
             else:
                 outcome, is_confirmed = Outcome.ANSWERED, completion.usage is not None
@@ -137,6 +165,8 @@ class ModelCalls:
                     text=completion.text or "",
                     finish=completion.finish,
                     call=started.call,
+                    form=request.form,
+                    adapted=adaptation.changes(request),
                     **usage.model_dump(),
                 )
                 await self._cache.store(stored)
@@ -151,20 +181,23 @@ class ModelCalls:
     async def _send(self, body: dict[str, object], model: str) -> Completion:
         if self._is_closed:
             raise AttemptError(Outcome.CONNECTION, "the client is closing")
-        completions = self._server.client.chat.completions.with_raw_response
+        server = self._server
+        completions = server.client.chat.completions.with_raw_response
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 raw = await completions.create(**body)  # pyright: ignore[reportArgumentType, reportCallIssue]
-            completion = read_completion(raw.text)
         except (openai.OpenAIError, TimeoutError) as error:
-            raise classify_failure(error, self._server.base_url, model) from error
+            raise classify_failure(error, server.base_url, model, secret=server.secret) from error
+        usage, flaw = None, "the server's answer holds no choice"
+        try:
+            completion = read_completion(raw.text)
         except ValueError as error:  # no JSON, no UTF-8, or not of the form
-            detail = f"the server's answer breaks the protocol ({brief(error)})"
-            raise AttemptError(Outcome.INVALID, detail, may_be_charged=True) from error
-        if completion.text is None:
-            detail = "the server's answer holds no choice"
-            raise AttemptError(Outcome.INVALID, detail, may_be_charged=True, usage=completion.usage)
-        return completion
+            flaw = f"the server's answer breaks the protocol ({brief(error)})"
+        else:
+            if completion.text is not None:
+                return completion
+            usage = completion.usage
+        raise classify_answer(raw.text, server.base_url, model, usage, flaw=flaw, secret=server.secret)
 
     def _hold_to_bounds(self, usage: TokenUsage, most_prompt: int, most_completion: int) -> None:
         """Stop when the server counts more than was set aside, because then the limit on the cost isn't one."""

@@ -1,75 +1,63 @@
 """The chat protocol of OpenAI and of the many servers that follow it: what is sent, and what comes back.
 
-Servers differ in what they know. `Dialect` remembers what one turned out not to know: JSON schemas, which then go into
-the prompt as words, or `max_tokens`, which newer models call by another name. Of an answer only what is needed is
-read, because servers add what they like.
+What a server wants otherwise than the protocol has it is found out elsewhere and comes here as an `Adaptation`. Of an
+answer only what is needed is read, because servers add what they like, and name the same thing differently.
 """
 
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longvideo_reason_data.language_model.accounts.prices import Count, TokenUsage
+from longvideo_reason_data.language_model.adaptation import Adaptation
 from longvideo_reason_data.language_model.requests import Request
 from longvideo_reason_data.language_model.structured_output import ask_in_words
 
 Content = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
-    """What a server knows of the protocol.
+def write_body(request: Request, content: Content, adaptation: Adaptation) -> dict[str, Any]:
+    """Write the body of a request as its server wants it.
 
-    Attributes:
-        knows_schemas: It can hold an answer to a JSON schema.
-        limit_name: What it calls the longest answer.
+    Args:
+        request: What is asked, as it was written.
+        content: The user's message, one entry for each of the request's parts.
+        adaptation: What the server wants otherwise.
     """
-
-    knows_schemas: bool = True
-    limit_name: str = "max_tokens"
-
-    def body(self, request: Request, content: Content) -> dict[str, Any]:
-        """Write the body of a request."""
-        schema = request.schema
-        if schema is not None and not self.knows_schemas:
-            content = [*content, {"type": "text", "text": ask_in_words(schema)}]
-        messages: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
-        messages.append({"role": "user", "content": content})
-        body: dict[str, Any] = {
-            "model": request.model,
-            "messages": messages,
-            self.limit_name: request.max_tokens,
-            "temperature": request.temperature,
-        }
-        if request.sample_index:
-            body["seed"] = request.sample_index
-        if schema is not None and self.knows_schemas:
-            form = {"name": "answer", "schema": dict(schema), "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        return body
-
-    def simpler(self, request: Request, parameter: str | None) -> "Dialect | None":
-        """Think of another way to put a request that the server called wrong, or None when there is none.
-
-        Args:
-            request: The request.
-            parameter: What the server named as wrong, if anything.
-        """
-        if parameter == "max_tokens" and self.limit_name == "max_tokens":
-            return replace(self, limit_name="max_completion_tokens")
-        if request.schema is not None and self.knows_schemas:
-            return replace(self, knows_schemas=False)
-        return None
+    sent = adaptation.applied(request)
+    shown = [content[place] for place in adaptation.kept_parts(request.parts)]
+    if sent.num_pictures < request.num_pictures:
+        note = f"{sent.num_pictures} of {request.num_pictures} pictures are shown, evenly spread."
+        shown.insert(0, {"type": "text", "text": note})
+    schema = request.schema
+    knows_schema = schema is not None and not adaptation.leaves_out_schema(schema)
+    if schema is not None and not knows_schema:
+        shown.append({"type": "text", "text": ask_in_words(schema)})
+    is_one_piece = adaptation.joins_text and not sent.num_pictures
+    messages: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
+    text = "\n\n".join(part["text"] for part in shown if "text" in part)
+    messages.append({"role": "user", "content": text if is_one_piece else shown})
+    body: dict[str, Any] = {"model": request.model, "messages": messages, adaptation.limit_name: sent.max_tokens}
+    if not adaptation.leaves_out("temperature", request.temperature):
+        body["temperature"] = request.temperature
+    if request.sample_index and not adaptation.leaves_out("seed", request.sample_index):
+        body["seed"] = request.sample_index
+    if schema is not None and knows_schema:
+        form = {"name": "answer", "schema": dict(schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    content: str | None = None
+    content: object = None
     refusal: str | None = None
+    reasoning_content: object = None
+    reasoning: object = None
 
 
 class _Choice(BaseModel):
@@ -98,8 +86,8 @@ class _Usage(BaseModel):
 
 class _Completion(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
+    choices: list[_Choice] | None = None
+    usage: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,23 +112,47 @@ def read_completion(text: str) -> Completion:
         ValueError: When it isn't what the protocol says.
     """
     completion = _Completion.model_validate(json.loads(text))
-    usage = None
-    if completion.usage is not None:
-        prompt, written = completion.usage.prompt_tokens_details, completion.usage.completion_tokens_details
-        usage = TokenUsage(
-            prompt_tokens=completion.usage.prompt_tokens,
-            cached_prompt_tokens=(prompt and prompt.cached_tokens) or 0,
-            completion_tokens=completion.usage.completion_tokens,
-            reasoning_tokens=(written and written.reasoning_tokens) or 0,
-        )
+    usage = _read_usage(completion.usage)
     if not completion.choices:
         return Completion(text=None, finish="", usage=usage)
     choice = completion.choices[0]
-    refusal = choice.message.refusal
-    return Completion(
-        text=refusal or choice.message.content or "",
-        finish="refusal" if refusal else choice.finish_reason or "stop",
-        usage=usage,
+    message = choice.message
+    if message.refusal:
+        return Completion(text=message.refusal, finish="refusal", usage=usage)
+    finish, words = choice.finish_reason or "stop", _join_text(message.content)
+    if finish != "length" and not words.strip():  # the server took the whole answer for reasoning
+        words = _join_text(message.reasoning_content) or _join_text(message.reasoning)
+    return Completion(text=words, finish=finish, usage=usage)
+
+
+def _join_text(content: object) -> str:
+    """The words of a message, which is a string or a list of parts; other parts, such as thoughts, are left out."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    words: list[str] = []
+    for part in cast(list[object], content):
+        if isinstance(part, str):
+            words.append(part)
+        elif isinstance(part, dict):
+            text = cast(dict[str, object], part).get("text")
+            words.append(text if isinstance(text, str) else "")
+    return "".join(words)
+
+
+def _read_usage(given: object) -> TokenUsage | None:
+    """What the server counted; None when it didn't, or not in numbers."""
+    try:
+        usage = _Usage.model_validate(given)
+    except ValidationError:
+        return None
+    prompt, written = usage.prompt_tokens_details, usage.completion_tokens_details
+    return TokenUsage(
+        prompt_tokens=usage.prompt_tokens,
+        cached_prompt_tokens=(prompt and prompt.cached_tokens) or 0,
+        completion_tokens=usage.completion_tokens,
+        reasoning_tokens=(written and written.reasoning_tokens) or 0,
     )
 
 

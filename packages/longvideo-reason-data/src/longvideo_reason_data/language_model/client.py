@@ -8,7 +8,7 @@ error.
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections import Counter
 from decimal import Decimal
 from itertools import count
 from types import TracebackType
@@ -20,16 +20,18 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.language_model.accounts.ledger import Ledger
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache, StoredResponse
 from longvideo_reason_data.language_model.calls import ModelCalls
-from longvideo_reason_data.language_model.chat_protocol import Content, write_content
+from longvideo_reason_data.language_model.chat_protocol import write_content
 from longvideo_reason_data.language_model.failures import AttemptError, RejectedError
 from longvideo_reason_data.language_model.gates import AdaptiveConcurrency, RateLimits
-from longvideo_reason_data.language_model.requests import PICTURE_TOKENS, Outcome, Reply, Request
+from longvideo_reason_data.language_model.requests import PICTURE_TOKENS, Outcome, Reply, Request, without_reasoning
 from longvideo_reason_data.language_model.server import ModelServer
 from longvideo_reason_data.language_model.structured_output import read_object
 
 _LONGEST_WAIT_SECONDS = 300.0
 _DRAIN_SECONDS = 30.0
 _MOST_GIVEN_UP_IN_A_ROW = 8
+_MOST_REJECTED_ALIKE = 4
+_MOST_UNFIT_ALIKE = 32  # more than the requests about one video that is out of the ordinary
 
 
 class LanguageModel:
@@ -90,6 +92,7 @@ class LanguageModel:
         self._prepared = asyncio.Semaphore(2 * num_parallel)
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._num_given_up_in_a_row = 0
+        self._rejected_alike: Counter[tuple[str, str, str]] = Counter()
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,18 +167,29 @@ class LanguageModel:
                 reraise=True,
             )
             try:
-                stored = await attempts(self._attempt, request, content, count(1))
+                stored = await attempts(self._calls.call, request, content, count(1))
             except AttemptError as error:
                 if error.outcome is not Outcome.OVER_BUDGET:
                     await self._give_up(error)
                 return Reply(outcome=error.outcome, text=error.detail)
             except RejectedError as error:
-                return Reply(outcome=Outcome.INVALID, text=str(error))
+                self._hold_to_use(request, error)
+                return Reply(outcome=Outcome.REJECTED, text=str(error))
             self._num_given_up_in_a_row = 0
             return judge(stored, request)
 
-    async def _attempt(self, request: Request, content: Content, numbers: Iterator[int]) -> StoredResponse:
-        return await self._calls.call(request, content, next(numbers))
+    def _hold_to_use(self, request: Request, error: RejectedError) -> None:
+        """End the build when the server takes no request of a form at all, before every item is lost to it."""
+        rejection = error.rejection
+        if rejection.is_unwelcome or self._cache.knows_form(request.model, request.form):
+            return  # others pass
+        alike = (request.model, request.form, rejection.alike)
+        self._rejected_alike[alike] += 1
+        if self._rejected_alike[alike] >= (_MOST_UNFIT_ALIKE if rejection.is_of_content else _MOST_REJECTED_ALIKE):
+            raise DataError(
+                f"{self._server.base_url}: {request.model} rejects every request {request.form.partition(' ')[2]} "
+                f"({rejection}); choose a model or settings that fit together, and run again to go on"
+            ) from error
 
     async def _give_up(self, error: AttemptError) -> None:
         """End the build when the server is of no use any more, before every item is lost to it."""
@@ -199,6 +213,9 @@ class LanguageModel:
 
 def judge(stored: StoredResponse, request: Request) -> Reply:
     """Turn an answer of the server into an outcome, and find the object in it where one was asked for."""
+    if stored.finish == "length" and not without_reasoning(stored.text).strip():
+        used = f"all {request.max_tokens} tokens were used up by reasoning before the answer began; raise max_tokens"
+        return Reply(outcome=Outcome.ONLY_REASONING, text=used)
     if stored.finish == "length":
         return Reply(outcome=Outcome.TRUNCATED, text=stored.text)
     if stored.finish in ("refusal", "content_filter"):

@@ -1,9 +1,9 @@
-"""How many requests are under way at a time, found by trying: additive increase, multiplicative decrease.
+"""The gates before a request: how many are under way, how many a minute allows, and what may be spent.
 
-As in TCP's congestion avoidance (Chiu and Jain, 1989): every answer widens the limit a little, until the most that the
-user allows, and a sign of overload (a refusal for haste, a time-out) halves it. Requests that were sent before the last
-halving don't halve it again: they tell nothing new. The limit begins at the most, so that a server which can take it
-is busy from the start.
+How many are under way at a time is found by trying: additive increase, multiplicative decrease, as in TCP's congestion
+avoidance (Chiu and Jain, 1989). Every answer widens the limit a little, until the most that the user allows, and a sign
+of overload (a refusal for haste, a time-out) halves it. Requests that were sent before the last halving don't halve it
+again: they tell nothing new. The limit begins at the most, so that a server which can take it is busy from the start.
 """
 
 import asyncio

@@ -26,6 +26,10 @@ class Outcome(StrEnum):
     CONNECTION = "connection"
     DAMAGED_INPUT = "damaged_input"
     OVER_BUDGET = "over_budget"
+    REJECTED = "rejected"
+    """The server calls the request wrong."""
+    ONLY_REASONING = "only_reasoning"
+    """All tokens were used up before the answer began."""
 
 
 PICTURE_TOKENS = 16384
@@ -88,6 +92,16 @@ class Request:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    @property
+    def num_pictures(self) -> int:
+        """Pictures in the message."""
+        return sum(isinstance(part, Picture) for part in self.parts)
+
+    @property
+    def form(self) -> str:
+        """What requests have in common that a server takes or rejects alike: their prompt, and whether they show."""
+        return f"{self.prompt_digest[:16]} {'with' if self.num_pictures else 'without'} pictures"
+
     def most_prompt_tokens(self, picture_tokens: int) -> int:
         """Bound the tokens that a server can count for the prompt: no tokenizer makes two tokens of one byte.
 
@@ -96,8 +110,7 @@ class Request:
         """
         schema = json.dumps(self.schema) if self.schema is not None else ""
         texts = [self.system, schema, *(part for part in self.parts if isinstance(part, str))]
-        num_pictures = sum(isinstance(part, Picture) for part in self.parts)
-        return TEMPLATE_TOKENS + sum(len(text.encode()) for text in texts) + num_pictures * picture_tokens
+        return TEMPLATE_TOKENS + sum(len(text.encode()) for text in texts) + self.num_pictures * picture_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +126,12 @@ class Reply:
     outcome: Outcome
     text: str
     value: Mapping[str, Any] | None = field(default=None, hash=False)
+
+
+def without_reasoning(text: str) -> str:
+    """Give what an answer says once it has thought; nothing when it never came to an end of that."""
+    _, mark, behind = text.rpartition("</think>")
+    return "" if not mark and behind.lstrip().startswith("<think>") else behind
 
 
 class Asks(Protocol):

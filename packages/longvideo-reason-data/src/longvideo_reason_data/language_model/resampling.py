@@ -12,7 +12,7 @@ from longvideo_reason_data.language_model.requests import Asks, Outcome, Request
 
 Answer = TypeVar("Answer")
 
-WORTH_ANOTHER_SAMPLE = (Outcome.INVALID, Outcome.TRUNCATED, Outcome.REFUSED)
+WORTH_ANOTHER_SAMPLE = (Outcome.INVALID, Outcome.REFUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ async def ask_for_use(
             lost = answer
             continue
         lost = LostQuestion.at(stage, reply.outcome, reply.text)
-        if reply.outcome is Outcome.TRUNCATED:
+        if reply.outcome in (Outcome.TRUNCATED, Outcome.ONLY_REASONING):
             request = replace(request, max_tokens=2 * request.max_tokens)
         elif reply.outcome not in WORTH_ANOTHER_SAMPLE:
             break

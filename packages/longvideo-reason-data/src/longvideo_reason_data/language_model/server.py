@@ -26,12 +26,16 @@ class ModelServer:
         num_parallel: Most requests under way at a time.
         timeout_seconds: Longest wait for one answer.
 
+    Attributes:
+        secret: The key, for taking it out of what the server says; empty without one.
+
     Raises:
         UsageError: When the address or the key can't be one.
     """
 
     def __init__(self, base_url: str, *, num_parallel: int, timeout_seconds: float) -> None:
         self.base_url = base_url
+        self.secret = os.environ.get(API_KEY_VARIABLE, "")
         _check_address(base_url)
         connections = httpx2.Limits(max_connections=num_parallel + 1, max_keepalive_connections=num_parallel + 1)
         self.client = openai.AsyncOpenAI(
@@ -64,7 +68,9 @@ class ModelServer:
                 raise DataError(f"{self.base_url}: the server {given} {API_KEY_VARIABLE}") from error
             except (openai.OpenAIError, ValueError, TypeError, AttributeError):
                 served = set[str]()  # not every server lists its models; the first request will tell
-            if served and model not in served:
+            # Some list a model with its folder or its tag and take it without.
+            names = {name for item in served for name in (item, item.rpartition("/")[2], item.removesuffix(":latest"))}
+            if served and model not in names:
                 known = ", ".join(sorted(served)[:5])
                 raise UsageError(f"{self.base_url}: the server doesn't serve {model!r}; it serves {known}")
             self._checked_models.add(model)

@@ -28,6 +28,7 @@ class Spent:
         completion_tokens: Tokens written in all runs on this dataset.
         cost: What all runs cost, or None without prices.
         unconfirmed_cost: The most that calls may have cost besides whose end wasn't seen, or None without prices.
+        adaptations: For each model how many answers of all runs were asked for otherwise than written, by the way.
     """
 
     num_made: int
@@ -37,6 +38,7 @@ class Spent:
     completion_tokens: int
     cost: float | None
     unconfirmed_cost: float | None
+    adaptations: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class ClientSession:
             completion_tokens=ledger.usage.completion_tokens,
             cost=float(ledger.cost) if ledger.prices else None,
             unconfirmed_cost=float(ledger.unconfirmed_cost) if ledger.prices else None,
+            adaptations=self.cache.adaptations(),
         )
 
 

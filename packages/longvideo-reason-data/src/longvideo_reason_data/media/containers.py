@@ -1,4 +1,4 @@
-"""Is a video file whole, judged by the sizes that its container declares?
+"""Which files are videos, and is one whole, judged by the sizes that its container declares?
 
 A decoder reads a cut file up to the cut and then reports an ordinary end, so half a film would pass for a short one.
 MP4 and QuickTime, Matroska and WebM, and AVI say how long their parts are; this module compares that with the file.
@@ -6,8 +6,11 @@ Containers that don't say so (transport streams, raw streams, live recordings of
 are taken as whole.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+from longvideo_reason_data.errors import UsageError
 
 # Only these may be opened. Left to itself the library under PyAV also "opens" text, pictures and playlists, and a
 # playlist can name other files or addresses.
@@ -72,6 +75,32 @@ _SEGMENT_ID = b"\x18\x53\x80\x67"
 _BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 
 
+def find_videos(paths: Sequence[Path]) -> list[Path]:
+    """List the video files among files and folders, without opening them.
+
+    Args:
+        paths: A file is taken as it is; a folder is searched through for names that end like a video's.
+
+    Returns:
+        Each file once: in the order of the arguments, and sorted within a folder.
+
+    Raises:
+        UsageError: When a path doesn't exist or a folder holds no video.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder; expected videos")
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if _looks_like_video(file, path))
+            if not files:
+                raise UsageError(f"{path}: no videos in this folder; expected names ending in .mp4, .mkv, .webm, …")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
 def missing_bytes(path: Path) -> int:
     """Count the bytes that the container declares and the file doesn't have.
 
@@ -91,6 +120,11 @@ def missing_bytes(path: Path) -> int:
         else:
             end = 0
     return max(0, end - size)
+
+
+def _looks_like_video(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in VIDEO_SUFFIXES and not hidden and file.is_file()
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import dropwhile
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorTrc
@@ -26,12 +25,8 @@ from numpy.typing import NDArray
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.containers import CONTAINER_NAMES, missing_bytes
-from longvideo_reason_data.media.streams import open_stream, reason_of
-
-# Rows of the display matrix as quarter turns and mirrors: (a, b, c, d) with x' = a x + c y and y' = b x + d y.
-Orientation = tuple[int, int, int, int]
-UPRIGHT: Orientation = (1, 0, 0, 1)
-_FIXED_POINT_ONE = 1 << 16
+from longvideo_reason_data.media.orientation import Orientation, orientation_of
+from longvideo_reason_data.media.streams import PacketLog, checksum, open_stream, reason_of, stores_times
 
 DynamicRange = Literal["standard", "pq", "hlg"]
 """How light is written: for ordinary screens, or as one of the two curves of ITU-R BT.2100 for brighter ones."""
@@ -57,6 +52,8 @@ class VideoIndex:
         dynamic_range: How light is written.
         has_key_frames: Whether any packet is marked as a key frame.
         has_leading_frames: Whether frames are stored behind a key frame and shown before it, as in open groups.
+        packets: What the packets hold, where the container doesn't store their times and they may be others after a
+            jump (`longvideo_reason_data.media.jumps`).
     """
 
     times: NDArray[np.int64]
@@ -73,6 +70,7 @@ class VideoIndex:
     dynamic_range: DynamicRange
     has_key_frames: bool
     has_leading_frames: bool
+    packets: PacketLog | None
 
 
 def open_video(path: Path) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
@@ -82,7 +80,7 @@ def open_video(path: Path) -> AbstractContextManager[tuple[InputContainer, Video
         UsageError: When there is no such file.
         DataError: When it is empty, no video, or has sound only.
     """
-    return open_stream(path, "a video file", CONTAINER_NAMES, _main_stream)
+    return open_stream(path, "a video file", CONTAINER_NAMES, main_video_stream)
 
 
 def index_video(path: Path) -> VideoIndex:
@@ -100,7 +98,7 @@ def index_video(path: Path) -> VideoIndex:
         if time_base is None:
             raise DataError(f"{path}: its video stream has no time base, so its frames have no times")
         stream.codec_context.thread_count = 1  # for one frame, starting threads costs more than they bring
-        walk = _Walk(path)
+        walk = _Walk(path, is_logged=not stores_times(container))
         walk.run(container, stream)
         first = walk.first_frame
         if first is None:
@@ -112,7 +110,7 @@ def index_video(path: Path) -> VideoIndex:
         is_invented = container.format.name == "avi" and stream.codec_context.has_b_frames > 0
         seekable = times is not None and not (is_invented and stream.codec_context.name in ("h264", "hevc"))
         if times is None:
-            times, last_duration = _decode_times(path, walk.has_key_frames), 0
+            times, last_duration = decode_times(path, walk.has_key_frames), 0
         if len(times) > 1 and last_duration <= 0:
             last_duration = round((int(times[-1]) - int(times[0])) / (len(times) - 1))
         if last_duration <= 0:
@@ -133,40 +131,22 @@ def index_video(path: Path) -> VideoIndex:
             dynamic_range=_HIGH_RANGES.get(first.color_trc, "standard"),
             has_key_frames=walk.has_key_frames,
             has_leading_frames=walk.has_leading_frames,
+            packets=walk.log(),
         )
 
 
 def packets_from_key_frame(
-    container: InputContainer, stream: VideoStream, *, has_key_frames: bool
+    packets: "Iterator[av.Packet[VideoStream]]", *, has_key_frames: bool
 ) -> "Iterator[av.Packet[VideoStream]]":
-    """Give the packets from where the container stands, without those before a key frame.
+    """Leave out the packets before a key frame.
 
     A recording that was cut out of a stream begins with frames that lean on what isn't there. In a file without any
     key frame (pictures that are refreshed in stripes) nothing is left out.
     """
-    packets = container.demux(stream)
     return dropwhile(lambda packet: packet.size > 0 and not packet.is_keyframe, packets) if has_key_frames else packets
 
 
-def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
-    """Read how a decoded frame is to be turned and mirrored.
-
-    Raises:
-        DataError: When it is turned by anything but quarter turns.
-    """
-    for data in cast(Iterator[SideData], iter(frame.side_data)):  # declared as a mapping of names, it gives the data
-        if data.type.name == "DISPLAYMATRIX":
-            matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)
-            linear = np.rint(matrix[:2, :2] / _FIXED_POINT_ONE).astype(int)
-            a, b, c, d = (int(value) for value in linear.reshape(-1))
-            if sorted((abs(a), abs(d))) + sorted((abs(b), abs(c))) in ([1, 1, 0, 0], [0, 0, 1, 1]):
-                return a, b, c, d
-            if np.any(linear):
-                raise DataError(f"{path}: its pictures are rotated by {frame.rotation}°, expected quarter turns")
-    return UPRIGHT
-
-
-def _main_stream(container: InputContainer) -> VideoStream | None:
+def main_video_stream(container: InputContainer) -> VideoStream | None:
     """Choose the stream a player would show: no cover art, the default one first."""
     moving = [
         stream
@@ -190,13 +170,14 @@ class _Walk:
         first_error: Why the decoder refused a packet before that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_logged: bool) -> None:
         self.key_times: list[int] = []
         self.has_key_frames = self.has_leading_frames = False
         self.last_duration = 0
         self.first_frame: VideoFrame | None = None
         self.first_error = ""
         self._path = path
+        self._logged: list[tuple[int, int]] | None = [] if is_logged else None
         self._shown: list[int] = []
         self._num_packets = self._num_timeless = 0
         self._last_time = -1
@@ -227,6 +208,10 @@ class _Walk:
         times = np.array(sorted(self._shown), dtype=np.int64)
         return times[times >= min(self.key_times)] if self.key_times else times
 
+    def log(self) -> PacketLog | None:
+        """Give what the packets hold, if that was to be noted."""
+        return None if self._logged is None else PacketLog.of(self._logged)
+
     def _decode(self, packet: "av.Packet[VideoStream]") -> None:
         try:
             self.first_frame = next(iter(packet.decode()), None)
@@ -236,6 +221,8 @@ class _Walk:
     def _note(self, packet: "av.Packet[VideoStream]") -> None:
         self.has_key_frames = self.has_key_frames or packet.is_keyframe
         if packet.pts is not None:
+            if self._logged is not None:
+                self._logged.append((packet.pts, checksum(packet)))
             if packet.is_keyframe:
                 self.key_times.append(packet.pts)
             self.has_leading_frames |= bool(self.key_times) and packet.pts < self.key_times[-1]
@@ -252,12 +239,12 @@ class _Walk:
             self._last_time, self.last_duration = packet.pts, packet.duration or 0
 
 
-def _decode_times(path: Path, has_key_frames: bool) -> NDArray[np.int64]:
+def decode_times(path: Path, has_key_frames: bool) -> NDArray[np.int64]:
     """Find the times of a file without presentation times by decoding all of it."""
     times: list[int] = []
     with open_video(path) as (container, stream):
         try:
-            for packet in packets_from_key_frame(container, stream, has_key_frames=has_key_frames):
+            for packet in packets_from_key_frame(container.demux(stream), has_key_frames=has_key_frames):
                 for frame in packet.decode():
                     time = frame.pts if frame.pts is not None else frame.dts
                     times.append(time if time is not None else (times[-1] + 1 if times else 0))

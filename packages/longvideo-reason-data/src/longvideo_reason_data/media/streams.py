@@ -4,21 +4,55 @@ A file that can't be it is refused in a line that says what it is. What is damag
 itself would paint over it, mostly with the neighbouring picture, or fill it with silence.
 """
 
-from collections.abc import Callable, Generator
+import zlib
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import av
+import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Discard
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.containers import missing_bytes
 
 OneStream = TypeVar("OneStream", VideoStream, AudioStream)
+
+# These store with every frame when it is shown. In the others times stand in some places only, or nowhere, and the
+# library makes up the rest from what it has read before.
+_NAMES_WITH_TIMES = frozenset({"mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "nut", "ivf"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacketLog:
+    """What the packets of a stream hold, by their times when the file is read from its start.
+
+    Attributes:
+        times: int64 [P], ascending, in units of the stream.
+        checksums: uint32 [P], of the bytes of each packet.
+    """
+
+    times: NDArray[np.int64]
+    checksums: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, packets: Sequence[tuple[int, int]]) -> Self:
+        """Make it of times and checksums."""
+        table = np.array(sorted(packets), dtype=np.int64).reshape(-1, 2)
+        return cls(times=table[:, 0].copy(), checksums=table[:, 1].astype(np.uint32))
+
+    def holds(self, packet: "av.Packet[Any]") -> bool:
+        """Say whether this packet has this time also when the file is read from its start."""
+        if packet.pts is None:
+            return False
+        first, end = np.searchsorted(self.times, [packet.pts, packet.pts + 1])
+        return bool(np.any(self.checksums[first:end] == checksum(packet)))
 
 
 @contextmanager
@@ -62,9 +96,35 @@ def open_stream(
         yield container, stream
 
 
+@contextmanager
+def all_errors_told(path: Path) -> Generator[None]:
+    """Turn whatever a library raises while it reads a file into this file's error, so that the others are still read.
+
+    Raises:
+        DataError: In place of every error that isn't one.
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"{path}: can't be read ({type(error).__name__}{': ' * bool(reason)}{reason})") from error
+
+
 def format_names(container: InputContainer) -> set[str]:
     """The names of a file's format; several programs' formats are one to the library."""
     return set(container.format.name.split(","))
+
+
+def stores_times(container: InputContainer) -> bool:
+    """Say whether a file's format stores with every frame when it is shown."""
+    return bool(_NAMES_WITH_TIMES & format_names(container))
+
+
+def checksum(packet: "av.Packet[Any]") -> int:
+    """CRC-32 of a packet's bytes."""
+    return zlib.crc32(bytes(packet))
 
 
 def reason_of(error: Exception) -> str:

@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.media.containers import VIDEO_SUFFIXES
+from longvideo_reason_data.media.decoders.agreement import check_pictures
 from longvideo_reason_data.media.decoders.base import DecoderName, Pixels, find_decoder
-from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex, index_video
+from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex
+from longvideo_reason_data.media.jumps import index_and_try_jumps
+from longvideo_reason_data.media.streams import all_errors_told
 
 MAX_PLANNED_FRAMES = 8192
 """The largest sampling plan."""
@@ -70,7 +72,7 @@ class VideoFile:
 
     @classmethod
     def open(cls, path: Path | str, *, num_threads: int = 1, decoder: str = DecoderName.PYAV) -> Self:
-        """Probe a file: its packets are walked over and its first frame is decoded.
+        """Probe a file: its packets are walked over, its first frame is decoded, and where it must be, jumps are tried.
 
         Args:
             path: Any container and codec that PyAV's FFmpeg reads.
@@ -84,10 +86,13 @@ class VideoFile:
         """
         library = find_decoder(decoder)
         path = Path(path)
-        video = cls(path=path, index=index_video(path), num_threads=num_threads, decoder=DecoderName(decoder))
-        if video.decoder != DecoderName.PYAV:  # the others may refuse the file, and better now than later
-            with library.open_reader(path, video.index, num_threads=num_threads):
-                pass
+        with all_errors_told(path):
+            video = cls(
+                path=path, index=index_and_try_jumps(path), num_threads=num_threads, decoder=DecoderName(decoder)
+            )
+            if video.decoder != DecoderName.PYAV:  # the others may refuse the file, and better now than later
+                with library.open_reader(path, video.index, num_threads=num_threads) as reader:
+                    check_pictures(path, video.index, reader, video.decoder)
         return video
 
     @property
@@ -181,7 +186,10 @@ class VideoFile:
         if not indices:
             return
         library = find_decoder(self.decoder)
-        with library.open_reader(self.path, self.index, num_threads=self.num_threads) as reader:
+        with (
+            all_errors_told(self.path),
+            library.open_reader(self.path, self.index, num_threads=self.num_threads) as reader,
+        ):
             yield from reader.frames(indices)
 
 
@@ -211,6 +219,7 @@ def sample_frames(
     *,
     num_frames: int | None = None,
     frames_per_second: float | None = None,
+    min_frames: int | None = None,
     max_frames: int | None = None,
 ) -> tuple[int, ...]:
     """Plan which frames to look at: the ones shown at the centres of equal intervals.
@@ -219,6 +228,7 @@ def sample_frames(
         video: The video.
         num_frames: How many frames; fewer when the video has fewer.
         frames_per_second: How many per second of video; with `num_frames` too, the smaller number counts.
+        min_frames: No fewer than this when the rate asks for fewer and the video has them.
         max_frames: Never more than this, whatever the rate asks for. Without it, a rate that asks for more than a plan
             holds is refused.
 
@@ -228,7 +238,12 @@ def sample_frames(
     Raises:
         UsageError: When neither number is given, one isn't positive, or the plan would be too large.
     """
-    numbers = {"num_frames": num_frames, "frames_per_second": frames_per_second, "max_frames": max_frames}
+    numbers = {
+        "num_frames": num_frames,
+        "frames_per_second": frames_per_second,
+        "min_frames": min_frames,
+        "max_frames": max_frames,
+    }
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise UsageError(f"{name} is {value}, expected more than 0")
@@ -239,7 +254,7 @@ def sample_frames(
         raise UsageError("a sampling plan needs num_frames or frames_per_second")
     limits = [limit for limit in (num_frames, max_frames) if limit is not None] + [video.frame_count]
     if frames_per_second is not None:
-        limits.append(max(1, round(min(video.duration_seconds * frames_per_second, video.frame_count))))
+        limits.append(max(min_frames or 1, round(min(video.duration_seconds * frames_per_second, video.frame_count))))
     if min(limits) > MAX_PLANNED_FRAMES:
         raise UsageError(
             f"frames_per_second is {frames_per_second}, which is {min(limits)} frames of this video; expected at most "
@@ -256,37 +271,6 @@ def sample_frames(
         lowest = chosen[place - 1] + 1 if place else 0
         chosen[place] = min(max(chosen[place], lowest), total - count + place)
     return tuple(chosen)
-
-
-def find_videos(paths: Sequence[Path]) -> list[Path]:
-    """List the video files among files and folders, without opening them.
-
-    Args:
-        paths: A file is taken as it is; a folder is searched through for names that end like a video's.
-
-    Returns:
-        Each file once: in the order of the arguments, and sorted within a folder.
-
-    Raises:
-        UsageError: When a path doesn't exist or a folder holds no video.
-    """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or folder; expected videos")
-        files = [path]
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _looks_like_video(file, path))
-            if not files:
-                raise UsageError(f"{path}: no videos in this folder; expected names ending in .mp4, .mkv, .webm, …")
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
-
-
-def _looks_like_video(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in VIDEO_SUFFIXES and not hidden and file.is_file()
 
 
 def _is_constant_rate(video: FrameTimes) -> bool:

@@ -129,7 +129,11 @@ def _write_record(
 def _write_segments(file: TextIO, shard: VideoShard) -> None:
     source = shard.source
     for segment in shard.segments:
-        video = {"video_path": source.dataset_path, "video_digest": source.digest}
+        video = {
+            "video_path": source.dataset_path,
+            "video_digest": source.digest,
+            "speech_origin": source.speech_origin,
+        }
         _write_line(file, {**video, **segment.model_dump(mode="json")})
 
 

@@ -24,9 +24,9 @@ from longvideo_reason_data.generation.shards import Dropped, ShardFolder, make_d
 from longvideo_reason_data.generation.sources import SourceVideo, place_video, probe_source
 from longvideo_reason_data.language_model.server import check_access
 from longvideo_reason_data.language_model.session import Spent
+from longvideo_reason_data.media.containers import find_videos
 from longvideo_reason_data.media.decoders.base import decoder_version
 from longvideo_reason_data.media.scenes import detector_version
-from longvideo_reason_data.media.video_file import find_videos
 from longvideo_reason_data.ownership import own_folder
 from longvideo_reason_data.pipeline.assembly import assemble
 from longvideo_reason_data.pipeline.local import generate_here
@@ -73,6 +73,10 @@ def build(
         DataError: When no video can be read, the server is of no use, or the output can't be written.
     """
     settings = settings or BuildSettings()
+    if settings.subtitles is not None:
+        if not settings.subtitles.is_dir():
+            raise UsageError(f"{settings.subtitles}: no such folder; expected subtitles, set --subtitles")
+        settings = settings.model_copy(update={"subtitles": settings.subtitles.absolute()})
     settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
     check_access(base_url)
     plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
@@ -116,11 +120,20 @@ def _build(
             "questions": digest_json(sorted([source.digest, *source.borders] for source in sources)),
         },
         tools=tools,
+        subtitles=_describe_subtitles(sources),
         num_resumed=num_resumed,
         dataset_hash=dataset_hash,
     )
     write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _describe_subtitles(sources: Sequence[SourceVideo]) -> dict[str, Any]:
+    """Count the videos with subtitles, and list what of them can't be read; no video is dropped for that."""
+    return {
+        "found": sum(bool(source.speech_origin) for source in sources),
+        "unreadable": sorted(source.speech_problem for source in sources if source.speech_problem),
+    }
 
 
 def _refuse_foreign(output: Path) -> None:
@@ -150,6 +163,8 @@ def _collect_videos(
             dropped.append(make_dropped("videos", str(path), "video_duplicate", detail))
         else:
             place_video(found, output)
+            if found.speech_problem:
+                progress.warn(found.speech_problem)
             sources[found.digest] = found
         progress.advance_video()
     if not sources:

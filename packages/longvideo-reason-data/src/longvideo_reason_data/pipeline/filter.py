@@ -17,7 +17,7 @@ from rich.console import Console
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.filtering.benchmark_files import Benchmark, read_benchmark
 from longvideo_reason_data.filtering.by_answers import FilterModels, QuestionFilter
-from longvideo_reason_data.filtering.by_words import DroppedQuestion, Filtered
+from longvideo_reason_data.filtering.by_words import Filtered, RejectedQuestion
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.generation.captions import read_captions
 from longvideo_reason_data.generation.plan import digest_json
@@ -208,7 +208,7 @@ def write_filtered(
     everything = [*filtered.kept, *(item.record for item in filtered.dropped)]
     kept, unclear = balance_options(filtered.kept, seed=seed)
     verdict = Verdict(reason=Reason.LETTERS_UNCLEAR, detail="the reasoning names a letter that can't be rewritten")
-    lost = [DroppedQuestion(record=record, verdict=verdict) for record in unclear]
+    lost = [RejectedQuestion(record=record, verdict=verdict) for record in unclear]
     dropped = sorted((*filtered.dropped, *lost), key=lambda item: item.record.question_id)
     report: dict[str, Any] = {
         "input": len(everything),
@@ -250,6 +250,7 @@ def _with_filter(
         "kept": {**manifest.get("kept", {}), "questions": len(kept)},
         "dropped": _replaced(manifest.get("dropped", {}), before.get("dropped", {}), report["dropped"]),
         "calls": _replace_calls(manifest.get("calls", {}), before.get("calls", {}), calls),
+        "adaptations": {model: dict(counts) for model, counts in spent.adaptations.items()},
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,

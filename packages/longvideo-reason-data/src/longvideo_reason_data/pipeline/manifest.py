@@ -33,6 +33,7 @@ def make_manifest(
     *,
     input_digests: Mapping[str, str],
     tools: Mapping[str, str],
+    subtitles: Mapping[str, Any],
     num_resumed: int,
     dataset_hash: str,
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def make_manifest(
         spent: What was asked.
         input_digests: Digest of what went into each stage.
         tools: Names and versions of what read and cut the videos.
+        subtitles: How many videos have some, and what of them can't be read.
         num_resumed: Answers that weren't asked for because their video was settled in an earlier run.
         dataset_hash: Digest of the records.
 
@@ -70,11 +72,13 @@ def make_manifest(
             "cached": spent.num_cached + num_resumed,
             "failed": dict(spent.num_failed),
         },
+        "adaptations": {model: dict(counts) for model, counts in spent.adaptations.items()},
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,
         "models": {"reasoner": plan.model, "captioner": plan.captioner},
         "tools": dict(tools),
+        "subtitles": dict(subtitles),
         "settings": plan.settings.model_dump(mode="json"),
         "dataset_hash": dataset_hash,
     }

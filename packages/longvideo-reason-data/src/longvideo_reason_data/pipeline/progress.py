@@ -67,6 +67,10 @@ class BuildProgress:
         """Count a file that was looked at."""
         self._bars.advance(self._videos)
 
+    def warn(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def start_generation(self, *, num_segments: int, num_questions: int) -> Advance:
         """Show the bars of the stages that ask a model."""
         self._segments = self._bars.add_task("segments", total=num_segments, spent="")

@@ -5,7 +5,8 @@ form can't be had for an empty shell. What counts as *an answer* is searched for
 says after its reasoning:
 
 1. the answer block, if there is one (then nothing else is looked at);
-2. the last explicit phrase such as "the answer is B";
+2. the last explicit phrase such as "the answer is B", in the languages of
+   `longvideo_reason_data.records.answer_phrases`, or else the last supposition such as "I think it's B";
 3. a line that is nothing but a letter;
 4. a line that is exactly an option, with or without its letter.
 
@@ -20,42 +21,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from longvideo_reason_data.records.answer_phrases import (
+    ANNOUNCED_LETTER,
+    ANNOUNCEMENT,
+    DENIED,
+    ENDS_AS_LETTER,
+    GOES_ON_AS_LETTER,
+    LETTER_AND_TEXT,
+    LETTER_IS_RIGHT,
+    LETTER_LIST,
+    LONE_LETTER,
+    NEGATION,
+    ONLY_LETTERS,
+    SUPPOSITION,
+    TEXT_AND_LETTER,
+)
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _MARKUP = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s{0,2}\{|[*_`$#{}\"“”]")
 
-# Spaces are bounded everywhere: a model can repeat anything thousands of times, and the search must stay linear.
-_LONE_LETTER = re.compile(r"(?:(?:option|choice|answer|letter) ?:? ?)?[(\[]? ?([a-z]) ?[)\]]? ?[.:,;!]?", re.IGNORECASE)
-_LETTER_AND_TEXT = re.compile(
-    r"(?:(?:option|choice) )?(?:[(\[]([a-z])[)\]]|([a-z])(?: ?[.:),]| [–-] ))\s{0,3}(\S.*)", re.IGNORECASE
-)
-# "A or B", "A, B", "A or maybe B or C", but not "B, I think" or "B, A is wrong".
-_LETTER_LIST = re.compile(
-    r"[(\[]?([A-Z])[)\]]?(?: ?[,;/&|] ?(?:(?:or|and) )?| (?:or|and) )(?:(?:maybe|perhaps|possibly|option) ){0,2}"
-    r"[(\[]?([A-Z])(?![\w'’]| (?!(?:or|and) )[a-z])"
-)
-_PHRASE = re.compile(
-    r"\b(?:(?:answer|option|choice)(?: (?:is|was|would be|must be|should be|has to be)\b| ?[:=])"
-    r"|answer (?=[(\[]?[A-Z][)\]]?(?:[.,;!]|$))"
-    r"|I(?: would| will|'d|'ll)? (?:choose|pick|select|go with)\b)"
-    r"(?:[ :]{0,3}(?:most likely|therefore|clearly)\b)?[ :]{0,3}",
-    re.IGNORECASE | re.MULTILINE,
-)
-_PHRASE_LETTER = re.compile(
-    r"(?:the )?(?:(?:option|choice|letter|answer) )?(?:[(\[] ?([a-z]) ?[)\]]|([a-z])(?![\w'’]))", re.IGNORECASE
-)
-_LETTER_IS_RIGHT = re.compile(
-    r"(?:^|[.:;,] ?|\b(?:so|thus|hence|therefore|option|choice),? )[(\[]?([A-Z])[)\]]? is (?:(?:clearly|therefore) )?"
-    r"(?:the )?(?:correct|right|best)(?= ?(?:$|[.,;!]|answer\b|option\b|choice\b|because\b|since\b))",
-    re.IGNORECASE | re.MULTILINE,
-)
-# "A red ball" is an article and a noun; "A because it is red" is an answer and a reason.
-_GOES_ON_AS_LETTER = re.compile(
-    r" ?(?:$|[^\w\s]|(?:because|since|as|due|for|not|rather|instead|and|or|which|given|is|based)\b)", re.IGNORECASE
-)
 _NUM_PHRASES_READ = 500  # from the end; only a text that repeats itself has more
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|。")
+_POLITE_END = re.compile(r"(?:です|だと思います|と思います)$")
+_THOUGHTS = r"think(?:ing)?|thoughts?|reasoning"
 
 
 class ParseStatus(StrEnum):
@@ -106,7 +96,7 @@ def parse_response(text: str, options: Sequence[str]) -> ParsedAnswer:
     Returns:
         The answer, or the reason why there is none. Never raises for any text.
     """
-    visible, thoughts = _take_blocks(text, "think", keep_unclosed=False)
+    visible, thoughts = _take_blocks(text, _THOUGHTS, keep_unclosed=False)
     reply, answers = _take_blocks(visible, "answer", keep_unclosed=True)
     if options:
         found = {letter for said in answers or [reply] for letter in _choices(said, options)}
@@ -141,7 +131,7 @@ def _take_blocks(text: str, tag: str, *, keep_unclosed: bool) -> tuple[str, list
 
     Args:
         text: Any text.
-        tag: The name of the tag, found in any case.
+        tag: A pattern of names of the tag, found in any case.
         keep_unclosed: Whether an opened block that never ends counts as one; if not, what follows is lost.
 
     Returns:
@@ -151,12 +141,13 @@ def _take_blocks(text: str, tag: str, *, keep_unclosed: bool) -> tuple[str, list
     outside: list[str] = []
     blocks: list[str] = []
     inside: str | None = None
-    for piece in re.split(rf"(</?{tag}>)", text, flags=re.IGNORECASE):
-        if piece.lower() == f"<{tag}>":
+    for place, piece in enumerate(re.split(rf"(</?(?:{tag})>)", text, flags=re.IGNORECASE)):
+        is_tag = place % 2 == 1
+        if is_tag and not piece.startswith("</"):
             if inside is not None and keep_unclosed:
                 blocks.append(inside.strip())
             inside = ""
-        elif piece.lower() == f"</{tag}>":
+        elif is_tag:
             blocks.append(("".join(outside) if inside is None else inside).strip())
             outside = [] if inside is None else outside
             inside = None
@@ -188,18 +179,23 @@ def _in_line(line: str, options: Sequence[str]) -> set[str]:
     found = _lone_letter(line, valid) or _options_with_text(line, options)
     if found:
         return found
-    if several := _LETTER_LIST.match(line):
+    if several := LETTER_LIST.match(line):
         return set(several.groups()) & set(valid)
-    match = _LETTER_AND_TEXT.fullmatch(line)
+    if ONLY_LETTERS.fullmatch(line):
+        named = set(re.findall("[A-Z]", line))
+        return named if named <= set(valid) else set()
+    if (match := TEXT_AND_LETTER.fullmatch(line)) and (named := _options_with_text(match[1], options)):
+        return named | ({match[2]} & set(valid))
+    match = LETTER_AND_TEXT.fullmatch(line)
     letter = (match.group(1) or match.group(2)).upper() if match else ""
     if match is None or letter not in valid:
         return set()
-    return {letter} | _options_with_text(match.group(3), options)
+    return {letter} | _options_with_text(match.group(3), options) | _lettered_options_in(match.group(3), options)
 
 
 def _option_line(line: str, options: Sequence[str]) -> set[str]:
     """Read a line of a longer reply: only an exact option counts, with or without its letter."""
-    match = _LETTER_AND_TEXT.fullmatch(line)
+    match = LETTER_AND_TEXT.fullmatch(line)
     if match and (named := _options_with_text(match.group(3), options)):
         return named | ({(match.group(1) or match.group(2)).upper()} & set(LETTERS[: len(options)]))
     return _options_with_text(line, options)
@@ -207,43 +203,71 @@ def _option_line(line: str, options: Sequence[str]) -> set[str]:
 
 def _last_phrase(text: str, options: Sequence[str]) -> set[str] | None:
     """Find what the last explicit phrase says; None without a phrase, empty when it names no valid letter."""
-    found = [(match.start(1), {match.group(1).upper()}) for match in _LETTER_IS_RIGHT.finditer(text)][-1:]
-    for phrase in list(_PHRASE.finditer(text))[: -_NUM_PHRASES_READ - 1 : -1]:
-        rest = text[phrase.end() : phrase.end() + 2000].split("\n", 1)[0].strip()
-        if named := _after_phrase(rest, options):
-            found.append((phrase.start(), named))
-            break
+    found = [(match.start(1), {match.group(1).upper()}) for right in LETTER_IS_RIGHT for match in right.finditer(text)]
+    found += _announced(ANNOUNCEMENT, text, options)
+    found = found or _announced(SUPPOSITION, text, options)
     if not found:
         return None
     return max(found, key=lambda item: item[0])[1] & set(LETTERS[: len(options)])
 
 
+def _announced(phrases: re.Pattern[str], text: str, options: Sequence[str]) -> list[tuple[int, set[str]]]:
+    """Find the last phrase of a kind behind which a letter or an option stands, and where it begins."""
+    for phrase in list(phrases.finditer(text))[: -_NUM_PHRASES_READ - 1 : -1]:
+        rest = text[phrase.end() : phrase.end() + 2000].split("\n", 1)[0].strip()
+        if named := _after_phrase(rest, options):
+            return [(phrase.start(), named)]
+    return []
+
+
 def _after_phrase(rest: str, options: Sequence[str]) -> set[str]:
     """Read the words after "the answer is"; letters beyond the options are returned too."""
-    if by_text := _options_with_text(rest, options) or _options_with_text(_first_sentence(rest), options):
+    sentence = _first_sentence(rest)
+    if by_text := _options_with_text(rest, options) or _options_with_text(_POLITE_END.sub("", sentence), options):
         return by_text
-    match = _PHRASE_LETTER.match(rest)
+    match = ANNOUNCED_LETTER.match(rest)
     if match is None:
-        return set()
+        return _behind_words(sentence, options)
     bracketed, bare = match.groups()
     after = rest[match.end() :]
     if bare:
-        if bare in "AI" and not _GOES_ON_AS_LETTER.match(after):
-            return set()
-        if bare.islower() and not re.match(r" ?(?:$|[.,;:!)])", after):
-            return set()
-        if several := _LETTER_LIST.match(rest[match.start(2) :]):
+        if bare in "AI" and not GOES_ON_AS_LETTER.match(after):
+            return _behind_words(sentence, options)
+        if bare.islower() and not ENDS_AS_LETTER.match(after):
+            return _behind_words(sentence, options)
+        if several := LETTER_LIST.match(rest[match.start(2) :]):
             return set(several.groups())
-    elif several := _LETTER_LIST.match(rest[match.start(1) - 1 :]):
+    elif several := LETTER_LIST.match(rest[match.start(1) - 1 :]):
         return set(several.groups())
+    if DENIED.match(after):
+        return set()
     after = after.lstrip(" .:,)]–-")
     named = _options_with_text(after, options) or _options_with_text(_first_sentence(after), options)
     return {(bracketed or bare).upper()} | named
 
 
+def _behind_words(sentence: str, options: Sequence[str]) -> set[str]:
+    """Read a sentence that says an option and then its letter: "the kitchen (B)"."""
+    match = TEXT_AND_LETTER.fullmatch(sentence)
+    if match is None or NEGATION.search(match[1]) or re.search(r"\b[A-Z]\b", match[1]):
+        return set()
+    return {match[2]} | _options_with_text(match[1], options)
+
+
+def _lettered_options_in(text: str, options: Sequence[str]) -> set[str]:
+    """Find the options that a text lists with their letters."""
+    words = " ".join(text.split()).casefold()
+    forms = ("{}. {}", "({}) {}", "{}) {}", "{}: {}")
+    return {
+        letter
+        for letter, option in _lettered(options)
+        if any(form.format(letter, " ".join(_normalise(option).split())).casefold() in words for form in forms)
+    }
+
+
 def _lone_letter(line: str, valid: str) -> set[str]:
     """Read a line that is one letter and punctuation."""
-    match = _LONE_LETTER.fullmatch(line)
+    match = LONE_LETTER.fullmatch(line)
     return {match.group(1).upper()} & set(valid) if match else set()
 
 
@@ -269,7 +293,7 @@ def _normalise(text: str) -> str:
 
 def _bare(text: str) -> str:
     """Return the words of a text for comparison."""
-    return " ".join(text.split()).strip(" .,;:!?'\"()[]").casefold()
+    return " ".join(text.split()).strip(" .,;:!?'\"()[]。、‘’「」『』").casefold()
 
 
 def _first_sentence(text: str) -> str:

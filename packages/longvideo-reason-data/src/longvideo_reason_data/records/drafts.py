@@ -19,7 +19,7 @@ class ReasoningStep(Interval):
     thought: Text
 
 
-class _Question(BaseModel):
+class _QuestionFields(BaseModel):
     """A question with four options and a letter as its answer, or with none and free words."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -38,13 +38,13 @@ class _Question(BaseModel):
         return self
 
 
-class QuestionProposal(_Question):
+class QuestionProposal(_QuestionFields):
     """What the reasoner wrote: its reasoning is grouped by time range."""
 
     reasoning: Annotated[tuple[ReasoningStep, ...], Field(min_length=1)]
 
 
-class QuestionDraft(_Question):
+class QuestionDraft(_QuestionFields):
     """A question whose reasoning is one text."""
 
     reasoning: Text

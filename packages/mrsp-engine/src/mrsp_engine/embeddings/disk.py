@@ -1,22 +1,16 @@
 """The store's folder: which entries there are, for any number of processes, killed at any moment.
 
-An entry appears whole or not at all: it is written under a temporary name and linked to its own. Removing (a damaged
-one, or the one used longest ago when the budget is spent) and linking happen under one lock that the system releases
-with a process, so nobody removes what another has just put in its place. A refusal of the disk is a value here, not
-an end: the store goes on without it.
-
-Layout: `ab/abcdef….safetensors` per entry, `….part` beside it for rows of an entry still being made, `encodes.log`
-with one line per entry ever written, `.lock`.
+Files are `mrsp_engine.embeddings.entry_folder`'s affair; here entries are looked for, checked, joined from parts and
+removed, the one used longest ago first when the budget is spent. A refusal of the disk is a value here, not an end: the
+store goes on without it. `encodes.log` has one line per entry ever written.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import re
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import FileIO
 from itertools import pairwise
@@ -34,16 +28,12 @@ from mrsp_engine.embeddings.entries import (
     refusals,
     write_entry,
 )
-from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.embeddings.entry_folder import DIGEST, PART_SUFFIX, EntryFolder
+from mrsp_engine.errors import EngineError
 
 __all__ = ["Chunks", "DiskTier", "StoreStats"]
 
 JOURNAL_NAME = "encodes.log"
-LOCK_NAME = ".lock"
-TEMPORARY_PREFIX = ".writing-"
-ABANDONED_SECONDS = 24 * 3600.0
-ENTRY_SUFFIX, PART_SUFFIX = ".safetensors", ".part"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Result = TypeVar("Result")
 Chunks = Callable[[], Iterable[Tensor]]
@@ -74,24 +64,16 @@ class DiskTier:
     """
 
     def __init__(self, folder: Path, budget_bytes: int | None) -> None:
+        self._files = EntryFolder(folder)
         self.folder = folder
         self.budget_bytes = budget_bytes
         self.damaged = 0
         self.bytes_read = 0
         self._checked: dict[str, Identity] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EngineUsageError(
-                f"{folder}: can't hold the embedding store ({error.strerror}); choose another folder"
-            ) from error
-        self._remove_abandoned()
 
-    def path(self, digest: str, suffix: str = ENTRY_SUFFIX) -> Path:
+    def path(self, digest: str) -> Path:
         """Where the entry lies or would lie."""
-        if _DIGEST.fullmatch(digest) is None:
-            raise EngineUsageError(f"embedding key {digest!r}: expected 64 hexadecimal digits")
-        return self.folder / digest[:2] / f"{digest}{suffix}"
+        return self._files.path(digest)
 
     def contains(self, digest: str) -> bool:
         """Whether a whole, undamaged entry exists. It is read through once per process and state of the file."""
@@ -129,10 +111,10 @@ class DiskTier:
         path = self.path(digest)
         if self.contains(digest):
             return False
-        with self._written(path.parent, key, num_rows, chunks) as temporary:
+        with self._written(path, key, num_rows, chunks) as temporary:
             self._make_room(temporary.stat().st_size)
-            with refusals(), self._locked():
-                is_new = _link(temporary, path)
+            with refusals(), self._files.locked():
+                is_new = self._files.link(temporary, path)
         if is_new:
             # A line that can't be written is made up for when lines are counted.
             with contextlib.suppress(OSError), (self.folder / JOURNAL_NAME).open("a") as journal:
@@ -146,8 +128,8 @@ class DiskTier:
             DiskRefusedError: As from `write`.
         """
         part = _part_key(key, start, stop)
-        path = self.path(_digest(part), PART_SUFFIX)
-        with self._written(path.parent, part, stop - start, chunks) as temporary, refusals():
+        path = self._files.path(_digest(part), PART_SUFFIX)
+        with self._written(path, part, stop - start, chunks) as temporary, refusals():
             temporary.replace(path)
 
     def join_parts(self, key: str, bounds: Sequence[int]) -> bool:
@@ -182,17 +164,17 @@ class DiskTier:
 
     def _parts(self, key: str, bounds: Sequence[int]) -> list[Path]:
         pairs = [(start, stop) for start, stop in pairwise(bounds) if stop > start]
-        return [self.path(_digest(_part_key(key, *pair)), PART_SUFFIX) for pair in pairs]
+        return [self._files.path(_digest(_part_key(key, *pair)), PART_SUFFIX) for pair in pairs]
 
     def stats(self) -> StoreStats:
         """Number and size of the entries."""
-        sizes = [status.st_size for _, status in self._entries()]
+        sizes = [status.st_size for _, status in self._files.entries()]
         return StoreStats(entries=len(sizes), bytes=sum(sizes))
 
     def verify(self) -> list[str]:
         """Read every entry and list the digests of damaged ones, leaving them in place."""
         damaged: list[str] = []
-        for path, _ in self._entries():
+        for path, _ in self._files.entries():
             with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
                 try:
                     _open(file, path.stem).check()
@@ -209,8 +191,8 @@ class DiskTier:
         Raises:
             DiskRefusedError: The folder can't be changed.
         """
-        with refusals(), self._locked():
-            entries = sorted(self._entries(), key=lambda entry: entry[1].st_atime_ns)
+        with refusals(), self._files.locked():
+            entries = sorted(self._files.entries(), key=lambda entry: entry[1].st_atime_ns)
             excess = sum(status.st_size for _, status in entries) - most_bytes
             removed: list[int] = []
             for path, status in entries:
@@ -222,7 +204,7 @@ class DiskTier:
 
     def remove(self, digest: str) -> None:
         """Remove an entry if it is there."""
-        with refusals(), self._locked():
+        with refusals(), self._files.locked():
             self.path(digest).unlink(missing_ok=True)
 
     def count_encodes(self) -> int:
@@ -231,9 +213,9 @@ class DiskTier:
             lines = (self.folder / JOURNAL_NAME).read_text().splitlines()
         except FileNotFoundError:
             lines = []
-        written = [line for line in lines if _DIGEST.fullmatch(line)]
+        written = [line for line in lines if DIGEST.fullmatch(line)]
         # A writer killed between the file and its line leaves an entry without one.
-        unlogged = {path.stem for path, _ in self._entries()}.difference(written)
+        unlogged = {path.stem for path, _ in self._files.entries()}.difference(written)
         return len(written) + len(unlogged)
 
     def _read(self, path: Path, digest: str, reader: Callable[[Entry], Result]) -> Result | None:
@@ -248,64 +230,22 @@ class DiskTier:
                 result = reader(entry)
             except DamagedEntryError:
                 self.damaged += 1
-                self._remove_damaged(path, identity)
+                self._files.remove_damaged(path, identity)
                 return None
         self.bytes_read += entry.bytes_read
         with contextlib.suppress(OSError):  # who was used longest ago leaves first
             os.utime(path, ns=(time.time_ns(), identity[2]))
         return result
 
-    @contextlib.contextmanager
-    def _written(self, folder: Path, key: str, num_rows: int, chunks: Chunks) -> Generator[Path]:
-        """A complete entry under a temporary name in `folder`, gone afterwards."""
+    def _written(self, path: Path, key: str, num_rows: int, chunks: Chunks) -> AbstractContextManager[Path]:
+        """A complete entry under a temporary name, gone afterwards."""
         if self.budget_bytes == 0:
             raise DiskRefusedError("the disk tier is switched off")
-        with refusals(), self._locked():
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # held while the writer lives
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                write_entry(file, key, num_rows, chunks(), self.budget_bytes)
-                temporary.chmod(0o644)
-                yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+        return self._files.written(path, lambda file: write_entry(file, key, num_rows, chunks(), self.budget_bytes))
 
     def _make_room(self, num_bytes: int) -> None:
         if self.budget_bytes is not None:
             self.prune(self.budget_bytes - num_bytes)
-
-    def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in sorted(self.folder.glob(f"??/*{ENTRY_SUFFIX}")):
-            with contextlib.suppress(FileNotFoundError):
-                if _DIGEST.fullmatch(path.stem):
-                    yield path, path.stat()
-
-    def _remove_damaged(self, path: Path, identity: Identity) -> None:
-        """Remove the file that was found damaged, not the one that may have taken its place since."""
-        with contextlib.suppress(OSError), self._locked():
-            if identity_of(path.stat()) == identity:
-                path.unlink()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Generator[None]:
-        with (self.folder / LOCK_NAME).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def _remove_abandoned(self) -> None:
-        """Remove what killed writers left: files nobody holds a lock on, and parts that nobody joined for a day."""
-        with contextlib.suppress(OSError), self._locked():
-            for path in self.folder.glob(f"??/{TEMPORARY_PREFIX}*"):
-                with contextlib.suppress(OSError), path.open("ab") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-            for path in self.folder.glob(f"??/*{PART_SUFFIX}"):
-                with contextlib.suppress(OSError):
-                    if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                        path.unlink()
 
 
 def _open(file: FileIO, digest: str) -> Entry:
@@ -321,14 +261,3 @@ def _digest(key: str) -> str:
 
 def _part_key(key: str, start: int, stop: int) -> str:
     return f"{key} rows {start} to {stop}"
-
-
-def _link(temporary: Path, path: Path) -> bool:
-    """Give a file its name unless the name is taken; whether it wasn't."""
-    try:
-        path.hardlink_to(temporary)  # unlike a rename, tells which of two writers was first
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        temporary.replace(path)
-    return True

@@ -16,9 +16,7 @@ import json
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import FileIO
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -27,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mrsp_engine.embeddings.checksums import CHECKSUM_DIGITS, BlockChecksums, checksum, seal
+from mrsp_engine.embeddings.entry_layout import BLOCK_BYTES, DTYPE_NAMES, TENSOR_NAME, EntryLayout, layout_of
 from mrsp_engine.embeddings.key import tensor_bytes
 from mrsp_engine.errors import EngineError
 
@@ -34,24 +33,13 @@ __all__ = [
     "DamagedEntryError",
     "DiskRefusedError",
     "Entry",
-    "EntryLayout",
     "Identity",
     "identity_of",
     "refusals",
     "write_entry",
 ]
 
-TENSOR_NAME = "embeddings"
-BLOCK_BYTES = 1 << 20
 LONGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.uint8: "U8",
-}
-
 
 Identity = tuple[int, int, int]
 """Inode, size and time of change of a file."""
@@ -72,47 +60,6 @@ def refusals() -> Generator[None]:
         yield
     except OSError as error:
         raise DiskRefusedError(error.strerror or str(error)) from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EntryLayout:
-    """Number format and shape [N, …] of an entry, and how its rows are cut into blocks."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows N."""
-        return self.shape[0]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return prod(self.shape[1:]) * self.dtype.itemsize
-
-    @property
-    def block_rows(self) -> int:
-        """Rows of every block but the last, which may be shorter."""
-        return max(1, BLOCK_BYTES // max(1, self.row_bytes))
-
-    @property
-    def num_blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.num_rows // self.block_rows)
-
-    def header(self, key: str, checksums: Iterable[str]) -> bytes:
-        """What precedes the numbers in the file; its length depends on nothing but layout and key."""
-        checks = "".join(checksums)
-        tensor = {
-            "dtype": DTYPE_NAMES[self.dtype],
-            "shape": list(self.shape),
-            "data_offsets": [0, self.num_rows * self.row_bytes],
-        }
-        metadata = {"blocks": checks, "key": key, "seal": seal(key, checks, tensor)}
-        text = json.dumps({"__metadata__": metadata, TENSOR_NAME: tensor}, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
 
 
 def write_entry(file: BinaryIO, key: str, num_rows: int, chunks: Iterable[Tensor], most_bytes: int | None) -> None:
@@ -137,7 +84,7 @@ def write_entry(file: BinaryIO, key: str, num_rows: int, chunks: Iterable[Tensor
         if not bool(torch.isfinite(chunk).all()):
             raise EngineError(f"embedding {name}…: not all numbers are finite; check the encoder's dtype")
         if layout is None:
-            layout = _layout_of(chunk, num_rows, name)
+            layout = layout_of(chunk, num_rows, name)
             checksums = BlockChecksums(layout.block_rows * layout.row_bytes)
             header_bytes = len(layout.header(key, ["0" * CHECKSUM_DIGITS] * layout.num_blocks))
             with refusals():
@@ -286,15 +233,6 @@ class Entry:
 def identity_of(status: os.stat_result) -> Identity:
     """Which state of which file this is."""
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _layout_of(chunk: Tensor, num_rows: int, name: str) -> EntryLayout:
-    if not chunk.ndim or chunk.dtype not in DTYPE_NAMES:
-        raise EngineError(
-            f"embedding {name}…: {chunk.dtype} of shape {tuple(chunk.shape)}, expected rows of one of "
-            f"{', '.join(str(dtype) for dtype in DTYPE_NAMES)}"
-        )
-    return EntryLayout(dtype=chunk.dtype, shape=(num_rows, *chunk.shape[1:]))
 
 
 def _reserve(file: BinaryIO, num_bytes: int, most_bytes: int | None) -> None:

@@ -21,35 +21,13 @@ from mrsp_engine.embeddings.digests import FileDigests
 from mrsp_engine.embeddings.disk import Chunks, DiskTier, StoreStats
 from mrsp_engine.embeddings.entries import DiskRefusedError, Entry
 from mrsp_engine.embeddings.key import EmbeddingKey
+from mrsp_engine.embeddings.limits import StoreLimits
 from mrsp_engine.embeddings.memory import MemoryTier
-from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.errors import EngineError
 
 __all__ = ["EmbeddingStore", "StoreCounters", "StoreLimits", "StoreStats"]
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreLimits:
-    """Budgets of the tiers.
-
-    Attributes:
-        device_bytes: Embeddings kept on the device they were asked for on.
-        host_bytes: Embeddings kept in this process's memory; also where they go when the disk refuses. Larger ones are
-            mapped from disk.
-        disk_bytes: All entries of the folder together; None for as much as the disk takes, 0 to use no disk. Must hold
-            what a run refers to at one time.
-    """
-
-    device_bytes: int = 0
-    host_bytes: int = 1 << 30
-    disk_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("device_bytes", "host_bytes", "disk_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise EngineUsageError(f"{name}={value}: expected 0 or more bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mrsp_engine.embeddings.key import EmbeddingKey, StoredContent, encoder_fingerprint
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.plan import EncodingPlan, FrameLayout
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError
@@ -58,9 +59,12 @@ class FrameEncoder(ABC):
         projector: Beginnings of the projector's weights' names in `parts`; the tower has the others.
 
     Attributes:
+        has_one_size: Whether frames of every size become frames of one, so that pixels can't be saved.
         content: What the store keeps of media that are planned from now on.
         frames_encoded: Frames that went through the tower in this process, recomputation in backward not counted.
     """
+
+    has_one_size: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -82,11 +86,13 @@ class FrameEncoder(ABC):
         self._frozen_fingerprints: dict[bool, str] = {}
 
     @abstractmethod
-    def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
-        """Foresee the embedding of frames of one size at the given times.
+    def lay_out(
+        self, modality: str, height: int, width: int, seconds: Sequence[float], budget: FrameBudget = UNLIMITED
+    ) -> FrameLayout:
+        """Foresee the embedding of frames of one size at the given times, held to a budget.
 
         Raises:
-            EngineUsageError: Frames like these can't be encoded.
+            UnfitMediumError: Frames like these can't be encoded, or not within the budget.
         """
 
     @abstractmethod
@@ -121,11 +127,19 @@ class FrameEncoder(ABC):
         for name, parameter in self.parts.named_parameters():
             parameter.requires_grad_(projector if name.startswith(self._projector) else tower)
 
-    def plan(self, video: Video, frame_indices: Sequence[int], *, modality: str = "video") -> EncodingPlan:
-        """Plan the encoding of some frames of a video without reading any.
+    def plan(
+        self,
+        video: Video,
+        frame_indices: Sequence[int],
+        *,
+        modality: str = "video",
+        budget: FrameBudget = UNLIMITED,
+    ) -> EncodingPlan:
+        """Plan the encoding of some frames of a video, held to a budget, without reading any.
 
         Raises:
-            EngineUsageError: The frames don't exist or can't be encoded.
+            UnfitMediumError: The frames can't be encoded, or not within the budget.
+            EngineUsageError: The frames don't exist.
         """
         indices = tuple(int(index) for index in frame_indices)
         if not indices or min(indices) < 0 or max(indices) >= video.frame_count:
@@ -134,7 +148,7 @@ class FrameEncoder(ABC):
                 "change the number of frames"
             )
         seconds: list[float] = np.asarray(video.timestamps, dtype=np.float64)[list(indices)].tolist()
-        layout = self.lay_out(modality, video.height, video.width, seconds)
+        layout = self.lay_out(modality, video.height, video.width, seconds, budget)
         embedding_key = EmbeddingKey(
             content_digest=video.content_digest,
             frame_indices=indices,
@@ -206,9 +220,11 @@ class FrameEncoder(ABC):
         step = max(1, FRAMES_PER_STRETCH // layout.frames_per_group)
         return ((first, min(first + step, end)) for first in range(start, end, step))
 
-    def refer(self, video: Video, frame_indices: Sequence[int], store: EmbeddingStore) -> MediaReference:
+    def refer(
+        self, video: Video, frame_indices: Sequence[int], store: EmbeddingStore, budget: FrameBudget = UNLIMITED
+    ) -> MediaReference:
         """Refer to an embedding of the given frames, making it if the store lacks it."""
-        return self._refer(video, self.plan(video, frame_indices), store)
+        return self._refer(video, self.plan(video, frame_indices, budget=budget), store)
 
     def refer_image(self, image: Video, store: EmbeddingStore) -> MediaReference:
         """Refer to an embedding of an image, making it if the store lacks it."""

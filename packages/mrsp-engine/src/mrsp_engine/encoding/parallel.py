@@ -26,10 +26,10 @@ from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_encoder import EncodingPlan, FrameEncoder
-from mrsp_engine.encoding.rank_share import EncodingWork, Medium, UnusableMedium
+from mrsp_engine.encoding.rank_share import EncodingWork, PlannedMedium, UnusableMedium
 from mrsp_engine.errors import EngineError
 
-__all__ = ["Medium", "UnusableMedium", "divide_groups", "encode_live", "encode_media", "encode_stored"]
+__all__ = ["PlannedMedium", "UnusableMedium", "divide_groups", "encode_live", "encode_media", "encode_stored"]
 
 
 def divide_groups(media: Sequence[tuple[int, float]], num_ranks: int) -> list[list[int]]:
@@ -55,7 +55,7 @@ def divide_groups(media: Sequence[tuple[int, float]], num_ranks: int) -> list[li
 
 @torch.no_grad()
 def encode_media(
-    encoder: FrameEncoder, media: Sequence[Medium], store: EmbeddingStore, group: SequenceGroup | None = None
+    encoder: FrameEncoder, media: Sequence[PlannedMedium], store: EmbeddingStore, group: SequenceGroup | None = None
 ) -> list[MediaReference | UnusableMedium]:
     """Refer to media, encoding what the store lacks; every rank of a group calls with the same media.
 
@@ -92,7 +92,7 @@ def encode_media(
 
 
 def encode_live(
-    encoder: FrameEncoder, media: Sequence[Medium], group: SequenceGroup | None = None
+    encoder: FrameEncoder, media: Sequence[PlannedMedium], group: SequenceGroup | None = None
 ) -> dict[str, Tensor]:
     """Decode and encode media with gradients, for a step in which tower or projector are trained.
 

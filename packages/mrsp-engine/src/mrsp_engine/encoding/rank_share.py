@@ -16,13 +16,13 @@ from mrsp_engine.embeddings.entries import DiskRefusedError
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_encoder import EncodingPlan, FrameEncoder
 from mrsp_engine.encoding.video import Video
-from mrsp_engine.errors import EngineError
+from mrsp_engine.errors import EngineError, UnreadableMediumError
 
-__all__ = ["EncodingWork", "Medium", "UnusableMedium"]
+__all__ = ["EncodingWork", "PlannedMedium", "UnusableMedium"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Medium:
+class PlannedMedium:
     """A video or an image, and which of its frames are wanted.
 
     Attributes:
@@ -40,12 +40,11 @@ class UnusableMedium:
 
     Attributes:
         message: One line that says why.
-        error_names: The class of the error and those it derives from, by name, so that a caller can tell a file that
-            can't be read from an encoder that fails.
+        is_unreadable: Whether the file is at fault (`UnreadableMediumError`), and not the encoder or the disk.
     """
 
     message: str
-    error_names: tuple[str, ...]
+    is_unreadable: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +74,7 @@ class EncodingWork:
         """Number of processes."""
         return 1 if self.group is None else self.group.size
 
-    def find_lacking(self, distinct: dict[str, Medium]) -> list[bool]:
+    def find_lacking(self, distinct: dict[str, PlannedMedium]) -> list[bool]:
         """Which media no store has. Each file is checked by one rank; memory must hold it on every rank."""
         seen = [
             (self.store.holds(digest), place % self.num_ranks == self.rank and self.store.disk.contains(digest))
@@ -87,7 +86,7 @@ class EncodingWork:
             for of_ranks in zip(*reports, strict=True)
         ]
 
-    def encode_share(self, medium: Medium, bounds: Sequence[int]) -> None:
+    def encode_share(self, medium: PlannedMedium, bounds: Sequence[int]) -> None:
         """Decode and encode this rank's frames of a medium, and store the rows."""
         plan, start, stop = medium.plan, bounds[self.rank], bounds[self.rank + 1]
         if start == stop:
@@ -116,7 +115,7 @@ class EncodingWork:
         self.failures = {digest: failure for failures, _ in reports for digest, failure in failures.items()}
         self.refused = {digest for _, refused in reports for digest in refused} - self.failures.keys()
 
-    def join(self, medium: Medium, bounds: Sequence[int]) -> None:
+    def join(self, medium: PlannedMedium, bounds: Sequence[int]) -> None:
         """Make one entry of the parts of several ranks; the rank with the first part does it."""
         plan = medium.plan
         digest, rows = plan.key.digest, [bound * plan.rows_per_group for bound in bounds]
@@ -133,7 +132,7 @@ class EncodingWork:
                 self.failures[digest] = _describe(error)
         self.store.disk.remove_parts(plan.key.to_json(), rows)
 
-    def keep_refused(self, medium: Medium, bounds: Sequence[int]) -> None:
+    def keep_refused(self, medium: PlannedMedium, bounds: Sequence[int]) -> None:
         """Bring rows that the disk refused into every rank's memory."""
         plan = medium.plan
         digest = plan.key.digest
@@ -156,7 +155,7 @@ class EncodingWork:
 
 def _describe(error: Exception) -> UnusableMedium:
     lines = str(error).splitlines() or [type(error).__name__]
-    return UnusableMedium(message=lines[0], error_names=tuple(kind.__name__ for kind in type(error).__mro__))
+    return UnusableMedium(message=lines[0], is_unreadable=isinstance(error, UnreadableMediumError))
 
 
 def _owners(bounds: Sequence[int]) -> list[int]:

@@ -43,7 +43,11 @@ class Video(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Return the frames at `indices` as RGB, shape [F, H, W, 3]."""
+        """Return the frames at `indices` as RGB, shape [F, H, W, 3].
+
+        Raises:
+            UnreadableMediumError: The file doesn't hold them. Whatever else is raised counts as a fault of the reader.
+        """
         ...
 
 

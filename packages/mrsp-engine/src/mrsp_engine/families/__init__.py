@@ -1,18 +1,21 @@
 """Families of models behind one interface, found by the `model_type` of a checkpoint.
 
-A family is one module and one entry point in the group `mrsp_engine.families`; nothing here names one.
+A family is one module and one entry point in the group `mrsp_engine.families`; nothing here names one. What only counts
+frames and tokens (`frame_sizes`, `processor_files`, `published_frames`) needs no torch, so it isn't imported here.
 """
 
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
-from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.base import Family, Policy
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrsp_engine.embeddings.store import EmbeddingStore
+    from mrsp_engine.families.base import Family, Policy
 
 ENTRY_POINT_GROUP = "mrsp_engine.families"
 
@@ -20,15 +23,17 @@ ENTRY_POINT_GROUP = "mrsp_engine.families"
 def load_policy(
     folder: Path,
     *,
-    dtype: torch.dtype = torch.float32,
-    store: EmbeddingStore,
-    device: torch.device | str = "cpu",
-) -> Policy:
-    """Load a checkpoint with the family that its config.json names.
+    dtype: "torch.dtype | None" = None,
+    store: "EmbeddingStore",
+    device: "torch.device | str" = "cpu",
+) -> "Policy":
+    """Load a checkpoint with the family that its config.json names, in float32 unless told otherwise.
 
     Raises:
         EngineUsageError: There is no checkpoint in `folder`, or no installed family can load it.
     """
+    import torch
+
     model_type = _read_model_type(folder)
     families = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if model_type not in families:
@@ -36,8 +41,8 @@ def load_policy(
             f"{folder}: checkpoint of model type {model_type!r}; expected one of {', '.join(sorted(families))}; "
             "choose another model folder or install a package that provides the family"
         )
-    family = cast(Family, families[model_type].load()())
-    return family.load_policy(folder, dtype=dtype, store=store, device=torch.device(device))
+    family = cast("Family", families[model_type].load()())
+    return family.load_policy(folder, dtype=dtype or torch.float32, store=store, device=torch.device(device))
 
 
 def _read_model_type(folder: Path) -> str:

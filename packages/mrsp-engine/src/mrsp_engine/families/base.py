@@ -20,10 +20,12 @@ from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.prompts import Prompt
+from mrsp_engine.rotary import longest_context
 
 VisionPart = Literal["frozen", "projector", "all"]
 """What of the encoder of media is trained: nothing, what lies between tower and language model, or the tower too."""
@@ -35,6 +37,7 @@ class Policy(ABC):
     Attributes:
         name: The family's name, equal to `model_type` in the checkpoint's config.json.
         folder: Where the checkpoint was loaded from.
+        source: The checkpoint whose layout and whose files beside the weights a saved one has; `folder` unless set.
         model: The Hugging Face model.
         tokenizer: The checkpoint's tokenizer.
         store: Where embeddings are kept.
@@ -45,6 +48,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     folder: Path
+    source: Path
     model: nn.Module
     tokenizer: Any
     store: EmbeddingStore
@@ -53,8 +57,14 @@ class Policy(ABC):
     vocab_size: int
 
     @abstractmethod
-    def encode_video(self, video: Video, frame_indices: Sequence[int]) -> MediaReference:
-        """Refer to the given frames, encoding them only if the store does not hold them yet."""
+    def encode_video(
+        self, video: Video, frame_indices: Sequence[int], *, budget: FrameBudget = UNLIMITED
+    ) -> MediaReference:
+        """Refer to the given frames, encoding them only if the store does not hold them yet.
+
+        Raises:
+            UnfitMediumError: The model doesn't take such frames, or the budget doesn't.
+        """
 
     @abstractmethod
     def encode_image(self, image: Video) -> MediaReference:
@@ -67,6 +77,10 @@ class Policy(ABC):
     @abstractmethod
     def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
         """Lay out one user turn (media first, then `text`) followed by the start of the assistant's turn."""
+
+    @abstractmethod
+    def prompt_length(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
+        """Tokens that `build_prompt` gives for the same arguments, without laying them out."""
 
     @abstractmethod
     def build_shared_prompt(
@@ -140,8 +154,17 @@ class Policy(ABC):
         self.encoder.set_trainable(tower=part == "all", projector=True)
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write a complete checkpoint in the family's ordinary Hugging Face layout; whole or not at all."""
+    def save(self, folder: Path, *, exact: bool = False) -> None:
+        """Write a checkpoint like `source`, with the model's weights; whole or not at all.
+
+        Args:
+            folder: Where it goes; an older checkpoint there is replaced.
+            exact: Write the weights in the number format they are trained in, to continue from, instead of the one
+                they were published in.
+
+        Raises:
+            EngineError: The disk refused, or `source` isn't there any more.
+        """
 
     @abstractmethod
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -155,6 +178,17 @@ class Policy(ABC):
         return AttentionHeads(
             query=int(config.num_attention_heads), key=int(config.num_key_value_heads), channels=int(channels)
         )
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        heads, config = self.attention_heads, cast(Any, self.model).config.get_text_config()
+        return 2 * heads.key * heads.channels * int(config.num_hidden_layers) * self.dtype.itemsize
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence, in tokens, that the language model was trained for, or its rotary positions extended to."""
+        return longest_context(cast(Any, self.model).config.get_text_config().to_dict())
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,9 @@ TURN_START = "<|im_start|>"
 PositionRule = Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
 """From the expanded tokens of a prompt and its media to its positions, int64 [axes, P]."""
 
+Stretch = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens before and behind a run of embedding rows."""
+
 
 def count_positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
     """Positions of models with one axis: every token is one further, whatever it is; [1, P]."""
@@ -38,24 +41,32 @@ class MediaTokens:
             characters themselves for templates that take nothing but text.
         written: Tokens that the template writes for it, the placeholder among them.
         placeholder_id: Token that stands for embedding rows.
-        expand: What `written` becomes in an expanded prompt, one placeholder per row; repeats the placeholder in its
-            place if None.
+        stretches: The tokens before and behind each stretch of rows in an expanded prompt; all stretches have as many
+            rows. One stretch between what `written` has around the placeholder if None.
         sampled: What `written` becomes in the sampler's prompt; stays as it is if None.
     """
 
     part: dict[str, str] | str
     written: tuple[int, ...]
     placeholder_id: int
-    expand: Callable[[MediaReference], tuple[int, ...]] | None = None
+    stretches: Callable[[MediaReference], Sequence[Stretch]] | None = None
     sampled: tuple[int, ...] | None = None
 
     def expanded(self, medium: MediaReference) -> tuple[int, ...]:
         """The tokens of one medium with a placeholder per embedding row."""
-        if self.expand is not None:
-            return self.expand(medium)
+        stretches = self._stretches(medium)
+        rows = (self.placeholder_id,) * (medium.num_tokens // len(stretches))
+        return tuple(token for before, behind in stretches for token in (*before, *rows, *behind))
+
+    def length(self, medium: MediaReference) -> int:
+        """Number of those tokens, without making them."""
+        return medium.num_tokens + sum(len(before) + len(behind) for before, behind in self._stretches(medium))
+
+    def _stretches(self, medium: MediaReference) -> Sequence[Stretch]:
+        if self.stretches is not None:
+            return self.stretches(medium)
         place = self.written.index(self.placeholder_id)
-        rows = (self.placeholder_id,) * medium.num_tokens
-        return (*self.written[:place], *rows, *self.written[place + 1 :])
+        return [(self.written[:place], self.written[place + 1 :])]
 
 
 class ChatPrompts:
@@ -66,23 +77,43 @@ class ChatPrompts:
         tokenizer: The checkpoint's tokenizer.
         media: How media are written, by modality; empty for a model that only reads.
         positions: How positions are made.
+        num_embedded: Tokens that the model can embed; the others can't stand in a text.
     """
 
     def __init__(
-        self, template: Any, tokenizer: Any, media: Mapping[str, MediaTokens], positions: PositionRule = count_positions
+        self,
+        template: Any,
+        tokenizer: Any,
+        media: Mapping[str, MediaTokens],
+        positions: PositionRule = count_positions,
+        *,
+        num_embedded: int,
     ) -> None:
         self._template = template
         self._tokenizer = tokenizer
         self._media = dict(media)
         self._positions = positions
+        self._lengths: dict[MediaReference, int] = {}
         self._turn_start_id = cast(int, tokenizer.convert_tokens_to_ids(TURN_START))
         added = cast(dict[int, Any], tokenizer.added_tokens_decoder)
         placeholders = {tokens.placeholder_id for tokens in self._media.values()}
-        self._reserved = tuple(str(token) for index, token in added.items() if token.special or index in placeholders)
+        self._reserved = tuple(
+            str(token)
+            for index, token in added.items()
+            if token.special or index in placeholders or index >= num_embedded
+        )
 
     def build(self, text: str, media: Sequence[MediaReference], system: str | None) -> Prompt:
         """One user turn, media first, and the opening of the assistant's turn."""
         return self._lay_out(self._written_ids(text, media, system), media)
+
+    def length(self, text: str, media: Sequence[MediaReference], system: str | None) -> int:
+        """Number of tokens of such a prompt, without laying it out; a medium is measured once."""
+        for medium in media:
+            if medium not in self._lengths:
+                tokens = self._tokens_of(medium)
+                self._lengths[medium] = tokens.length(medium) - len(tokens.written)
+        return len(self._written_ids(text, media, system)) + sum(self._lengths[medium] for medium in media)
 
     def build_shared(
         self, media: Sequence[MediaReference], system: str | None
@@ -114,17 +145,18 @@ class ChatPrompts:
     def _content(self, text: str, media: Sequence[MediaReference]) -> str | list[dict[str, str]]:
         if not media:
             return text  # templates of models that only read take nothing else
-        parts: list[dict[str, str] | str] = []
-        for medium in media:
-            if medium.modality not in self._media:
-                takes = f"takes {' and '.join(self._media)} only" if self._media else "only reads"
-                raise EngineUsageError(
-                    f"{medium.modality} for a model that {takes}; ask without it or set another model folder"
-                )
-            parts.append(self._media[medium.modality].part)
+        parts = [self._tokens_of(medium).part for medium in media]
         if all(isinstance(part, str) for part in parts):
             return "".join(cast(list[str], parts)) + text
         return [*cast(list[dict[str, str]], parts), {"type": "text", "text": text}]
+
+    def _tokens_of(self, medium: MediaReference) -> MediaTokens:
+        if medium.modality not in self._media:
+            takes = f"takes {' and '.join(self._media)} only" if self._media else "only reads"
+            raise EngineUsageError(
+                f"{medium.modality} for a model that {takes}; ask without it or set another model folder"
+            )
+        return self._media[medium.modality]
 
     def _cut(self, written_ids: tuple[int, ...], media: Sequence[MediaReference]) -> int:
         """Number of tokens up to and including the last control token before the question's text."""

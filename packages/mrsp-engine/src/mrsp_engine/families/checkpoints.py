@@ -3,6 +3,7 @@
 Knows folders and transformers' progress bars; knows no family.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.rotary import refuse_rotary
 
 
 @contextmanager
@@ -62,8 +64,10 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
         attention: `attn_implementation` for transformers, one name or one per part.
 
     Raises:
-        EngineUsageError: The folder is not a complete checkpoint of this type.
+        EngineUsageError: The folder is not a complete checkpoint of this type, or has rotary positions that no
+            sampler would share.
     """
+    refuse_rotary(folder / "config.json", _read_config(folder))
     with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
         model, report = cast(
             tuple[Any, dict[str, Any]],
@@ -85,6 +89,15 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
             "the checkpoint is incomplete, set another model folder"
         )
     return model
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """What config.json holds; nothing if it can't be read, of which transformers will say more."""
+    try:
+        values: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast(dict[str, Any], values) if isinstance(values, dict) else {}
 
 
 def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> Any:

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from mrsp_engine.attention.plan import AttentionPlan
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.families.chat_prompts import TURN_START, ChatPrompts, MediaTokens, PositionRule, count_positions
 from mrsp_engine.families.checkpoints import write_checkpoint
+from mrsp_engine.families.copies import write_copy
 from mrsp_engine.prompts import Prompt
 
 __all__ = ["LanguagePolicy", "check_token"]
@@ -33,7 +35,7 @@ class LanguagePolicy(Policy):
     Args:
         folder: Where it was loaded from.
         model: The whole model.
-        processor: What is saved beside the model and holds the chat template: a processor, or the tokenizer itself.
+        processor: What holds the chat template: a processor, or the tokenizer itself.
         tokenizer: The tokenizer.
         store: Where embeddings are kept.
         causal_model: The part of `model` with decoder and head; the model itself unless given.
@@ -62,6 +64,7 @@ class LanguagePolicy(Policy):
         encoder: FrameEncoder | None = None,
     ) -> None:
         self.folder = folder
+        self.source = folder
         self.model = model
         self.processor = processor
         self.tokenizer = tokenizer
@@ -77,15 +80,17 @@ class LanguagePolicy(Policy):
         # An explicit "no mask" per kind of layer keeps transformers from building one from the positions.
         self._no_mask: dict[str, None] | None = dict.fromkeys(layer_types) or None
         self._placeholder_ids = sorted({tokens.placeholder_id for tokens in (media or {}).values()})
-        self._prompts = ChatPrompts(processor, tokenizer, media or {}, positions)
         self.vocab_size = int(config.vocab_size)
+        self._prompts = ChatPrompts(processor, tokenizer, media or {}, positions, num_embedded=self.vocab_size)
         ends = self._causal_model.generation_config.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
         self.end_token_ids = tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
 
-    def encode_video(self, video: Video, frame_indices: Sequence[int]) -> MediaReference:
+    def encode_video(
+        self, video: Video, frame_indices: Sequence[int], *, budget: FrameBudget = UNLIMITED
+    ) -> MediaReference:
         """See `Policy.encode_video`."""
-        return self._require_encoder("video").refer(video, frame_indices, self.store)
+        return self._require_encoder("video").refer(video, frame_indices, self.store, budget)
 
     def encode_image(self, image: Video) -> MediaReference:
         """See `Policy.encode_image`."""
@@ -94,6 +99,10 @@ class LanguagePolicy(Policy):
     def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
         """See `Policy.build_prompt`."""
         return self._prompts.build(text, media, system)
+
+    def prompt_length(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
+        """See `Policy.prompt_length`."""
+        return self._prompts.length(text, media, system)
 
     def build_shared_prompt(
         self, media: Sequence[MediaReference], *, system: str | None = None
@@ -104,19 +113,20 @@ class LanguagePolicy(Policy):
     def embed(self, prompt: Prompt) -> Tensor:
         """See `Policy.embed`."""
         token_ids = torch.tensor(prompt.expanded_ids, dtype=torch.int64, device=self.device)
-        embeddings = self.embed_tokens(token_ids)  # [P, D]
+        is_media = self._stand_for_media(token_ids)
+        embeddings = self.embed_tokens(token_ids.masked_fill(is_media, 0))  # [P, D]
         if not prompt.media:
             return embeddings
         stored = torch.cat([self._stored(medium, embeddings.shape[1]) for medium in prompt.media])
-        is_media = torch.isin(token_ids, torch.tensor(self._placeholder_ids, device=token_ids.device))
         return embeddings.index_copy(0, torch.nonzero(is_media).squeeze(1), stored.to(embeddings))
 
     def embed_rows(self, prompt: Prompt, tokens: Tensor) -> Tensor:
         """See `Policy.embed_rows`; of each medium, only the runs of rows that these tokens stand for are read."""
         expanded_ids = torch.tensor(prompt.expanded_ids, dtype=torch.int64)
         chosen = tokens.cpu()
-        embeddings = self.embed_tokens(expanded_ids[chosen].to(self.device))  # [T, D]
-        is_media = torch.isin(expanded_ids, torch.tensor(self._placeholder_ids, dtype=torch.int64))
+        is_media = self._stand_for_media(expanded_ids)
+        token_ids = expanded_ids.masked_fill(is_media, 0)[chosen]
+        embeddings = self.embed_tokens(token_ids.to(self.device))  # [T, D]
         places = torch.nonzero(is_media[chosen]).squeeze(1)  # of the chosen tokens, those that stand for media
         rows = (is_media.cumsum(0) - 1)[chosen[places]]  # counted through all media of the prompt
         stored: list[Tensor] = []
@@ -163,14 +173,17 @@ class LanguagePolicy(Policy):
         if self.encoder is not None:
             self.encoder.set_trainable(tower=False, projector=False)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, exact: bool = False) -> None:
         """See `Policy.save`."""
+        weights, outside = self.checkpoint_weights(), (folder, self.store.folder)
+        write_checkpoint(
+            folder, lambda temporary: write_copy(self.source, temporary, weights, exact=exact, outside=outside)
+        )
 
-        def write(temporary: Path) -> None:
-            self._save_model(temporary)
-            self.processor.save_pretrained(temporary)
-
-        write_checkpoint(folder, write)
+    def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
+        """All weights, by the folder of a checkpoint in which they lie and the names they may have there."""
+        own = self.model.state_dict()
+        return {"": {self.checkpoint_name(name): tensor for name, tensor in own.items()} | own}
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the encoder only if it is being trained, a head tied to the input never."""
@@ -194,8 +207,9 @@ class LanguagePolicy(Policy):
                 return theirs + name.removeprefix(ours)
         return name
 
-    def _save_model(self, folder: Path) -> None:
-        cast(Any, self.model).save_pretrained(folder)
+    def _stand_for_media(self, token_ids: Tensor) -> Tensor:
+        """Which tokens stand for rows of media; their own rows, which an embedding needn't have, are never used."""
+        return torch.isin(token_ids, torch.tensor(self._placeholder_ids, dtype=torch.int64, device=token_ids.device))
 
     def _require_encoder(self, modality: str) -> FrameEncoder:
         if self.encoder is None:

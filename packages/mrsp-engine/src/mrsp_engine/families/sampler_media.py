@@ -30,12 +30,14 @@ class SamplerMedia:
         options: Further options of vLLM's engine.
         placeholder_keys: Where config.json names the placeholder tokens.
         subfolder: Where the model that vLLM runs lies in the checkpoint's folder.
+        kept_positions: Times the trained length for which vLLM keeps rotary positions ready.
     """
 
     limits: ClassVar[Mapping[str, int]] = {}
     options: ClassVar[Mapping[str, Any]] = {}
     placeholder_keys: ClassVar[tuple[str, ...]] = ()
     subfolder: ClassVar[str] = ""
+    kept_positions: ClassVar[int] = 1
 
     def placeholder_ids(self, folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
         """Tokens that stand for media, in the checkpoint whose model lies in `folder` with this config.json."""

@@ -11,6 +11,7 @@ from mrsp_engine.attention.split import BACKWARD_PER_FORWARD, AttentionSettings,
 from mrsp_engine.layout import GroupLengths, PackedLayout
 from mrsp_engine.planner.hardware import Accelerator
 from mrsp_engine.planner.shapes import ModelShape
+from mrsp_engine.planner.videos import PlannedVideo
 
 Mode = Literal["plain", "cached", "published", "shared"]
 STAGES = ("encode", "rollout", "old", "reference", "update")
@@ -40,11 +41,24 @@ class Sizes:
 
     @classmethod
     def of(
-        cls, shape: ModelShape, *, num_frames: int, frame_pixels: int, group_size: int, response_tokens: int
+        cls,
+        shape: ModelShape,
+        *,
+        num_frames: int,
+        frame_pixels: int,
+        group_size: int,
+        response_tokens: int,
+        video: PlannedVideo | None = None,
     ) -> "Sizes":
-        """With as many prompt tokens as the frames make: groups of frames × tokens of a group + the question."""
+        """With as many prompt tokens as the video and the question make.
+
+        Those of a video are exact. Without one they are groups of frames × tokens of a group of so many pixels.
+        """
         vision = shape.vision
         of_media = vision.num_groups(num_frames) * vision.tokens_per_group(frame_pixels) if vision else 0
+        if video is not None and vision is not None and vision.videos is not None:
+            counted = vision.videos.count(video)
+            of_media, num_frames, frame_pixels = counted.tokens, len(video.seconds), counted.frame_pixels
         return cls(
             num_frames=num_frames,
             frame_pixels=frame_pixels,

@@ -10,8 +10,9 @@ from mrsp_engine.planner.costs import Sizes, embedding_bytes, moved_bytes, predi
 from mrsp_engine.planner.hardware import Accelerator
 from mrsp_engine.planner.memory import Strategy, memory_by_part, rollout_bytes
 from mrsp_engine.planner.shapes import ModelShape
+from mrsp_engine.planner.videos import PlannedVideo
 
-__all__ = ["Request", "StepPlan", "plan_step"]
+__all__ = ["PlanRequest", "StepPlan", "plan_step"]
 
 USABLE_SHARE = 0.92
 """Of a device's memory; the rest goes to fragments."""
@@ -34,7 +35,7 @@ STRATEGIES = tuple(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class PlanRequest:
     """What is to be trained on what.
 
     Attributes:
@@ -43,7 +44,8 @@ class Request:
         num_devices: How many.
         memory_bytes: Memory of one.
         num_frames: Frames of a video.
-        frame_pixels: Pixels of a frame.
+        frame_pixels: Pixels of a frame, where no video is given.
+        video: The video that is shown, whose tokens are counted exactly; it has `num_frames` times.
         group_size: Responses per question.
         response_tokens: Tokens of a response.
         prompts_per_step: Questions of a step.
@@ -56,6 +58,7 @@ class Request:
     memory_bytes: float
     num_frames: int
     frame_pixels: int = 128 * 28 * 28
+    video: PlannedVideo | None = None
     group_size: int = 8
     response_tokens: int = 1024
     prompts_per_step: int = 1
@@ -113,7 +116,7 @@ class StepPlan:
         return asdict(self)
 
 
-def plan_step(request: Request) -> StepPlan:
+def plan_step(request: PlanRequest) -> StepPlan:
     """Find the fastest settings that fit.
 
     Raises:
@@ -161,17 +164,18 @@ def plan_step(request: Request) -> StepPlan:
     )
 
 
-def _sizes(request: Request) -> Sizes:
+def _sizes(request: PlanRequest) -> Sizes:
     return Sizes.of(
         request.shape,
         num_frames=request.num_frames,
         frame_pixels=request.frame_pixels,
         group_size=request.group_size,
         response_tokens=request.response_tokens,
+        video=request.video,
     )
 
 
-def _held(request: Request, sizes: Sizes, ranks: int, strategy: Strategy, groups: int) -> dict[str, float]:
+def _held(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy, groups: int) -> dict[str, float]:
     _, row = sizes.rows("shared")
     return memory_by_part(
         request.shape,
@@ -184,7 +188,7 @@ def _held(request: Request, sizes: Sizes, ranks: int, strategy: Strategy, groups
     )
 
 
-def _step_seconds(request: Request, sizes: Sizes, ranks: int, strategy: Strategy) -> dict[str, float]:
+def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy) -> dict[str, float]:
     """Seconds of a step by stage: the questions of one group of ranks, one after the other, and what saving costs.
 
     Spread weights are gathered in each of four passes and their gradients scattered in one, 2 bytes a weight each; an
@@ -213,7 +217,7 @@ def _step_seconds(request: Request, sizes: Sizes, ranks: int, strategy: Strategy
     return seconds
 
 
-def _place_sampler(request: Request, sizes: Sizes, usable: float) -> tuple[int, dict[str, float]]:
+def _place_sampler(request: PlanRequest, sizes: Sizes, usable: float) -> tuple[int, dict[str, float]]:
     """The fewest ranks that hold the sampler, heads dividing."""
     shape, held = request.shape, dict[str, float]()
     for ranks in (n for n in range(1, request.num_devices + 1) if request.num_devices % n == 0):
@@ -230,7 +234,7 @@ def _place_sampler(request: Request, sizes: Sizes, usable: float) -> tuple[int, 
     )
 
 
-def _refusal(request: Request, sizes: Sizes, held: dict[str, float]) -> str:
+def _refusal(request: PlanRequest, sizes: Sizes, held: dict[str, float]) -> str:
     part = max(held, key=lambda name: held[name])
     cure = {
         "activations": "take more devices, or lower --frames, --frame-pixels or --response-tokens",
@@ -247,13 +251,13 @@ def _refusal(request: Request, sizes: Sizes, held: dict[str, float]) -> str:
     )
 
 
-def _notes(request: Request, sizes: Sizes, strategy: Strategy) -> tuple[str, ...]:
+def _notes(request: PlanRequest, sizes: Sizes, strategy: Strategy) -> tuple[str, ...]:
     notes: list[str] = []
     longest = sizes.prompt_tokens + sizes.response_tokens
     if longest > request.shape.max_positions:
         notes.append(
             f"{longest} tokens are more than the {request.shape.max_positions} positions {request.shape.name} was "
-            "trained for; extend its rotary positions or lower the frames"
+            "trained for, so a run leaves such questions out; lower the number of frames or their pixels"
         )
     if strategy.sharding != "none":
         notes.append(f"needs {strategy.sharding} spread over the ranks (FSDP or ZeRO), by the training loop")

@@ -1,12 +1,20 @@
 """The shapes of models: of the public checkpoints by name, of any other supported one by its config.json."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.qwen.frame_sizes import QwenFrames
+from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_frames
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig, read_json
+from mrsp_engine.families.vila.frame_sizes import VilaFrames
+from mrsp_engine.planner.videos import QwenVideos, VideoRule, VilaVideos, count_as_qwen, token_counter
+from mrsp_engine.rotary import longest_context
+
+_JOINED_PER_SIDE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
+"""Neighbours along an edge that VILA's projectors join; the others none."""
 
 __all__ = ["MODELS", "ModelShape", "VisionShape", "find_shape", "read_shape"]
 
@@ -28,6 +36,7 @@ class VisionShape:
         fixed_size: Edge of the frames, where the tower takes one size only.
         extra_tokens: Tokens added to every frame.
         levels: Embeddings of one token: 1, and one more for every level of DeepStack.
+        videos: How the tokens of a video are counted.
     """
 
     width: int
@@ -42,6 +51,7 @@ class VisionShape:
     fixed_size: int | None = None
     extra_tokens: int = 0
     levels: int = 1
+    videos: VideoRule | None = None
 
     def tokens_per_group(self, frame_pixels: int) -> int:
         """Tokens of one group of frames of so many pixels each."""
@@ -129,14 +139,40 @@ def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
         num_linears=3,
         window_patches=64,
         full_share=4 / 32,
+        videos=_qwen_videos(14, 3136, 12845056),
     )
 
 
+def _qwen2_vision() -> VisionShape:
+    return VisionShape(width=1280, intermediate_size=5120, depth=32, patch_size=14)
+
+
 def _qwen3_vision(width: int, intermediate_size: int, depth: int) -> VisionShape:
-    return VisionShape(width=width, intermediate_size=intermediate_size, depth=depth, patch_size=16, levels=4)
+    return VisionShape(
+        width=width,
+        intermediate_size=intermediate_size,
+        depth=depth,
+        patch_size=16,
+        levels=4,
+        videos=_qwen_videos(16, 4096, 25165824, is_third=True),
+    )
+
+
+def _qwen_videos(patch_size: int, min_pixels: int, max_pixels: int, *, is_third: bool = False) -> QwenVideos:
+    frames = QwenFrames(
+        patch_size=patch_size,
+        merge_size=2,
+        frames_per_group=2,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        is_whole_video=is_third,
+    )
+    return QwenVideos(frames=frames, writes_times=is_third, count_tokens=count_as_qwen)
 
 
 def _siglip(merge_size: int) -> VisionShape:
+    syntax = MediaSyntax(start="", end="\n", pool=(1, 1, 1))
+    frames = VilaFrames(rows_per_side=-(-(448 // 14) // merge_size), syntax=syntax)
     return VisionShape(
         width=1152,
         intermediate_size=4304,
@@ -146,6 +182,7 @@ def _siglip(merge_size: int) -> VisionShape:
         frames_per_group=1,
         fixed_size=448,
         extra_tokens=1,
+        videos=VilaVideos(frames=frames, edge=448, count_tokens=count_as_qwen),
     )
 
 
@@ -176,6 +213,9 @@ _QWEN2_7B = (3584, 28, 28, 4, 128, 18944)
 MODELS = {
     shape.name: shape
     for shape in (
+        _shape("Qwen2-VL-2B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, _qwen2_vision(), is_tied=True),
+        _shape("Qwen2-VL-7B", _QWEN2_7B, 152064, 32768, _qwen2_vision()),
+        _shape("Qwen2-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768, _qwen2_vision()),
         _shape("Qwen2.5-VL-3B", (2048, 36, 16, 2, 128, 11008), 151936, 128000, _qwen2_5_vision(3420), is_tied=True),
         _shape("Qwen2.5-VL-7B", _QWEN2_7B, 152064, 128000, _qwen2_5_vision(3420)),
         _shape("Qwen2.5-VL-32B", (5120, 64, 40, 8, 128, 27648), 152064, 128000, _qwen2_5_vision(3456)),
@@ -221,15 +261,22 @@ def find_shape(model: str) -> ModelShape:
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape of the checkpoint in a folder, of the Qwen families.
+    """The shape of the checkpoint in a folder, of the Qwen families or VILA.
 
     Raises:
         EngineUsageError: Its config.json can't be read or is of another family.
     """
     path = folder / "config.json"
     try:
-        config = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        config = read_json(path)
+        is_vila = (folder / LANGUAGE_FOLDER / "config.json").is_file()
+        vision = _read_vila_vision(folder) if is_vila else _read_vision(folder, config)
+        config = read_json(folder / LANGUAGE_FOLDER / "config.json") if is_vila else config
         text = cast(dict[str, Any], config.get("text_config") or config)
+        if "num_experts" in text:
+            raise EngineUsageError(
+                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't know; set a model without"
+            )
         hidden_size, query = int(text["hidden_size"]), int(text["num_attention_heads"])
         return ModelShape(
             name=folder.name,
@@ -243,21 +290,50 @@ def read_shape(folder: Path) -> ModelShape:
             intermediate_size=int(text["intermediate_size"]),
             vocab_size=int(text["vocab_size"]),
             is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-            max_positions=int(text["max_position_embeddings"]),
-            vision=_read_vision(config["vision_config"]) if "vision_config" in config else None,
+            max_positions=longest_context(text),
+            vision=vision,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise EngineUsageError(
             f"{path}: not a config.json the planner can read ({type(error).__name__}: {error}); "
             f"set a Qwen folder or one of {', '.join(MODELS)}"
         ) from None
 
 
-def _read_vision(config: dict[str, Any]) -> VisionShape:
-    window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
+def _read_vila_vision(folder: Path) -> VisionShape:
+    config, tower = VilaConfig.read(folder), read_json(folder / TOWER_FOLDER / "config.json")
+    edge, patch_size = int(tower["image_size"]), int(tower["patch_size"])
+    merge_size = _JOINED_PER_SIDE.get(config.projector_type, 1)
+    frames = VilaFrames(rows_per_side=-(-(edge // patch_size) // merge_size), syntax=config.video)
     return VisionShape(
-        width=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
+        width=int(tower["hidden_size"]),
+        intermediate_size=int(tower["intermediate_size"]),
+        depth=int(tower["num_hidden_layers"]),
+        patch_size=patch_size,
+        merge_size=merge_size,
+        frames_per_group=1,
+        fixed_size=edge,
+        extra_tokens=1,
+        videos=VilaVideos(frames=frames, edge=edge, count_tokens=token_counter(folder / LANGUAGE_FOLDER)),
+    )
+
+
+def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
+    if "vision_config" not in values:
+        return None
+    config, model_type = cast(dict[str, Any], values["vision_config"]), str(values.get("model_type"))
+    videos = None
+    if model_type in VIDEO_DEFAULTS:
+        videos = QwenVideos(
+            frames=read_frames(folder, model_type),
+            writes_times=model_type == "qwen3_vl",
+            count_tokens=token_counter(folder),
+        )
+    window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
+    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is that of its output
+    return VisionShape(
+        width=width,
+        intermediate_size=int(config.get("intermediate_size") or config["mlp_ratio"] * width),
         depth=depth,
         patch_size=patch_size,
         merge_size=int(config["spatial_merge_size"]),
@@ -266,4 +342,5 @@ def _read_vision(config: dict[str, Any]) -> VisionShape:
         window_patches=(int(window) // patch_size) ** 2 if window else None,
         full_share=len(config["fullatt_block_indexes"]) / depth if window else 1.0,
         levels=1 + len(config.get("deepstack_visual_indexes") or ()),
+        videos=videos,
     )

@@ -24,7 +24,7 @@ from mrsp_engine.attention.split import AttentionSettings, Exchange
 from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
-from mrsp_engine.encoding.parallel import Medium, UnusableMedium, encode_live, encode_media
+from mrsp_engine.encoding.parallel import PlannedMedium, UnusableMedium, encode_live, encode_media
 from mrsp_engine.errors import EngineError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.families.language_policy import LanguagePolicy
@@ -165,17 +165,17 @@ def covering_cases(families: Mapping[str, ParityFamily]) -> list[ParityCase]:
     return chosen
 
 
-def parity_media(encoder: FrameEncoder, media: Media, seed: int = 0) -> list[Medium]:
+def parity_media(encoder: FrameEncoder, media: Media, seed: int = 0) -> list[PlannedMedium]:
     """The media of a case; another seed gives others of the same sizes."""
     if media == "no media":
         return []
     first = NoiseVideo(seed=seed, frame_count=24)
-    found = [Medium(video=first, plan=encoder.plan(first, range(0, 24, 3)))]
+    found = [PlannedMedium(video=first, plan=encoder.plan(first, range(0, 24, 3)))]
     if media == "videos and an image":
         image = NoiseVideo(seed=seed + 1, frame_count=1, height=112, width=84)
         second = NoiseVideo(seed=seed + 2, frame_count=9, height=56, width=84)
-        found.append(Medium(video=image, plan=encoder.plan_image(image)))
-        found.append(Medium(video=second, plan=encoder.plan(second, range(0, 9, 2))))
+        found.append(PlannedMedium(video=image, plan=encoder.plan_image(image)))
+        found.append(PlannedMedium(video=second, plan=encoder.plan(second, range(0, 9, 2))))
     return found
 
 
@@ -186,7 +186,7 @@ def compute(policy: LanguagePolicy, case: ParityCase, group: SequenceGroup | Non
     Sets which of the policy's parameters are trained.
     """
     generator = torch.Generator().manual_seed(11)
-    media: list[Medium] = []
+    media: list[PlannedMedium] = []
     if policy.encoder is not None:
         media = parity_media(policy.encoder, case.media)
         policy.encoder.parts.requires_grad_(case.is_vision_trained)
@@ -265,7 +265,7 @@ def _meetings(case: ParityCase) -> set[tuple[object, ...]]:
 
 
 def _vision(
-    policy: LanguagePolicy, case: ParityCase, media: Sequence[Medium], group: SequenceGroup | None
+    policy: LanguagePolicy, case: ParityCase, media: Sequence[PlannedMedium], group: SequenceGroup | None
 ) -> AbstractContextManager[object]:
     """Have all media's embeddings in the policy's store, for the time of a `with` block or for good."""
     if policy.encoder is None or not media:

@@ -5,21 +5,23 @@ Meant for this package's tests and for those of packages that bring a family or 
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from mrsp_engine.embeddings.key import EmbeddingKey
-from mrsp_engine.testing.ranks import RankError, Ranks, run_on_ranks
+from mrsp_engine.testing.ranks import RankError, RankPool, run_on_ranks
 
-__all__ = ["NoiseVideo", "RankError", "Ranks", "numbered_key", "run_on_ranks", "use_exact_norms"]
+__all__ = ["NoiseVideo", "RankError", "RankPool", "numbered_key", "run_on_ranks", "use_exact_norms"]
 
 
 def use_exact_norms(model: nn.Module) -> None:
-    """Replace a model's RMS norms by ones that compute in the weights' own type.
+    """Replace a model's RMS norms, and routers to experts, by ones that compute in the weights' own type.
 
-    The norms of transformers pass through float32 whatever the model's type. That is right for training and hides
+    Those of transformers pass through float32 whatever the model's type. That is right for training and hides
     everything below 1e-7 from a comparison in float64.
     """
     for parent in list(model.modules()):
@@ -29,6 +31,23 @@ def use_exact_norms(model: nn.Module) -> None:
                 exact = nn.RMSNorm(weight.shape[0], eps=_epsilon(child), device=weight.device, dtype=weight.dtype)
                 exact.weight = weight
                 setattr(parent, name, exact)
+            elif type(child).__name__.endswith("TopKRouter"):
+                setattr(parent, name, _ExactRouter(child))
+
+
+class _ExactRouter(nn.Module):
+    """Picks experts and weighs them as transformers' routers do, the weights of those picked adding up to 1."""
+
+    def __init__(self, router: nn.Module) -> None:
+        super().__init__()
+        self.weight = router.get_parameter("weight")
+        self.top_k = int(cast(Any, router).top_k)
+
+    def forward(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [N, E], and of the experts picked the weights and numbers, [N, K] each."""
+        logits_NE = linear(hidden_ND, self.weight)
+        weights_NK, experts_NK = logits_NE.softmax(dim=-1).topk(self.top_k, dim=-1)
+        return logits_NE, weights_NK / weights_NK.sum(dim=-1, keepdim=True), experts_NK
 
 
 def _epsilon(norm: nn.Module) -> float:

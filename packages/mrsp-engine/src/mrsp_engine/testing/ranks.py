@@ -41,7 +41,7 @@ class RankError(RuntimeError):
     """A rank raised, died or did not finish in time; the message holds what it reported, or where it stands."""
 
 
-class Ranks:
+class RankPool:
     """Processes joined by gloo, started by the first call and stopped at the end of a `with` block.
 
     They are forked from a server that starts with the first call of a session: environment variables set after that
@@ -59,7 +59,7 @@ class Ranks:
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
 
-    def __enter__(self) -> "Ranks":
+    def __enter__(self) -> "RankPool":
         return self
 
     def __exit__(
@@ -171,8 +171,8 @@ class Ranks:
 def run_on_ranks(
     function: Callable[..., Result], num_ranks: int, *arguments: Any, timeout_seconds: float = 180.0
 ) -> list[Result]:
-    """Call `function(*arguments)` once, in `num_ranks` new processes; see `Ranks.call`."""
-    with Ranks(num_ranks, timeout_seconds=timeout_seconds) as ranks:
+    """Call `function(*arguments)` once, in `num_ranks` new processes; see `RankPool.call`."""
+    with RankPool(num_ranks, timeout_seconds=timeout_seconds) as ranks:
         return ranks.call(function, *arguments)
 
 

@@ -4,21 +4,16 @@ Each is an ordinary folder that `mrsp_engine.families.load_policy` and vLLM load
 random and only scaled so that it matters; `mrsp_engine.tiny.qwen2_5_vl` builds one that learns.
 """
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
 from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen2VLImageProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -26,8 +21,8 @@ from transformers import (
 
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
-from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER
-from mrsp_engine.families.vila.model import VilaModel
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER
+from mrsp_engine.families.vila.model import PROJECTOR_FILE, TOWER_PREFIX
 from mrsp_engine.families.vila.policy import MEDIA_TEXTS
 from mrsp_engine.families.vila.projector import VilaProjector
 from mrsp_engine.tiny.language import (
@@ -38,24 +33,21 @@ from mrsp_engine.tiny.language import (
     language_settings,
 )
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
-from mrsp_engine.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from mrsp_engine.tiny.qwen_vl import (
+    CORPUS,
+    PATCH_SIZE,
+    TINY_SIZES,
+    TOWER_HEADS,
+    TOWER_SETTINGS,
+    create_tiny_qwen2_vl,
+    create_tiny_qwen3_vl,
+    create_tiny_qwen3_vl_moe,
+)
+from mrsp_engine.tiny.tokenizer import train_tokenizer
+from mrsp_engine.tiny.vision import make_vision_matter
 
 __all__ = ["TINY_FAMILIES", "TINY_SIZES", "build_tiny", "create_tiny_qwen3_vl", "create_tiny_vila"]
 
-CORPUS = (
-    "Which shape left first?",
-    "The red circle met the blue square at 00:12.",
-    "A. red\nB. blue\nC. green\nD. none",
-    "<0.5 seconds><12.5 seconds>",
-)
-TINY_SIZES = LanguageSizes(
-    hidden_size=96, num_layers=3, num_heads=3, num_key_value_heads=1, intermediate_size=128, vocabulary_size=512
-)
-
-PATCH_SIZE = 16
-MERGE_SIZE = 2
-TOWER_SETTINGS: Mapping[str, Any] = {"hidden_size": 64, "intermediate_size": 128}
-TOWER_HEADS = 2
 VILA_CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' -%}
 {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
@@ -86,58 +78,6 @@ def build_tiny(family: str, folder: Path, seed: int = 0, sizes: LanguageSizes = 
     if family not in TINY_FAMILIES:
         raise EngineUsageError(f"family {family!r}: expected one of {', '.join(sorted(TINY_FAMILIES))}")
     TINY_FAMILIES[family](folder, seed, sizes)
-
-
-def create_tiny_qwen3_vl(folder: Path, seed: int = 0, sizes: LanguageSizes = TINY_SIZES) -> None:
-    """Write a Qwen3-VL checkpoint with two levels of DeepStack; see `build_tiny`."""
-    require_empty(folder)
-    tokenizer = train_tokenizer(CORPUS, sizes.vocabulary_size, sizes.max_position_embeddings)
-    pairs = sizes.head_size // 2
-    rotary = {"mrope_section": [pairs - 2 * (pairs // 4), pairs // 4, pairs // 4], "mrope_interleaved": True}
-    text: dict[str, Any] = {**language_settings(sizes, tokenizer), "head_dim": sizes.head_size}
-    text["rope_parameters"] |= rotary
-    vocabulary = tokenizer.get_vocab()
-    config = Qwen3VLConfig(
-        text_config=text,
-        vision_config={
-            **TOWER_SETTINGS,
-            "depth": 3,
-            "num_heads": TOWER_HEADS,
-            "patch_size": PATCH_SIZE,
-            "spatial_merge_size": MERGE_SIZE,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-            "out_hidden_size": sizes.hidden_size,
-        },
-        image_token_id=vocabulary["<|image_pad|>"],
-        video_token_id=vocabulary["<|video_pad|>"],
-        vision_start_token_id=vocabulary["<|vision_start|>"],
-        vision_end_token_id=vocabulary["<|vision_end|>"],
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config)
-        tower: Any = model.model.visual
-        _make_vision_matter([tower.merger, *tower.deepstack_merger_list])
-    model.generation_config = generation_config(config.text_config)
-    unit = (PATCH_SIZE * MERGE_SIZE) ** 2
-    image_size = {"shortest_edge": unit, "longest_edge": 16 * unit}
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=image_size, patch_size=PATCH_SIZE, merge_size=MERGE_SIZE),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(
-            size={"shortest_edge": unit, "longest_edge": 1024 * unit}, cap_pixels_per_frame=False
-        ),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-    def write(temporary: Path) -> None:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-
-    write_checkpoint(folder, write)
 
 
 def create_tiny_vila(
@@ -200,26 +140,23 @@ def create_tiny_vila(
             vision_width=TOWER_SETTINGS["hidden_size"] * num_scales,
             hidden_size=sizes.hidden_size,
         )
-        _make_vision_matter([projector])
+        make_vision_matter([projector])
     llm.generation_config = generation_config(llm.config)
     images = SiglipImageProcessor(size={"height": image_size, "width": image_size})
 
     def write(temporary: Path) -> None:
-        VilaModel(llm, tower, projector, select_layer=-2, num_scales=num_scales).save(
-            temporary, values, projector_values
-        )
+        llm.save_pretrained(temporary / LANGUAGE_FOLDER)
         tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
+        tower_weights = {f"{TOWER_PREFIX}{name}": tensor for name, tensor in tower.state_dict().items()}
+        tower.save_pretrained(temporary / TOWER_FOLDER, state_dict=tower_weights)
         images.save_pretrained(temporary / TOWER_FOLDER)
+        (temporary / PROJECTOR_FOLDER).mkdir()
+        save_file(projector.state_dict(), temporary / PROJECTOR_FOLDER / PROJECTOR_FILE, metadata={"format": "pt"})
+        for folder_name, content in ((PROJECTOR_FOLDER, projector_values), ("", values)):
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (temporary / folder_name / "config.json").write_text(text, encoding="utf-8")
 
     write_checkpoint(folder, write)
-
-
-@torch.no_grad()
-def _make_vision_matter(modules: list[nn.Module]) -> None:
-    """Give the last layers weights of ordinary size; fresh ones let hardly anything of a picture through."""
-    for module in modules:
-        for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):
-            nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
 
 
 def _create_tiny_qwen2_5_vl(folder: Path, seed: int, sizes: LanguageSizes) -> None:
@@ -233,14 +170,17 @@ def _create_tiny_qwen2_5_vl(folder: Path, seed: int, sizes: LanguageSizes) -> No
         num_key_value_heads=sizes.num_key_value_heads,
         intermediate_size=sizes.intermediate_size,
         vocabulary_size=sizes.vocabulary_size,
+        max_position_embeddings=sizes.max_position_embeddings,
     )
 
 
 TINY_FAMILIES: Mapping[str, Callable[[Path, int, LanguageSizes], None]] = {
     "qwen2": lambda folder, seed, sizes: create_tiny_qwen2(folder, corpus=CORPUS, seed=seed, sizes=sizes),
     "qwen2_5_vl": _create_tiny_qwen2_5_vl,
+    "qwen2_vl": create_tiny_qwen2_vl,
     "qwen3": lambda folder, seed, sizes: create_tiny_qwen3(folder, corpus=CORPUS, seed=seed, sizes=sizes),
     "qwen3_vl": create_tiny_qwen3_vl,
+    "qwen3_vl_moe": create_tiny_qwen3_vl_moe,
     "vila": create_tiny_vila,
 }
 """Builders by model type."""

@@ -5,7 +5,7 @@ it is then frozen for good.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Qwen2VLVideoProcessor
 
-__all__ = ["calibrate_vision", "patches_of_pictures", "patches_of_videos"]
+__all__ = ["calibrate_vision", "make_vision_matter", "patches_of_pictures", "patches_of_videos"]
 
 
 WHITENING_FLOOR = 1e-3  # directions weaker than this share of the strongest are noise and stay small
@@ -71,3 +71,11 @@ def patches_of_pictures(
     )
     grid_thw = torch.tensor([[1, num_patches_per_side, num_patches_per_side]] * num_pictures)
     return patches.reshape(num_pictures * num_patches_per_side**2, -1), grid_thw
+
+
+@torch.no_grad()
+def make_vision_matter(modules: Iterable[nn.Module]) -> None:
+    """Give the last layers weights of ordinary size; fresh ones let hardly anything of a picture through."""
+    for module in modules:
+        for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):
+            nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))

@@ -6,6 +6,7 @@ there together, so a slow disk costs waiting, not requests. Only the places of t
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,8 @@ class StoredResponse(BaseModel):
         cached_prompt_tokens: Those read that the server had at hand.
         reasoning_tokens: Those written that were reasoning.
         call: Name of the call in the ledger that brought it.
+        form: What the request had in common with others, as `Request.form` has it.
+        adapted: How the request was put otherwise than it was written, because the server wanted it so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +45,8 @@ class StoredResponse(BaseModel):
     cached_prompt_tokens: int = 0
     reasoning_tokens: int = 0
     call: str = ""
+    form: str = ""
+    adapted: tuple[str, ...] = ()
 
 
 class ResponseCache:
@@ -55,6 +60,8 @@ class ResponseCache:
         self._path = path
         self._places: dict[str, tuple[int, int]] = {}
         self._tokens = (0, 0)
+        self._forms: set[tuple[str, str]] = set()
+        self._adapted: dict[str, Counter[str]] = {}
         self._unwritten: list[StoredResponse] = []
         self._failure: DataError | None = None
         self._committing = asyncio.Lock()
@@ -104,6 +111,14 @@ class ResponseCache:
         if self._failure is not None:
             raise self._failure
 
+    def knows_form(self, model: str, form: str) -> bool:
+        """Whether a model ever answered a request of a form."""
+        return (model, form) in self._forms
+
+    def adaptations(self) -> dict[str, dict[str, int]]:
+        """Count for each model the answers to requests that were put otherwise than they were written, by the way."""
+        return {model: dict(sorted(counts.items())) for model, counts in sorted(self._adapted.items())}
+
     def total_tokens(self) -> tuple[int, int]:
         """Sum the tokens read and written over all answers in the journal, of this run and earlier ones."""
         return self._tokens
@@ -122,3 +137,6 @@ class ResponseCache:
         self._places[response.key] = (offset, num_bytes)
         read, written = self._tokens
         self._tokens = (read + response.prompt_tokens, written + response.completion_tokens)
+        self._forms.add((response.model, response.form))
+        if response.adapted:
+            self._adapted.setdefault(response.model, Counter()).update(response.adapted)

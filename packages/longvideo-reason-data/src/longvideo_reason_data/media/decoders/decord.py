@@ -43,7 +43,10 @@ class DecordReader:
             try:
                 pixels = self._reader.get_batch(several).asnumpy()
             except DECORDError as error:
-                raise DataError(f"{self._path}: frames {several[0]} to {several[-1]} can't be decoded") from error
+                raise DataError(
+                    f"{self._path}: frames {several[0]} to {several[-1]} can't be decoded by decord; use the decoder "
+                    "pyav"
+                ) from error
             yield from zip(several, pixels, strict=True)
 
 

@@ -19,7 +19,8 @@ from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.decoders.base import Pixels
 from longvideo_reason_data.media.decoders.pyav_frames import FrameDecoder
-from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex, orientation_of
+from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex
+from longvideo_reason_data.media.orientation import orientation_of
 
 
 class _Converters(threading.local):

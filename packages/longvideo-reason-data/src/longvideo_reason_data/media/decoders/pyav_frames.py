@@ -2,7 +2,7 @@
 
 A frame is recognised by its presentation time, so it doesn't matter where the container lands after a jump: if it
 lands too late, an earlier key frame is tried, and in the end the file is read from its start. Only files without
-presentation times are counted from the start.
+presentation times, or with others after a jump (`longvideo_reason_data.media.jumps`), are counted from the start.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.frame_index import VideoIndex, open_video, packets_from_key_frame
+from longvideo_reason_data.media.jumps import MistimedFramesError, packets_after_jump, read_in_sequence
 
 # Jumping to a key frame throws away what the decoder has under way; below this many frames, decoding on is as fast.
 MIN_SKIPPED_FRAMES_TO_JUMP = 8
@@ -51,6 +52,10 @@ class _Damage:
             self._key_time = packet.pts
         elif self._is_on_for_leading if self._is_leading(packet) else self._is_on:
             self._times.add(packet.pts)
+
+    def is_anywhere(self) -> bool:
+        """Say whether any packet was refused so far."""
+        return bool(self._times)
 
     def covers(self, frame: VideoFrame) -> bool:
         """Say whether a decoded frame may be wrong."""
@@ -98,7 +103,10 @@ class FrameDecoder:
             DataError: When one of them can't be decoded.
         """
         for target in wanted:
-            frame = self._find(target)
+            try:
+                frame = self._find(target)
+            except MistimedFramesError:
+                frame = self._find_in_sequence(target)
             if frame is None:
                 seconds = float((int(self._index.times[target]) - int(self._index.times[0])) * self._index.time_base)
                 raise DataError(f"{self._path}: frame {target} (at {seconds:.3f} s) can't be decoded; it is damaged")
@@ -114,7 +122,7 @@ class FrameDecoder:
             # The next key frame back: a container may land late, and after a jump into an open group the decoder
             # refuses packets that it takes when it comes from the group before.
             self._container.seek(start, stream=self._stream)
-            self._begin()
+            self._begin(packets_after_jump(self._container, self._stream, self._index))
             if frame := self._advance(target):
                 return frame
             came = came or self._position == target
@@ -123,21 +131,32 @@ class FrameDecoder:
         self._start_over()
         return self._advance(target)
 
+    def _find_in_sequence(self, target: int) -> VideoFrame | None:
+        """Count from the start from now on: the times have proved wrong."""
+        num_frames = len(self._index.times)
+        self._index = read_in_sequence(self._path, self._index)
+        if len(self._index.times) != num_frames:
+            raise DataError(
+                f"{self._path}: it holds {len(self._index.times)} frames, and times of {num_frames}; convert the file"
+            )
+        self._start_over()
+        return self._advance(target)
+
     def _start_over(self) -> None:
         self._resources.close()
         self._container, self._stream = self._resources.enter_context(open_video(self._path))
         self._stream.codec_context.thread_count = self._num_threads
         self._stream.thread_type = "SLICE"
-        self._begin()
+        packets = packets_from_key_frame(self._container.demux(self._stream), has_key_frames=self._index.has_key_frames)
+        self._begin(packets)
 
-    def _begin(self) -> None:
-        self._frames = self._decode()
+    def _begin(self, packets: "Iterator[av.Packet[VideoStream]]") -> None:
+        self._frames = self._decode(packets)
         self._position = -1
         self._damage = _Damage()
 
-    def _decode(self) -> Iterator[VideoFrame]:
-        """Decode on from where the container stands, past packets that can't be decoded."""
-        packets = packets_from_key_frame(self._container, self._stream, has_key_frames=self._index.has_key_frames)
+    def _decode(self, packets: "Iterator[av.Packet[VideoStream]]") -> Iterator[VideoFrame]:
+        """Decode these packets, past those that can't be decoded."""
         for packet in packets:
             try:
                 frames = packet.decode()
@@ -172,6 +191,9 @@ class FrameDecoder:
             return False
         # Several frames of one time are told apart by their order.
         several = place < after < len(times) and times[after] == frame.pts
+        is_checked = self._index.packets is not None and self._position >= 0 and not self._damage.is_anywhere()
+        if is_checked and place != after and not several:
+            raise MistimedFramesError
         self._position = after if several else place
         return True
 

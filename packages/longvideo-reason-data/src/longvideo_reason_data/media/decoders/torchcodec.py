@@ -61,7 +61,7 @@ class TorchCodecReader:
             batch = self._decoder.get_frames_at([self._num_before + place for place in wanted])
         except (RuntimeError, IndexError) as error:
             raise DataError(
-                f"{self._path}: frames {wanted[0]} to {wanted[-1]} can't be decoded by torchcodec"
+                f"{self._path}: frames {wanted[0]} to {wanted[-1]} can't be decoded by torchcodec; use the decoder pyav"
             ) from error
         check_times(self._path, self._index, batch.pts_seconds.numpy(), wanted, DecoderName.TORCHCODEC)
         return batch.data.numpy()

@@ -5,7 +5,7 @@ The language model runs under the engine's attention (`attention.registration`),
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,19 +20,19 @@ from mrsp_engine.families.language_policy import LanguagePolicy, check_token
 from mrsp_engine.families.qwen.vision import QwenVisionEncoder
 from mrsp_engine.positions import qwen2_5_vl_positions
 
-MODEL_TYPE = "qwen2_5_vl"
 VISION_ATTENTION = "sdpa"
 
 
 class Qwen25VlPolicy(LanguagePolicy):
     """One Qwen2.5-VL model with its processor; see `Policy` for the members."""
 
-    name: ClassVar[str] = MODEL_TYPE
+    name: ClassVar[str] = "qwen2_5_vl"
     checkpoint_names = (("model.language_model.", "model."), ("model.visual.", "visual."))
     encoder_prefixes = ("model.visual.",)
+    encoder_class: ClassVar[type[QwenVisionEncoder]] = QwenVisionEncoder
 
     def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
-        encoder = QwenVisionEncoder(model, processor, self.name)
+        encoder = self.encoder_class(model, processor, self.name)
         media = qwen_media_tokens(folder, model.config, processor.tokenizer)
         placeholder_id = media["video"].placeholder_id
 
@@ -43,7 +43,7 @@ class Qwen25VlPolicy(LanguagePolicy):
                 media,
                 placeholder_id=placeholder_id,
                 merge_size=encoder.merge_size,
-                tokens_per_second=model.config.vision_config.tokens_per_second,
+                tokens_per_second=self.tokens_per_second(model.config.vision_config),
             )
 
         super().__init__(
@@ -56,6 +56,11 @@ class Qwen25VlPolicy(LanguagePolicy):
             positions=positions,
             encoder=encoder,
         )
+
+    @staticmethod
+    def tokens_per_second(vision_config: Any) -> float:
+        """Positions that a second of video takes."""
+        return float(vision_config.tokens_per_second)
 
 
 def qwen_media_tokens(folder: Path, config: Any, tokenizer: Any) -> dict[str, MediaTokens]:
@@ -76,22 +81,35 @@ def qwen_media_tokens(folder: Path, config: Any, tokenizer: Any) -> dict[str, Me
     }
 
 
-class Qwen25VlFamily:
-    """Loads Qwen2.5-VL checkpoints."""
+class QwenVlFamily:
+    """What the families of the Qwen-VL series have in common; a subclass names its classes."""
 
-    model_type = MODEL_TYPE
+    policy_class: ClassVar[Any]
+    model_class: ClassVar[Any]
+    processor_class: ClassVar[Any]
+
+    @property
+    def model_type(self) -> str:
+        """See `Family.model_type`."""
+        return str(self.policy_class.name)
 
     def load_policy(
         self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
-    ) -> Qwen25VlPolicy:
+    ) -> LanguagePolicy:
         """See `Family.load_policy`.
 
         Raises:
-            EngineUsageError: The folder is not a complete Qwen2.5-VL checkpoint.
+            EngineUsageError: The folder is not a complete checkpoint of this family.
         """
         attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
-        model = load_model(
-            folder, MODEL_TYPE, model_class=Qwen2_5_VLForConditionalGeneration, dtype=dtype, attention=attention
-        )
-        processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen2_5_VLProcessor)
-        return Qwen25VlPolicy(folder, model.to(device).eval(), processor, store)
+        model = load_model(folder, self.model_type, model_class=self.model_class, dtype=dtype, attention=attention)
+        processor = load_processor(folder, self.model_type, processor_class=self.processor_class)
+        return cast(LanguagePolicy, self.policy_class(folder, model.to(device).eval(), processor, store))
+
+
+class Qwen25VlFamily(QwenVlFamily):
+    """Loads Qwen2.5-VL checkpoints."""
+
+    policy_class = Qwen25VlPolicy
+    model_class = Qwen2_5_VLForConditionalGeneration
+    processor_class = Qwen2_5_VLProcessor

@@ -19,23 +19,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.families.chat_prompts import MediaTokens
-from mrsp_engine.families.checkpoints import load_model, load_processor
+from mrsp_engine.families.chat_prompts import MediaTokens, Stretch
 from mrsp_engine.families.language_policy import LanguagePolicy
-from mrsp_engine.families.qwen.qwen2_5_vl import VISION_ATTENTION, qwen_media_tokens
+from mrsp_engine.families.qwen.frame_sizes import write_time
+from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily, qwen_media_tokens
 from mrsp_engine.families.qwen.vision import Qwen3VisionEncoder
 from mrsp_engine.positions import qwen3_vl_positions
-
-MODEL_TYPE = "qwen3_vl"
 
 
 class Qwen3VlPolicy(LanguagePolicy):
     """One Qwen3-VL model with its processor; see `Policy` for the members."""
 
-    name: ClassVar[str] = MODEL_TYPE
+    name: ClassVar[str] = "qwen3_vl"
     encoder_prefixes = ("model.visual.",)
 
     def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
@@ -81,36 +78,24 @@ def _timed_video(tokens: MediaTokens, tokenizer: Any) -> MediaTokens:
     """Every temporal patch between markers of its own, behind its time."""
     start, placeholder, end = tokens.written
 
-    def expand(medium: MediaReference) -> tuple[int, ...]:
-        rows = (placeholder,) * (medium.num_tokens // len(medium.grid_seconds))
-        expanded: list[int] = []
-        for seconds in medium.grid_seconds:
-            written = cast(list[int], tokenizer.encode(f"<{seconds:.1f} seconds>", add_special_tokens=False))
-            expanded += [*written, start, *rows, end]
-        return tuple(expanded)
+    def stretches(medium: MediaReference) -> list[Stretch]:
+        times = (write_time(seconds) for seconds in medium.grid_seconds)
+        written = (cast(list[int], tokenizer.encode(time, add_special_tokens=False)) for time in times)
+        return [((*of_time, start), (end,)) for of_time in written]
 
     # The sampler puts all of this in the place of a placeholder, so its prompt has no markers around that.
     return MediaTokens(
-        part=tokens.part, written=tokens.written, placeholder_id=placeholder, expand=expand, sampled=(placeholder,)
+        part=tokens.part,
+        written=tokens.written,
+        placeholder_id=placeholder,
+        stretches=stretches,
+        sampled=(placeholder,),
     )
 
 
-class Qwen3VlFamily:
+class Qwen3VlFamily(QwenVlFamily):
     """Loads Qwen3-VL checkpoints."""
 
-    model_type = MODEL_TYPE
-
-    def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
-    ) -> Qwen3VlPolicy:
-        """See `Family.load_policy`.
-
-        Raises:
-            EngineUsageError: The folder is not a complete Qwen3-VL checkpoint.
-        """
-        attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
-        model = load_model(
-            folder, MODEL_TYPE, model_class=Qwen3VLForConditionalGeneration, dtype=dtype, attention=attention
-        )
-        processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen3VLProcessor)
-        return Qwen3VlPolicy(folder, model.to(device).eval(), processor, store)
+    policy_class = Qwen3VlPolicy
+    model_class = Qwen3VLForConditionalGeneration
+    processor_class = Qwen3VLProcessor

@@ -15,6 +15,7 @@ class Qwen25VlSamplerMedia(StoredSamplerMedia):
 
     limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 0}
     placeholder_keys = ("video_token_id", "image_token_id")
+    kept_positions = 4  # a position says when, and there may be fewer tokens than moments
 
     def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
         """See `SamplerMedia.data`."""
@@ -29,6 +30,13 @@ class Qwen25VlSamplerMedia(StoredSamplerMedia):
         return {"second_per_grid_ts": torch.tensor([medium.seconds_per_grid for medium in media])}
 
 
+class Qwen2VlSamplerMedia(Qwen25VlSamplerMedia):
+    """The same without timing, which Qwen2-VL's positions don't know."""
+
+    def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
+        return {}
+
+
 class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
     """The same with the times that vLLM writes into the prompt, and with the levels of DeepStack in each row.
 
@@ -37,6 +45,7 @@ class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
 
     limits: ClassVar[Mapping[str, int]] = {}
     options: ClassVar[Mapping[str, Any]] = {"skip_mm_profiling": True}
+    kept_positions = 1
 
     def embedding_width(self, config: Mapping[str, Any]) -> int:
         """See `SamplerMedia.embedding_width`."""

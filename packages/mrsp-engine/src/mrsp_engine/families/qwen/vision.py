@@ -1,4 +1,4 @@
-"""The vision of Qwen2.5-VL and Qwen3-VL, as the checkpoint's own processors and tower make it.
+"""The vision of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as the checkpoint's own processors and tower make it.
 
 Both cut two frames into patches at a time and merge two by two of these. They differ in how large a frame may be (the
 pixels of a frame, or those of a whole video), and Qwen3-VL's tower also gives what its middle layers saw (DeepStack,
@@ -14,6 +14,7 @@ what a merger joins into one row (times 1 + levels).
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,17 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize as resize_frame
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as resize_video
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
-from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds
 
-__all__ = ["Qwen3VisionEncoder", "QwenVisionEncoder"]
-
-TOKEN_SHARE_FOR_VIDEO = 0.9
-"""Part of the processor's `max_video_tokens` that Qwen2.5-VL's per-frame cap distributes over the frames."""
+__all__ = ["Qwen2VisionEncoder", "Qwen3VisionEncoder", "QwenVisionEncoder"]
 
 
 class QwenVisionEncoder(FrameEncoder):
@@ -57,22 +54,24 @@ class QwenVisionEncoder(FrameEncoder):
         """Patches per side that the tower merges into one embedding."""
         return int(self._videos.merge_size)
 
-    def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
+    def lay_out(
+        self, modality: str, height: int, width: int, seconds: Sequence[float], budget: FrameBudget = UNLIMITED
+    ) -> FrameLayout:
         """See `FrameEncoder.lay_out`."""
-        processor = self._videos if modality == "video" else self._images
-        temporal, patch = int(processor.temporal_patch_size), int(processor.patch_size)
-        height, width = self._resized(modality, height, width, len(seconds))
-        grid_thw = (-(-len(seconds) // temporal), height // patch, width // patch)
+        frames = self._frames(modality)
+        temporal, patch = frames.frames_per_group, frames.patch_size
+        height, width = frames.size(height, width, len(seconds), budget)
+        grid_thw = (frames.num_groups(len(seconds)), height // patch, width // patch)
         num_patches = grid_thw[1] * grid_thw[2]
         return FrameLayout(
             height=height,
             width=width,
             grid_thw=grid_thw,
-            num_tokens=grid_thw[0] * num_patches // self.merge_size**2,
+            num_tokens=frames.num_tokens(height, width, len(seconds)),
             frames_per_group=temporal if modality == "video" else 1,  # an image's processor repeats it
             num_groups=grid_thw[0],
             operations_per_group=self._operations(num_patches),
-            seconds_per_grid=_seconds_per_grid(seconds, temporal) if modality == "video" else 1.0,
+            seconds_per_grid=self._seconds_per_grid(seconds, temporal) if modality == "video" else 1.0,
             grid_seconds=self._grid_seconds(seconds, temporal) if modality == "video" else (),
         )
 
@@ -145,37 +144,53 @@ class QwenVisionEncoder(FrameEncoder):
             num_linears=3,
         )
 
-    def _resized(self, modality: str, height: int, width: int, num_frames: int) -> tuple[int, int]:
-        """Size of a frame as the tower sees it."""
+    def _frames(self, modality: str) -> QwenFrames:
+        """How the processor sizes frames, or an image."""
         processor = self._videos if modality == "video" else self._images
-        factor = int(processor.patch_size) * self.merge_size
-        if not processor.do_resize:
-            if height % factor or width % factor:
-                raise EngineUsageError(
-                    f"frames of {height}×{width}: the checkpoint's processor doesn't resize and needs multiples of "
-                    f"{factor}; set do_resize in its processor_config.json"
-                )
-            return height, width
-        try:
-            if modality == "video":
-                return self._video_size(height, width, factor, num_frames)
-            smallest, largest = int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])
-            return resize_frame(height, width, factor=factor, min_pixels=smallest, max_pixels=largest)
-        except ValueError as error:
-            raise EngineUsageError(f"frames of {height}×{width} can't be resized: {error}") from error
+        is_capped = modality == "video" and getattr(processor, "cap_pixels_per_frame", None)
+        return QwenFrames(
+            patch_size=int(processor.patch_size),
+            merge_size=self.merge_size,
+            frames_per_group=int(processor.temporal_patch_size),
+            min_pixels=int(processor.size["shortest_edge"]),
+            max_pixels=int(processor.size["longest_edge"]),
+            is_resized=bool(processor.do_resize),
+            capped_tokens=int(processor.max_video_tokens) if is_capped else None,
+        )
 
-    def _video_size(self, height: int, width: int, factor: int, num_frames: int) -> tuple[int, int]:
-        """By the pixels that one frame may keep, in a video of `num_frames`."""
-        processor = self._videos
-        smallest, largest = int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])
-        if getattr(processor, "cap_pixels_per_frame", None):
-            all_pixels = int(processor.max_video_tokens * factor * factor * TOKEN_SHARE_FOR_VIDEO)
-            share = all_pixels * int(processor.temporal_patch_size) // num_frames
-            largest = max(min(largest, share), int(smallest * 1.05))
-        return resize_frame(height, width, factor=factor, min_pixels=smallest, max_pixels=largest)
+    def _seconds_per_grid(self, seconds: Sequence[float], temporal_patch_size: int) -> float:
+        """Mean seconds between temporal patches, rounded to float32 as the sampler will round it.
+
+        A single frame has no interval and only one temporal position; one second per frame is assumed.
+        """
+        intervals = len(seconds) - 1
+        mean_interval = (seconds[-1] - seconds[0]) / intervals if intervals else 1.0
+        return float(np.float32(mean_interval * temporal_patch_size))
 
     def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
         return ()
+
+
+class Qwen2VisionEncoder(QwenVisionEncoder):
+    """Encodes with Qwen2-VL's tower, which has no windows and knows no time."""
+
+    @property
+    def embedding_width(self) -> int:
+        """See `FrameEncoder.embedding_width`; this tower calls its own width by another name."""
+        return int(self._tower.config.hidden_size)
+
+    def _operations(self, num_patches: int) -> float:
+        config = self._tower.config
+        return transformer_operations(
+            num_patches,
+            width=int(config.embed_dim),
+            intermediate_size=int(config.embed_dim * config.mlp_ratio),
+            depth=int(config.depth),
+            attended_patches=num_patches,
+        )
+
+    def _seconds_per_grid(self, seconds: Sequence[float], temporal_patch_size: int) -> float:
+        return 1.0
 
 
 class Qwen3VisionEncoder(QwenVisionEncoder):
@@ -198,32 +213,11 @@ class Qwen3VisionEncoder(QwenVisionEncoder):
             attended_patches=num_patches,
         )
 
-    def _video_size(self, height: int, width: int, factor: int, num_frames: int) -> tuple[int, int]:
-        """By the pixels that all frames may keep together."""
-        processor = self._videos
-        temporal = int(processor.temporal_patch_size)
-        num_frames = max(num_frames, temporal)  # a single frame is repeated
-        smallest, largest = int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])
-        if getattr(processor, "cap_pixels_per_frame", None):
-            share = min(int(processor.max_video_tokens) * factor * factor, largest // num_frames)
-            largest = max(share, int(smallest * 1.05)) * num_frames
-        return resize_video(
-            num_frames,
-            height,
-            width,
-            temporal_factor=temporal,
-            factor=factor,
-            min_pixels=smallest,
-            max_pixels=largest,
-        )
+    def _frames(self, modality: str) -> QwenFrames:
+        return replace(super()._frames(modality), is_whole_video=modality == "video")
 
     def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
-        """The middle between the first and the last frame of every patch, the last frame repeated where one lacks."""
-        filled = [*seconds, *[seconds[-1]] * (-len(seconds) % temporal_patch_size)]
-        return tuple(
-            (filled[first] + filled[first + temporal_patch_size - 1]) / 2
-            for first in range(0, len(filled), temporal_patch_size)
-        )
+        return middle_seconds(seconds, temporal_patch_size)
 
 
 @contextmanager
@@ -244,13 +238,3 @@ def _bypassed(merger: Any, num_joined: int) -> Generator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _seconds_per_grid(seconds: Sequence[float], temporal_patch_size: int) -> float:
-    """Mean seconds between temporal patches, rounded to float32 as the sampler will round it.
-
-    A single frame has no interval and only one temporal position; one second per frame is assumed.
-    """
-    intervals = len(seconds) - 1
-    mean_interval = (seconds[-1] - seconds[0]) / intervals if intervals else 1.0
-    return float(np.float32(mean_interval * temporal_patch_size))

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from mrsp_engine.errors import EngineUsageError
 
-__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig"]
+__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig", "read_json"]
 
 LANGUAGE_FOLDER = "llm"
 TOWER_FOLDER = "vision_tower"
@@ -51,8 +51,6 @@ class MediaSyntax:
 class VilaConfig:
     """The parts of a checkpoint's configuration that shape embeddings and prompts."""
 
-    values: dict[str, Any]
-    projector_values: dict[str, Any]
     projector_type: str
     is_by_columns: bool
     """Whether the projector writes its rows column by column. The first release did, whose configurations name no
@@ -72,7 +70,7 @@ class VilaConfig:
             EngineUsageError: Files are missing, or ask for something that the engine doesn't have.
         """
         path = folder / "config.json"
-        values, projector = _read_json(path), _read_json(folder / PROJECTOR_FOLDER / "config.json")
+        values, projector = read_json(path), read_json(folder / PROJECTOR_FOLDER / "config.json")
         is_scaled = bool(values.get("dynamic_s2"))
         if values.get("s2") and not is_scaled:
             raise EngineUsageError(
@@ -89,8 +87,6 @@ class VilaConfig:
         # Otherwise images are cut into tiles.
         is_resized = values.get("image_aspect_ratio", "resize") == "resize" and not is_scaled
         return cls(
-            values=values,
-            projector_values=projector,
             projector_type=projector_type,
             is_by_columns=projector_type == "mlp_downsample" and not values.keys() & {"image_encoder", "video_encoder"},
             select_layer=select_layer,
@@ -111,16 +107,13 @@ def _count_scales(path: Path, scales: Any) -> int:
 
 
 def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax:
-    encoder: Any = values.get(key) or {}
-    if isinstance(encoder, str):
-        encoder = {"_target_": encoder}
-    encoder = cast(dict[str, Any], encoder)
+    encoder = _read_encoder(path, key, values.get(key) or {})
     name = str(encoder.get("_target_", "BasicVideoEncoder")).rpartition(".")[2]
     start, end = encoder.get("start_tokens") or "", encoder.get("end_tokens", "\n") or ""
     is_plain = isinstance(start, str) and isinstance(end, str) and not encoder.get("sep_tokens")
     pool: tuple[int | None, int, int] = (1, 1, 1)
     if name == _POOLING_ENCODER and is_plain:
-        sizes = encoder.get("pool_sizes")
+        sizes: Any = encoder.get("pool_sizes")
         is_plain = isinstance(sizes, list) and len(cast(list[Any], sizes)) == 1 and _is_pool(sizes[0])
         pool = cast(tuple[int, int, int], tuple(sizes[0])) if is_plain else pool
     elif name not in _BASIC_ENCODERS:
@@ -135,12 +128,34 @@ def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax
     return MediaSyntax(start=start, end=end, pool=pool)
 
 
+def _read_encoder(path: Path, key: str, written: Any) -> dict[str, Any]:
+    """An encoder as an object, from that, from JSON text (the default of VILA's own class), or from a class's name."""
+    encoder: Any = written
+    if isinstance(written, str):
+        is_json = written.lstrip().startswith("{")
+        try:
+            encoder = json.loads(written) if is_json else {"_target_": written}
+        except ValueError:
+            encoder = None
+    if not isinstance(encoder, dict):
+        raise EngineUsageError(
+            f"{path}: {key}={json.dumps(written)}: expected an object, as such or as JSON text; "
+            "set another model folder"
+        )
+    return cast(dict[str, Any], encoder)
+
+
 def _is_pool(size: Any) -> bool:
     values = cast(list[Any], size) if isinstance(size, list) else []
     return len(values) == 3 and all(isinstance(value, int) and value > 0 for value in values)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        EngineUsageError: There is none.
+    """
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The three parts of a VILA model, each an ordinary module, read from and written to the published folder layout.
+"""The three parts of a VILA model, each an ordinary module, read from the published folder layout.
 
 `llm/` and `vision_tower/` are checkpoints of transformers by themselves, `mm_projector/` is a `config.json` with a
 `model.safetensors`. Remote code that lies beside them is neither read nor run.
@@ -6,12 +6,11 @@
 Shape legend: F frames, H and W patches per side, C channels of the tower, N rows of a frame, D hidden size.
 """
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
@@ -21,9 +20,11 @@ from mrsp_engine.families.checkpoints import load_model, refuse_broken
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, VilaConfig
 from mrsp_engine.families.vila.projector import VilaProjector
 
-__all__ = ["VilaModel"]
+__all__ = ["PROJECTOR_FILE", "TOWER_PREFIX", "VilaModel"]
 
 PROJECTOR_FILE = "model.safetensors"
+TOWER_PREFIX = "vision_model."
+"""What the names of the tower's weights begin with in published files, and in transformers' class no longer."""
 
 
 class VilaModel(nn.Module):
@@ -69,7 +70,7 @@ class VilaModel(nn.Module):
             vision_width=int(tower.config.hidden_size) * config.num_scales,
             hidden_size=int(llm.config.hidden_size),
             is_by_columns=config.is_by_columns,
-        )
+        ).to(dtype)
         with refuse_broken(folder / PROJECTOR_FOLDER, model_type):
             weights = load_file(folder / PROJECTOR_FOLDER / PROJECTOR_FILE)
             expected = {name: tuple(weight.shape) for name, weight in projector.state_dict().items()}
@@ -81,19 +82,7 @@ class VilaModel(nn.Module):
                     f"{expected.get(name)} for {config.projector_type}; set another model folder"
                 )
             projector.load_state_dict(weights)
-        return cls(llm, tower, projector.to(dtype), select_layer=config.select_layer, num_scales=config.num_scales)
-
-    def save(self, folder: Path, values: dict[str, Any], projector_values: dict[str, Any]) -> None:
-        """Write all three parts into an existing folder, with the configurations of the whole and the projector."""
-        self.llm.save_pretrained(folder / LANGUAGE_FOLDER)
-        # Published files have the tower's weights behind this prefix, which transformers' class dropped.
-        tower_weights = {f"vision_model.{name}": tensor for name, tensor in self.vision_tower.state_dict().items()}
-        self.vision_tower.save_pretrained(folder / TOWER_FOLDER, state_dict=tower_weights)
-        (folder / PROJECTOR_FOLDER).mkdir()
-        weights = {name: tensor.contiguous().cpu() for name, tensor in self.mm_projector.state_dict().items()}
-        save_file(weights, folder / PROJECTOR_FOLDER / PROJECTOR_FILE, metadata={"format": "pt"})
-        _write_json(folder / PROJECTOR_FOLDER / "config.json", projector_values)
-        _write_json(folder / "config.json", values)
+        return cls(llm, tower, projector, select_layer=config.select_layer, num_scales=config.num_scales)
 
     def see_frames(self, pixels: Tensor) -> Tensor:
         """What the tower makes of normalised pixels [F, 3, height, width]: patches [F, H × W, C]."""
@@ -130,7 +119,3 @@ class VilaModel(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """As the classes of transformers have it."""
         self.llm.gradient_checkpointing_disable()
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ Shape legend: F frames, N rows of all frames, R rows per side, D hidden size.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -21,19 +22,32 @@ from transformers.image_utils import SizeDict
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.chat_prompts import MediaTokens
-from mrsp_engine.families.checkpoints import load_processor, write_checkpoint
+from mrsp_engine.families.chat_prompts import MediaTokens, Stretch
+from mrsp_engine.families.checkpoints import load_processor
 from mrsp_engine.families.language_policy import LanguagePolicy, check_token
-from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
-from mrsp_engine.families.vila.model import VilaModel
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
+from mrsp_engine.families.vila.frame_sizes import VilaFrames
+from mrsp_engine.families.vila.model import TOWER_PREFIX, VilaModel
 from mrsp_engine.families.vila.projector import pool_mean
 
-__all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy"]
+__all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy", "load_tokenizer"]
 
 MEDIA_TEXTS = {"video": "<vila/video>", "image": "<image>"}
 """Characters that stand for a medium, each one token of the tokenizer."""
+
+
+def load_tokenizer(folder: Path, model_type: str) -> Any:
+    """The tokenizer in a language model's folder, with the tokens of media.
+
+    Where its files lack them they come last, as when VILA's own code loads it. The language model's embedding may end
+    before them (VILA's code makes it longer on loading, with rows that nothing reads); here it stays as it is.
+    """
+    tokenizer = load_processor(folder, model_type, processor_class=AutoTokenizer)
+    tokenizer.add_tokens(list(MEDIA_TEXTS.values()), special_tokens=True)
+    return tokenizer
 
 
 class VilaEncoder(FrameEncoder):
@@ -45,6 +59,8 @@ class VilaEncoder(FrameEncoder):
         config: The checkpoint's configuration.
         family: Name that goes into the key.
     """
+
+    has_one_size = True
 
     def __init__(self, model: VilaModel, image_processor: Any, config: VilaConfig, family: str) -> None:
         self._model = model
@@ -64,20 +80,16 @@ class VilaEncoder(FrameEncoder):
             projector=("mm_projector.",),
         )
 
-    def lay_out(self, modality: str, height: int, width: int, seconds: Sequence[float]) -> FrameLayout:
+    def lay_out(
+        self, modality: str, height: int, width: int, seconds: Sequence[float], budget: FrameBudget = UNLIMITED
+    ) -> FrameLayout:
         """See `FrameEncoder.lay_out`; every frame is resized to the tower's one size."""
-        num_frames = len(seconds)
-        pool_rows, pool_columns = self._syntax[modality].pool[1:]
-        pool_frames = self._syntax[modality].frames_per_pool(num_frames) if modality == "video" else 1
-        if num_frames % pool_frames:
-            raise EngineUsageError(
-                f"{num_frames} frames: this checkpoint joins {pool_frames} frames into one and needs a multiple of "
-                f"{pool_frames}; change the number of frames"
-            )
         side = self._model.mm_projector.rows_per_side(self._model.patches_per_side)
-        if side % pool_rows or side % pool_columns:
-            raise EngineUsageError(f"pool of {pool_rows}×{pool_columns}: {side}×{side} rows of a frame don't divide")
-        grid_thw = (num_frames // pool_frames, side // pool_rows, side // pool_columns)
+        syntax = self._syntax[modality]
+        if modality == "image":
+            syntax = replace(syntax, pool=(1, *syntax.pool[1:]))
+        grid_thw = VilaFrames(rows_per_side=side, syntax=syntax).grid(len(seconds), budget)
+        pool_frames = len(seconds) // grid_thw[0]
         config = self._model.vision_tower.config
         num_patches = self._model.patches_per_side**2
         return FrameLayout(
@@ -144,8 +156,6 @@ class VilaPolicy(LanguagePolicy):
         store: EmbeddingStore,
         config: VilaConfig,
     ) -> None:
-        self._config = config
-        self._image_processor = image_processor
         size = (image_processor.size["height"], image_processor.size["width"])
         expected = int(model.vision_tower.config.image_size)
         if size != (expected, expected):
@@ -168,15 +178,15 @@ class VilaPolicy(LanguagePolicy):
             encoder=VilaEncoder(model, image_processor, config, self.name),
         )
 
-    def save(self, folder: Path) -> None:
-        """See `Policy.save`; in the layout of three folders that it was loaded from."""
-
-        def write(temporary: Path) -> None:
-            cast(VilaModel, self.model).save(temporary, self._config.values, self._config.projector_values)
-            self.tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
-            self._image_processor.save_pretrained(temporary / TOWER_FOLDER)
-
-        write_checkpoint(folder, write)
+    def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
+        """See `LanguagePolicy.checkpoint_weights`; published files have the tower's weights behind a prefix."""
+        model = cast(VilaModel, self.model)
+        tower = model.vision_tower.state_dict()
+        return {
+            LANGUAGE_FOLDER: model.llm.state_dict(),
+            TOWER_FOLDER: {f"{TOWER_PREFIX}{name}": tensor for name, tensor in tower.items()} | tower,
+            PROJECTOR_FOLDER: model.mm_projector.state_dict(),
+        }
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the sampler has the language model alone."""
@@ -189,15 +199,15 @@ class VilaPolicy(LanguagePolicy):
 def _media_tokens(folder: Path, tokenizer: Any, text: str, syntax: MediaSyntax) -> MediaTokens:
     """Every frame's rows between the texts that open and close it."""
     placeholder_id = check_token(folder / LANGUAGE_FOLDER, tokenizer, text)
-    start = cast(list[int], tokenizer(syntax.start, add_special_tokens=False)["input_ids"])
-    end = cast(list[int], tokenizer(syntax.end, add_special_tokens=False)["input_ids"])
+    start, end = (
+        tuple(cast(list[int], tokenizer(written, add_special_tokens=False)["input_ids"]))
+        for written in (syntax.start, syntax.end)
+    )
 
-    def expand(medium: MediaReference) -> tuple[int, ...]:
-        num_frames = medium.grid_thw[0]
-        rows = [placeholder_id] * (medium.num_tokens // num_frames)
-        return (*start, *rows, *end) * num_frames
+    def stretches(medium: MediaReference) -> list[Stretch]:
+        return [(start, end)] * medium.grid_thw[0]
 
-    return MediaTokens(part=text, written=(placeholder_id,), placeholder_id=placeholder_id, expand=expand)
+    return MediaTokens(part=text, written=(placeholder_id,), placeholder_id=placeholder_id, stretches=stretches)
 
 
 class VilaFamily:
@@ -215,7 +225,7 @@ class VilaFamily:
         """
         config = VilaConfig.read(folder)
         model = VilaModel.load(folder, config, model_type=self.model_type, dtype=dtype)
-        tokenizer = load_processor(folder / LANGUAGE_FOLDER, self.model_type, processor_class=AutoTokenizer)
+        tokenizer = load_tokenizer(folder / LANGUAGE_FOLDER, self.model_type)
         images = load_processor(folder / TOWER_FOLDER, self.model_type, processor_class=SiglipImageProcessor)
         return VilaPolicy(folder, model.to(device).eval(), tokenizer, images, store, config)
 

@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.families.sampler_media import SamplerMedia
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER
-from mrsp_engine.families.vila.policy import MEDIA_TEXTS
+from mrsp_engine.families.vila.policy import MEDIA_TEXTS, load_tokenizer
 from mrsp_engine.prompts import Prompt
 
 __all__ = ["VilaSamplerMedia"]
@@ -32,7 +31,7 @@ class VilaSamplerMedia(SamplerMedia):
 
     def placeholder_ids(self, folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
         """See `SamplerMedia.placeholder_ids`; only the tokenizer knows them."""
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = load_tokenizer(folder, "vila")
         self._placeholder_ids = frozenset(tokenizer.convert_tokens_to_ids(text) for text in MEDIA_TEXTS.values())
         return self._placeholder_ids
 
@@ -43,6 +42,9 @@ class VilaSamplerMedia(SamplerMedia):
         rows_PD[~torch.tensor(is_token)] = torch.cat(list(embeddings))
         return {
             "prompt_embeds": rows_PD,
-            "prompt_token_ids": list(prompt.expanded_ids),
+            # Those of media may be none that the model knows, and vLLM would refuse them.
+            "prompt_token_ids": [
+                token if is_text else 0 for token, is_text in zip(prompt.expanded_ids, is_token, strict=True)
+            ],
             "prompt_is_token_ids": is_token,
         }

@@ -29,9 +29,10 @@ from mrsp_engine.rollout.base import (
     language_weights,
 )
 from mrsp_engine.rollout.vllm.embedding_connector import connector_options
-from mrsp_engine.rollout.vllm.long_media import allow_long_media
 from mrsp_engine.rollout.vllm.process import Placement, confined_import, own_random_numbers, sampling_threads
 from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint, read_rollouts
+from mrsp_engine.rollout.vllm.rotary import SamplerRotary
+from mrsp_engine.rollout.vllm.startup import first_line, leave_process_group, start
 
 __all__ = ["VllmRolloutEngine"]
 
@@ -97,6 +98,7 @@ class VllmRolloutEngine:
             raise EngineUsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = SamplerCheckpoint(checkpoint_folder)
         self._placement = Placement.find(tensor_parallel_size)
+        rotary = SamplerRotary(checkpoint.folder, checkpoint.config, kept_positions=checkpoint.media.kept_positions)
         is_reading_store = read_store and isinstance(checkpoint.media, StoredSamplerMedia)
         self._writer = RequestWriter(
             checkpoint,
@@ -129,11 +131,13 @@ class VllmRolloutEngine:
             with own_random_numbers(), confined_import(self._placement):
                 if is_reading_store:
                     options |= connector_options(store)
-                self._llm = _start(checkpoint, options | self._placement.engine_options())
+                self._llm = start(checkpoint, rotary, options | self._placement.engine_options())
         except Exception as error:
             if not self._placement.is_grouped:
-                _leave_process_group()
-            line = _first_line(error)
+                leave_process_group()
+            if isinstance(error, EngineError):
+                raise
+            line = first_line(error)
             if "KV cache" in line:
                 raise EngineUsageError(
                     f"memory_bytes={memory_bytes}: too little for the keys and values of max_model_len="
@@ -177,7 +181,7 @@ class VllmRolloutEngine:
                 if not self._has_weights:
                     self._llm.wake_up(tags=["weights"])
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
-                self._llm.apply_model(_repack_head)
+                self._llm.apply_model(_repack_copies)
                 if not self._has_weights:
                     self._llm.wake_up(tags=["kv_cache"])  # after the weights, which are at their largest meanwhile
                 self._has_weights = True
@@ -186,7 +190,7 @@ class VllmRolloutEngine:
                 self._llm.llm_engine.reset_encoder_cache()
                 self._llm.llm_engine.reset_mm_cache()
             except Exception as error:
-                self._failure = _first_line(error)
+                self._failure = first_line(error)
                 raise EngineError(f"vLLM couldn't take over the weights ({self._failure})") from error
         if not is_empty:
             self._failure = "its prefix cache couldn't be emptied"
@@ -234,7 +238,7 @@ class VllmRolloutEngine:
             try:
                 return cast(list[Any], self._llm.generate(requests, self._parameters(sampling), use_tqdm=False))
             except Exception as error:
-                self._failure = _first_line(error)
+                self._failure = first_line(error)
                 raise EngineError(f"vLLM failed while sampling ({self._failure}); start a new engine") from error
 
     def _require_alive(self) -> None:
@@ -259,16 +263,21 @@ class VllmRolloutEngine:
 _CLOSED = "it was closed"
 
 
-def _repack_head(model: Any) -> None:
-    """Renew the copy of the output weights that vLLM packs for CPUs.
+def _repack_copies(model: Any) -> None:
+    """Renew the copies of weights that vLLM packs for CPUs.
 
-    Reloading renews it for every layer that receives weights, which an output layer tied to the input does not.
+    Reloading renews them for every layer that receives weights, which an output layer tied to the input does not, and
+    for experts the first time only.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.platforms import current_platform
 
     for module in cast(torch.nn.Module, model).modules():
+        method: Any = getattr(module, "quant_method", None)
         if isinstance(module, ParallelLMHead):
-            cast(Any, module).quant_method.process_weights_after_loading(module)
+            method.process_weights_after_loading(module)
+        elif current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel.fused_experts.process_weights_after_loading(module)
 
 
 def _require_vllm() -> None:
@@ -280,27 +289,3 @@ def _require_vllm() -> None:
     for engine in _open_engines:
         cure = "start a new process, since in a process group vLLM stays" if engine.is_closed else "close it first"
         raise EngineUsageError(f"a vLLM engine is open in this process, which holds one at a time; {cure}")
-
-
-def _start(checkpoint: SamplerCheckpoint, options: dict[str, Any]) -> Any:
-    from vllm import LLM
-    from vllm.platforms import current_platform
-
-    options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
-    if not allow_long_media(checkpoint.architecture):
-        # A medium has to fit in the encoder cache, which is then as large as a batch.
-        options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
-    return LLM(model=str(checkpoint.folder), **options)
-
-
-def _leave_process_group() -> None:
-    """Undo what a start that failed has begun; the next engine would take vLLM's process group for the trainer's."""
-    with confined_import():
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

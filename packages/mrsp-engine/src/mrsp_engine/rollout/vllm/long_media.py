@@ -12,8 +12,14 @@ from typing import Any
 
 __all__ = ["allow_long_media"]
 
-VLLM_MODULES = {"Qwen2_5_VL": "qwen2_5_vl", "Qwen3VL": "qwen3_vl"}
-"""By the beginning of the architecture's name: vLLM's module, whose classes begin alike."""
+VLLM_MODULES = {
+    "Qwen2VL": ("qwen2_vl", "Qwen2VL"),
+    "Qwen2_5_VL": ("qwen2_5_vl", "Qwen2_5_VL"),
+    "Qwen3VL": ("qwen3_vl", "Qwen3VL"),
+    "Qwen3VLMoe": ("qwen3_vl_moe", "Qwen3VL"),
+}
+"""By the beginning of the architecture's name, with which vLLM's classes begin too: the module that has them, and how
+the names of its processor and of what it measures memory with begin."""
 
 MODEL_SUFFIX = "ForConditionalGeneration"
 
@@ -34,7 +40,8 @@ def _create_model_class(stem: str) -> type:
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.processing import BaseProcessingInfo
 
-    module: Any = importlib.import_module(f"vllm.model_executor.models.{VLLM_MODULES[stem]}")
+    module_name, processor_stem = VLLM_MODULES[stem]
+    module: Any = importlib.import_module(f"vllm.model_executor.models.{module_name}")
     base_info: type[BaseProcessingInfo] = getattr(module, f"{stem}ProcessingInfo")
 
     class LongMediaInfo(base_info):
@@ -46,8 +53,8 @@ def _create_model_class(stem: str) -> type:
 
     model_class = type(f"LongMedia{stem}", (getattr(module, stem + MODEL_SUFFIX),), {"__module__": __name__})
     register = MULTIMODAL_REGISTRY.register_processor(
-        getattr(module, f"{stem}MultiModalProcessor"),
+        getattr(module, f"{processor_stem}MultiModalProcessor"),
         info=LongMediaInfo,
-        dummy_inputs=getattr(module, f"{stem}DummyInputsBuilder"),
+        dummy_inputs=getattr(module, f"{processor_stem}DummyInputsBuilder"),
     )
     return register(model_class)

@@ -26,6 +26,7 @@ class SamplerCheckpoint:
 
     Attributes:
         folder: Where the model that vLLM runs lies.
+        config: Its config.json.
         architecture: The model class it names.
         hidden_size: Width of the language model.
         media: How its media are written into requests.
@@ -43,7 +44,7 @@ class SamplerCheckpoint:
         if self.media.subfolder:
             folder = folder / self.media.subfolder
             config = _read_config(folder)
-        self.folder = folder
+        self.folder, self.config = folder, config
         text_config = cast(dict[str, Any], config.get("text_config", config))
         if "hidden_size" not in text_config:
             raise EngineUsageError(f"{folder / 'config.json'}: names no hidden_size; choose a language model's folder")

@@ -1,0 +1,167 @@
+"""One video that a model can't take costs its own question, in every stage, and says why; nothing else stops."""
+
+import dataclasses
+import json
+
+import pytest
+
+from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.evaluation.evaluate import evaluate
+from longrl_trainer.grpo import train_grpo
+from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.question import build_question_prompt
+from longrl_trainer.runs.progress import SilentProgress
+from longrl_trainer.sft import train_sft
+from longrl_trainer.training.opening import open_policy
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.rollout.base import Refusal, RefusalReason
+from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+from mrsp_engine.tiny.families import build_tiny, create_tiny_vila
+from mrsp_engine.tiny.language import LanguageSizes
+
+SIZES = LanguageSizes(
+    hidden_size=64, num_layers=2, num_heads=2, num_key_value_heads=1, intermediate_size=64, vocabulary_size=300
+)
+FILMS = {
+    "plain": {"num_frames": 8},
+    "short": {"num_frames": 4},
+    "five": {"num_frames": 5},
+    "long": {"num_frames": 60},
+    "thin": {"num_frames": 8, "height": 4, "width": 900},
+    "speck": {"num_frames": 8, "height": 6, "width": 8},
+}
+# Frames asked for, positions of the model, and the reasons by film; everything else is kept.
+CASES = {
+    "qwen2_5_vl": (60, 170, {"long": "prompt_too_long", "thin": "unfit_medium"}),
+    "qwen3_vl": (60, 350, {"long": "prompt_too_long", "thin": "unfit_medium"}),
+    "vila": (60, 190, {"long": "prompt_too_long", "five": "unfit_medium"}),
+}
+
+
+class Listening(SilentProgress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def unfit(request, tmp_path_factory, film_world):
+    """A world of one family with videos that it can't take."""
+    folder = tmp_path_factory.mktemp(request.param)
+    num_frames, positions, reasons = CASES[request.param]
+    sizes = dataclasses.replace(SIZES, max_position_embeddings=positions)
+    if request.param == "vila":
+        create_tiny_vila(folder / "model", sizes=sizes, pool_frames=4)
+    else:
+        build_tiny(request.param, folder / "model", sizes=sizes)
+    return film_world(folder, FILMS), num_frames, reasons
+
+
+def test_every_stage_drops_it_with_its_reason_and_goes_on(unfit, tmp_path):
+    world, num_frames, reasons = unfit
+    options = {"data__num_frames": num_frames, "data__split": "train_rl"}
+    counts = {
+        "input": 6,
+        "kept": 6 - len(reasons),
+        "dropped": {reason: [*reasons.values()].count(reason) for reason in sorted(reasons.values())},
+    }
+    progress = Listening()
+    assert train_sft(world.sft(tmp_path / "sft", epochs=1, **options), progress=progress).questions == counts
+    [line] = progress.lines
+    assert line.startswith("1 of 6 questions are too long: up to ")
+    assert "positions the model was trained for; lower data.num_frames" in line
+    assert ("data.frame_pixels" in line) == ("thin" in reasons)
+    report = json.loads((tmp_path / "sft" / "questions.json").read_text())["dropped_questions"]
+    assert {question["question_id"]: question["reason"] for question in report} == reasons
+    # What is too long is known before it is encoded.
+    assert EmbeddingStore(world.folder / "embeddings").counters.encodes == counts["kept"]
+
+    assert train_grpo(world.grpo(tmp_path / "grpo", steps=1, **options)).questions == counts
+    result = evaluate(world.evaluation(tmp_path / "accuracy.json", **options))
+    assert (result.questions, result.count, result.prompts_refused) == (counts, counts["kept"], {})
+    assert EmbeddingStore(world.folder / "embeddings").counters.encodes == counts["kept"]
+
+
+def test_the_longest_prompt_is_exact(unfit, tmp_path):
+    world, num_frames, _ = unfit
+    config = world.evaluation(tmp_path / "x.json", data__num_frames=num_frames, data__split="train_rl")
+    policy = open_policy(config.model, "float32")
+    questions = load_questions(config.data, policy, progress=SilentProgress())
+    lengths = [build_question_prompt(policy, question, None).length for question in questions.kept]
+    assert questions.longest_prompt == max(lengths) <= policy.max_positions
+
+
+def test_a_response_needs_room_too(unfit, tmp_path):
+    world, _, _ = unfit
+    options = {"data__num_frames": 8, "data__split": "train_rl"}
+    config = world.evaluation(tmp_path / "x.json", **options)
+    policy = open_policy(config.model, "float32")
+    longest = load_questions(config.data, policy, progress=SilentProgress()).longest_prompt
+    room = policy.max_positions - longest
+    fitting = evaluate(world.evaluation(tmp_path / "a.json", **options), policy=policy)
+    assert "prompt_too_long" not in fitting.questions["dropped"]
+    questions = load_questions(config.data, policy, progress=SilentProgress(), response_tokens=lambda _: room + 1)
+    assert questions.counts()["dropped"]["prompt_too_long"] >= 1
+    with pytest.raises(TrainerUsageError, match=r"more than the \d+ positions the model was trained"):
+        load_questions(config.data, policy, progress=SilentProgress(), response_tokens=lambda _: 10**6)
+
+
+def test_what_the_samplers_memory_cannot_hold_is_left_out(unfit, tmp_path):
+    world, _, _ = unfit
+    config = world.grpo(
+        tmp_path / "x",
+        data__num_frames=8,
+        sampler__engine="vllm",
+        sampler__memory_bytes=1024**2,
+        data__split="train_rl",
+    )
+    policy = open_policy(config.model, "float32")
+    policy.model.config.get_text_config().max_position_embeddings = 10**5
+    pages = 1024**2 // (policy.key_value_bytes * 128)
+    longest = load_questions(config.data, policy, progress=SilentProgress()).longest_prompt
+    assert (pages - 1) * 128 >= longest + 12  # so this fits; and this doesn't:
+    with pytest.raises(TrainerUsageError, match=r"more than the \d+ that sampler\.memory_bytes=1048576 has room for"):
+        load_questions(
+            config.data,
+            policy,
+            progress=SilentProgress(),
+            sampler=config.sampler,
+            response_tokens=lambda _: (pages - 1) * 128,
+        )
+
+
+class Refusing(TransformersRolloutEngine):
+    """Samples, and has lost the embeddings of some prompts, as a sampler may."""
+
+    refused: frozenset[int] = frozenset()
+
+    def generate(self, prompts, sampling):
+        answered = super().generate(prompts, sampling)
+        refusal = Refusal(reason=RefusalReason.EMBEDDING_UNUSABLE, message="embedding 12ab is gone")
+        return [refusal if place in self.refused else outcome for place, outcome in enumerate(answered)]
+
+
+def test_a_refused_prompt_is_counted_and_the_others_are_evaluated(world, tmp_path):
+    config = world.evaluation(tmp_path / "accuracy.json")
+    policy = open_policy(config.model, "float32")
+    whole = evaluate(config, policy=policy)
+    engine = Refusing(policy)
+    engine.refused = frozenset({1, 5})
+    result = evaluate(config, policy=policy, engine=engine)
+    assert result.prompts_refused == {"embedding_unusable": 2}
+    assert result.questions == whole.questions
+    assert result.count == 6
+    assert result.items == [item for place, item in enumerate(whole.items) if place not in engine.refused]
+    written = json.loads(config.output.read_text())
+    assert [question["question_id"] for question in written["refused"]] == [
+        whole.items[1].question_id,
+        whole.items[5].question_id,
+    ]
+    assert written["refused"][0]["detail"] == "embedding 12ab is gone"
+    engine.refused = frozenset(range(8))
+    with pytest.raises(TrainerError, match="refused all 8 prompts; the first: embedding 12ab is gone"):
+        evaluate(config, policy=policy, engine=engine)

@@ -1,0 +1,156 @@
+"""The words of a subtitle file and their times, read as players read them.
+
+SubRip and WebVTT are lines with two times and `-->` between, each followed by the words. Files of people keep to no
+more than that: the milliseconds, the hours or the numbers may be missing, a comma stand for a point, coordinates behind
+the times, spaces anywhere. LongVideoBench and Whisper write JSON. FFmpeg and pysubs2 are stricter and lose whole files
+to this; so these forms are read here, and only SubStation is left to FFmpeg.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+from longvideo_reason_data.media.subtitles.cues import ShownLines
+
+_TIME = r"(?:(\d{1,4})\s*:\s*)?(\d{1,3})\s*:\s*(\d{1,2})(?:\s*[.,]\s*(\d{1,9}))?"
+_TIMES = re.compile(rf"\s*{_TIME}\s*-+\s?>\s*{_TIME}(?![\d:])")
+_ONE_TIME = re.compile(rf"\s*{_TIME}\s*")
+_LINE_END = re.compile(r"\r*\n|\r")  # some writers end a line with CR CR LF
+_NUMBER = re.compile(r"\s*\d+\s*")
+_ARROW = "-->"
+
+
+class NotTimedTextError(ValueError):
+    """A text that is no subtitles; it says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedText:
+    """What is shown in a file.
+
+    Attributes:
+        shown: Lines with their times.
+        unreadable: What had no readable times, for instance "line 12"; it isn't shown.
+    """
+
+    shown: tuple[ShownLines, ...]
+    unreadable: tuple[str, ...] = ()
+
+
+def read_timed_text(text: str) -> TimedText:
+    """Read SubRip or WebVTT, whatever the file is called.
+
+    Returns:
+        Nothing shown for a file without words, as transcribers write it where nobody speaks.
+
+    Raises:
+        NotTimedTextError: When there are words but no times.
+    """
+    lines = _LINE_END.split(text)
+    is_web = text.lstrip().startswith("WEBVTT")
+    matches = [(place, match) for place, line in enumerate(lines) if (match := _TIMES.match(line))]
+    unreadable = [place for place, line in enumerate(lines) if _ARROW in line and not _TIMES.match(line)]
+    if not matches and (unreadable or (text.strip() and not is_web)):
+        raise NotTimedTextError(f"no times such as 00:00:01,000 {_ARROW} 00:00:02,000 in it")
+    borders = sorted([*(place for place, _ in matches), *unreadable, len(lines)])
+    is_numbered = bool(borders and borders[0] and _is_number(_last_line(lines[: borders[0]])))
+    ends = dict(pairwise(borders))
+    shown: list[ShownLines] = []
+    for place, match in matches:
+        block = lines[place + 1 : ends[place]]
+        if is_web:
+            # Behind an empty line there are names of cues and notes.
+            block = block[: block.index("")] if "" in block else block
+        elif is_numbered and ends[place] < len(lines):
+            block = _without_number(block)
+        start, end = _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
+        shown.append(ShownLines(start_seconds=start, end_seconds=end, lines=tuple(block)))
+    return TimedText(shown=tuple(shown), unreadable=tuple(f"line {place + 1}" for place in unreadable))
+
+
+def read_timed_json(text: str) -> TimedText:
+    """Read the JSON of LongVideoBench (`start`, `end` and `line`, or `timestamp` and `text`) or Whisper (`segments`).
+
+    Raises:
+        NotTimedTextError: When it is other JSON or none.
+    """
+    if not text.strip():
+        return TimedText(shown=())
+    try:
+        content: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NotTimedTextError(f"not readable as JSON, {error}") from error
+    if isinstance(content, dict):
+        content = cast(dict[str, object], content).get("segments")
+    if not isinstance(content, list):
+        raise NotTimedTextError("no list of lines with start and end in it")
+    shown: list[ShownLines] = []
+    unreadable: list[str] = []
+    for number, item in enumerate(cast(list[object], content)):
+        if (lines := _json_lines(item)) is not None:
+            shown.append(lines)
+        else:
+            unreadable.append(f"item {number}")
+    if unreadable and not shown:
+        raise NotTimedTextError("no list of lines with start and end in it")
+    return TimedText(shown=tuple(shown), unreadable=tuple(unreadable))
+
+
+def _json_lines(item: object) -> ShownLines | None:
+    if not isinstance(item, dict):
+        return None
+    row = cast(dict[str, Any], item)
+    times: object = row.get("timestamp", [row.get("start"), row.get("end")])
+    words = row.get("line", row.get("text"))
+    if not isinstance(times, list) or not isinstance(words, str) or not times:
+        return None
+    start, *rest = (_json_seconds(time) for time in cast(list[object], times)[:2])
+    if start is None:
+        return None
+    # LongVideoBench leaves the end of some last lines open.
+    end = rest[0] if rest and rest[0] is not None else start
+    return ShownLines(start_seconds=start, end_seconds=end, lines=tuple(_whole_letters(words).splitlines()))
+
+
+def _whole_letters(text: str) -> str:
+    """Replace halves of letters, which JSON can hold and no file can be written with."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _json_seconds(value: object) -> float | None:
+    if isinstance(value, str):
+        match = _ONE_TIME.fullmatch(value)
+        return _seconds(match.groups()) if match else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _seconds(groups: Sequence[str | None]) -> float:
+    hours, minutes, seconds, fraction = groups
+    whole = int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
+    return float(f"{whole}.{fraction or 0}")
+
+
+def _last_line(lines: Sequence[str]) -> str:
+    return next(_from_the_end(lines), "")
+
+
+def _from_the_end(lines: Sequence[str]) -> Iterator[str]:
+    return (line for line in reversed(lines) if line.strip())
+
+
+def _is_number(line: str) -> bool:
+    return bool(_NUMBER.fullmatch(line))
+
+
+def _without_number(block: list[str]) -> list[str]:
+    """Leave out the number of the next cue, which is the last line before its times."""
+    last = len(block) - 1
+    while last >= 0 and not block[last].strip():
+        last -= 1
+    return block[:last] if last >= 0 and _is_number(block[last]) else block

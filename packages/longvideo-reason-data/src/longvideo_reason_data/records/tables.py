@@ -1,0 +1,108 @@
+"""Tables of questions as others publish them: JSON, JSON lines, CSV, TSV and Parquet, read row by row.
+
+What a file is shows in its content where the ending doesn't say it. JSON may be a list of rows, rows by their ids
+(`{"q1": {…}}`), or a list under a name (`{"data": […]}`). Cells of CSV and TSV are texts, and empty ones aren't there.
+Columns with bytes, as of embedded videos, are passed over. Nothing here knows what is in a row.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.text_encodings import decode_text
+
+Row = dict[str, Any]
+
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+ROW_KEY = "key"
+"""Under this name a row has the id by which it stands in a JSON object, unless it has a field of that name."""
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read the rows of a table.
+
+    Raises:
+        UsageError: When the file ends in none of `TABLE_SUFFIXES`.
+        DataError: When it can't be read, or holds something else than rows.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise UsageError(f"{path}: has to end in {', '.join(TABLE_SUFFIXES)}, found {suffix or 'no ending'}")
+    if suffix == ".parquet":
+        rows: Iterator[object] = _parquet_rows(path)
+    elif suffix in (".csv", ".tsv"):
+        rows = _delimited_rows(path, _read_text(path))
+    else:
+        rows = iter(_json_rows(path, _read_text(path)))
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: item {number} is {type(row).__name__}, expected an object with a question")
+        yield cast(Row, row)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text, guessed = decode_text(path.read_bytes())
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path}: not readable as text ({getattr(error, 'strerror', None) or error})") from error
+    if guessed:
+        raise DataError(f"{path}: isn't UTF-8 (it may be {guessed}); save it as UTF-8")
+    return text
+
+
+def _json_rows(path: Path, text: str) -> list[object]:
+    try:
+        try:
+            content: object = json.loads(text)
+        except json.JSONDecodeError:
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON or JSON lines ({error})") from error
+    if isinstance(content, list):
+        return cast(list[object], content)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds {type(content).__name__}, expected a list of rows")
+    table = cast(dict[str, object], content)
+    if path.suffix.lower() != ".json":
+        return [table]  # a file of one line
+    if table and all(isinstance(row, dict) for row in table.values()):
+        return [{ROW_KEY: key, **cast(Row, row)} for key, row in table.items()]
+    lists = [cast(list[object], value) for value in table.values() if isinstance(value, list)]
+    # Beside its rows such a file has a version or a licence; a row by itself has other texts and hardly lists of rows.
+    of_rows = [rows for rows in lists if rows and all(isinstance(row, dict) for row in rows)]
+    return of_rows[0] if len(of_rows) == 1 else [table]
+
+
+def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
+    head = text.lstrip("\n").split("\n", 1)[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            if None in row:
+                raise DataError(f"{path}: a row has more cells than the {len(row) - 1} names in the first line")
+            yield {name.strip(): value for name, value in row.items() if value}
+    except csv.Error as error:
+        raise DataError(f"{path}: not readable as a table ({error})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
+            for batch in file.iter_batches(batch_size=1000, columns=columns):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not readable as Parquet ({(str(error).splitlines() or [''])[0]})") from error
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return True
+    return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))

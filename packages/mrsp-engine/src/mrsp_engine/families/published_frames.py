@@ -1,0 +1,32 @@
+"""How many frames of a video a checkpoint's own files ask for: JSON alone, without torch."""
+
+from pathlib import Path
+from typing import Any
+
+from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_video_processor
+from mrsp_engine.families.vila.config import read_json
+
+__all__ = ["read_published_frames"]
+
+COUNTS = ("num_frames", "fps", "min_frames", "max_frames")
+
+
+def read_published_frames(folder: Path) -> dict[str, Any]:
+    """The settings that the files name, of `num_frames`, `fps`, `min_frames` and `max_frames`; maybe none.
+
+    Qwen-VL checkpoints name them for their video processor, where what a file leaves out has a default of the series.
+    VILA's name the most frames of a video and maybe a rate.
+
+    Raises:
+        EngineUsageError: The folder's config.json can't be read.
+    """
+    config = read_json(folder / "config.json")
+    model_type = str(config.get("model_type"))
+    if model_type in VIDEO_DEFAULTS:
+        values = read_video_processor(folder, model_type)
+        named = {name: values[name] for name in COUNTS if values.get(name)}
+        return {name: named[name] for name in ("num_frames",)} if "num_frames" in named else named
+    most, rate = config.get("num_video_frames"), config.get("fps")
+    if rate:
+        return {"fps": float(rate)} | ({"max_frames": int(most)} if most else {})
+    return {"num_frames": int(most)} if most else {}

@@ -1,0 +1,118 @@
+"""How many tokens a video takes in a prompt, to the token: by the families' own arithmetic, before anything is loaded.
+
+What stands around embeddings (markers, times, line breaks) is counted by the checkpoint's tokenizer where its folder
+has a `tokenizer.json`, and as Qwen's tokenizer writes it otherwise.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
+from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, write_time
+from mrsp_engine.families.vila.frame_sizes import VilaFrames
+
+__all__ = ["PlannedVideo", "QwenVideos", "VideoRule", "VideoTokens", "VilaVideos", "count_as_qwen", "token_counter"]
+
+CountTokens = Callable[[str], int]
+
+_QWEN_TOKENS = re.compile(r"\d| ?[^\W\d]+|[^\w\s]+|\s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedVideo:
+    """A video to be shown.
+
+    Attributes:
+        height: Rows of its frames.
+        width: Their columns.
+        seconds: Times of the frames that are shown.
+        budget: How large they may be.
+    """
+
+    height: int
+    width: int
+    seconds: tuple[float, ...]
+    budget: FrameBudget = UNLIMITED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoTokens:
+    """What it becomes.
+
+    Attributes:
+        frame_pixels: Pixels of a frame as the encoder sees it.
+        embeddings: Rows of its embedding.
+        tokens: Those, and what the family writes around them.
+    """
+
+    frame_pixels: int
+    embeddings: int
+    tokens: int
+
+
+class VideoRule(Protocol):
+    """How a family counts."""
+
+    def count(self, video: PlannedVideo) -> VideoTokens:
+        """Count a video's tokens.
+
+        Raises:
+            UnfitMediumError: The model can't take it, or not within the budget.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenVideos:
+    """Qwen2.5-VL puts markers around a video, Qwen3-VL a time and markers around every group of frames."""
+
+    frames: QwenFrames
+    writes_times: bool
+    count_tokens: CountTokens
+
+    def count(self, video: PlannedVideo) -> VideoTokens:
+        """See `VideoRule.count`."""
+        num_frames = len(video.seconds)
+        height, width = self.frames.size(video.height, video.width, num_frames, video.budget)
+        embeddings = self.frames.num_tokens(height, width, num_frames)
+        written = 2
+        if self.writes_times:
+            times = middle_seconds(video.seconds, self.frames.frames_per_group)
+            written = sum(2 + self.count_tokens(write_time(seconds)) for seconds in times)
+        return VideoTokens(frame_pixels=height * width, embeddings=embeddings, tokens=embeddings + written)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VilaVideos:
+    """VILA, which puts its texts around every frame, and whose frames have one size."""
+
+    frames: VilaFrames
+    edge: int
+    count_tokens: CountTokens
+
+    def count(self, video: PlannedVideo) -> VideoTokens:
+        """See `VideoRule.count`."""
+        shown, rows, columns = self.frames.grid(len(video.seconds), video.budget)
+        syntax = self.frames.syntax
+        written = shown * (self.count_tokens(syntax.start) + self.count_tokens(syntax.end))
+        embeddings = shown * rows * columns
+        return VideoTokens(frame_pixels=self.edge**2, embeddings=embeddings, tokens=embeddings + written)
+
+
+def count_as_qwen(text: str) -> int:
+    """Tokens of a short text as Qwen's tokenizer writes it: a digit, a word or a run of signs each."""
+    return len(_QWEN_TOKENS.findall(text))
+
+
+def token_counter(folder: Path) -> CountTokens:
+    """What counts the tokens of a text for the checkpoint in a folder."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return count_as_qwen
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

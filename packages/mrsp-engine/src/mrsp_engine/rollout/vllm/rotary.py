@@ -1,0 +1,114 @@
+"""Rotary positions in vLLM: told so that it arrives at the trainer's frequencies, and looked at once it has started.
+
+vLLM keeps more positions ready for some models than they have, and takes that larger number for the trained length when
+it works out which frequencies YaRN stretches. Both bounds of that range are where a channel turns `beta` times within
+the trained length, so with bounds as many times larger it finds the range of the trained length.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.checkpoints import refuse_broken
+from mrsp_engine.rotary import longest_context, refuse_rotary
+
+__all__ = ["SamplerRotary", "rotary_frequencies"]
+
+BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""YaRN's own, where a checkpoint names none."""
+
+
+class SamplerRotary:
+    """The rotary positions of one checkpoint.
+
+    Args:
+        folder: Where the model that vLLM runs lies.
+        config: Its config.json.
+        kept_positions: Times the trained length that vLLM keeps ready.
+
+    Raises:
+        EngineUsageError: If vLLM can't have the trainer's frequencies.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, kept_positions: int) -> None:
+        refuse_rotary(folder / "config.json", config)
+        with refuse_broken(folder, str(config.get("model_type"))):
+            loaded: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            text = loaded.get_text_config()
+            self._frequencies, self._scale = rotary_frequencies(text)
+            self._settings = _settings(text, kept_positions)
+            self._longest = longest_context(text.to_dict())
+
+    def override(self, config: Any) -> Any:
+        """What vLLM calls with the configuration that it loaded (`hf_overrides`)."""
+        text = config.get_text_config()
+        if hasattr(text, "rope_parameters"):  # it also asks with an empty one
+            text.rope_parameters = dict(self._settings)
+            text.max_position_embeddings = self._longest
+        return config
+
+    def check(self, model: Any, max_model_len: int) -> None:
+        """Compare the frequencies of vLLM's running model with the trainer's.
+
+        Raises:
+            EngineUsageError: If fewer positions are ready than a sequence may have.
+            EngineError: If the frequencies differ.
+        """
+        tables = [
+            module.cos_sin_cache for name, module in model.named_modules() if name.endswith("self_attn.rotary_emb")
+        ]
+        if not tables:
+            raise EngineError(f"vLLM's {type(model).__name__} has no rotary positions where they are looked for")
+        for table_PC in tables:
+            if len(table_PC) < max_model_len:
+                raise EngineUsageError(
+                    f"max_model_len={max_model_len}: the checkpoint's rope_parameters reach to {len(table_PC)} "
+                    "positions; lower it, or raise factor there"
+                )
+            self._compare(table_PC)
+
+    def _compare(self, table_PC: Tensor) -> None:
+        """Look at positions 1, 2, 4, …, with what rounding of the angle and of the table allows."""
+        positions_P = 2 ** torch.arange(len(table_PC).bit_length() - 1)
+        angles_PF = positions_P[:, None] * self._frequencies
+        expected_PC = torch.cat((angles_PF.cos(), angles_PF.sin()), dim=1) * self._scale
+        allowed_PC = 1e-6 * torch.cat((angles_PF, angles_PF), dim=1) + 2 * torch.finfo(table_PC.dtype).eps * self._scale
+        found_PC = table_PC[positions_P.to(table_PC.device)].float().cpu()
+        if found_PC.shape != expected_PC.shape or not bool(((found_PC - expected_PC).abs() <= allowed_PC).all()):
+            raise EngineError(
+                f"vLLM computes other rotary frequencies than the trainer for rope_parameters={self._settings}; "
+                'remove the scaling from config.json, or set the sampler\'s engine to "transformers"'
+            )
+
+
+def rotary_frequencies(config: Any) -> tuple[Tensor, float]:
+    """The frequencies that transformers gives a language model, and what it multiplies cosine and sine with.
+
+    Args:
+        config: The language model's configuration, as transformers loads it.
+
+    Returns:
+        Radians per position of every pair of channels, float32 [C / 2], and the factor.
+    """
+    rope = config.rope_parameters
+    if rope["rope_type"] != "default":
+        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
+    channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 1.0 / rope["rope_theta"] ** (torch.arange(0, channels, 2, dtype=torch.float32) / channels), 1.0
+
+
+def _settings(config: Any, kept_positions: int) -> dict[str, Any]:
+    """Rotary settings for vLLM: complete, and of the number types that it expects."""
+    rope: dict[str, Any] = {name: value for name, value in config.rope_parameters.items() if value is not None}
+    if rope["rope_type"] == "yarn":
+        rope["factor"] = rope.get("factor") or config.max_position_embeddings / rope["original_max_position_embeddings"]
+        rope |= {name: float(rope.get(name) or beta) * kept_positions for name, beta in BETAS.items()}
+    if "factor" in rope:
+        rope["factor"] = float(rope["factor"])
+    return rope

@@ -1,0 +1,48 @@
+"""Starting vLLM in this process, and undoing a start that failed."""
+
+from functools import partial
+from typing import Any
+
+from mrsp_engine.errors import EngineError
+from mrsp_engine.rollout.vllm.long_media import allow_long_media
+from mrsp_engine.rollout.vllm.process import confined_import
+from mrsp_engine.rollout.vllm.requests import SamplerCheckpoint
+from mrsp_engine.rollout.vllm.rotary import SamplerRotary
+
+__all__ = ["first_line", "leave_process_group", "start"]
+
+
+def start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[str, Any]) -> Any:
+    """Start the engine, as large as the checkpoint's media ask for.
+
+    Raises:
+        EngineError: If its rotary positions aren't the trainer's.
+    """
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
+    if not allow_long_media(checkpoint.architecture):
+        # A medium has to fit in the encoder cache, which is then as large as a batch.
+        options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
+    llm = LLM(model=str(checkpoint.folder), hf_overrides=rotary.override, **options)
+    try:
+        llm.apply_model(partial(rotary.check, max_model_len=options["max_model_len"]))
+    except EngineError:
+        llm.llm_engine.engine_core.shutdown()
+        raise
+    return llm
+
+
+def leave_process_group() -> None:
+    """Undo what a start that failed has begun; the next engine would take vLLM's process group for the trainer's."""
+    with confined_import():
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def first_line(error: BaseException) -> str:
+    """An error of vLLM in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,97 @@
+"""What config.json says about rotary positions: one rule for trainer and sampler.
+
+The frequencies of a checkpoint are those that transformers computes from its config.json; YaRN's are then those of the
+paper (arXiv 2309.00071), where the length that the model was trained for decides which of them are stretched. A sampler
+is told settings from which it arrives at the same numbers.
+
+Refused is what can't be the same on both sides (frequencies that change with the length of a sequence, so that a shared
+prompt would have other ones than a long response), and settings that transformers drops without a word. The module
+reads settings and computes nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from mrsp_engine.errors import EngineUsageError
+
+__all__ = ["longest_context", "read_rope", "refuse_rotary"]
+
+_TYPES = ("default", "linear", "llama3", "yarn")
+_TYPES_OF_SEVERAL_AXES = ("default", "yarn")
+_KEYS = ("rope_scaling", "rope_parameters")
+"""In the order in which transformers takes them: of two, it forgets the second."""
+_OLD_NAMES = {"mrope": "default", "su": "longrope"}
+_SECTIONS = "mrope_section"
+_LIMITS = ("max_position_embeddings", "model_max_length")
+_STRETCHES = ("linear", "dynamic")
+
+
+def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a language model's part of config.json says about rotary positions, with `rope_type` by its present name."""
+    found = next((config[key] for key in _KEYS if config.get(key)), {})
+    values = dict(cast(Mapping[str, Any], found))
+    name = str(values.get("rope_type", values.get("type", "default")))
+    return values | {"rope_type": _OLD_NAMES.get(name, name)}
+
+
+def longest_context(config: Mapping[str, Any]) -> int:
+    """Positions that a language model's part of config.json allows, those to which its rotary scaling extends them.
+
+    A sampler goes by `model_max_length` where it is named, which VILA's language models do, so the smaller number
+    counts.
+
+    Raises:
+        KeyError: The configuration names no limit.
+    """
+    named = [int(config[name]) for name in _LIMITS if config.get(name) is not None]
+    if not named:
+        raise KeyError(_LIMITS[0])
+    rope, longest = read_rope(config), min(named)
+    factor = float(rope.get("factor") or 1.0)
+    if rope["rope_type"] in _STRETCHES:
+        return int(longest * factor)
+    if rope["rope_type"] == "yarn":
+        return max(longest, int(factor * (rope.get("original_max_position_embeddings") or 0)))
+    return longest
+
+
+def refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a config.json whose rotary positions can't be had alike by trainer and sampler.
+
+    Args:
+        path: Where it was read, for the message.
+        config: All that it holds.
+
+    Raises:
+        EngineUsageError: If so; names the setting.
+    """
+    text = cast(Mapping[str, Any], config.get("text_config") or config)
+    rope = read_rope(text)
+    key = next((key for key in _KEYS if text.get(key)), _KEYS[1])
+    if all(text.get(key) for key in _KEYS) and "rope_theta" not in {**text, **rope}:
+        raise EngineUsageError(
+            f"{path}: has rope_scaling beside rope_parameters, whose rope_theta would be lost; put all of it into "
+            "rope_parameters"
+        )
+    if text is not config and any(config.get(key) for key in _KEYS) and _differs(read_rope(config), rope):
+        raise EngineUsageError(
+            f"{path}: has {next(key for key in _KEYS if config.get(key))} beside text_config, where it is not read; "
+            "move it into text_config"
+        )
+    if _OLD_NAMES.get(str(old := rope.get("type")), old) not in (None, rope["rope_type"]):
+        raise EngineUsageError(f"{path}: {key} has type={old!r} and rope_type={rope['rope_type']!r}; keep rope_type")
+    expected = _TYPES_OF_SEVERAL_AXES if _SECTIONS in rope else _TYPES
+    if rope["rope_type"] not in expected:
+        raise EngineUsageError(
+            f"{path}: rope_type={rope['rope_type']!r} in {key}: trainer and sampler would not have the same rotary "
+            f"frequencies; expected one of {', '.join(expected)}"
+        )
+    share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor"))
+    if share not in (None, 1):
+        raise EngineUsageError(f"{path}: partial_rotary_factor={share}: expected 1, all channels of a head rotated")
+
+
+def _differs(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    names = ("rope_type", "factor", "original_max_position_embeddings", _SECTIONS)
+    return any(first.get(name) != second.get(name) for name in names)
