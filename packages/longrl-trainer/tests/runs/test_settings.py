@@ -1,5 +1,6 @@
 """What may be other in a run that is found again: settings that shape nothing, its length, and nothing else."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from longrl_trainer.config.effects import Effect, effect_of, find_differences, n
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
+from longrl_trainer.runs.digests import digest_of_uppermost_files
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
 
@@ -122,6 +124,63 @@ def test_a_run_of_an_older_version_goes_on(world, tmp_path):
     (config.output / "settings.json").write_text(json.dumps(old))
     with pytest.raises(TrainerUsageError, match=r"settings\.blind was false and is now true"):
         train_sft(world.sft(tmp_path / "run", epochs=1, blind=True))
+
+
+# All that an older version wrote under `settings` for the recipe of `world.grpo`.
+OLD_GRPO_SETTINGS: dict[str, Any] = {
+    "seed": 0,
+    "dtype": "float32",
+    "checkpoint_every_steps": 2,
+    "learning_rate": 1e-3,
+    "optimizer": "adamw",
+    "muon_learning_rate_ratio": 5.0,
+    "weight_decay": 0.0,
+    "max_gradient_norm": 1.0,
+    "train_vision": "frozen",
+    "stored": "embeddings",
+    "share_prompt": True,
+    "data": {"split": "train_rl", "num_frames": 4, "system": None},
+    "steps": 2,
+    "prompts_per_step": 2,
+    "group_size": 4,
+    "temperature": 1.0,
+    "max_response_tokens": 12,
+    "warmup_steps": 0,
+    "updates_per_batch": 1,
+    "clip_low": 0.2,
+    "clip_high": 0.28,
+    "advantage": "grpo",
+    "aggregation": "token",
+    "kl_coefficient": 0.0,
+    "rewards": {"answer": 0.9, "format": 0.1},
+    "max_logprob_gap": 1e-3,
+    "journal_groups": 2,
+    "sampler": {"engine": "transformers", "memory_bytes": 512 * 2**20, "max_num_seqs": 256},
+}
+
+
+def test_settings_as_older_versions_wrote_them_are_the_same_run(started, broken_off, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(broken_off, output)
+    saved = settings_of(output)
+    inputs = {
+        "model": digest_of_uppermost_files(started.model),
+        "records": hashlib.sha256((started.dataset / "records.parquet").read_bytes()).hexdigest(),
+    }
+    old = {"stage": "grpo", "settings": OLD_GRPO_SETTINGS, "inputs": inputs, "places": saved["places"]}
+    (output / "settings.json").write_text(json.dumps(old))
+    with pytest.raises(TrainerUsageError, match=r"settings\.data\.fps was null and is now 2\.0"):
+        train_grpo(started.grpo(output, steps=4, data__num_frames=None, data__fps=2.0))
+    assert settings_of(output)["settings"] == OLD_GRPO_SETTINGS
+    whole = started.grpo(tmp_path / "whole", steps=4)
+    train_grpo(whole)
+    train_grpo(started.grpo(output, steps=4))
+    assert weights(output) == weights(whole.output)
+    assert {(line["setting"], line["was"], line["now"]) for line in changes_of(output)} == {
+        ("steps", 2, 4),
+        ("max_logprob_gap", 1e-3, 1e-5),
+    }
+    assert settings_of(output)["settings"] == settings_of(whole.output)["settings"]
 
 
 def test_a_video_that_is_gone_when_a_run_goes_on_is_refused_by_name(new_world, tmp_path):
