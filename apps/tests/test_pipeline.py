@@ -11,6 +11,7 @@ import pytest
 
 from longrl.errors import AppUsageError
 from longrl.pipeline import Stage, digest_json, measure, open_pipeline, read_finished
+from longvideo_reason_data.errors import UsageError
 
 
 class Work:
@@ -168,7 +169,7 @@ def test_sigkill_keeps_the_time_spent_and_frees_the_folder(tmp_path):
     folder = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", SLEEPER, folder, "100"], stdout=subprocess.DEVNULL)
     wait_for(folder / "ready")
-    with pytest.raises(AppUsageError, match=f"is in use by process {process.pid}; wait for it or choose another"):
+    with pytest.raises(UsageError, match=f"is in use by process {process.pid} on .* since .*; wait for it to end"):
         Work(folder).run()
     time.sleep(2.5)  # one beat
     os.kill(process.pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from longrl.commands.recipes import resolve_config
 from longrl.quickstart.config import QUICKSTART_RECIPE, RECIPES_FOLDER, load_quickstart
 from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
@@ -34,6 +35,18 @@ def test_quickstart_recipes_parse_and_get_their_places(path, tmp_path):
     evaluation = config.evaluation_config(tmp_path / "model", tmp_path / "x.json", num_frames=5, blind=True)
     assert (evaluation.data.split, evaluation.data.num_frames, evaluation.blind) == ("held_out", 5, True)
     assert evaluation.temperature == config.evaluation.temperature
+
+
+def test_rewards_with_and_without_settings_can_be_typed(tmp_path):
+    recipe = tmp_path / "grpo.toml"
+    recipe.write_text(
+        'output = "run"\nsteps = 1\nlearning_rate = 1e-3\n[model]\nfolder = "m"\n'
+        '[data]\ndataset = "d"\nsplit = "train_rl"\nnum_frames = 2\n'
+        '[rewards]\nanswer = 0.9\n[rewards.judge]\nweight = 0.5\nprompt = "a"\ntries = 3\n'
+    )
+    options = ["--rewards.answer", "0.5", "--rewards.judge.weight", "0.7", "--rewards.judge.tries", "4"]
+    config = resolve_config("grpo", [str(recipe), *options], GrpoConfig, example="")
+    assert config.rewards == {"answer": 0.5, "judge": {"weight": 0.7, "prompt": "a", "tries": 4}}
 
 
 def test_the_quickstart_asks_enough_held_out_questions(tmp_path):

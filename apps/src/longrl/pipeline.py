@@ -1,6 +1,6 @@
 """A folder that is filled by stages, each done once and redone only when its inputs change.
 
-    .lock                       held by the process at work
+    .owner                      held by the process at work
     stages/NAME.started.json    inputs of a stage that has begun, and the time it has taken so far
     stages/NAME.json            written last: inputs, result, time, memory and the outputs of a finished stage
 
@@ -10,10 +10,8 @@ cleared away and done anew, with the reason said. The module doesn't know what a
 continue with what it has left behind.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import resource
 import shutil
 import threading
@@ -28,12 +26,13 @@ from longrl.errors import AppUsageError
 from longrl_trainer.config.recipes import first_difference
 from longrl_trainer.durable import remove_partial, write_json
 from longrl_trainer.errors import TrainerError
+from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 
 FORMAT_VERSION = 1
-STAGES_NAME, LOCK_NAME = "stages", ".lock"
+STAGES_NAME = "stages"
 HEARTBEAT_SECONDS = 2.0
 # A folder may hold these before the first stage without being somebody else's.
-OWN_NAMES = frozenset({STAGES_NAME, LOCK_NAME})
+OWN_NAMES = frozenset({STAGES_NAME, OWNER_NAME})
 
 Say = Callable[[str], None]
 
@@ -170,30 +169,19 @@ def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
     """Take a folder for this process alone, for as long as the block runs.
 
     Raises:
-        AppUsageError: The folder can't be written, is at work in another process, or holds something else.
+        AppUsageError: The folder can't be written, or holds something else.
+        DataError: Another process is at work in it, or it takes no lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         strangers = sorted(path.name for path in folder.iterdir() if path.name not in OWN_NAMES)
-        if strangers and not (folder / STAGES_NAME).is_dir():
-            raise AppUsageError(f"{folder} holds something else ({strangers[0]}); choose another --output")
-        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise AppUsageError(f"{folder}: can't be written ({error.strerror}); choose another --output") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            raise AppUsageError(
-                f"{folder} is in use by process {holder or 'unknown'}; wait for it or choose another --output"
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    if strangers and not (folder / STAGES_NAME).is_dir():
+        raise AppUsageError(f"{folder} holds something else ({strangers[0]}); choose another --output")
+    with own_folder(folder):
         (folder / STAGES_NAME).mkdir(exist_ok=True)
         yield Pipeline(folder, say)
-    finally:
-        os.close(lock)
 
 
 def read_finished(folder: Path, name: str) -> FinishedStage | None:

@@ -1,5 +1,10 @@
-"""The medium of text models: the file that the questions come from, which the model is never shown."""
+"""The medium of text models: the file that the questions come from, which the model is never shown.
 
+A question about a film, a recording or a picture is none for such a model: what it is about would be left out without a
+word, so the file has to be a text.
+"""
+
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -7,7 +12,11 @@ from typing import Self
 from longrl_trainer.config.sections import DataSection
 from longvideo_reason_data.media.video_file import digest_file
 from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.base import Policy
+
+# Any other kind of file has told itself by then.
+BYTES_LOOKED_AT = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +27,16 @@ class SourceText:
 
     @classmethod
     def open(cls, path: Path, policy: Policy) -> Self:
-        """Take note of the file."""
+        """Take note of the file.
+
+        Raises:
+            EngineUsageError: It is a video or another file that the model can't be shown.
+        """
+        if path.is_file() and not is_text(path):
+            raise EngineUsageError(
+                f"{path} is no text in UTF-8, and a model of type {policy.name} is shown nothing else; set another "
+                "`model.folder`, or `blind = true` to ask about it without showing it"
+            )
         return cls(path=path)
 
     @property
@@ -29,3 +47,14 @@ class SourceText:
     def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
         """Refer to nothing: everything there is to know stands in the question."""
         return ()
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file begins as text in UTF-8."""
+    with path.open("rb") as file:
+        beginning = file.read(BYTES_LOOKED_AT)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in beginning

@@ -1,6 +1,6 @@
 """GRPO: the model answers questions, answers are compared within their group, better ones become more likely.
 
-One step, read top to bottom in `train_grpo`: draw G responses per question from the sampler, let the rewards judge
+One step, read top to bottom in `_train`: draw G responses per question from the sampler, let the rewards judge
 them, turn rewards into advantages, climb the clipped objective, hand the new weights to the sampler. Every pass over a
 group computes its long prompt once. What is measured on the way is in `step_metrics`.
 
@@ -19,18 +19,18 @@ from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import Question, build_question_prompt
+from longrl_trainer.questions.question import Question, QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
-from longrl_trainer.rewards.registry import load_rewards
+from longrl_trainer.rewards.registry import WeightedReward, load_rewards
 from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
 from longrl_trainer.rl.update import PolicyUpdate
-from longrl_trainer.runs.folder import open_run
+from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import create_optimizer, open_engine, open_policy, open_training_policy
-from longrl_trainer.training.optimizer import warmup_learning_rate
-from longrl_trainer.training.ranks import join_ranks
+from longrl_trainer.training.optimizer import Optimizer, warmup_learning_rate
+from longrl_trainer.training.ranks import Ranks, join_ranks
 from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
@@ -70,35 +70,28 @@ def train_grpo(
     ranks = join_ranks(config.model)
     progress = progress if progress and ranks.is_first else SilentProgress()
     rewards = load_rewards(config.rewards)
-    run = open_run("grpo", config, model=config.model, data=config.data, ranks=ranks)
-    if run.result is not None:
-        return GrpoResult(model_folder=run.model_folder, **run.result)
+    with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:
+        result = run.result or _train(config, run, rewards, policy, engine, progress, ranks)
+        return GrpoResult(model_folder=run.model_folder, **result)
 
+
+def _train(
+    config: GrpoConfig,
+    run: Run,
+    rewards: Sequence[WeightedReward],
+    policy: Policy | None,
+    engine: RolloutEngine | None,
+    progress: ProgressDisplay,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """All steps that are not done, and the final model; returns what is reported."""
+    run.require_length(config.steps)
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
-    with storing(policy, config):
-        questions = load_questions(
-            config.data,
-            policy,
-            progress=progress,
-            choice_only=True,
-            response_tokens=lambda _: config.max_response_tokens,
-            sampler=config.sampler,
-            ranks=ranks,
-        )
-    run.save_questions(questions.report())
+    questions = _load_questions(config, run, policy, progress, ranks)
     policy.train_vision(config.train_vision)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
-    objective = build_objective(config)
-    update = PolicyUpdate(
-        policy=policy,
-        optimizer=optimizer,
-        objective=objective,
-        scoring=RowScoring.of(config, ranks, temperature=config.temperature),
-        reference=open_policy(config.model, config.dtype) if objective.needs_reference else None,
-        num_updates=config.updates_per_batch,
-        max_logprob_gap=config.logprob_gap_limit,
-    )
+    update = create_update(config, policy, optimizer, ranks)
     start_folder = run.checkpoint.model_folder if run.checkpoint else config.model.folder
 
     with (
@@ -129,7 +122,7 @@ def train_grpo(
                     for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
                     if not isinstance(outcome, Refusal)
                 ]
-                groups = judge_groups(answered, rewards=rewards, objective=objective, ranks=ranks)
+                groups = judge_groups(answered, rewards=rewards, objective=update.objective, ranks=ranks)
                 refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
                 if not groups:
                     raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
@@ -152,7 +145,40 @@ def train_grpo(
     policy.freeze_vision()
     result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": questions.counts()}
     run.finish(policy, result)
-    return GrpoResult(model_folder=run.model_folder, **result)
+    return result
+
+
+def _load_questions(
+    config: GrpoConfig, run: Run, policy: Policy, progress: ProgressDisplay, ranks: Ranks
+) -> QuestionSet:
+    """The questions that rewards can judge, with their videos encoded; those that were dropped are written down."""
+    with storing(policy, config):
+        questions = load_questions(
+            config.data,
+            policy,
+            progress=progress,
+            blind=config.blind,
+            choice_only=True,
+            response_tokens=lambda _: config.max_response_tokens,
+            sampler=config.sampler,
+            ranks=ranks,
+        )
+    run.save_questions(questions.report())
+    return questions
+
+
+def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, ranks: Ranks) -> PolicyUpdate:
+    """What updates the policy in every step, as the recipe says; opens the reference if the objective needs it."""
+    objective = build_objective(config)
+    return PolicyUpdate(
+        policy=policy,
+        optimizer=optimizer,
+        objective=objective,
+        scoring=RowScoring.of(config, ranks, temperature=config.temperature),
+        reference=open_policy(config.model, config.dtype) if objective.needs_reference else None,
+        num_updates=config.updates_per_batch,
+        max_logprob_gap=config.logprob_gap_limit,
+    )
 
 
 def choose_questions(questions: Sequence[Question], config: GrpoConfig, *, step: int) -> list[Question]:

@@ -20,12 +20,12 @@ from longrl_trainer.config.stages import SftConfig
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import Question
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
-from longrl_trainer.runs.folder import open_run
+from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import create_optimizer, open_training_policy
 from longrl_trainer.training.optimizer import cosine_learning_rate
-from longrl_trainer.training.ranks import join_ranks
+from longrl_trainer.training.ranks import Ranks, join_ranks
 from longrl_trainer.training.scoring import RowScoring
 from longvideo_reason_data.records.answers import LETTERS, format_prompt, format_response
 from longvideo_reason_data.records.record import QuestionRecord
@@ -59,16 +59,22 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
     """
     ranks = join_ranks(config.model)
     progress = progress if progress and ranks.is_first else SilentProgress()
-    run = open_run("sft", config, model=config.model, data=config.data, ranks=ranks)
-    if run.result is not None:
-        return SftResult(model_folder=run.model_folder, **run.result)
+    with open_run("sft", config, model=config.model, data=config.data, ranks=ranks) as run:
+        result = run.result or _train(config, run, policy, progress, ranks)
+        return SftResult(model_folder=run.model_folder, **result)
 
+
+def _train(
+    config: SftConfig, run: Run, policy: Policy | None, progress: ProgressDisplay, ranks: Ranks
+) -> dict[str, Any]:
+    """All steps that are not done, and the final model; returns what is reported."""
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
     with storing(policy, config):
         questions = load_questions(
             config.data,
             policy,
             progress=progress,
+            blind=config.blind,
             learn_responses=True,
             response_tokens=lambda record: len(response_ids(policy, record, config)),
             ranks=ranks,
@@ -80,7 +86,8 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
     num_steps = config.epochs * steps_per_epoch
-    warmup_steps = round(config.warmup_fraction * num_steps)
+    run.require_length(num_steps)
+    remark_schedule(run, config, steps_per_epoch)
     plan: list[list[list[Question]]] = []
     started = perf_counter()
 
@@ -97,13 +104,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
                 loss = take_gradients(policy, groups, scoring)
             media.backward()
             ranks.sum_gradients(policy.model)
-            learning_rate = cosine_learning_rate(
-                step,
-                num_steps=num_steps,
-                peak=config.learning_rate,
-                warmup_steps=warmup_steps,
-                min_learning_rate_fraction=config.min_learning_rate_fraction,
-            )
+            learning_rate = learning_rate_at(step, config, num_steps=num_steps)
             gradient_norm = optimizer.step(learning_rate)
             run.metrics.append(
                 step + 1,
@@ -129,7 +130,33 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
         "seconds": perf_counter() - started,
     }
     run.finish(policy, result)
-    return SftResult(model_folder=run.model_folder, **result)
+    return result
+
+
+def learning_rate_at(step: int, config: SftConfig, *, num_steps: int) -> float:
+    """The learning rate of a step (counted from 0) of a run of so many."""
+    return cosine_learning_rate(
+        step,
+        num_steps=num_steps,
+        peak=config.learning_rate,
+        warmup_steps=round(config.warmup_fraction * num_steps),
+        min_learning_rate_fraction=config.min_learning_rate_fraction,
+    )
+
+
+def remark_schedule(run: Run, config: SftConfig, steps_per_epoch: int) -> None:
+    """Say so when the steps that are done had other learning rates than in a run begun with today's length."""
+    if run.lengthened is None:
+        return
+    was, now = run.lengthened.was * steps_per_epoch, config.epochs * steps_per_epoch
+    for step in range(run.step):
+        before, after = (learning_rate_at(step, config, num_steps=num_steps) for num_steps in (was, now))
+        if before != after:
+            run.remark(
+                f"step {step + 1} had the learning rate of a run of {was} steps, {before:.3g}; in one of {now} it is "
+                f"{after:.3g}, so the result is not that of a run begun with {config.epochs} epochs"
+            )
+            return
 
 
 def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) -> list[list[list[Question]]]:

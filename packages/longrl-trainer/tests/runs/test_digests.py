@@ -9,7 +9,8 @@ import pytest
 from longrl_trainer.config.stages import SftConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
-from longrl_trainer.runs.folder import SETTINGS_NAME, open_run
+from longrl_trainer.runs.folder import open_run
+from longrl_trainer.runs.settings import SETTINGS_NAME
 from mrsp_engine.tiny.published import write_published
 
 PARTS = (
@@ -29,7 +30,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def begin(config: SftConfig) -> None:
-    open_run("sft", config, model=config.model, data=config.data)
+    with open_run("sft", config, model=config.model, data=config.data):
+        pass
 
 
 def change(path: Path) -> None:

@@ -4,9 +4,11 @@ Every setting's docstring is its help text.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from longrl_trainer.config.effects import Effect
 
 AdvantageName = Literal["grpo", "dr_grpo", "rloo"]
 
@@ -94,7 +96,7 @@ class FrameSettings(Section):
 class DataSection(FrameSettings):
     """Which questions, and how their videos are looked at."""
 
-    dataset: Path
+    dataset: Annotated[Path, Effect.PLACE]
     """Dataset folder: `records.parquet` and the videos it names."""
     split: SplitName
     """Which of the dataset's splits."""
@@ -113,9 +115,9 @@ class SamplerSection(Section):
 
     engine: Literal["vllm", "transformers"] = "vllm"
     """`vllm`, or a plain sampling loop where vLLM can't be installed."""
-    memory_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
+    memory_bytes: Annotated[int, Effect.NONE] = Field(default=512 * 1024**2, ge=1024**2)
     """vLLM's memory for keys and values."""
-    max_num_seqs: int = Field(default=256, ge=1)
+    max_num_seqs: Annotated[int, Effect.NONE] = Field(default=256, ge=1)
     """Responses that vLLM writes at the same time."""
 
 

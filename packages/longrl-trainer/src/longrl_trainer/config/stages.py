@@ -1,16 +1,18 @@
 """What can be set: one frozen model per stage, made of sections that the stages share.
 
 The models check what a value is (type, range, known key). What only a run can know (does the folder exist, which
-rewards are installed) is checked where it is used. Paths are relative to the folder the command is started in. Imports
-nothing heavy, so that a command can show its settings at once.
+rewards are installed) is checked where it is used. What another value does to the result of a run that is begun stands
+in the annotation (`config.effects`). Paths are relative to the folder the command is started in. Imports nothing heavy,
+so that a command can show its settings at once.
 """
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_serializer, field_validator
 
+from longrl_trainer.config.effects import Effect
 from longrl_trainer.config.sections import (
     AdvantageName,
     AggregationName,
@@ -33,13 +35,13 @@ GAP_LIMITS: dict[DtypeName, float] = {"float32": 1e-5, "float64": 1e-5, "bfloat1
 class TrainingConfig(Section):
     """What every stage with a training loop shares."""
 
-    output: Path
+    output: Annotated[Path, Effect.PLACE]
     """Folder of this run: settings, journal, checkpoints and the final model."""
     seed: int = Field(default=0, ge=0)
     """Decides every shuffle and every sampled token."""
     dtype: DtypeName = "float32"
     """Type of the model's weights while training (the optimizer keeps its own in float32 at least)."""
-    checkpoint_every_steps: int = Field(default=50, ge=1)
+    checkpoint_every_steps: Annotated[int, Effect.NONE] = Field(default=50, ge=1)
     """How often the state of the run is saved; an interrupted run repeats at most this many steps."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
@@ -54,20 +56,24 @@ class TrainingConfig(Section):
     train_vision: VisionName = "frozen"
     """What is trained of what turns frames into embeddings: nothing, so that each video is encoded once for all runs;
     `projector`, which is run in every step on what the tower made once; or `all`, encoding each video once per step."""
-    stored: StoredName = "embeddings"
+    stored: Annotated[StoredName, Effect.NONE] = "embeddings"
     """What the store keeps of videos while vision is frozen: embeddings; `frames`, to be encoded in every step that
     needs them; or whichever of both is `smaller`."""
-    share_prompt: bool = True
+    share_prompt: Annotated[bool, Effect.NONE] = True
     """Compute each video's prompt once for all its questions or responses; false repeats it, with the same result."""
-    parallel: ParallelSection = ParallelSection()
+    blind: bool = False
+    """Train without showing the videos; a model that can't see asks for it."""
+    questions_may_change: Annotated[bool, Effect.NONE] = False
+    """Go on with an interrupted run although other questions can be used than when it began."""
+    parallel: Annotated[ParallelSection, Effect.NONE] = ParallelSection()
 
 
 class SftConfig(TrainingConfig):
     """CoT-SFT: learn to write the dataset's own reasoning and answers."""
 
-    model: ModelSection
+    model: Annotated[ModelSection, Effect.PLACE]
     data: DataSection
-    epochs: int = Field(default=1, ge=1)
+    epochs: Annotated[int, Effect.LENGTH] = Field(default=1, ge=1)
     """How often every question is seen."""
     rows_per_step: int = Field(default=8, ge=1)
     """Packed rows (one video each) per optimizer step."""
@@ -87,9 +93,9 @@ class SftConfig(TrainingConfig):
 class GrpoConfig(TrainingConfig):
     """GRPO and its family: learn from rewards on the model's own responses."""
 
-    model: ModelSection
+    model: Annotated[ModelSection, Effect.PLACE]
     data: DataSection
-    steps: int = Field(ge=1)
+    steps: Annotated[int, Effect.LENGTH] = Field(ge=1)
     """Rollout-and-update steps."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Questions per step."""
@@ -115,10 +121,10 @@ class GrpoConfig(TrainingConfig):
     """Weight of the divergence from the starting model; 0 needs no reference pass."""
     rewards: dict[str, float | RewardSettings] = Field(default={"answer": 0.9, "format": 0.1})
     """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
-    max_logprob_gap: float | None = Field(default=None, gt=0)
+    max_logprob_gap: Annotated[float | None, Effect.NONE] = Field(default=None, gt=0)
     """The run stops when sampler and trainer disagree by more (mean absolute log-probability). Unless set 1e-5, which
     is far more than rounding makes of the same weights, and 0.05 in bfloat16, which rounds coarsely."""
-    journal_groups: int = Field(default=2, ge=0)
+    journal_groups: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
     sampler: SamplerSection = SamplerSection()
 

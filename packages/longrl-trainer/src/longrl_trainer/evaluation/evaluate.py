@@ -8,6 +8,7 @@ not independent, and every response. Answers are read by the same grammar that r
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import open_engine, open_policy
-from longrl_trainer.training.ranks import join_ranks
+from longrl_trainer.training.ranks import Ranks, join_ranks
+from longvideo_reason_data.ownership import own_file
 from longvideo_reason_data.records.answers import ParseStatus, parse_response
 from longvideo_reason_data.records.record import QuestionRecord
 from longvideo_reason_data.records.splits import connect_media
@@ -100,7 +102,15 @@ def evaluate(
     progress = progress if progress and ranks.is_first else SilentProgress()
     with readable_write_errors(config.output):  # found out before the work, not after it
         config.output.parent.mkdir(parents=True, exist_ok=True)
-    policy = policy or open_policy(config.model, config.dtype)
+    with ExitStack() as owned:
+        ranks.ask_first(lambda: owned.enter_context(own_file(config.output)))
+        return _evaluate(config, policy or open_policy(config.model, config.dtype), engine, progress, ranks)
+
+
+def _evaluate(
+    config: EvaluateConfig, policy: Policy, engine: RolloutEngine | None, progress: ProgressDisplay, ranks: Ranks
+) -> EvaluationResult:
+    """Ask, count and write."""
     questions = load_questions(
         config.data,
         policy,

@@ -1,35 +1,47 @@
 """A run's folder: what it was asked to do, how far it is, and what came out.
 
-    settings.json    the resolved settings, and digests of the questions and the model the run began with
+    settings.json    the resolved settings with their history, and digests of what the run began with (`settings`)
     metrics.jsonl    one line per step (with rollouts.jsonl beside it in GRPO)
     questions.json   how many questions were kept, and which were dropped for what reason
     checkpoints/     the state to continue from
     model/           the final model
     result.json      written last: the run is finished
 
-Started again with the same settings a run continues or, when finished, only reports its result; its inputs may have
-moved, for they are compared by content. With other settings or inputs it is refused, naming the first difference: a
-run must not be half one thing and half another. With several ranks the first one writes all this, and the others see
-the same folder.
+Started again with the same settings a run continues or, when finished, only reports its result. Asked for more steps
+it goes on from its last checkpoint, finished or not. One process at a time owns the folder. With several ranks the
+first one owns it and writes all this, and the others see the same folder.
 """
 
 import json
+import logging
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from longrl_trainer.config.recipes import first_difference
-from longrl_trainer.config.sections import DataSection, ModelSection, records_path
+from longrl_trainer.config.effects import Difference, Effect
+from longrl_trainer.config.sections import DataSection, ModelSection
 from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_partial, write_json
 from longrl_trainer.errors import TrainerUsageError
-from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longrl_trainer.runs.journal import JsonLines
+from longrl_trainer.runs.settings import (
+    describe_run,
+    find_changes,
+    log_changes,
+    read_settings,
+    with_whole_model,
+    write_settings,
+)
 from longrl_trainer.training.checkpoints import Checkpoint, latest_checkpoint, restore_optimizer, save_checkpoint
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
+from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 from mrsp_engine.families.base import Policy
 
-SETTINGS_NAME, RESULT_NAME = "settings.json", "result.json"
+QUESTIONS_NAME, RESULT_NAME = "questions.json", "result.json"
+
+_logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -41,14 +53,16 @@ class Run:
         result: What the finished run reported; None while it is not finished.
         metrics: The journal of steps.
         rollouts: The journal of responses.
+        lengthened: The change of its length, if another was asked for before.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
+    def __init__(self, config: TrainingConfig, described: dict[str, Any], ranks: Ranks) -> None:
         self._ranks = ranks
-        self.folder = folder
+        self._questions_may_change = config.questions_may_change
+        self.folder = folder = config.output
         self.metrics = JsonLines(folder / "metrics.jsonl", is_writer=ranks.is_first)
         self.rollouts = JsonLines(folder / "rollouts.jsonl", is_writer=ranks.is_first)
-        self.result, self.checkpoint = ranks.ask_first(self._find)
+        self.result, self.checkpoint, self.lengthened = ranks.ask_first(lambda: self._find(config, described))
 
     @property
     def step(self) -> int:
@@ -71,9 +85,42 @@ class Run:
             save_checkpoint(self.folder / "checkpoints", step=step, policy=policy, optimizer=optimizer)
 
     def save_questions(self, report: dict[str, Any]) -> None:
-        """Write which questions were kept and dropped."""
+        """Write which questions were kept and dropped; all ranks call this together.
+
+        Raises:
+            TrainerUsageError: A run that goes on began with other questions, and the recipe doesn't allow it.
+        """
+
+        def save() -> None:
+            path = self.folder / QUESTIONS_NAME
+            if self.step and path.exists():
+                change = describe_other_questions(json.loads(path.read_text(encoding="utf-8")), report)
+                if change is not None and not self._questions_may_change:
+                    raise TrainerUsageError(
+                        f"{self.folder}: other questions than in the {self.step} steps that are done: {change}; put "
+                        "the file right, or set `questions_may_change = true` to go on with these"
+                    )
+                if change is not None:
+                    self.remark(f"other questions: {change}")
+            write_json(path, report)
+
+        self._ranks.ask_first(save)
+
+    def remark(self, text: str) -> None:
+        """Say what the steps to come have that those before had not, here and in the history of the settings."""
         if self._ranks.is_first:
-            write_json(self.folder / "questions.json", report)
+            _logger.warning("%s: %s", self.folder, text)
+            saved = read_settings(self.folder) or {}
+            line = {"after_step": self.step, "remark": text}
+            write_settings(self.folder, {**saved, "changes": [*saved.get("changes", []), line]})
+
+    def require_length(self, num_steps: int) -> None:
+        """Refuse to end before what is done already."""
+        if num_steps < self.step:
+            raise TrainerUsageError(
+                f"{self.folder}: {self.step} steps are done, and {num_steps} are asked for; expected at least as many, "
+                "or another `output`"
+            )
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The journal of all steps so far; all ranks call this together."""
@@ -86,79 +133,73 @@ class Run:
             write_json(self.folder / RESULT_NAME, result)
         self._ranks.wait()
 
-    def _find(self) -> tuple[dict[str, Any] | None, Checkpoint | None]:
-        """What there is: the result, or else the checkpoint, the journals cut off behind it."""
+    def _find(
+        self, config: TrainingConfig, described: dict[str, Any]
+    ) -> tuple[dict[str, Any] | None, Checkpoint | None, Difference | None]:
+        """What there is: the result, or else the checkpoint, the journals cut off behind it; and another length."""
+        saved = read_settings(self.folder)
+        if saved is None:
+            if any(PARTIAL_MARK not in path.name and path.name != OWNER_NAME for path in self.folder.iterdir()):
+                raise TrainerUsageError(
+                    f"{self.folder} is not empty and holds no run of this trainer; choose another `output`"
+                )
+            write_settings(self.folder, saved := described)
+        saved = with_whole_model(self.folder, saved, described)
+        changes = find_changes(self.folder, saved, described, config)
+        length = next((change for change in changes if change.effect is Effect.LENGTH), None)
+        remove_partial(self.folder)
         path = self.folder / RESULT_NAME
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8")), None
+            if length is None:
+                return json.loads(path.read_text(encoding="utf-8")), None, None
+            if length.now < length.was:
+                raise TrainerUsageError(
+                    f"{self.folder} is finished: {length.setting} was {length.was} and is now {length.now}; expected "
+                    "at least as many, or another `output`"
+                )
+            path.unlink()  # before the settings: a kill in between leaves the run as it was before its end
         checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        after_step = checkpoint.step if checkpoint else 0
         for journal in (self.metrics, self.rollouts):
-            journal.keep_until(checkpoint.step if checkpoint else 0)
-        return None, checkpoint
+            journal.keep_until(after_step)
+        if changes:
+            log_changes(self.folder, saved, described, changes, after_step=after_step)
+        return None, checkpoint, length
 
 
+@contextmanager
 def open_run(
     stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection, ranks: Ranks = ALONE
-) -> Run:
-    """Open the run's folder, creating it or checking that it holds the same run; all ranks call this together."""
-    ranks.ask_first(lambda: _prepare_folder(stage, config, model=model, data=data))
-    return Run(config.output, ranks)
+) -> Generator[Run]:
+    """Own the run's folder while the block runs, new or checked to hold the same run; all ranks call this together.
 
-
-def _prepare_folder(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> None:
-    folder = config.output
-    settings = describe_run(stage, config, model=model, data=data)
-    saved = read_settings(folder)
-    if saved is not None:
-        saved = _with_whole_model(folder, saved, settings, model.folder)
-        difference = first_difference(saved | {"places": None}, settings | {"places": None})
-        if difference is not None:
-            raise TrainerUsageError(
-                f"{folder} holds another run: {difference}; choose another `output`, or remove the folder to start over"
-            )
-    else:
-        if folder.is_file() or (folder.is_dir() and any(PARTIAL_MARK not in path.name for path in folder.iterdir())):
-            raise TrainerUsageError(f"{folder} is not empty and holds no run of this trainer; choose another `output`")
-        with readable_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SETTINGS_NAME, settings)
-    remove_partial(folder)
-
-
-def _with_whole_model(
-    folder: Path, saved: dict[str, Any], settings: dict[str, Any], model_folder: Path
-) -> dict[str, Any]:
-    """The settings of a run that knew its model's uppermost files alone, now with all that shapes the model."""
-    recorded, current = saved.get("inputs"), settings["inputs"]
-    if not isinstance(recorded, dict) or recorded.get("model") == current["model"]:
-        return saved
-    if recorded.get("model") != digest_of_uppermost_files(model_folder):
-        return saved
-    completed = saved | {"inputs": recorded | {"model": current["model"]}}
-    write_json(folder / SETTINGS_NAME, completed)
-    return completed
-
-
-def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> dict[str, Any]:
-    """Everything that decides a run's result, where it was found, and the digest of what lay there.
-
-    How ranks divide the work decides nothing, so a run may continue on another number of them.
+    Raises:
+        TrainerUsageError: The folder holds something else, or an input is missing.
+        DataError: Another process owns the folder.
     """
-    settings = config.model_dump(
-        mode="json", exclude={"output": True, "model": True, "data": {"dataset"}, "parallel": True}
+    with ExitStack() as owned:
+
+        def take() -> dict[str, Any]:
+            described = describe_run(stage, config, model=model, data=data)
+            folder = config.output
+            if folder.is_file():
+                raise TrainerUsageError(f"{folder} is a file and holds no run of this trainer; choose another `output`")
+            with readable_write_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            owned.enter_context(own_folder(folder))
+            return described
+
+        yield Run(config, ranks.ask_first(take), ranks)
+
+
+def describe_other_questions(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first question that was kept and is dropped now, or the other way round; None when there is none."""
+    dropped_before, dropped_now = (
+        {question["question_id"]: question["detail"] for question in report["dropped_questions"]}
+        for report in (before, now)
     )
-    inputs = {
-        "model": digest_of(model.folder, "`model.folder`", outside=(config.output, model.store, data.dataset)),
-        "records": digest_of(records_path(data), "`data.dataset`"),
-    }
-    places = {"model": str(model.folder), "store": str(model.store), "dataset": str(data.dataset)}
-    return {"stage": stage, "settings": settings, "inputs": inputs, "places": places}
-
-
-def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What an output folder was used for; None when it holds no run."""
-    path = folder / SETTINGS_NAME
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError) as error:
-        raise TrainerUsageError(f"{path} is not the settings of a run: {error}") from error
+    for question_id in sorted(dropped_before.keys() ^ dropped_now.keys()):
+        if question_id in dropped_now:
+            return f"{question_id} can't be used now ({dropped_now[question_id]})"
+        return f"{question_id} couldn't be used then ({dropped_before[question_id]}) and can be now"
+    return None

@@ -8,7 +8,7 @@ same records.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,18 +22,18 @@ from longvideo_reason_data.generation.plan import BuildPlan, digest_json
 from longvideo_reason_data.generation.settings import BuildSettings, Engine
 from longvideo_reason_data.generation.shards import Dropped, ShardFolder, make_dropped
 from longvideo_reason_data.generation.sources import SourceVideo, place_video, probe_source
-from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache
 from longvideo_reason_data.language_model.server import check_access
 from longvideo_reason_data.language_model.session import Spent
 from longvideo_reason_data.media.containers import find_videos
 from longvideo_reason_data.media.decoders.base import decoder_version
 from longvideo_reason_data.media.scenes import detector_version
+from longvideo_reason_data.ownership import own_folder
 from longvideo_reason_data.pipeline.assembly import assemble
 from longvideo_reason_data.pipeline.local import generate_here
 from longvideo_reason_data.pipeline.manifest import Accounts, make_manifest
 from longvideo_reason_data.pipeline.progress import BuildProgress
 from longvideo_reason_data.prompts.templates import load_prompts
-from longvideo_reason_data.records.folder import MANIFEST_NAME, RECORDS_NAME, RESPONSES_NAME, SHARDS_NAME
+from longvideo_reason_data.records.folder import MANIFEST_NAME, RECORDS_NAME, SHARDS_NAME
 from longvideo_reason_data.records.record import check_version
 
 _NUM_PROBES = 4  # files looked at side by side
@@ -68,7 +68,8 @@ def build(
         The manifest, as it is written.
 
     Raises:
-        UsageError: When there is nothing to build from, or the request makes no sense.
+        UsageError: When there is nothing to build from, the request makes no sense, or another process is at work in
+            the folder.
         DataError: When no video can be read, the server can't be used, or the output can't be written.
     """
     settings = settings or BuildSettings()
@@ -85,7 +86,22 @@ def build(
     paths = [path for path in find_videos(videos) if not path.resolve().is_relative_to(output.resolve())]
     if not paths:
         raise UsageError("no videos given outside of the output folder; expected files or folders")
-    _refuse_foreign(output)
+    with own_folder(output):
+        _refuse_foreign(output)
+        return _build(paths, output, base_url, plan, engine, tools, console)
+
+
+def _build(
+    paths: Sequence[Path],
+    output: Path,
+    base_url: str,
+    plan: BuildPlan,
+    engine: Engine,
+    tools: Mapping[str, str],
+    console: Console | None,
+) -> dict[str, Any]:
+    """Build in a folder that this process owns."""
+    settings = plan.settings
     with BuildProgress(console) as progress:
         sources, dropped = _collect_videos(paths, output, plan, engine, progress)
         shards = ShardFolder(output, plan.config_digests["questions"])
@@ -138,21 +154,19 @@ def _collect_videos(
     sources: dict[str, SourceVideo] = {}
     dropped: list[Dropped] = []
     first_error: str | None = None
-    # A second build in this folder is told so before anything is written.
-    with ResponseCache(output / RESPONSES_NAME):
-        for path, found in zip(paths, _probe(paths, plan, engine), strict=True):
-            if isinstance(found, DataError):
-                first_error = first_error or str(found)
-                dropped.append(make_dropped("videos", str(path), "video_unreadable", str(found)))
-            elif found.digest in sources:
-                detail = f"the same file as {sources[found.digest].path}"
-                dropped.append(make_dropped("videos", str(path), "video_duplicate", detail))
-            else:
-                place_video(found, output)
-                if found.speech_problem:
-                    progress.warn(found.speech_problem)
-                sources[found.digest] = found
-            progress.advance_video()
+    for path, found in zip(paths, _probe(paths, plan, engine), strict=True):
+        if isinstance(found, DataError):
+            first_error = first_error or str(found)
+            dropped.append(make_dropped("videos", str(path), "video_unreadable", str(found)))
+        elif found.digest in sources:
+            detail = f"the same file as {sources[found.digest].path}"
+            dropped.append(make_dropped("videos", str(path), "video_duplicate", detail))
+        else:
+            place_video(found, output)
+            if found.speech_problem:
+                progress.warn(found.speech_problem)
+            sources[found.digest] = found
+        progress.advance_video()
     if not sources:
         raise DataError(f"none of the {len(paths)} videos can be read; the first: {first_error}")
     return list(sources.values()), dropped

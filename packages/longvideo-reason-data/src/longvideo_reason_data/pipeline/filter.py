@@ -29,6 +29,7 @@ from longvideo_reason_data.language_model.session import ClientSession, Spent, o
 from longvideo_reason_data.language_model.settings import ClientSettings
 from longvideo_reason_data.media.decoders.base import decoder_version
 from longvideo_reason_data.media.video_file import digest_file
+from longvideo_reason_data.ownership import own_folder
 from longvideo_reason_data.pipeline.option_order import balance_options
 from longvideo_reason_data.pipeline.progress import BuildProgress
 from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
@@ -40,6 +41,7 @@ from longvideo_reason_data.records.folder import (
     read_dataset,
     read_decoder,
     read_manifest,
+    require_folder,
 )
 from longvideo_reason_data.records.record import QuestionRecord, read_records, write_records
 
@@ -80,19 +82,20 @@ def filter_folder(
         The manifest, as it is written.
 
     Raises:
-        UsageError: When the request makes no sense.
+        UsageError: When the request makes no sense, or another process is at work in the folder.
         DataError: When the dataset is damaged, the server can't be used, or something can't be written.
     """
     client = client or ClientSettings()
     if prices is None:
         prices = client.prices(models.answerer, models.judge, models.policy)
-    records = read_everything(dataset)
+    require_folder(dataset)
     decoder = read_decoder(dataset)
     tools = {"decoder": decoder_version(decoder)}
     known = [read_benchmark(path) for path in benchmarks]
     prompts = load_prompts(prompts_folder, ANSWERING_PROMPTS)
-    captions = read_captions(dataset)
-    with BuildProgress(console) as progress:
+    with own_folder(dataset), BuildProgress(console) as progress:
+        records = read_everything(dataset)
+        captions = read_captions(dataset)
         advance = progress.start_filtering(len(records))
 
         def make_filter(asked: Asks) -> QuestionFilter:
@@ -124,18 +127,25 @@ def filter_folder(
             with open_session(base_url, dataset, client, prices) as session:
                 filtered = asyncio.run(_filter_here(make_filter, dataset, records, known, session, progress))
                 spent = session.spent()
-    shaped_by = {
-        "models": asdict(models),
-        "settings": settings.model_dump(mode="json"),
-        "prompts": prompts.digest_of(),
-        "benchmarks": [digest_file(path) for path in benchmarks],
-        "seed": seed,
-        "decoder": decoder,
-    }
-    digests = {"input_digest": hash_records(_unmeasured(records)), "config_digest": digest_json(shaped_by)}
-    return write_filtered(
-        dataset, filtered, models=models, settings=settings, seed=seed, spent=spent, stage_digests=digests, tools=tools
-    )
+        shaped_by = {
+            "models": asdict(models),
+            "settings": settings.model_dump(mode="json"),
+            "prompts": prompts.digest_of(),
+            "benchmarks": [digest_file(path) for path in benchmarks],
+            "seed": seed,
+            "decoder": decoder,
+        }
+        digests = {"input_digest": hash_records(_unmeasured(records)), "config_digest": digest_json(shaped_by)}
+        return write_filtered(
+            dataset,
+            filtered,
+            models=models,
+            settings=settings,
+            seed=seed,
+            spent=spent,
+            stage_digests=digests,
+            tools=tools,
+        )
 
 
 async def _filter_here(

@@ -66,9 +66,18 @@ def read_dataset(folder: Path) -> list[QuestionRecord]:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When the records are damaged.
     """
+    require_folder(folder)
+    return read_records(folder / RECORDS_NAME)
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a dataset's folder that isn't there.
+
+    Raises:
+        UsageError: When it isn't.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; expected a dataset with {RECORDS_NAME}")
-    return read_records(folder / RECORDS_NAME)
 
 
 def read_decoder(folder: Path) -> DecoderName:

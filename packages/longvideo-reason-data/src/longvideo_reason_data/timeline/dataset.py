@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from longvideo_reason_data.errors import UsageError
+from longvideo_reason_data.ownership import own_folder
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import Demonstration, QuestionRecord, Split, write_records
@@ -55,7 +56,7 @@ def write_timeline_dataset(
         progress: Called with the number of finished and of all videos.
 
     Raises:
-        UsageError: When no video is asked for.
+        UsageError: When no video is asked for, or another process is at work in the folder.
         DataError: When something can't be written.
     """
     worlds = {
@@ -69,15 +70,16 @@ def write_timeline_dataset(
     }
     if not paths:
         raise UsageError(f"{sum(videos.values())} videos asked for: expected at least one; set --videos")
-    everything = [world for members in worlds.values() for world in members]
-    file_digests = _render([(world, paths[world.name]) for world in everything], progress)
-    records = [
-        record
-        for split, members in worlds.items()
-        for record in _records(split, members, paths, file_digests, questions_per_video, seed, hasty_fraction)
-    ]
-    write_records(output / "records.parquet", records)
-    return records
+    with own_folder(output):
+        everything = [world for members in worlds.values() for world in members]
+        file_digests = _render([(world, paths[world.name]) for world in everything], progress)
+        records = [
+            record
+            for split, members in worlds.items()
+            for record in _records(split, members, paths, file_digests, questions_per_video, seed, hasty_fraction)
+        ]
+        write_records(output / "records.parquet", records)
+        return records
 
 
 def _digest(world: World) -> str:
