@@ -57,7 +57,8 @@ def test_two_steps_end_to_end(started, tmp_path, temperature):
 def test_rewards_rise(started, tmp_path):
     config = started.grpo(
         tmp_path / "run",
-        steps=30,
+        seed=1,
+        steps=40,
         prompts_per_step=8,
         learning_rate=2e-3,
         max_response_tokens=24,
