@@ -46,9 +46,17 @@ def test_a_pipe_that_nobody_reads_ends_the_command_quietly():
         assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
+def hear_interruptions() -> None:
+    """For a new process: whoever is started in the background of a script inherits that interruptions are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interruption_while_the_command_is_loaded_is_one_line(tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-m", "longrl", "quickstart", "--output", tmp_path / "run"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "longrl", "quickstart", "--output", tmp_path / "run"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interruptions,
     ) as process:
         while "pydantic_core" not in Path(f"/proc/{process.pid}/maps").read_text():
             time.sleep(0.005)
@@ -142,7 +150,7 @@ def test_a_dataset_of_another_version(longrl, finished, tmp_path):
     pq.write_table(table.replace_schema_metadata(metadata), dataset / "records.parquet")
     options = training_options(finished, tmp_path / "out")
     done = longrl("sft", SFT_RECIPE, *options, "--data.dataset", dataset)
-    assert_one_line(done, 2, "version 99", f"version {SCHEMA_VERSION}")
+    assert_one_line(done, 2, "version 99", str(SCHEMA_VERSION))
 
 
 def test_separate_stages_run_on_any_data(longrl, finished, tmp_path):

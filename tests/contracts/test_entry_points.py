@@ -4,6 +4,7 @@ Declarations are read from the members' own files and compared with what is inst
 forgotten by an old environment.
 """
 
+import sys
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -45,11 +46,12 @@ def test_a_recipe_can_name_every_declared_reward():
     assert sorted(weighted.name for weighted in load_rewards(dict.fromkeys(names, 1.0))) == sorted(names)
 
 
-def test_every_command_answers_for_help(capsys):
+def test_every_command_answers_for_help(capsys, monkeypatch):
     for group, name, _ in declared():
         if group == "console_scripts":
             (command,) = entry_points(group=group, name=name)
+            monkeypatch.setattr(sys, "argv", [name, "--help"])
             with pytest.raises(SystemExit) as ended:
-                command.load()(["--help"])
+                command.load()()
             assert ended.value.code == 0
             assert "usage" in capsys.readouterr().out

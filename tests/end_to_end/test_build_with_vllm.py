@@ -63,8 +63,9 @@ def build(base_url: str, films: Path, output: Path, **options: object) -> dict[s
     given |= {"--questions.max-tokens": 64, "--questions.num-samples": 2, "--questions.open-ended-share": 0.5}
     command = [BIN / "longvideo-data", "build", *(str(word) for pair in given.items() for word in pair)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert finished.returncode == 0, finished.stderr[-2000:]
     manifest: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    # A random model writes hardly a question that can be kept, and a dataset without one is a failure.
+    assert finished.returncode == (0 if manifest["kept"]["questions"] else 1), finished.stderr[-2000:]
     for stage in STAGES:
         counted = manifest["stages"][stage]
         assert counted["kept"] + sum(counted["dropped"].values()) == counted["input"] == manifest["input"][stage]

@@ -174,11 +174,21 @@ def test_help_has_an_example(name: str) -> None:
 LAUNCH = [sys.executable, "-m", "longvideo_reason_data"]
 
 
+def hear_interruptions() -> None:
+    """For a new process: whoever is started in the background of a script inherits that interruptions are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("moment", ["loading", "asking", "twice"])
 def test_an_interruption_is_one_line(server: Any, films: Path, tmp_path: Path, moment: str) -> None:
     server.delay_seconds = 0.5
     told = ("--output", tmp_path / "dataset", "--base-url", server.base_url, "--model", "model")
-    with subprocess.Popen([*LAUNCH, "build", "--videos", films, *told], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*LAUNCH, "build", "--videos", films, *told],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interruptions,
+    ) as process:
         if moment == "loading":
             maps = Path(f"/proc/{process.pid}/maps")
             while "pydantic_core" not in maps.read_text():  # in the midst of the libraries

@@ -258,7 +258,7 @@ class TestBadFolders:
         folder = shutil.copytree(folders / "qwen2", tmp_path / "model")
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
-        self.refuse(folder, r"model type 'mamba'; expected one of .*qwen3_vl, vila; choose another model folder")
+        self.refuse(folder, r"model type 'mamba'; expected one of .*qwen3_vl_moe, vila; choose another model folder")
 
     def test_there_is_no_tiny_one_of_an_unknown_family(self, tmp_path: Path) -> None:
         with pytest.raises(EngineUsageError, match="family 'mamba': expected one of qwen2, "):

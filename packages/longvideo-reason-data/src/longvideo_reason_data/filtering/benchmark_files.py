@@ -7,11 +7,12 @@ over, but a file in which no question is found is refused. A row may name a vide
 paths beside the file; from a path footage can be recognised too.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, cast
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records.options import read_options, split_options
@@ -23,6 +24,7 @@ _OPTIONS = "options"
 _IDS = ("source_id", "videoID", "video_id", "youtube_id", "video_uid", "q_uid", "video_idx", "vid", "key")
 _PATHS = ("video_path", "video", "videos", "video_name", "path", "images", "image", "media")
 _LISTS = ("qa", "qas", "qa_pairs", "questions", "mc_question")  # of the questions about a video
+_LETTER = re.compile(r"^\s*\(?[A-J][).:]\s+")
 _KNOWN = frozenset({*_QUESTIONS, _OPTIONS, *_IDS, *_PATHS})
 _NAMES = {name.capitalize(): name for name in (*_QUESTIONS, *_PATHS, _OPTIONS, "candidates", "choices")}
 
@@ -43,6 +45,12 @@ class BenchmarkItem(BaseModel):
     options: tuple[str, ...] | None = None
     source_id: Annotated[str | None, Field(validation_alias=AliasChoices(*_IDS))] = None
     paths: tuple[str, ...] = ()
+
+    @field_validator("options")
+    @classmethod
+    def _without_letters(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Take letters off that stand in no order, which leaves the words to compare."""
+        return value and tuple(_LETTER.sub("", option) for option in value)
 
     @model_validator(mode="before")
     @classmethod
