@@ -68,8 +68,8 @@ def train_on_ranks(sft_values: str, grpo_values: str) -> dict[str, Any]:
 
     VideoFile.read = note_and_read
     sft = train_sft(SftConfig.model_validate_json(sft_values))
-    other = SftConfig.model_validate_json(sft_values).model_copy(update={"epochs": 7})
-    with pytest.raises(TrainerUsageError, match=r"holds another run: settings\.epochs was 1 and is now 7"):
+    other = SftConfig.model_validate_json(sft_values).model_copy(update={"seed": 7})
+    with pytest.raises(TrainerUsageError, match=r"holds another run: settings\.seed was 0 and is now 7"):
         train_sft(other)  # the first rank alone looks, and all of them stop
     decoded.clear()
 
