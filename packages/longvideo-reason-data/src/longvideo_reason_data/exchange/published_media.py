@@ -110,7 +110,7 @@ def _paths(item: Mapping[str, Any], name: str) -> list[str]:
 
 def take_places(words: str) -> tuple[list[MediumKind], str, list[MediumKind]]:
     """Take the places of media off both ends: those in front, the words between, and those behind."""
-    front, behind = _PLACES_IN_FRONT.match(words), None
+    front = _PLACES_IN_FRONT.match(words)
     words = words[front.end() :] if front else words
     behind = _PLACES_BEHIND.search(words)
     words = words[: behind.start()] if behind else words
