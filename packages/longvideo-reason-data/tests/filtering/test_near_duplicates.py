@@ -278,7 +278,7 @@ def test_parquet_and_json_benchmarks_are_read(tmp_path: Path) -> None:
         ("exam.jsonl", '{"key": "dQw4w9WgXcQ", "qa": [{"ask": "Who?"}]}', UsageError, "found ask"),
         ("exam.jsonl", '{"score": 1}', UsageError, "no row with a question"),
         ("exam.json", "{}", UsageError, "0 questions compared"),
-        ("exam.parquet", "x", DataError, "not readable as Parquet"),
+        ("exam.parquet", "x", DataError, "not a readable Parquet file"),
         ("exam.jsonl", '{"question": {"a": 1}}', DataError, "row 1: question"),
     ],
 )

@@ -9,22 +9,26 @@ from collections.abc import Iterable
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.parquet_rows import read_parquet_metadata, read_parquet_rows
 from longvideo_reason_data.records.answers import LETTERS
-from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
+from longvideo_reason_data.records.medium import MAX_TEXT_CHARACTERS, NonEmpty, RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
 from longvideo_reason_data.records.versions import BEFORE, READABLE, SCHEMA_VERSION, upgrade_row
 
 NUM_OPTIONS = 4
 
 _ROWS_PER_GROUP = 1000
+_SHOWN_CHARACTERS = 60
 _VERSION_KEY = b"longvideo_reason_data.schema_version"
 _MEDIUM_TYPE = pa.struct(
     [
@@ -135,7 +139,7 @@ class QuestionRecord(BaseModel):
     options: tuple[NonEmpty, ...]
     answer: NonEmpty
     evidence: tuple[Interval, ...]
-    reasoning: str
+    reasoning: Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)]
     demonstration: Demonstration = Demonstration.WATCHED
     source: NonEmpty
     license: NonEmpty
@@ -211,18 +215,13 @@ def check_version(path: Path) -> int:
         UsageError: When it holds records of a version that can't be read, or none at all.
         DataError: When it is damaged.
     """
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0]
-        raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
-    stated = metadata.get(_VERSION_KEY)
+    stated = read_parquet_metadata(_open(path), path).get(_VERSION_KEY)
     if stated is None:
         raise UsageError(f"{path}: a Parquet file without question records; expected one written by longvideo-data")
     version = next((version for version in READABLE if stated == str(version).encode()), None)
     if version is None:
         raise UsageError(
-            f"{path}: records of version {stated.decode(errors='replace')}, this program reads versions "
+            f"{path}: records of version {visible(stated.decode(errors='replace'))}, this program reads versions "
             f"{' and '.join(map(str, READABLE))}; rebuild the dataset or install the matching release"
         )
     return version
@@ -233,20 +232,23 @@ def read_records(path: Path) -> list[QuestionRecord]:
 
     Raises:
         UsageError: When the file is missing, or holds records of another version or none at all.
-        DataError: When it is damaged or a row breaks the rules; the message names the row.
+        DataError: When it is damaged, a row breaks the rules, or two have the same id; the message names the row.
     """
-    if not path.is_file():
+    is_before = check_version(path) == BEFORE
+    records: dict[str, QuestionRecord] = {}
+    for number, row in enumerate(read_parquet_rows(_open(path), path)):
+        record = _validated(path, number, upgrade_row(row) if is_before else row)
+        if record.question_id in records:
+            raise DataError(f"{path}: row {number}: question id {visible(record.question_id)!r} is used before")
+        records[record.question_id] = record
+    return list(records.values())
+
+
+def _open(path: Path) -> BinaryIO:
+    folder = ForeignFolder(path.parent, error=DataError)
+    if not folder.has(path.name):
         raise UsageError(f"{path}: no such records file; expected a Parquet file written by longvideo-data")
-    version = check_version(path)
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0]
-        raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
-    rows: list[dict[str, Any]] = table.to_pylist()
-    if version == BEFORE:
-        rows = [upgrade_row(row) for row in rows]
-    return [_validated(path, number, row) for number, row in enumerate(rows)]
+    return folder.open(path.name)
 
 
 def list_media(records: Iterable[QuestionRecord]) -> dict[str, RecordMedium]:
@@ -263,9 +265,8 @@ def describe_invalid(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    shown = repr(first["input"])
-    value = f", got {shown if len(shown) <= 60 else shown[:57] + '...'}" if place else ""
-    return " ".join(f"{place + ': ' if place else ''}{message}{value}".split())
+    value = f", got {visible(repr(first['input']), _SHOWN_CHARACTERS)}" if place else ""
+    return visible(f"{place + ': ' if place else ''}{' '.join(message.split())}{value}")
 
 
 def _validated(path: Path, number: int, row: dict[str, Any]) -> QuestionRecord:
@@ -273,4 +274,5 @@ def _validated(path: Path, number: int, row: dict[str, Any]) -> QuestionRecord:
     try:
         return QuestionRecord.model_validate(row)
     except ValidationError as error:
-        raise DataError(f"{path}: row {number} ({row.get('question_id')!r}): {describe_invalid(error)}") from error
+        name = visible(repr(row.get("question_id")), _SHOWN_CHARACTERS)
+        raise DataError(f"{path}: row {number} ({name}): {describe_invalid(error)}") from error
