@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.sources import SourceVideo
+from longvideo_reason_data.language_model.transport.foreign_text import visible
 from longvideo_reason_data.records.drafts import QuestionDraft
 from longvideo_reason_data.records.folder import SHARDS_NAME
 from longvideo_reason_data.records.record import Skill
@@ -143,4 +144,4 @@ def _identity(source: SourceVideo) -> dict[str, object]:
 
 def make_dropped(stage: str, item: str, reason: str, detail: str = "") -> Dropped:
     """Note an item that is dropped; the detail is cut to one line."""
-    return Dropped(stage=stage, item=item, reason=reason, detail=" ".join(detail.split())[:300])
+    return Dropped(stage=stage, item=item, reason=reason, detail=visible(" ".join(detail.split())))

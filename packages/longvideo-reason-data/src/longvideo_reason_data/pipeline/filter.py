@@ -27,6 +27,7 @@ from longvideo_reason_data.language_model.accounts.prices import TokenPrice
 from longvideo_reason_data.language_model.requests import Asks
 from longvideo_reason_data.language_model.session import ClientSession, Spent, open_session
 from longvideo_reason_data.language_model.settings import ClientSettings
+from longvideo_reason_data.language_model.transport.foreign_text import visible
 from longvideo_reason_data.media.decoders.base import decoder_version
 from longvideo_reason_data.media.video_file import digest_file
 from longvideo_reason_data.ownership import own_folder
@@ -224,7 +225,7 @@ def write_filtered(
             {
                 "question_id": item.record.question_id,
                 "reason": str(item.verdict.reason),
-                "detail": " ".join(item.verdict.detail.split())[:300],
+                "detail": visible(" ".join(item.verdict.detail.split())),
             }
             for item in dropped
         ],

@@ -12,10 +12,10 @@ from typing import Any
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.requests import Outcome
+from longvideo_reason_data.language_model.transport.foreign_text import visible
 from longvideo_reason_data.records.folder import DROPPED_NAME
 
 _NUM_REASONS = 3
-_LONGEST_DETAIL = 200
 
 _STAGES = {
     "caption": ("the description of a segment", "--captions.max-tokens"),
@@ -55,7 +55,7 @@ def refuse_empty(dataset: Path, num_questions: int, num_kept: int, dropped: Iter
     details: dict[str, str] = {}
     for item in dropped:
         counts[item["reason"]] += 1
-        details.setdefault(item["reason"], str(item["detail"])[:_LONGEST_DETAIL])
+        details.setdefault(item["reason"], visible(str(item["detail"])))
     told = [
         f"{f'{count} times' if count > 1 else 'once'} {in_words(reason)}"
         + (f" ({details[reason]})" if details[reason] else "")
