@@ -8,11 +8,11 @@ good: what it leads to is read by the same grammar as every other answer.
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.language_model.requests import Asks, Outcome, Reply, Request
 from longvideo_reason_data.language_model.structured_output import extract_json
-from longvideo_reason_data.language_model.transport.foreign_text import visible
 from longvideo_reason_data.prompts.templates import Prompts
 from longvideo_reason_data.records.answers import ParseStatus, format_prompt, parse_response
 from longvideo_reason_data.records.record import QuestionRecord

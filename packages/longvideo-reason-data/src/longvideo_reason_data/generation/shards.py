@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.sources import SourceVideo
-from longvideo_reason_data.language_model.transport.foreign_text import visible
 from longvideo_reason_data.records.drafts import QuestionDraft
 from longvideo_reason_data.records.folder import SHARDS_NAME
 from longvideo_reason_data.records.record import Skill

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from longrl_files.json_text import parse_json
+from longrl_files.messages import visible
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.adaptation import Adaptation
 from longvideo_reason_data.language_model.requests import Request
 from longvideo_reason_data.language_model.structured_output import ask_in_words
-from longvideo_reason_data.language_model.transport.foreign_text import parse_json, visible
 
 Content = Sequence[Mapping[str, Any]]
 

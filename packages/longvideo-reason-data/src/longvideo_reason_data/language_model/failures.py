@@ -15,11 +15,12 @@ from typing import cast
 import httpx2
 import openai
 
+from longrl_files.json_text import parse_json
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.gates import retry_after
 from longvideo_reason_data.language_model.requests import Outcome
-from longvideo_reason_data.language_model.transport.foreign_text import parse_json, visible
 from longvideo_reason_data.language_model.transport.http_client import RefusedRedirectError, UnusableAnswerError
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)

@@ -12,8 +12,9 @@ import httpx2
 import openai
 from pydantic import BaseModel, ConfigDict
 
+from longrl_files.json_text import parse_json
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, UsageError, brief
-from longvideo_reason_data.language_model.transport.foreign_text import parse_json, visible
 from longvideo_reason_data.language_model.transport.http_client import (
     GuardedHttpClient,
     RefusedRedirectError,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from longvideo_reason_data.language_model.transport.foreign_text import visible
+from longrl_files.messages import visible
 
 _MOST_DIGITS = 18  # more than seconds, counts or letters have; longer ones don't fit into 64 bits
 

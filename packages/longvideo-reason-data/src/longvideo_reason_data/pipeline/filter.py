@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.filtering.benchmark_files import Benchmark, read_benchmark
 from longvideo_reason_data.filtering.by_answers import FilterModels, QuestionFilter
@@ -27,7 +28,6 @@ from longvideo_reason_data.language_model.accounts.prices import TokenPrice
 from longvideo_reason_data.language_model.requests import Asks
 from longvideo_reason_data.language_model.session import ClientSession, Spent, open_session
 from longvideo_reason_data.language_model.settings import ClientSettings
-from longvideo_reason_data.language_model.transport.foreign_text import visible
 from longvideo_reason_data.media.decoders.base import decoder_version
 from longvideo_reason_data.media.video_file import digest_file
 from longvideo_reason_data.ownership import own_folder

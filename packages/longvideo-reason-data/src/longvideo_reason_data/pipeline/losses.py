@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.requests import Outcome
-from longvideo_reason_data.language_model.transport.foreign_text import visible
 from longvideo_reason_data.records.folder import DROPPED_NAME
 
 _NUM_REASONS = 3

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import openai
 
-from longvideo_reason_data.language_model.transport.foreign_text import visible
+from longrl_files.messages import visible
 from longvideo_reason_data.language_model.transport.redaction import Redaction
 
 MOST_ANSWER_BYTES = 8 * 2**20

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from typing import cast
 
-from longvideo_reason_data.language_model.transport.foreign_text import parse_json
+from longrl_files.json_text import parse_json
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 SHORTEST_SECRET = 8
