@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.sources import SourceVideo
@@ -149,4 +150,4 @@ def _identity(source: SourceVideo) -> dict[str, object]:
 
 def make_dropped(stage: str, item: str, reason: str, detail: str = "") -> Dropped:
     """Note an item that is dropped; the detail is cut to one line."""
-    return Dropped(stage=stage, item=item, reason=reason, detail=" ".join(detail.split())[:300])
+    return Dropped(stage=stage, item=item, reason=reason, detail=visible(" ".join(detail.split())))

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filtering.benchmark_files import Benchmark, read_benchmark
@@ -226,7 +227,7 @@ def write_filtered(
             {
                 "question_id": item.record.question_id,
                 "reason": str(item.verdict.reason),
-                "detail": " ".join(item.verdict.detail.split())[:300],
+                "detail": visible(" ".join(item.verdict.detail.split())),
             }
             for item in dropped
         ],

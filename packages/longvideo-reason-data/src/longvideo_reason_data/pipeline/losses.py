@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.requests import Outcome
 from longvideo_reason_data.records.notes import DroppedNote, FilteredNote
 
 _NUM_REASONS = 3
-_LONGEST_DETAIL = 200
 
 _STAGES = {
     "caption": ("the description of a segment", "--captions.max-tokens"),
@@ -55,7 +55,7 @@ def refuse_empty(
     details: dict[str, str] = {}
     for item in dropped:
         counts[item.reason] += 1
-        details.setdefault(item.reason, item.detail[:_LONGEST_DETAIL])
+        details.setdefault(item.reason, visible(item.detail))
     told = [
         f"{f'{count} times' if count > 1 else 'once'} {in_words(reason)}"
         + (f" ({details[reason]})" if details[reason] else "")

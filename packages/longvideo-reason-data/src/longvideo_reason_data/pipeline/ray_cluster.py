@@ -18,9 +18,9 @@ from longrl_files.folders import FOLLOWED_VARIABLE
 from longvideo_reason_data.errors import DataError, UsageError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenPrice
 from longvideo_reason_data.language_model.requests import Outcome, Picture, Reply, Request
-from longvideo_reason_data.language_model.server import API_KEY_VARIABLE
 from longvideo_reason_data.language_model.session import Spent, open_session
 from longvideo_reason_data.language_model.settings import ClientSettings
+from longvideo_reason_data.language_model.transport.redaction import API_KEY_VARIABLE
 
 _CLOSE_SECONDS = 60.0  # longer than a client waits for answers that are under way
 
