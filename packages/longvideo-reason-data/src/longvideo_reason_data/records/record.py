@@ -5,11 +5,11 @@ model in its metadata; the version before is read too (`longvideo_reason_data.re
 other is refused rather than guessed at. Nothing here opens a medium.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.parquet_rows import ROWS_AT_ONCE, rows_in_order, rows_of, told_if_damaged
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
@@ -24,7 +25,6 @@ from longvideo_reason_data.records.versions import BEFORE, READABLE, SCHEMA_VERS
 
 NUM_OPTIONS = 4
 
-_ROWS_PER_GROUP = 1000
 _VERSION_KEY = b"longvideo_reason_data.schema_version"
 _MEDIUM_TYPE = pa.struct(
     [
@@ -193,7 +193,7 @@ def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
     remaining = iter(records)
     seen: set[str] = set()
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, RECORDS_SCHEMA, compression="zstd") as writer:
-        while group := list(islice(remaining, _ROWS_PER_GROUP)):
+        while group := list(islice(remaining, ROWS_AT_ONCE)):
             for record in group:
                 if record.question_id in seen:
                     raise DataError(
@@ -211,11 +211,8 @@ def check_version(path: Path) -> int:
         UsageError: When it holds records of a version that can't be read, or none at all.
         DataError: When it is damaged.
     """
-    try:
+    with told_if_damaged(path):
         metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0]
-        raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
     stated = metadata.get(_VERSION_KEY)
     if stated is None:
         raise UsageError(f"{path}: a Parquet file without question records; expected one written by longvideo-data")
@@ -229,7 +226,18 @@ def check_version(path: Path) -> int:
 
 
 def read_records(path: Path) -> list[QuestionRecord]:
-    """Read every record of a file that `write_records` wrote, or that of the version before, each one validated.
+    """Read every record of a file at once; see `iter_records`."""
+    return list(iter_records(path))
+
+
+def iter_records(path: Path, *, in_order_of_ids: bool = False) -> Iterator[QuestionRecord]:
+    """Read the records of a file that `write_records` wrote, or that of the version before, each one validated.
+
+    A thousand are in memory at a time; if they have to be sorted, the file is in memory as it is on disk, unpacked.
+
+    Args:
+        path: The file.
+        in_order_of_ids: Give them in the order of their ids, not in that of the file.
 
     Raises:
         UsageError: When the file is missing, or holds records of another version or none at all.
@@ -238,15 +246,9 @@ def read_records(path: Path) -> list[QuestionRecord]:
     if not path.is_file():
         raise UsageError(f"{path}: no such records file; expected a Parquet file written by longvideo-data")
     version = check_version(path)
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0]
-        raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
-    rows: list[dict[str, Any]] = table.to_pylist()
-    if version == BEFORE:
-        rows = [upgrade_row(row) for row in rows]
-    return [_validated(path, number, row) for number, row in enumerate(rows)]
+    media: dict[tuple[object, ...], RecordMedium] = {}
+    for number, row in rows_in_order(path, "question_id") if in_order_of_ids else rows_of(path):
+        yield _validated(path, number, upgrade_row(row) if version == BEFORE else row, media)
 
 
 def list_media(records: Iterable[QuestionRecord]) -> dict[str, RecordMedium]:
@@ -268,9 +270,20 @@ def describe_invalid(error: ValidationError) -> str:
     return " ".join(f"{place + ': ' if place else ''}{message}{value}".split())
 
 
-def _validated(path: Path, number: int, row: dict[str, Any]) -> QuestionRecord:
-    """Turn one row into a record, or say which row is wrong and why."""
+def _validated(
+    path: Path, number: int, row: dict[str, Any], media: dict[tuple[object, ...], RecordMedium]
+) -> QuestionRecord:
+    """Turn one row into a record, or say which row is wrong and why; records about one medium share it."""
+    named = row.get("media")
+    if isinstance(named, list):
+        row["media"] = [media.get(_values_of(medium), medium) for medium in cast(list[object], named)]
     try:
-        return QuestionRecord.model_validate(row)
+        record = QuestionRecord.model_validate(row)
     except ValidationError as error:
         raise DataError(f"{path}: row {number} ({row.get('question_id')!r}): {describe_invalid(error)}") from error
+    media |= {_values_of(medium.model_dump(mode="json")): medium for medium in record.media}
+    return record
+
+
+def _values_of(medium: object) -> tuple[object, ...]:
+    return tuple(cast(dict[str, object], medium).values()) if isinstance(medium, dict) else ()
