@@ -24,7 +24,7 @@ from longrl_files.json_text import UnfitJsonError, parse_json
 from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.decoders.base import DecoderName
-from longvideo_reason_data.records.record import QuestionRecord, read_records
+from longvideo_reason_data.records.record import QuestionRecord, iter_records
 from longvideo_reason_data.records.versions import digested_row
 
 RECORDS_NAME = "records.parquet"
@@ -46,9 +46,14 @@ class RecordsHash:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
+        self._last_id = ""
+        self.is_in_order = True
+        """Whether the records so far came in the order of their ids."""
 
     def add(self, record: QuestionRecord) -> None:
         """Take in the next record."""
+        self.is_in_order &= self._last_id <= record.question_id
+        self._last_id = record.question_id
         line = json.dumps(digested_row(record.model_dump(mode="json")), sort_keys=True, ensure_ascii=False)
         self._digest.update(line.encode() + b"\n")
 
@@ -72,8 +77,18 @@ def read_dataset(folder: Path) -> list[QuestionRecord]:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When the records are damaged.
     """
+    return list(iter_dataset(folder))
+
+
+def iter_dataset(folder: Path, *, in_order_of_ids: bool = False) -> Iterator[QuestionRecord]:
+    """Read the records of a dataset one after the other; see `iter_records`.
+
+    Raises:
+        UsageError: When the folder is missing or holds no dataset of this version.
+        DataError: When the records are damaged.
+    """
     require_folder(folder)
-    return read_records(folder / RECORDS_NAME)
+    yield from iter_records(folder / RECORDS_NAME, in_order_of_ids=in_order_of_ids)
 
 
 def require_folder(folder: Path) -> None:
