@@ -1,6 +1,6 @@
-"""Writing and reading checkpoint folders, whole or not at all, without chatter.
+"""Writing and reading checkpoint folders, complete or not at all, without transformers' console output.
 
-Knows folders and transformers' progress bars; knows no family.
+The module is independent of families.
 """
 
 import json
@@ -22,7 +22,7 @@ from mrsp_engine.rotary import refuse_rotary
 
 @contextmanager
 def without_progress_bars() -> Generator[None]:
-    """Keep transformers from drawing its own progress bars; the caller's setting is put back."""
+    """Disable transformers' own progress bars; the caller's setting is restored afterwards."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -34,7 +34,7 @@ def without_progress_bars() -> Generator[None]:
 
 @contextmanager
 def _without_reports() -> Generator[None]:
-    """Keep transformers from printing a table of weights that don't fit; they are refused in one line."""
+    """Keep transformers from printing a table of mismatched weights; they are refused in one line."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -44,17 +44,17 @@ def _without_reports() -> Generator[None]:
 
 
 def require_empty(folder: Path) -> None:
-    """Refuse to write a new model over something else.
+    """Refuse to overwrite anything with a new model.
 
     Raises:
-        EngineUsageError: The folder holds something.
+        EngineUsageError: The folder isn't empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EngineUsageError(f"{folder}: exists and is not an empty folder; choose another folder for the model")
 
 
 def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.dtype, attention: Any) -> Any:
-    """Load a model of transformers, complete or not at all.
+    """Load a transformers model, complete or not at all.
 
     Args:
         folder: The checkpoint.
@@ -64,8 +64,8 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
         attention: `attn_implementation` for transformers, one name or one per part.
 
     Raises:
-        EngineUsageError: The folder is not a complete checkpoint of this type, or has rotary positions that no
-            sampler would share.
+        EngineUsageError: The folder is not a complete checkpoint of this type, or has rotary positions that no sampler
+            can reproduce.
     """
     refuse_rotary(folder / "config.json", _read_config(folder))
     with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
@@ -80,7 +80,7 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
                 local_files_only=True,
             ),
         )
-    # transformers fills missing weights with random ones and goes on; a checkpoint like that is not usable.
+    # transformers silently fills missing weights with random values; such a checkpoint is not usable.
     mismatched = (key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
     lacking = sorted(str(key) for key in (*report["missing_keys"], *mismatched))
     if lacking:
@@ -92,7 +92,7 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """What config.json holds; nothing if it can't be read, of which transformers will say more."""
+    """The contents of config.json; empty if it can't be read, which transformers reports in detail."""
     try:
         values: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -101,10 +101,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> Any:
-    """Load a processor or a tokenizer of transformers.
+    """Load a transformers processor or tokenizer.
 
     Raises:
-        EngineUsageError: The folder doesn't hold it.
+        EngineUsageError: The folder doesn't contain it.
     """
     with refuse_broken(folder, model_type):
         return processor_class.from_pretrained(str(folder), local_files_only=True)
@@ -112,7 +112,7 @@ def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> An
 
 @contextmanager
 def refuse_broken(folder: Path, model_type: str) -> Generator[None]:
-    """Turn whatever transformers raises for a broken folder, which is many kinds, into one line."""
+    """Turn whatever transformers raises for a broken folder (many kinds of exceptions) into one line."""
     try:
         yield
     except EngineError:
@@ -123,12 +123,12 @@ def refuse_broken(folder: Path, model_type: str) -> Generator[None]:
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, force it to disk, and give it its name; an older checkpoint there is replaced.
+    """Let `write` fill a new folder, flush it to disk, and rename it to `folder`; replaces an older one.
 
     At every moment `folder` is a complete checkpoint or, for the instant between two renames, absent.
 
     Raises:
-        EngineError: The disk refused; nothing half-written is left under `folder`.
+        EngineError: Writing failed; nothing half-written is left in `folder`.
     """
     temporary: Path | None = None
     try:
