@@ -141,7 +141,8 @@ def read_completion(text: str) -> Completion:
     except ValidationError as error:
         flaw = error.errors()[0]
         place = ".".join(str(step) for step in flaw["loc"] if str(step).replace("_", "").isalnum())
-        raise ValueError(f"{place or 'the answer'}: {flaw['msg']}") from error
+        words = flaw["msg"].partition(" or instance of ")[0]
+        raise ValueError(f"{place or 'the answer'}: {words}") from error
     if not completion.choices:
         return Completion(text=None, finish="", usage=usage)
     choice = completion.choices[0]

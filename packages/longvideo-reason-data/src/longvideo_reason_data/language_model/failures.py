@@ -21,7 +21,7 @@ from longvideo_reason_data.errors import DataError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.gates import retry_after
 from longvideo_reason_data.language_model.requests import Outcome
-from longvideo_reason_data.language_model.transport.http_client import RefusedRedirectError, UnusableAnswerError
+from longvideo_reason_data.language_model.transport.http_client import RefusedRedirectError
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _GATEWAY_STATUSES = (502, 504)
@@ -38,8 +38,8 @@ _UNWELCOME = re.compile(
     re.I,
 )
 _OF_ITS_PICTURES = re.compile(
-    r"(?:invalid|corrupt|broken|truncated|cannot|can't|could not|failed|unable)\b.*\bimage"
-    r"|\bimage\b.*\b(?:dimension|pixel|resolution|too small|too large|corrupt|truncated)",
+    r"(?:invalid|corrupt|broken|truncated|cannot|can't|could not|failed|unable)\b.{0,200}\bimage"
+    r"|\bimage\b.{0,200}\b(?:dimension|pixel|resolution|too small|too large|corrupt|truncated)",
     re.I,
 )
 _LASTING = re.compile(r"not support|unsupported|n't support|not implemented|mmproj|invalid_request", re.I)
@@ -48,6 +48,7 @@ _SAID = ("error", "errors", "message", "msg", "detail", "details", "metadata", "
 _NAMING = ("param", "parameter", "field", "loc")
 _COUNTS = ("n_prompt_tokens", "n_ctx")
 _LONGEST_BODY = 20_000
+_LONGEST_ALIKE = 400
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,7 +99,7 @@ class Rejection:
     @property
     def alike(self) -> str:
         """The same for requests that are rejected for the same reason, whatever numbers and names are in it."""
-        words = re.sub(r"['\"`][^'\"`]*['\"`]|\b[\da-f]+(?:-[\da-f]+)+\b|\w*\d\w*", "#", self.message)
+        words = re.sub(r"['\"`][^'\"`]*['\"`]|\b[\da-f]+(?:-[\da-f]+)+\b|\w*\d\w*", "#", self.message[:_LONGEST_ALIKE])
         return f"{self.status} {words[:80]}"
 
     def __str__(self) -> str:
@@ -222,7 +223,7 @@ def classify_failure(error: openai.OpenAIError, server: str, model: str) -> Exce
         return AttemptError(Outcome.TIMEOUT, detail, may_be_charged=charged, is_overload=True)
     if isinstance(cause, RefusedRedirectError):
         return DataError(f"{server}: the server {brief(cause)}; what is asked goes to --base-url only")
-    if isinstance(cause, UnusableAnswerError):
+    if isinstance(cause, httpx2.DecodingError):
         return AttemptError(Outcome.INVALID, f"{server}: {brief(cause)}", may_be_charged=True)
     if isinstance(error, openai.APIConnectionError):
         return AttemptError(Outcome.CONNECTION, f"the connection broke off ({brief(cause)})", may_be_charged=charged)

@@ -15,11 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from longrl_files.json_text import parse_json
 from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, UsageError, brief
-from longvideo_reason_data.language_model.transport.http_client import (
-    GuardedHttpClient,
-    RefusedRedirectError,
-    UnusableAnswerError,
-)
+from longvideo_reason_data.language_model.transport.http_client import GuardedHttpClient, RefusedRedirectError
 from longvideo_reason_data.language_model.transport.redaction import API_KEY_VARIABLE, Redaction, read_secrets
 
 _NO_KEY = "none"
@@ -46,7 +42,8 @@ class ModelServer:
         _check_address(base_url)
         self.redaction = Redaction(read_secrets())
         self._check_seconds = min(_CHECK_SECONDS, timeout_seconds)
-        connections = httpx2.Limits(max_connections=num_parallel + 1, max_keepalive_connections=num_parallel + 1)
+        # Each request has a connection of its own: on a kept one, an answer too many would be taken for the next.
+        connections = httpx2.Limits(max_connections=num_parallel + 1, max_keepalive_connections=0)
         self.client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=_read_key(),
@@ -72,11 +69,11 @@ class ModelServer:
                 served = _read_models(raw.text)
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
-                if isinstance(cause, UnusableAnswerError | RefusedRedirectError):
+                if isinstance(cause, httpx2.DecodingError):
                     raise DataError(f"{self.base_url}: the server's list of models: {brief(cause)}") from error
-                raise DataError(
-                    f"{self.base_url}: no server answers there ({brief(cause)}); check --base-url"
-                ) from error
+                what = f"the server {brief(cause)}" if isinstance(cause, RefusedRedirectError) else ""
+                what = what or f"no server answers there ({brief(cause)})"
+                raise DataError(f"{self.base_url}: {what}; check --base-url") from error
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 given = "refuses the key in" if os.environ.get(API_KEY_VARIABLE) else "wants a key; set"
                 raise DataError(f"{self.base_url}: the server {given} {API_KEY_VARIABLE}") from error

@@ -80,7 +80,7 @@ class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity", *request.headers.get("accept-encoding", "").replace(" ", "").split(",")):
             named = visible(self._redaction.clean(encoding), 40)
-            raise UnusableAnswerError(f"the answer is compressed as {named!r}, which wasn't asked for", request=request)
+            raise UnusableAnswerError(f"the answer is compressed as {named}, which wasn't asked for", request=request)
         content = bytearray()
         async for chunk in response.aiter_bytes():
             content += chunk
@@ -102,7 +102,8 @@ class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
 def _follow(onward: httpx2.Request, request: httpx2.Request) -> httpx2.Request:
     """Take the next step of a redirect, if it leads to the same server and repeats the question."""
     if _origin(onward.url) != _origin(request.url):
-        where = visible("{}://{}:{}".format(*_origin(onward.url)))
+        scheme, host, port = _origin(onward.url)
+        where = visible(f"{scheme}://{host}:{port}" if port else f"{scheme}://{host}")
         raise RefusedRedirectError(f"redirects to another server, {where}", request=request)
     if onward.method != request.method:
         raise RefusedRedirectError("redirects to another page, away from its model", request=request)
