@@ -15,6 +15,16 @@ from longvideo_reason_data.errors import DataError
 ROWS_AT_ONCE = 1000
 
 
+def count_rows(path: Path) -> int:
+    """See how many rows a file has, without reading them.
+
+    Raises:
+        DataError: When the file is damaged.
+    """
+    with told_if_damaged(path):
+        return pq.read_metadata(path).num_rows
+
+
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the rows of a file with their numbers, a thousand at a time.
 
