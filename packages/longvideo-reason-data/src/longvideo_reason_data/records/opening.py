@@ -1,4 +1,4 @@
-"""From a medium of a record to the frames of its file, whichever kind it is."""
+"""From a record's medium to the frames of its file, whatever its kind."""
 
 from pathlib import Path, PurePath
 
@@ -12,9 +12,9 @@ def open_medium(dataset_folder: Path, medium: RecordMedium, *, decoder: DecoderN
     """Open the file of a medium.
 
     Args:
-        dataset_folder: The folder that holds the records file.
+        dataset_folder: The folder with the records file.
         medium: A medium of a record read from it.
-        decoder: Which library makes the pixels of videos.
+        decoder: The decoding library for videos.
 
     Raises:
         UsageError: When the decoder isn't installed.
@@ -29,5 +29,5 @@ def open_file(path: Path, kind: MediumKind, *, decoder: DecoderName = DecoderNam
 
 
 def kind_of(path: PurePath) -> MediumKind:
-    """Tell what a file is by its name, where nothing else says it."""
+    """Determine the kind of a file from its name, where nothing else gives it."""
     return MediumKind.IMAGE if path.suffix.lower() in IMAGE_SUFFIXES else MediumKind.VIDEO
