@@ -13,7 +13,7 @@ and their own a process on this machine could still exchange the file.
 import errno
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -23,6 +23,7 @@ from longrl_files.regular_files import MAX_TEXT_BYTES, READ_FLAGS, adopt, read_a
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LINK_ERRORS = frozenset({errno.ELOOP, errno.EMLINK})
+_LINK_CURE = "put the file itself there, or allow links in this folder with --follow-links"
 _followed: set[str] = set()
 
 
@@ -40,11 +41,13 @@ class ForeignFolder:
     Args:
         path: The folder. It may itself be a link, since the user named it.
         error: The exception that is raised for whatever is wrong, of the caller's own kind.
+        link_cure: What to do about a link, for the message.
     """
 
-    def __init__(self, path: Path, *, error: type[Exception]) -> None:
+    def __init__(self, path: Path, *, error: type[Exception], link_cure: str = _LINK_CURE) -> None:
         self.root = path
         self._error = error
+        self._link_cure = link_cure
 
     def has(self, name: str) -> bool:
         """Whether there is anything under this name, be it a link to nothing."""
@@ -65,6 +68,15 @@ class ForeignFolder:
         """
         path = self.root / name
         return adopt(self._descriptor(name, READ_FLAGS), path, error=self._error)
+
+    def find(self, name: str) -> BinaryIO | None:
+        """Open a file to read its bytes; None if nothing has the name.
+
+        Raises:
+            error: As for `open`, unless there is nothing.
+        """
+        descriptor = self._descriptor_if_there(name, READ_FLAGS)
+        return None if descriptor is None else adopt(descriptor, self.root / name, error=self._error)
 
     def open_to_append(self, name: str) -> BinaryIO:
         """Open a file to write at its end, and to read; it is made if there is none.
@@ -138,22 +150,60 @@ class ForeignFolder:
         except FileNotFoundError:
             return []
 
+    def files(self, folder: str = "", *, skips: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
+        """Names of all regular files at and below a folder, relative to the root, folder by folder in order.
+
+        Args:
+            folder: Where to begin; the root unless given.
+            skips: Names of folders that are left out, whatever they are.
+
+        Raises:
+            error: Something is neither a file nor a folder: a link that isn't allowed, a FIFO, a device.
+        """
+        for last in self.names(folder or "."):
+            name = f"{folder}/{last}" if folder else last
+            if self._is_folder(name):
+                if not skips(name):
+                    yield from self.files(name, skips=skips)
+            elif not (self._is_link_to_folder(name) and skips(name)):
+                self.path(name)
+                yield name
+
+    def _is_folder(self, name: str) -> bool:
+        try:
+            with self._parent(name) as (parent, last):
+                return stat.S_ISDIR(os.stat(last, dir_fd=parent, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
+
+    def _is_link_to_folder(self, name: str) -> bool:
+        path = self.root / name
+        return path.is_symlink() and path.is_dir()
+
     def _descriptor(self, name: str, flags: int) -> int:
+        descriptor = self._descriptor_if_there(name, flags)
+        if descriptor is None:
+            raise self._error(f"{show(self.root / name)}: no such file")
+        return descriptor
+
+    def _descriptor_if_there(self, name: str, flags: int) -> int | None:
         try:
             with self._parent(name) as (parent, last):
                 return self._open_last(name, parent, last, flags)
-        except FileNotFoundError as failure:
-            raise self._error(f"{show(self.root / name)}: no such file") from failure
+        except FileNotFoundError:
+            return None
 
     def _open_last(self, name: str, parent: int, last: str, flags: int) -> int:
         try:
             return os.open(last, flags | os.O_NOFOLLOW, 0o666, dir_fd=parent)
+        except FileNotFoundError:
+            raise
         except OSError as failure:
             if failure.errno not in _LINK_ERRORS:
                 raise self._refused(name, failure) from failure
         target = os.path.realpath(os.fspath(self.root / name))
         if not self._is_allowed(target):
-            raise self._error(_describe_link(self.root / name))
+            raise self._link_refused(self.root / name)
         try:
             return os.open(target, flags)
         except OSError as failure:
@@ -164,8 +214,9 @@ class ForeignFolder:
         root = os.path.realpath(self.root)
         if root in _followed:
             return True
-        snapshots = Path(root).parent
-        return snapshots.name == "snapshots" and Path(target).parent == snapshots.with_name("blobs")
+        blobs = Path(target).parent
+        # The root may be a folder of a snapshot, such as the tower of a model in parts.
+        return any(above.name == "snapshots" and blobs == above.with_name("blobs") for above in Path(root).parents)
 
     @contextmanager
     def _parent(self, name: str) -> Generator[tuple[int, str]]:
@@ -194,7 +245,7 @@ class ForeignFolder:
                 raise
             except OSError as failure:
                 if (link := self._link_on_the_way(name)) is not None:
-                    raise self._error(_describe_link(link)) from failure
+                    raise self._link_refused(link) from failure
                 raise self._refused(name, failure) from failure
             yield descriptor
         finally:
@@ -212,6 +263,5 @@ class ForeignFolder:
     def _refused(self, name: str, failure: OSError) -> Exception:
         return self._error(f"{show(self.root / name)}: can't be opened ({reason_of(failure)})")
 
-
-def _describe_link(path: Path) -> str:
-    return f"{show(path)}: is a link; put the file itself there, or allow links in this folder with --follow-links"
+    def _link_refused(self, link: Path) -> Exception:
+        return self._error(f"{show(link)}: is a link; {self._link_cure}")
