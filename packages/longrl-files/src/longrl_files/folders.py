@@ -14,12 +14,13 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from longrl_files.json_text import UnfitJsonError, parse_json
-from longrl_files.regular_files import MAX_TEXT_BYTES, READ_FLAGS, adopt, read_all, reason_of, show
+from longrl_files.regular_files import APPEND_FLAGS, MAX_TEXT_BYTES, READ_FLAGS, adopt, read_all, reason_of, show
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LINK_ERRORS = frozenset({errno.ELOOP, errno.EMLINK})
@@ -84,9 +85,8 @@ class ForeignFolder:
         Raises:
             error: It can't be written, or something other than a regular file has the name.
         """
-        descriptor = self._descriptor(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK)
-        adopt(os.dup(descriptor), self.root / name, error=self._error).close()
-        return os.fdopen(descriptor, "a+b")
+        descriptor = self._descriptor(name, APPEND_FLAGS)
+        return adopt(descriptor, self.root / name, error=self._error, mode="a+b")
 
     def path(self, name: str) -> Path:
         """The path of a regular file inside the folder, for a library that opens it itself.
@@ -149,6 +149,18 @@ class ForeignFolder:
                 return sorted(entry.name for entry in entries)
         except FileNotFoundError:
             return []
+
+    def statuses(self, folder: str = ".") -> list[tuple[str, os.stat_result]]:
+        """What `names` gives, and what the system says of each, of a link itself."""
+        try:
+            with self._folder(folder) as descriptor, os.scandir(descriptor) as entries:
+                found: list[tuple[str, os.stat_result]] = []
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        found.append((entry.name, entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            return []
+        return sorted(found, key=itemgetter(0))
 
     def files(self, folder: str = "", *, skips: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
         """Names of all regular files at and below a folder, relative to the root, folder by folder in order.

@@ -11,6 +11,7 @@ import stat
 from typing import BinaryIO
 
 from longrl_files.folders import ForeignFolder
+from longrl_files.regular_files import APPEND_FLAGS, adopt
 
 _NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -54,6 +55,19 @@ class OwnFolder(ForeignFolder):
         """
         with self._parent(name) as (parent, last):
             return os.fdopen(os.open(last, _NEW_FLAGS, 0o666, dir_fd=parent), "w+b")
+
+    def extend(self, name: str) -> BinaryIO:
+        """Open a file to write at its end; it is made if there is none.
+
+        Raises:
+            error: Something other than a regular file has the name.
+        """
+        status = self.status(name)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            self.path(name)
+        with self._parent(name) as (parent, last):
+            descriptor = os.open(last, APPEND_FLAGS | os.O_NOFOLLOW, 0o666, dir_fd=parent)
+        return adopt(descriptor, self.root / name, error=self._error, mode="a+b")
 
     def replace(self, name: str, other: str) -> None:
         """Give a file another name; what had that name is gone, a link itself."""
