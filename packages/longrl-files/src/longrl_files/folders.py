@@ -244,7 +244,7 @@ class ForeignFolder:
     @contextmanager
     def _folder(self, name: str) -> Generator[int]:
         """An open folder below the root, reached without a link."""
-        is_followed = os.path.realpath(self.root) in _followed
+        is_followed = bool(_followed) and os.path.realpath(self.root) in _followed
         descriptor = -1
         try:
             try:
@@ -268,7 +268,7 @@ class ForeignFolder:
         path = self.root
         for part in PurePosixPath(name).parts:
             path = path / part
-            if stat.S_ISLNK(path.lstat().st_mode):
+            if path.is_symlink():
                 return path
         return None
 
