@@ -123,15 +123,24 @@ def test_a_snapshot_of_links(folders: Path, store: EmbeddingStore, tmp_path: Pat
     (tmp_path / "saved" / "README.md").write_text("mine")
 
 
-def test_folders_that_are_links(folders: Path, store: EmbeddingStore, tmp_path: Path) -> None:
-    """As VILA's own conversion makes them; one that leads back to where it lies ends nowhere."""
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for item in (folders / "longvila_r1_7b").iterdir():
-        (linked / item.name).symlink_to(item)
-    (linked / "again").symlink_to(linked)
-    load(linked, store).save(tmp_path / "saved")
-    assert contents(tmp_path / "saved") == contents(folders / "longvila_r1_7b")
+@pytest.mark.parametrize("name", ["config.json", "llm", "LICENSE", "docs/plan"])
+def test_nothing_is_copied_through_a_link(folders: Path, store: EmbeddingStore, tmp_path: Path, name: str) -> None:
+    """Neither a file nor a folder of another place, were it there before the model was loaded or came later."""
+    folder, outside = tmp_path / "own", tmp_path / "outside"
+    shutil.copytree(folders / "longvila_r1_7b", folder)
+    policy = load(folder, store)
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    if (folder / name).exists():
+        (folder / name).rename(outside / "moved")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside / ("moved" if (outside / "moved").exists() else "secret"))
+    with pytest.raises(EngineError, match="is a link") as caught:
+        policy.save(tmp_path / "saved")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(EngineError, match="is a link"):
+        checkpoint_files(folder)
 
 
 def test_what_goes_along_and_what_stays(own: Callable[[str], Path], store: EmbeddingStore, tmp_path: Path) -> None:
