@@ -128,7 +128,8 @@ class CheckpointFolder:
         for name in _VOCABULARIES:
             self.find(name, max_bytes=MOST_VOCABULARY_BYTES)
         self._check_names()
-        for index, suffix in _INDICES.items():
+        for index in [INDEX_NAME] if self.weight_files() else [PICKLE_INDEX_NAME]:
+            suffix = _INDICES[index]
             for name in self._indexed(index):
                 if not name.endswith(suffix):
                     raise EngineUsageError(

@@ -73,16 +73,18 @@ def write_copy(
     Raises:
         EngineError: The checkpoint isn't there any more, or is of other weights.
     """
+    if not source.is_dir():
+        raise _vanished(source, EngineError("no such folder"))
+    files = CheckpointFolder(source).files
     try:
-        paths = checkpoint_files(source, outside=outside)
-    except OSError as error:
+        for path in checkpoint_files(source, outside=outside):
+            if path.suffix in _FORMS_OF_WEIGHTS or path.name.endswith(_FOREIGN_INDEX):
+                continue
+            (target / path.parent).mkdir(parents=True, exist_ok=True)
+            with files.open(path.as_posix()) as old, (target / path).open("xb") as new:
+                shutil.copyfileobj(old, new, _COPIED_BYTES)
+    except EngineUsageError as error:
         raise _vanished(source, error) from error
-    for path in paths:
-        if path.suffix in _FORMS_OF_WEIGHTS or path.name.endswith(_FOREIGN_INDEX):
-            continue
-        (target / path.parent).mkdir(parents=True, exist_ok=True)
-        with CheckpointFolder(source).files.open(path.as_posix()) as old, (target / path).open("xb") as new:
-            shutil.copyfileobj(old, new, _COPIED_BYTES)
     for part, tensors in weights.items():
         (target / part).mkdir(parents=True, exist_ok=True)
         _write_part(source / part, target / part, tensors, exact=exact)

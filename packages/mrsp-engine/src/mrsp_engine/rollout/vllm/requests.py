@@ -46,11 +46,6 @@ class SamplerCheckpoint:
             config = _read_config(folder)
         checkpoint = CheckpointFolder(folder)
         checkpoint.admit(allow_pickle_weights=True)
-        if not checkpoint.weight_files():
-            raise EngineUsageError(
-                f"{folder}: has no weights as safetensors, and vLLM is given nothing else; train from it, which saves "
-                'safetensors, or set the sampler\'s engine to "transformers"'
-            )
         self.folder, self.config = folder, config
         text_config = cast(dict[str, Any], config.get("text_config", config))
         if "hidden_size" not in text_config:
@@ -64,6 +59,11 @@ class SamplerCheckpoint:
         if end is None:
             raise EngineUsageError(f"{folder / 'generation_config.json'}: names no end token; set eos_token_id there")
         self.end_token_ids = (end,) if isinstance(end, int) else tuple(end)
+        if not checkpoint.weight_files():
+            raise EngineUsageError(
+                f"{folder}: has no weights as safetensors, and vLLM is given nothing else; train from it, which saves "
+                'safetensors, or set the sampler\'s engine to "transformers"'
+            )
 
 
 class RequestWriter:
