@@ -11,7 +11,7 @@ from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.runs.progress import ProgressDisplay
 from longvideo_reason_data.media.image_file import FramesFile
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import Split, list_media, read_records
 from mrsp_engine.families.base import Policy
 

@@ -24,7 +24,7 @@ from longrl.tiny_model import build_tiny_model
 from longrl_trainer.config.recipes import save_config
 from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.runs.progress import ProgressDisplay
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import QuestionRecord, Split, list_media, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 

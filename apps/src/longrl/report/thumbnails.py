@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from longvideo_reason_data.media.video_file import sample_frames
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import QuestionRecord
 
 MOST_FRAMES = 8

@@ -11,6 +11,7 @@ and their own a process on this machine could still exchange the file.
 """
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator
@@ -25,15 +26,20 @@ from longrl_files.regular_files import APPEND_FLAGS, MAX_TEXT_BYTES, READ_FLAGS,
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LINK_ERRORS = frozenset({errno.ELOOP, errno.EMLINK})
 _LINK_CURE = "put the file itself there, or allow links in this folder with --follow-links"
-_followed: set[str] = set()
+FOLLOWED_VARIABLE = "LONGRL_FOLLOWED_FOLDERS"
+"""Environment variable with the folders in which links are followed, so that processes started by this one know."""
 
 
 def follow_links(folder: Path) -> None:
-    """Let names inside a folder be links from now on, wherever they lead; for the whole process.
+    """Follow links inside a folder from now on, wherever they lead, in this process and those that it starts.
 
-    The user says so (`--follow-links`), for a dataset whose videos are links into an archive, say.
+    For the user to decide (`--follow-links`), who may keep a dataset whose videos are links into an archive.
     """
-    _followed.add(os.path.realpath(folder))
+    os.environ[FOLLOWED_VARIABLE] = json.dumps(sorted({*_followed(), os.path.realpath(folder)}))
+
+
+def _followed() -> set[str]:
+    return set(json.loads(os.environ.get(FOLLOWED_VARIABLE, "[]")))
 
 
 class ForeignFolder:
@@ -138,6 +144,18 @@ class ForeignFolder:
         except UnfitJsonError as failure:
             raise self._error(f"{show(self.root / name)}: not readable as JSON ({failure})") from failure
 
+    def require_no_links(self) -> None:
+        """Refuse a folder in which there is a link, before anything is written into it.
+
+        Raises:
+            error: There is one directly in it, and the user didn't allow links there.
+        """
+        if os.path.realpath(self.root) in _followed():
+            return
+        for name in self.names():
+            if (self.root / name).is_symlink():
+                raise self._link_refused(self.root / name)
+
     def names(self, folder: str = ".") -> list[str]:
         """Names of what is directly in a folder, sorted; nothing if there is no such folder.
 
@@ -224,7 +242,7 @@ class ForeignFolder:
     def _is_allowed(self, target: str) -> bool:
         """Whether a link may lead there."""
         root = os.path.realpath(self.root)
-        if root in _followed:
+        if root in _followed():
             return True
         blobs = Path(target).parent
         # The root may be a folder of a snapshot, such as the tower of a model in parts.
@@ -244,7 +262,7 @@ class ForeignFolder:
     @contextmanager
     def _folder(self, name: str) -> Generator[int]:
         """An open folder below the root, reached without a link."""
-        is_followed = bool(_followed) and os.path.realpath(self.root) in _followed
+        is_followed = FOLLOWED_VARIABLE in os.environ and os.path.realpath(self.root) in _followed()
         descriptor = -1
         try:
             try:

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from longrl_files import folders
+from longrl_files.messages import LINE_CHARACTERS, error_line, visible
 from longvideo_reason_data.commands.build import build
 from longvideo_reason_data.commands.exporting import export
 from longvideo_reason_data.commands.filter import filter_dataset
@@ -69,7 +71,7 @@ def timeline(
     print(f"{output}: {len(records)} questions about {videos} videos")
 
 
-def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
+def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool = False) -> None:
     """Hold a dataset to its rules: records, videos, splits, balance, shortcuts, repeated questions, benchmarks.
 
     Prints one line per problem and exits with 1 when there is any.
@@ -82,25 +84,31 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
         dataset: Folder of the dataset.
         benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
             TSV or Parquet.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    if follow_links:
+        folders.follow_links(dataset)
     problems = check_dataset(dataset, benchmarks)
     for path in benchmarks:
         print(f"{path}: {read_benchmark(path).summary} compared")
     for problem in problems:
-        print(problem)
+        print(visible(problem, LINE_CHARACTERS))
     if problems:
         raise DataError(f"{dataset}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
     print(f"{dataset}: sound")
 
 
-def stats(dataset: Folder) -> None:
+def stats(dataset: Folder, follow_links: bool = False) -> None:
     """Print what a dataset holds, as JSON.
 
     Example: longvideo-data stats dataset
 
     Args:
         dataset: Folder of the dataset.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    if follow_links:
+        folders.follow_links(dataset)
     print(json.dumps(describe_dataset(dataset), indent=2))
 
 
@@ -135,7 +143,7 @@ def _run(arguments: list[str] | None) -> int:
             config=(tyro.conf.EnumChoicesFromValues,),
         )
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return error.exit_code
     except ValidationError as error:
         print(f"error: {describe_invalid(error)}", file=sys.stderr)

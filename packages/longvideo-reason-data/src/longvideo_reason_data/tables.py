@@ -7,19 +7,19 @@ Columns with bytes, as of embedded videos, are passed over. Nothing here knows w
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from longrl_files.json_text import UnfitJsonError, parse_json
+from longrl_files.regular_files import open_regular, read_bounded
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.parquet_rows import read_parquet_rows
 from longvideo_reason_data.text_encodings import decode_text
 
 Row = dict[str, Any]
 
+MAX_TABLE_BYTES = 2**30
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 ROW_KEY = "key"
 """Under this name a row has the id by which it stands in a JSON object, unless it has a field of that name."""
@@ -49,9 +49,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def _read_text(path: Path) -> str:
     try:
-        text, guessed = decode_text(path.read_bytes())
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: not readable as text ({getattr(error, 'strerror', None) or error})") from error
+        text, guessed = decode_text(read_bounded(path, error=DataError, max_bytes=MAX_TABLE_BYTES))
+    except UnicodeError as error:
+        raise DataError(f"{path}: not readable as text ({error})") from error
     if guessed:
         raise DataError(f"{path}: isn't UTF-8 (it may be {guessed}); save it as UTF-8")
     return text
@@ -60,10 +60,10 @@ def _read_text(path: Path) -> str:
 def _json_rows(path: Path, text: str) -> list[object]:
     try:
         try:
-            content: object = json.loads(text)
-        except json.JSONDecodeError:
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except UnfitJsonError:
+            return [parse_json(line) for line in text.split("\n") if line.strip()]
+    except UnfitJsonError as error:
         raise DataError(f"{path}: not readable as JSON or JSON lines ({error})") from error
     if isinstance(content, list):
         return cast(list[object], content)
@@ -93,16 +93,5 @@ def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-            for batch in file.iter_batches(batch_size=1000, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not readable as Parquet ({(str(error).splitlines() or [''])[0]})") from error
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return True
-    return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+    file = open_regular(path, error=DataError)
+    return read_parquet_rows(file, path, with_bytes=False)

@@ -1,4 +1,4 @@
-"""Digests of files are remembered as long as the file stays as it is."""
+"""Digests of files are cached as long as the file is unchanged."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def test_every_change_is_seen(film: Path, tmp_path: Path) -> None:
     folder, times = tmp_path / "digests", film.stat()
     read_anew(folder, film)
     film.write_bytes(b"FRAMES" * 1000)
-    os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time of change
+    os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same modification time
     time.sleep(0.1)
     assert [read_anew(folder, film) for _ in range(2)] == [True, False]
     other = tmp_path / "other"

@@ -1,4 +1,4 @@
-"""What is saved is what was published, with other weights: same files, names, shards and number formats."""
+"""What is saved is what was published, with new weights: same files, names, shards and dtypes."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def weights(folder: Path) -> dict[tuple[str, str], Tensor]:
-    """By file and name."""
+    """Weights by file and name."""
     return {
         (str(path.relative_to(folder)), name): tensor
         for path in folder.rglob("*.safetensors")
@@ -62,7 +62,7 @@ def weights(folder: Path) -> dict[tuple[str, str], Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_is_the_same_to_the_byte(folders: Path, kind: str, store: EmbeddingStore, tmp_path: Path) -> None:
-    """Weights too, since float32 holds every number of bfloat16."""
+    """Weights too, because float32 represents every bfloat16 number."""
     load(folders / kind, store).save(tmp_path / "saved")
     assert contents(tmp_path / "saved") == contents(folders / kind)
 
@@ -100,7 +100,7 @@ def test_an_exact_copy_loses_nothing(folders: Path, kind: str, store: EmbeddingS
         sizes = [tensor.nbytes for file in path.parent.glob("*.safetensors") for tensor in load_file(file).values()]
         assert index["metadata"]["total_size"] == sum(sizes)
 
-    # Whoever continues from there ends with the published layout.
+    # Resuming from there ends with the published layout.
     again.source = folders / kind
     again.save(tmp_path / "continued")
     policy.save(tmp_path / "straight")
@@ -108,7 +108,7 @@ def test_an_exact_copy_loses_nothing(folders: Path, kind: str, store: EmbeddingS
 
 
 def test_a_snapshot_of_links(folders: Path, store: EmbeddingStore, tmp_path: Path) -> None:
-    """A hub's cache holds files under their digests, and a snapshot of links to them, here read-only as there."""
+    """A hub's cache has files under their digests, and a snapshot of links to them, here read-only as well."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
     for number, name in enumerate(contents(folders / "nvila_lite_2b")):
         blob = blobs / str(number)
@@ -183,7 +183,7 @@ def test_saving_inside_and_over_the_source(own: Callable[[str], Path]) -> None:
 
 
 def test_a_tied_head_with_a_place_of_its_own(own: Callable[[str], Path], store: EmbeddingStore, tmp_path: Path) -> None:
-    """Some tied models are published with the head written out, and with tensors that no class knows."""
+    """Some tied models are published with a written head, and with tensors that no class has."""
     folder = own("qwen2_5_1_5b")
     path = folder / "model.safetensors"
     content = load_file(path)
@@ -208,7 +208,7 @@ def test_a_tied_head_with_a_place_of_its_own(own: Callable[[str], Path], store: 
 
 
 def test_weights_in_another_form(own: Callable[[str], Path], store: EmbeddingStore, tmp_path: Path) -> None:
-    """Without safetensors to take the layout from there is one file, with each weight once."""
+    """Without safetensors to copy the layout from, there is one file with each weight once."""
     folder = own("qwen3_4b")
     content = {name: tensor for (_, name), tensor in weights(folder).items()}
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
@@ -240,7 +240,7 @@ class TestRefusals:
         folder = own(kind)
         policy = load(folder, store)
         shutil.rmtree(folder)
-        self.refuse(policy, tmp_path / "saved", r"own: can't be read any more .* put that back and start again")
+        self.refuse(policy, tmp_path / "saved", r"own: can't be read any more .* restore that and start again")
 
     @pytest.mark.parametrize("name", ["README.md", "tokenizer.json"])
     def test_a_link_to_nothing(

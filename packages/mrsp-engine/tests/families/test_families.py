@@ -1,4 +1,4 @@
-"""The laws that every family keeps: one prompt for a group, ranks as one, stored as live, saved as loaded."""
+"""For every family: one prompt per group, several ranks equal one, stored equals live, saved equals loaded."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def load(folders: Path, family: str, dtype: torch.dtype = torch.float64) -> Lang
 
 
 def media_of(policy: Policy) -> list[MediaReference]:
-    """A video, an image and another video, of other sizes, where the family sees."""
+    """A video, an image and another video, of different sizes, if the family has vision."""
     if policy.name not in SEEING:
         return []
     first = policy.encode_video(NoiseVideo(), range(0, 12, 2))
@@ -222,9 +222,9 @@ def test_images_are_images(folders: Path, family: str) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_models_that_only_read_refuse_media(folders: Path, family: str) -> None:
     policy = load(folders, family)
-    with pytest.raises(EngineUsageError, match=f"type {family} takes no video"):
+    with pytest.raises(EngineUsageError, match=f"type {family} accepts no video"):
         policy.encode_video(NoiseVideo(), [0])
-    with pytest.raises(EngineUsageError, match=f"type {family} takes no image"):
+    with pytest.raises(EngineUsageError, match=f"type {family} accepts no image"):
         policy.encode_image(NoiseVideo(frame_count=1))
 
 

@@ -28,6 +28,7 @@ def build(
     benchmarks: tuple[Path, ...] = (),
     filters: FilterSettings = FilterSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
+    follow_links: bool = False,
 ) -> None:
     """Turn video files into a dataset with the help of a language model.
 
@@ -66,14 +67,22 @@ def build(
             TSV or Parquet.
         filters: How questions are answered, and what is kept.
         settings: Further settings.
+        follow_links: Follow links in the output, and those that are subtitles, which may lead anywhere; without it they
+            are refused.
     """
+    from longrl_files import folders
     from longvideo_reason_data.filtering.benchmark_files import read_benchmark
     from longvideo_reason_data.filtering.by_answers import FilterModels
     from longvideo_reason_data.pipeline.build import build as build_dataset
     from longvideo_reason_data.pipeline.filter import filter_folder
-    from longvideo_reason_data.pipeline.losses import read_dropped, refuse_empty
+    from longvideo_reason_data.pipeline.losses import refuse_empty
     from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
+    from longvideo_reason_data.records.folder import DROPPED_NAME
+    from longvideo_reason_data.records.notes import DroppedNote, read_notes
 
+    if follow_links:
+        for folder in (output, *videos, *(video.parent for video in videos)):
+            folders.follow_links(folder)
     # What the filters can't work with is refused before anything is paid for.
     models = FilterModels(answerer=captioner or model, judge=judge, policy=policy)
     load_prompts(prompts, ANSWERING_PROMPTS)
@@ -97,7 +106,7 @@ def build(
     )
     _print_built(output, manifest)
     num_questions, num_kept = manifest["input"]["questions"], manifest["kept"]["questions"]
-    refuse_empty(output, num_questions, num_kept, read_dropped(output))
+    refuse_empty(output, num_questions, num_kept, read_notes(output, DROPPED_NAME, DroppedNote))
     if filter == "none":
         return
     manifest = filter_folder(

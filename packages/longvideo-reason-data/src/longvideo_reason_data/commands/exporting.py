@@ -11,6 +11,7 @@ def export(
     to: Literal["hf", "jsonl", "trl", "verl", "easyr1"],
     output: Path | None = None,
     video_root: str | None = None,
+    follow_links: bool = False,
 ) -> None:
     """Write a dataset in another layout, with a dataset card, ready to be published or trained on.
 
@@ -27,10 +28,14 @@ def export(
         output: Folder to write; exports/LAYOUT in the dataset's folder when not given.
         video_root: Where the trainer finds the dataset's folder; then videos aren't brought along. Without it, places
             of videos are relative to the output, and a trainer finds them when it is started there.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    from longrl_files import folders
     from longvideo_reason_data.exchange.export_layouts import LAYOUTS
     from longvideo_reason_data.exchange.exporting import export_dataset
 
+    if follow_links:
+        folders.follow_links(dataset)
     folder = output or dataset / "exports" / to
     counts = export_dataset(dataset, folder, to, video_root=video_root)
     print(f"{folder}: {', '.join(f'{split} {count}' for split, count in counts.items())}")

@@ -1,6 +1,5 @@
 """The command `filter`: what it can be told. What it does is loaded when it is called."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ def filter_dataset(
     engine: Engine = "local",
     client: Annotated[ClientSettings, tyro.conf.arg(name="")] = ClientSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[FilterSettings, tyro.conf.arg(name="")] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+    follow_links: bool = False,
 ) -> None:
     """Drop questions that don't need their video, that can't be answered with it, or that repeat others.
 
@@ -51,10 +51,14 @@ def filter_dataset(
             have the same path on all its machines.
         client: How the server is asked, and what may be spent on this dataset.
         settings: Further settings.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    from longrl_files import folders
     from longvideo_reason_data.filtering.by_answers import FilterModels
     from longvideo_reason_data.pipeline.filter import filter_folder
 
+    if follow_links:
+        folders.follow_links(dataset)
     manifest = filter_folder(
         dataset,
         base_url=base_url,
@@ -75,17 +79,16 @@ def report_filtered(dataset: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         DataError: When it left nothing.
     """
-    from longvideo_reason_data.pipeline.filter import REPORT_NAME
     from longvideo_reason_data.pipeline.losses import refuse_empty
+    from longvideo_reason_data.records.notes import FILTERS_NAME, read_filtered
 
     report = manifest["filter"]
     calls = report["calls"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
     print(f"filtered: {report['kept']} of {report['input']} kept{f' ({reasons})' if reasons else ''}")
     print_adaptations(manifest)
-    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / REPORT_NAME}")
-    items = json.loads((dataset / REPORT_NAME).read_text(encoding="utf-8"))["items"]
-    refuse_empty(dataset, report["input"], report["kept"], items)
+    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / FILTERS_NAME}")
+    refuse_empty(dataset, report["input"], report["kept"], read_filtered(dataset))
 
 
 def print_adaptations(manifest: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from longvideo_reason_data.errors import DataError
+
 VIEW_NAME = "view.html"
 
 
@@ -12,6 +14,7 @@ def view(
     dataset: Annotated[Path, tyro.conf.Positional],
     output: Path | None = None,
     thumbnails: int = 600,
+    follow_links: bool = False,
 ) -> None:
     """Write a browser of a dataset: one HTML file that works without a network.
 
@@ -24,10 +27,14 @@ def view(
         dataset: Folder of the dataset.
         output: The file; view.html in the dataset's folder when not given.
         thumbnails: Most pictures in the page, for all videos together; 0 for none.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    from longrl_files import folders
     from longvideo_reason_data.view.page import write_page
 
-    path = output or dataset / VIEW_NAME
+    if follow_links:
+        folders.follow_links(dataset)
+    path = output or folders.ForeignFolder(dataset, error=DataError).place(VIEW_NAME)
     contents = write_page(dataset, path, most_thumbnails=thumbnails)
     print(
         f"{path}: {len(contents['questions'])} questions about {contents['counts']['videos']} videos, "

@@ -30,7 +30,8 @@ import pyarrow as pa
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.answers import format_prompt, format_response
 from longvideo_reason_data.records.medium import MediumKind
-from longvideo_reason_data.records.record import RECORDS_SCHEMA, QuestionRecord
+from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.versions import RECORDS_SCHEMA
 
 Row = dict[str, Any]
 LayoutName = Literal["hf", "jsonl", "trl", "verl", "easyr1"]

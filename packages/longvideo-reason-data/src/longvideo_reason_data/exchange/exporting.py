@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.exchange.export_layouts import LAYOUTS, Layout, LayoutName, Row
 from longvideo_reason_data.generation.sources import place_file
 from longvideo_reason_data.inspection.card import VIDEOS_LIST_NAME, list_sources, write_card
-from longvideo_reason_data.records.folder import RECORDS_NAME, read_dataset, read_manifest
+from longvideo_reason_data.parquet_rows import read_parquet_rows
+from longvideo_reason_data.records.folder import RECORDS_NAME, read_dataset, read_lines, read_manifest
 from longvideo_reason_data.records.medium import resolve_medium
 from longvideo_reason_data.records.record import QuestionRecord, Split, describe_invalid
 from longvideo_reason_data.records.versions import SCHEMA_VERSION
@@ -57,6 +59,8 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
         raise UsageError(f"--video-root {video_root}: the layout {name} keeps videos inside its folder; leave it out")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output}: is already there; remove it or choose another folder with --output")
+    if output.parent.parent == dataset:
+        ForeignFolder(dataset, error=DataError).names(output.parent.name)  # no link to elsewhere
     records = read_dataset(dataset)
     if not records:
         raise DataError(f"{dataset / RECORDS_NAME}: no questions in it, nothing to export")
@@ -101,11 +105,16 @@ def read_export(folder: Path, name: LayoutName) -> list[QuestionRecord]:
         DataError: When a row breaks the rules or contradicts itself.
     """
     layout = LAYOUTS[name]
-    paths = [folder / DATA_NAME / f"{split}.{layout.suffix}" for split in Split]
-    existing = [path for path in paths if path.is_file()]
+    names = [f"{DATA_NAME}/{split}.{layout.suffix}" for split in Split]
+    export = ForeignFolder(folder, error=DataError)
+    existing = [name for name in names if folder.is_dir() and export.has(name)]
     if not existing:
         raise UsageError(f"{folder}: no {DATA_NAME}/SPLIT.{layout.suffix} in it; expected an export with --to {name}")
-    return [_read_row(layout, path, number, row) for path in existing for number, row in enumerate(_read_rows(path))]
+    return [
+        _read_row(layout, folder / name, number, row)
+        for name in existing
+        for number, row in enumerate(_read_rows(folder, name))
+    ]
 
 
 def _write_splits(
@@ -138,15 +147,11 @@ def _write_rows(path: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
-def _read_rows(path: Path) -> Iterator[Row]:
-    try:
-        if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as file:
-                yield from (json.loads(line) for line in file)
-        else:
-            yield from pq.read_table(path).to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not readable ({(str(error).splitlines() or ['damaged'])[0]})") from error
+def _read_rows(folder: Path, name: str) -> Iterator[Row]:
+    if name.endswith(".jsonl"):
+        yield from (row for _, row in read_lines(folder, name))
+    else:
+        yield from read_parquet_rows(ForeignFolder(folder, error=DataError).open(name), folder / name)
 
 
 def _read_row(layout: Layout, path: Path, number: int, row: Row) -> QuestionRecord:

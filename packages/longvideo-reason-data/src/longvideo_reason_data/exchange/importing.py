@@ -19,6 +19,7 @@ from longvideo_reason_data.exchange.import_layouts import ImportLayout, Publishe
 from longvideo_reason_data.exchange.published_media import MediaFolder, UnusableError
 from longvideo_reason_data.generation.shards import Dropped, make_dropped
 from longvideo_reason_data.generation.sources import place_file
+from longvideo_reason_data.ownership import own_folder
 from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, RECORDS_NAME, hash_records
 from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, describe_invalid, write_records
@@ -61,7 +62,7 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         The manifest, as it is written.
 
     Raises:
-        UsageError: When a file or folder is missing, or the output is taken.
+        UsageError: When a file or folder is missing, or the output is taken or in use.
         DataError: When nothing of it can be used, or something can't be written.
     """
     if not file.is_file():
@@ -90,9 +91,7 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         raise DataError(f"{file}: none of its {num_items} questions can be used{first}")
     records = assign_splits(records, settings.splits, seed=settings.seed)
     used = {medium for record in records for medium in record.media}
-    for (_, path), medium in folder.found.items():
-        if isinstance(medium, RecordMedium) and medium in used:
-            place_file(path, output / medium.path)
+    places = {medium.path: path for (_, path), medium in folder.found.items() if medium in used}
     counts = dict(sorted(Counter(item.reason for item in dropped).items()))
     manifest: dict[str, Any] = {
         "input": {"questions": num_items},
@@ -102,10 +101,13 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         "imported": {"file": file.name, "layout": settings.layout},
         "dataset_hash": hash_records(records),
     }
-    lines = "".join(json.dumps(item.model_dump(mode="json"), ensure_ascii=False) + "\n" for item in dropped)
-    write_text_atomic(output / DROPPED_NAME, lines)
-    write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-    write_records(output / RECORDS_NAME, records)
+    with own_folder(output):
+        for name, path in places.items():
+            place_file(path, output / name)
+        lines = "".join(json.dumps(item.model_dump(mode="json"), ensure_ascii=False) + "\n" for item in dropped)
+        write_text_atomic(output / DROPPED_NAME, lines)
+        write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+        write_records(output / RECORDS_NAME, records)
     return manifest
 
 

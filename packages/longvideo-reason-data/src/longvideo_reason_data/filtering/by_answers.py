@@ -26,7 +26,7 @@ from longvideo_reason_data.media.decoders.base import DecoderName
 from longvideo_reason_data.prompts.pictures import VideoPictures
 from longvideo_reason_data.prompts.templates import Prompts
 from longvideo_reason_data.records.drop_reasons import Reason, Verdict
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
 from longvideo_reason_data.records.record import QuestionRecord, Split, list_media
 

@@ -8,6 +8,7 @@ good: what it leads to is read by the same grammar as every other answer.
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.language_model.requests import Asks, Outcome, Reply, Request
@@ -69,7 +70,7 @@ class Judge:
             if said is not expected:
                 if isinstance(said, Reply):
                     raise DataError(
-                        f"judge {self.model}: no judgement ({said.outcome}: {said.text}); run again to go on"
+                        f"judge {self.model}: no judgement ({said.outcome}: {visible(said.text)}); run again to go on"
                     )
                 found = "right" if said else "wrong"
                 raise DataError(
@@ -128,4 +129,4 @@ class Judge:
         try:
             return _Comparison.model_validate(extract_json(reply.text)).same
         except (ValueError, ValidationError):
-            return Reply(outcome=Outcome.INVALID, text=reply.text[:200])
+            return Reply(outcome=Outcome.INVALID, text=visible(reply.text))

@@ -9,9 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.settings import CaptionSettings
 from longvideo_reason_data.language_model.requests import Asks, Outcome, Request, without_reasoning
 from longvideo_reason_data.media.segments import Segment, frames_in_segment
@@ -20,7 +17,7 @@ from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.prompts.pictures import VideoPictures
 from longvideo_reason_data.prompts.templates import Prompts
 from longvideo_reason_data.records.folder import SEGMENTS_NAME
-from longvideo_reason_data.records.record import describe_invalid
+from longvideo_reason_data.records.notes import SegmentNote, read_notes
 
 _NOTHING_BEFORE = "(nothing: this is the beginning)"
 _NOTHING_SAID = "(nothing)"
@@ -116,28 +113,9 @@ def read_captions(dataset: Path) -> dict[str, list[str]]:
     Raises:
         DataError: When the file is damaged.
     """
-    path = dataset / SEGMENTS_NAME
     lines: dict[str, list[tuple[float, str]]] = {}
-    if not path.exists():
-        return {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            segment = _DescribedSegment.model_validate_json(line)
-            said = f' Said: "{segment.speech}"' if segment.speech else ""
-            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
-            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
-    except ValidationError as error:
-        raise DataError(f"{path}: {describe_invalid(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
+    for segment in read_notes(dataset, SEGMENTS_NAME, SegmentNote):
+        said = f' Said: "{segment.speech}"' if segment.speech else ""
+        text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
+        lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
     return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
-
-
-class _DescribedSegment(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    video_digest: str
-    start_seconds: float
-    end_seconds: float
-    caption: str
-    speech: str = ""

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.sources import SourceVideo
@@ -98,7 +100,7 @@ class ShardFolder:
     """
 
     def __init__(self, output: Path, config_digest: str) -> None:
-        self._folder, self._config_digest = output / SHARDS_NAME, config_digest
+        self._folder, self._config_digest = ForeignFolder(output, error=DataError), config_digest
 
     def write(self, shard: VideoShard) -> None:
         """Keep a shard.
@@ -106,16 +108,19 @@ class ShardFolder:
         Raises:
             DataError: When it can't be written.
         """
-        write_text_atomic(self._path(shard.source), shard.model_dump_json() + "\n")
+        write_text_atomic(self._folder.place(_name(shard.source)), shard.model_dump_json() + "\n")
 
     def find(self, source: SourceVideo) -> VideoShard | None:
-        """Return the shard of a video, or None when there is none that still counts."""
-        path = self._path(source)
-        try:
-            shard = VideoShard.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        """Return the shard of a video, or None when there is none that still counts.
+
+        Raises:
+            DataError: When something that is no regular file has its name.
+        """
+        if not self._folder.has(_name(source)):
             return None
-        except (OSError, ValidationError):
+        try:
+            shard = VideoShard.model_validate_json(self._folder.read_bytes(_name(source)))
+        except ValidationError:
             return None  # of another version or damaged; its answers are in the journal
         same = shard.config_digest == self._config_digest and _identity(shard.source) == _identity(source)
         return shard.model_copy(update={"source": source}) if same and shard.is_settled else None
@@ -124,16 +129,18 @@ class ShardFolder:
         """Return the shard that this build wrote for a video.
 
         Raises:
-            DataError: When it isn't there or not readable.
+            DataError: When it isn't there or can't be read.
         """
-        path = self._path(source)
+        content = self._folder.read_bytes(_name(source))
         try:
-            return VideoShard.model_validate_json(path.read_bytes()).model_copy(update={"source": source})
-        except (OSError, ValidationError) as error:
-            raise DataError(f"{path}: gone or changed while the build was running; run it again") from error
+            return VideoShard.model_validate_json(content).model_copy(update={"source": source})
+        except ValidationError as error:
+            path = self._folder.root / _name(source)
+            raise DataError(f"{path}: changed while the build was running; run it again") from error
 
-    def _path(self, source: SourceVideo) -> Path:
-        return self._folder / f"{source.digest}.json"
+
+def _name(source: SourceVideo) -> str:
+    return f"{SHARDS_NAME}/{source.digest}.json"
 
 
 def _identity(source: SourceVideo) -> dict[str, object]:
@@ -143,4 +150,4 @@ def _identity(source: SourceVideo) -> dict[str, object]:
 
 def make_dropped(stage: str, item: str, reason: str, detail: str = "") -> Dropped:
     """Note an item that is dropped; the detail is cut to one line."""
-    return Dropped(stage=stage, item=item, reason=reason, detail=" ".join(detail.split())[:300])
+    return Dropped(stage=stage, item=item, reason=reason, detail=visible(" ".join(detail.split())))

@@ -23,9 +23,11 @@ from longvideo_reason_data.language_model.requests import Picture, Request
 _LEAST_ROOM = 4  # an answer may get a quarter of the tokens that it was meant to have, and no less
 _TEXT_IN_PARTS = "text in parts"
 
-_NUMBER = re.compile(r"\d+")
-_SUM = re.compile(r"(\d+)\s*\+\s*\d+\s*>\s*(\d+)")
-_CONTEXT = re.compile(r"(?:context (?:length|size|window|limit)|max(?:imum)? model len\w*|n_ctx)\D{0,40}(\d+)", re.I)
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # a longer one counts neither tokens nor pictures
+_SUM = re.compile(r"(?<!\d)(\d{1,9})\s*\+\s*\d+\s*>\s*(\d{1,9})(?!\d)")
+_CONTEXT = re.compile(
+    r"(?:context (?:length|size|window|limit)|max(?:imum)? model len\w*|n_ctx)\D{0,40}(\d{1,9})(?!\d)", re.I
+)
 _PICTURES = re.compile(r"\b(?:images?|pictures?|media|multi-?modal)\b", re.I)
 _TOO_MANY = re.compile(r"too (?:many|much)|at most|up to|max|limit|exceed|more than|only|>", re.I)
 _OF_ONE_PICTURE = re.compile(

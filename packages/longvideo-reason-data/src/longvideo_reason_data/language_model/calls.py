@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 
 import openai
@@ -45,7 +46,6 @@ class ModelCalls:
         rate_limits: How many calls and tokens per minute.
         max_cost: The limit on the cost of all calls in the ledger, or None.
         picture_tokens: Most tokens that the server counts for a picture.
-        timeout_seconds: Longest wait for one answer.
     """
 
     def __init__(
@@ -58,12 +58,11 @@ class ModelCalls:
         *,
         max_cost: Decimal | None,
         picture_tokens: int,
-        timeout_seconds: float,
     ) -> None:
         self._server, self._cache, self._ledger = server, cache, ledger
         self._concurrency, self._rate_limits = concurrency, rate_limits
         self._spending = Spending(ledger, max_cost)
-        self._max_cost, self._picture_tokens, self._timeout_seconds = max_cost, picture_tokens, timeout_seconds
+        self._max_cost, self._picture_tokens = max_cost, picture_tokens
         self._adaptations: dict[str, Adaptation] = {}
         self._told: set[tuple[str, str]] = set()
         self._num_sent = 0
@@ -183,20 +182,20 @@ class ModelCalls:
         server = self._server
         completions = server.client.chat.completions.with_raw_response
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                raw = await completions.create(**body)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        except (openai.OpenAIError, TimeoutError) as error:
-            raise classify_failure(error, server.base_url, model, secret=server.secret) from error
+            raw = await completions.create(**body)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        except openai.OpenAIError as error:
+            raise classify_failure(error, server.base_url, model) from error
         usage, flaw = None, "the server's answer holds no choice"
         try:
             completion = read_completion(raw.text)
-        except ValueError as error:  # no JSON, no UTF-8, or not of the form
+        except ValueError as error:  # no JSON, or not of the form
             flaw = f"the server's answer breaks the protocol ({brief(error)})"
         else:
             if completion.text is not None:
-                return completion
+                # A secret may have been put together from several parts of the answer.
+                return replace(completion, text=server.redaction.clean(completion.text))
             usage = completion.usage
-        raise classify_answer(raw.text, server.base_url, model, usage, flaw=flaw, secret=server.secret)
+        raise classify_answer(raw.text, server.base_url, model, usage, flaw=flaw)
 
     def _hold_to_bounds(self, usage: TokenUsage, most_prompt: int, most_completion: int) -> None:
         """Stop when the server counts more than was set aside, because then the limit on the cost isn't one."""

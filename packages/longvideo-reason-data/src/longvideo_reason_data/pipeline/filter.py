@@ -14,7 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
+from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filtering.benchmark_files import Benchmark, read_benchmark
 from longvideo_reason_data.filtering.by_answers import FilterModels, QuestionFilter
 from longvideo_reason_data.filtering.by_words import Filtered, RejectedQuestion
@@ -43,10 +46,10 @@ from longvideo_reason_data.records.folder import (
     read_manifest,
     require_folder,
 )
+from longvideo_reason_data.records.notes import FILTERS_NAME
 from longvideo_reason_data.records.record import QuestionRecord, read_records, write_records
 
 UNFILTERED_NAME = "unfiltered.parquet"
-REPORT_NAME = "filters.json"
 
 
 def filter_folder(
@@ -181,7 +184,7 @@ def read_everything(dataset: Path) -> list[QuestionRecord]:
     """
     records = {record.question_id: record for record in read_dataset(dataset)}
     # A build that was run again has written another manifest, and what was filtered before concerns it no more.
-    if "filter" in read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
+    if "filter" in read_manifest(dataset) and ForeignFolder(dataset, error=DataError).has(UNFILTERED_NAME):
         records |= {record.question_id: record for record in read_records(dataset / UNFILTERED_NAME)}
     return [records[question_id] for question_id in sorted(records)]
 
@@ -224,7 +227,7 @@ def write_filtered(
             {
                 "question_id": item.record.question_id,
                 "reason": str(item.verdict.reason),
-                "detail": " ".join(item.verdict.detail.split())[:300],
+                "detail": visible(" ".join(item.verdict.detail.split())),
             }
             for item in dropped
         ],
@@ -233,7 +236,7 @@ def write_filtered(
     # In this order a kill loses no question: the first file has them all, and counts as soon as the second is there.
     write_records(dataset / UNFILTERED_NAME, sorted(everything, key=lambda record: record.question_id))
     write_text_atomic(dataset / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-    write_text_atomic(dataset / REPORT_NAME, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomic(dataset / FILTERS_NAME, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_records(dataset / RECORDS_NAME, kept)
     return manifest
 

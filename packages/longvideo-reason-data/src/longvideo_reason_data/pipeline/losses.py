@@ -4,18 +4,16 @@ A build or a filter that keeps nothing has done what it was told and is of no us
 Everything else about it is written down as ever; here one line is made of that.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.requests import Outcome
-from longvideo_reason_data.records.folder import DROPPED_NAME
+from longvideo_reason_data.records.notes import DroppedNote, FilteredNote
 
 _NUM_REASONS = 3
-_LONGEST_DETAIL = 200
 
 _STAGES = {
     "caption": ("the description of a segment", "--captions.max-tokens"),
@@ -37,14 +35,16 @@ _OUTCOMES = {
 }
 
 
-def refuse_empty(dataset: Path, num_questions: int, num_kept: int, dropped: Iterable[Mapping[str, Any]]) -> None:
+def refuse_empty(
+    dataset: Path, num_questions: int, num_kept: int, dropped: Iterable[DroppedNote | FilteredNote]
+) -> None:
     """End with the commonest reasons when no question is left.
 
     Args:
         dataset: Its folder.
         num_questions: How many there were to be.
         num_kept: How many there are.
-        dropped: What was dropped, each with its `reason` and a `detail`.
+        dropped: What was dropped.
 
     Raises:
         DataError: When there are none.
@@ -54,20 +54,14 @@ def refuse_empty(dataset: Path, num_questions: int, num_kept: int, dropped: Iter
     counts: Counter[str] = Counter()
     details: dict[str, str] = {}
     for item in dropped:
-        counts[item["reason"]] += 1
-        details.setdefault(item["reason"], str(item["detail"])[:_LONGEST_DETAIL])
+        counts[item.reason] += 1
+        details.setdefault(item.reason, visible(item.detail))
     told = [
         f"{f'{count} times' if count > 1 else 'once'} {in_words(reason)}"
         + (f" ({details[reason]})" if details[reason] else "")
         for reason, count in counts.most_common(_NUM_REASONS)
     ]
     raise DataError(f"{dataset}: none of {num_questions} questions was kept: {'; '.join(told) or 'there were none'}")
-
-
-def read_dropped(dataset: Path) -> Iterable[Mapping[str, Any]]:
-    """Read what a build dropped, one by one."""
-    with (dataset / DROPPED_NAME).open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
 
 
 def in_words(reason: str) -> str:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from longrl_files.folders import FOLLOWED_VARIABLE
 from longvideo_reason_data.errors import DataError, UsageError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenPrice
 from longvideo_reason_data.language_model.requests import Outcome, Picture, Reply, Request
-from longvideo_reason_data.language_model.server import API_KEY_VARIABLE
 from longvideo_reason_data.language_model.session import Spent, open_session
 from longvideo_reason_data.language_model.settings import ClientSettings
+from longvideo_reason_data.language_model.transport.redaction import API_KEY_VARIABLE
 
 _CLOSE_SECONDS = 60.0  # longer than a client waits for answers that are under way
 
@@ -206,7 +207,8 @@ def start_ray() -> Any:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+            inherited = {name: os.environ[name] for name in (FOLLOWED_VARIABLE,) if name in os.environ}
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": inherited})
         except (ConnectionError, RuntimeError, ValueError) as error:
             place = os.environ.get("RAY_ADDRESS", "this machine")
             raise DataError(f"no Ray cluster on {place} ({brief(error)}); check RAY_ADDRESS") from error

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.records.record import Skill
 
@@ -30,6 +31,9 @@ ANSWERING_PROMPTS: Mapping[str, frozenset[str]] = {
     "support": frozenset({"question", "reasoning"}),
 }
 """What questions are answered and judged with."""
+
+
+MAX_PROMPT_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +65,14 @@ def load_prompts(folder: Path | None = None, names: Mapping[str, frozenset[str]]
     own = resources.files("longvideo_reason_data") / "prompts"
     texts = {name: (own / f"{name}.md").read_text(encoding="utf-8").strip() for name in names}
     if folder is not None:
-        found = {name: folder / f"{name}.md" for name in names if (folder / f"{name}.md").is_file()}
+        files = ForeignFolder(folder, error=UsageError)
+        found = [name for name in names if folder.is_dir() and files.has(f"{name}.md")]
         known = [f"{name}.md" for name in (*WRITING_PROMPTS, *ANSWERING_PROMPTS)]
         if not any((folder / name).is_file() for name in known):
             raise UsageError(f"{folder}: no prompts there; expected one or more of {', '.join(known)}")
-        for name, path in found.items():
-            try:
-                texts[name] = path.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"{path}: not readable as UTF-8 text ({error})") from error
-            _check(path, texts[name], names[name])
+        for name in found:
+            texts[name] = files.read_text(f"{name}.md", max_bytes=MAX_PROMPT_BYTES).strip()
+            _check(folder / f"{name}.md", texts[name], names[name])
     return Prompts(texts=texts)
 
 

@@ -6,13 +6,14 @@ all.
 """
 
 import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from longrl_files.json_text import UnfitJsonError, parse_json
 from longvideo_reason_data.records.answers import LETTERS
 
+_MAX_LITERAL_CHARACTERS = 10_000
 _FIELDS = ("options", "option", "candidates", "choices")
 # One field for each: `A`, `a0` (NExT-QA), `option0` (LongVideoBench), `option 0` (EgoSchema), `option_a`.
 _ONE_FIELD = re.compile(r"(?:([A-Z])|a(\d)|(?:option|choice|answer_choice)[ _]?(?:(\d)|([A-Za-z])))")
@@ -97,9 +98,11 @@ def _options_of(value: object) -> tuple[str, ...]:
 def _literal(text: str) -> object:
     """Read a list or table that was written into a cell, as JSON or as Python writes it."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except UnfitJsonError:
         pass
+    if len(text) > _MAX_LITERAL_CHARACTERS:
+        return None
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -12,10 +12,58 @@ digested in that form. Nothing here checks what a row says.
 
 from typing import Any, Final, Literal
 
+import pyarrow as pa
+
 SCHEMA_VERSION: Final[Literal[3]] = 3
 BEFORE = 2
 READABLE = (BEFORE, SCHEMA_VERSION)
 
+VERSION_KEY = b"longvideo_reason_data.schema_version"
+_MEDIUM_TYPE = pa.struct(
+    [
+        pa.field("kind", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("digest", pa.string()),
+        pa.field("duration_seconds", pa.float64()),
+    ]
+)
+_INTERVAL_TYPE = pa.struct(
+    [
+        pa.field("start_seconds", pa.float64()),
+        pa.field("end_seconds", pa.float64()),
+        pa.field("medium", pa.int32()),
+    ]
+)
+_PASS_RATE_TYPE = pa.struct(
+    [
+        pa.field("condition", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("num_asked", pa.int32()),
+        pa.field("num_right", pa.int32()),
+        pa.field("num_unanswered", pa.int32()),
+        pa.field("num_chosen", pa.list_(pa.int32())),
+    ]
+)
+RECORDS_SCHEMA = pa.schema(
+    [
+        pa.field("schema_version", pa.int32(), nullable=False),
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("media", pa.list_(_MEDIUM_TYPE), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("skill", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("options", pa.list_(pa.string()), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("evidence", pa.list_(_INTERVAL_TYPE), nullable=False),
+        pa.field("reasoning", pa.string(), nullable=False),
+        pa.field("demonstration", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("license", pa.string(), nullable=False),
+        pa.field("pass_rates", pa.list_(_PASS_RATE_TYPE), nullable=False),
+    ],
+    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+"""The columns of a records file."""
 _SOURCE = "timeline world"
 _GUESSED_SOURCE = "timeline world, hasty demonstration"
 _VIDEO_NAMES = ("path", "digest", "duration_seconds")

@@ -6,18 +6,24 @@ The form is short on purpose (lists instead of objects, a number instead of a me
 many questions. Nothing here makes pictures or HTML.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.inspection.statistics import describe_dataset
-from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, SEGMENTS_NAME, read_dataset
+from longvideo_reason_data.records.folder import (
+    DROPPED_NAME,
+    MANIFEST_NAME,
+    SEGMENTS_NAME,
+    read_dataset,
+    read_object,
+)
 from longvideo_reason_data.records.medium import RecordMedium
+from longvideo_reason_data.records.notes import DroppedNote, SegmentNote, read_filtered, read_notes
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
-FILTERS_NAME = "filters.json"
 UNFILTERED_NAME = "unfiltered.parquet"
 
 # Conditions that tell how hard a question is, the better one first.
@@ -45,7 +51,7 @@ def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[RecordMedium]]
         for medium in record.media:
             firsts.setdefault(medium.digest, (medium, record))
     numbers = {digest: number for number, digest in enumerate(firsts)}
-    segments = _read_segments(dataset / SEGMENTS_NAME)
+    segments = _read_segments(dataset)
     contents = {
         "name": dataset.resolve().name,
         "counts": describe_dataset(dataset),
@@ -54,10 +60,10 @@ def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[RecordMedium]]
         ],
         "questions": [_describe_question(record, numbers) for record in records],
         "dropped": [
-            *_read_dropped(dataset / DROPPED_NAME),
+            *(note.model_dump() for note in read_notes(dataset, DROPPED_NAME, DroppedNote)),
             *(item | _describe_question(record, numbers) if record else item for item, record in filtered),
         ],
-        "manifest": _read_object(dataset / MANIFEST_NAME),
+        "manifest": read_object(dataset, MANIFEST_NAME),
     }
     return contents, [medium for medium, _ in firsts.values()]
 
@@ -105,69 +111,25 @@ def _describe_question(record: QuestionRecord, numbers: Mapping[str, int]) -> di
     }
 
 
-def _read_segments(path: Path) -> dict[str, list[list[Any]]]:
+def _read_segments(dataset: Path) -> dict[str, list[list[Any]]]:
     """Read the described segments of each video, by its digest: start, end, what is seen, what is said."""
     segments: dict[str, list[list[Any]]] = {}
-    for row in _read_lines(path, ("video_digest", "start_seconds", "end_seconds", "caption", "speech")):
-        segment = [row["start_seconds"], row["end_seconds"], row["caption"], row["speech"]]
-        segments.setdefault(str(row["video_digest"]), []).append(segment)
+    for note in read_notes(dataset, SEGMENTS_NAME, SegmentNote):
+        segment = [note.start_seconds, note.end_seconds, note.caption, note.speech]
+        segments.setdefault(note.video_digest, []).append(segment)
     return segments
-
-
-def _read_dropped(path: Path) -> list[dict[str, Any]]:
-    return _read_lines(path, ("stage", "item", "reason", "detail"))
 
 
 def _read_filtered(dataset: Path) -> list[tuple[dict[str, Any], QuestionRecord | None]]:
     """Read what a filter took out of the dataset, together with the questions themselves if they were kept."""
-    path = dataset / FILTERS_NAME
-    items = _read_object(path).get("items", [])
-    unfiltered = dataset / UNFILTERED_NAME
+    notes = list(read_filtered(dataset))
     records: dict[str, QuestionRecord] = {}
-    if items and unfiltered.is_file():
-        records = {record.question_id: record for record in read_records(unfiltered)}
-    dropped: list[tuple[dict[str, Any], QuestionRecord | None]] = []
-    for item in items:
-        if not isinstance(item, dict) or not {"question_id", "reason", "detail"} <= item.keys():
-            raise DataError(f"{path}: an item is {item!r}, expected question_id, reason and detail; filter again")
-        known = cast(dict[str, Any], item)
-        shown = {"stage": "filter", "item": known["question_id"], "reason": known["reason"], "detail": known["detail"]}
-        dropped.append((shown, records.get(known["question_id"])))
-    return dropped
-
-
-def _read_lines(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a file of JSON lines that may not be there; each line has to have the names."""
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if not line:
-            continue
-        row = _parse(path, line, f"line {number}")
-        if missing := [name for name in names if name not in row]:
-            raise DataError(f"{path}: line {number} has no {missing[0]!r}; build the dataset again")
-        rows.append(row)
-    return rows
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    return _parse(path, text, "the file") if text else {}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
-
-
-def _parse(path: Path, text: str, place: str) -> dict[str, Any]:
-    try:
-        value: object = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: {place} isn't JSON ({error}); restore or remove the file") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: {place} is no object; restore or remove the file")
-    return cast(dict[str, Any], value)
+    if notes and ForeignFolder(dataset, error=DataError).has(UNFILTERED_NAME):
+        records = {record.question_id: record for record in read_records(dataset / UNFILTERED_NAME)}
+    return [
+        (
+            {"stage": "filter", "item": note.question_id, "reason": note.reason, "detail": note.detail},
+            records.get(note.question_id),
+        )
+        for note in notes
+    ]

@@ -1,7 +1,8 @@
 """Families of models behind one interface, found by the `model_type` of a checkpoint.
 
-A family is one module and one entry point in the group `mrsp_engine.families`; nothing here names one. What only counts
-frames and tokens (`frame_sizes`, `processor_files`, `published_frames`) needs no torch, so it isn't imported here.
+A family is one module and one entry point in the group `mrsp_engine.families`; nothing here names one. The modules that
+only count frames and tokens (`frame_sizes`, `processor_files`, `published_frames`) need no torch; nothing here imports
+them.
 """
 
 from importlib.metadata import entry_points

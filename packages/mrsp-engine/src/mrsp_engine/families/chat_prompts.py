@@ -1,8 +1,8 @@
 """From a question and its media to tokens and positions, through the checkpoint's own chat template.
 
-A prompt is always tokenised from one complete string, and a shared prompt is cut out of the tokens behind a special
-token, where tokenisation can't reach across. The module knows no family: a medium is something the template writes, a
-few tokens that come out of it, and a rule for what stands there once its embedding is known.
+A prompt is always tokenised from one complete string, and a shared prompt is cut after a special token, across which
+the tokenizer merges nothing. The module is independent of families: a medium is what the template writes for it, the
+tokens of that, and a rule for what replaces them once its embedding is known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,26 +30,26 @@ PositionRule = Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
 """From the expanded tokens of a prompt and its media to its positions, int64 [axes, P]."""
 
 Stretch = tuple[tuple[int, ...], tuple[int, ...]]
-"""Tokens before and behind a run of embedding rows."""
+"""Tokens before and after a run of embedding rows."""
 
 
 def count_positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
-    """Positions of models with one axis: every token is one further, whatever it is; [1, P]."""
+    """Positions of models with one axis, which every token advances by one; [1, P]."""
     return torch.arange(len(expanded_ids))[None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaTokens:
-    """How media of one modality are written.
+    """How media of one modality are written in a prompt.
 
     Attributes:
         part: What the chat template is given for a medium: a content part such as `{"type": "video"}`, or the
-            characters themselves for templates that take nothing but text.
-        written: Tokens that the template writes for it, the placeholder among them.
-        placeholder_id: Token that stands for embedding rows.
-        stretches: The tokens before and behind each stretch of rows in an expanded prompt; all stretches have as many
-            rows. One stretch between what `written` has around the placeholder if None.
-        sampled: What `written` becomes in the sampler's prompt; stays as it is if None.
+            characters themselves for templates that accept only text.
+        written: Tokens that the template writes for it, including the placeholder.
+        placeholder_id: Token that represents embedding rows.
+        stretches: The tokens before and after each run of rows in an expanded prompt; all runs have the same number of
+            rows. If None, one run between the tokens that `written` has around the placeholder.
+        sampled: What replaces `written` in the sampler's prompt; unchanged if None.
     """
 
     part: dict[str, str] | str
@@ -65,7 +65,7 @@ class MediaTokens:
         return tuple(token for before, behind in stretches for token in (*before, *rows, *behind))
 
     def length(self, medium: MediaReference) -> int:
-        """Number of those tokens, without making them."""
+        """Number of those tokens, without building them."""
         return medium.num_tokens + sum(len(before) + len(behind) for before, behind in self._stretches(medium))
 
     def _stretches(self, medium: MediaReference) -> Sequence[Stretch]:
@@ -81,9 +81,9 @@ class ChatPrompts:
     Args:
         template: A processor or tokenizer with the checkpoint's chat template.
         tokenizer: The checkpoint's tokenizer.
-        media: How media are written, by modality; empty for a model that only reads.
-        positions: How positions are made.
-        num_embedded: Tokens that the model can embed; the others can't stand in a text.
+        media: How media are written, by modality; empty for a text-only model.
+        positions: Computes the positions.
+        num_embedded: Number of tokens that the model can embed; others can't occur in a text.
 
     Raises:
         EngineUsageError: The template doesn't end, or takes more memory than any should.
@@ -114,11 +114,11 @@ class ChatPrompts:
         self._try_template()
 
     def build(self, text: str, media: Sequence[MediaReference], system: str | None) -> Prompt:
-        """One user turn, media first, and the opening of the assistant's turn."""
+        """Build one user turn, media first, and the opening of the assistant's turn."""
         return self._lay_out(self._written_ids(text, media, system), media)
 
     def length(self, text: str, media: Sequence[MediaReference], system: str | None) -> int:
-        """Number of tokens of such a prompt, without laying it out; a medium is measured once."""
+        """Number of tokens of such a prompt, without building it; each medium is measured once."""
         for medium in media:
             if medium not in self._lengths:
                 tokens = self._tokens_of(medium)
@@ -141,7 +141,7 @@ class ChatPrompts:
         return self._lay_out(prefix, media), tail
 
     def _written_ids(self, text: str, media: Sequence[MediaReference], system: str | None) -> tuple[int, ...]:
-        """The tokens as the template writes them, no medium expanded yet."""
+        """The tokens as the template writes them, before media are expanded."""
         for content in (text, system or ""):
             found = next((token for token in self._reserved if token in content), None)
             if found is not None:
@@ -192,7 +192,7 @@ class ChatPrompts:
 
     def _content(self, text: str, media: Sequence[MediaReference]) -> str | list[dict[str, str]]:
         if not media:
-            return text  # templates of models that only read take nothing else
+            return text  # templates of text-only models accept nothing else
         parts = [self._tokens_of(medium).part for medium in media]
         if all(isinstance(part, str) for part in parts):
             return "".join(cast(list[str], parts)) + text
@@ -200,7 +200,7 @@ class ChatPrompts:
 
     def _tokens_of(self, medium: MediaReference) -> MediaTokens:
         if medium.modality not in self._media:
-            takes = f"takes {' and '.join(self._media)} only" if self._media else "only reads"
+            takes = f"accepts {' and '.join(self._media)} only" if self._media else "only reads"
             raise EngineUsageError(
                 f"{medium.modality} for a model that {takes}; ask without it or set another model folder"
             )
@@ -210,7 +210,7 @@ class ChatPrompts:
         """Number of tokens up to and including the last control token before the question's text."""
         last = self._media[media[-1].modality].written[-1] if media else self._turn_start_id
         places = [index for index, token in enumerate(written_ids) if token == last]
-        # Without media the text stands in the second to last turn; the last one is the assistant's, still empty.
+        # Without media the text is in the second to last turn; the last one is the assistant's, still empty.
         places = places if media else places[:-1]
         if not places:
             raise EngineError(f"the chat template writes no token {last} before the question; it can't share a prompt")
@@ -235,7 +235,7 @@ class ChatPrompts:
         placeholders = {tokens.placeholder_id for tokens in self._media.values()}
         if found != len(media) or sum(token in placeholders for token in sampled) != len(media):
             raise EngineError(
-                f"the chat template wrote {found} placeholders for {len(media)} media, or not in their order; "
+                f"the chat template wrote {found} placeholders for {len(media)} media, or in another order; "
                 "check the checkpoint's chat template"
             )
         return Prompt(

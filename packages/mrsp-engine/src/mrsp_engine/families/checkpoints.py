@@ -1,10 +1,10 @@
-"""Writing and reading checkpoint folders, whole or not at all, without chatter.
+"""Writing and reading checkpoint folders, complete or not at all, without transformers' console output.
 
 What transformers opens is looked at before (`CheckpointFolder.admit`), and what it would build is weighed: by itself it
 follows links and lists of files anywhere, reads pickles where there are no safetensors, asks on standard input whether
 to run code that a tokenizer names, and builds a model of any size.
 
-Knows folders and transformers' progress bars; knows no family.
+The module is independent of families.
 """
 
 import os
@@ -28,7 +28,7 @@ from mrsp_engine.rotary import refuse_rotary
 
 @contextmanager
 def without_progress_bars() -> Generator[None]:
-    """Keep transformers from drawing its own progress bars; the caller's setting is put back."""
+    """Disable transformers' own progress bars; the caller's setting is restored afterwards."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -40,7 +40,7 @@ def without_progress_bars() -> Generator[None]:
 
 @contextmanager
 def _without_reports() -> Generator[None]:
-    """Keep transformers from printing a table of weights that don't fit; they are refused in one line."""
+    """Keep transformers from printing a table of mismatched weights; they are refused in one line."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -50,10 +50,10 @@ def _without_reports() -> Generator[None]:
 
 
 def require_empty(folder: Path) -> None:
-    """Refuse to write a new model over something else.
+    """Refuse to overwrite anything with a new model.
 
     Raises:
-        EngineUsageError: The folder holds something.
+        EngineUsageError: The folder isn't empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EngineUsageError(f"{folder}: exists and is not an empty folder; choose another folder for the model")
@@ -68,7 +68,7 @@ def load_model(
     attention: Any,
     allow_pickle_weights: bool = False,
 ) -> Any:
-    """Load a model of transformers, complete or not at all.
+    """Load a transformers model, complete or not at all.
 
     Args:
         folder: The checkpoint.
@@ -81,7 +81,7 @@ def load_model(
 
     Raises:
         EngineUsageError: The folder is not a complete checkpoint of this type, has rotary positions that no sampler
-            would share, or asks for more than its files hold or this machine can.
+            can reproduce, or asks for more than its files hold or this machine can.
     """
     checkpoint = CheckpointFolder(folder)
     checkpoint.admit(allow_pickle_weights=allow_pickle_weights)
@@ -104,7 +104,7 @@ def load_model(
                 weights_only=True,
             ),
         )
-    # transformers fills missing weights with random ones and goes on; a checkpoint like that is not usable.
+    # transformers silently fills missing weights with random values; such a checkpoint is not usable.
     mismatched = (key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
     lacking = sorted(str(key) for key in (*report["missing_keys"], *mismatched))
     if lacking:
@@ -116,10 +116,10 @@ def load_model(
 
 
 def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> Any:
-    """Load a processor or a tokenizer of transformers.
+    """Load a transformers processor or tokenizer.
 
     Raises:
-        EngineUsageError: The folder doesn't hold it.
+        EngineUsageError: The folder doesn't contain it.
     """
     CheckpointFolder(folder).admit(allow_pickle_weights=True)  # weights aren't looked for here
     with refuse_broken(folder, model_type):
@@ -128,7 +128,7 @@ def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> An
 
 @contextmanager
 def refuse_broken(folder: Path, model_type: str) -> Generator[None]:
-    """Turn whatever transformers raises for a broken folder, which is many kinds, into one line."""
+    """Turn whatever transformers raises for a broken folder (many kinds of exceptions) into one line."""
     try:
         yield
     except EngineError:
@@ -141,12 +141,12 @@ def refuse_broken(folder: Path, model_type: str) -> Generator[None]:
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, force it to disk, and give it its name; an older checkpoint there is replaced.
+    """Let `write` fill a new folder, flush it to disk, and rename it to `folder`; replaces an older one.
 
     At every moment `folder` is a complete checkpoint or, for the instant between two renames, absent.
 
     Raises:
-        EngineError: The disk refused; nothing half-written is left under `folder`.
+        EngineError: Writing failed; nothing half-written is left in `folder`.
     """
     temporary: Path | None = None
     try:

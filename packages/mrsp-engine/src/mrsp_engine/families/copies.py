@@ -1,15 +1,15 @@
-"""A checkpoint like the one that a model was loaded from, with other weights.
+"""A copy of the checkpoint that a model was loaded from, with new weights.
 
-Training changes weights and nothing else. So all other files are carried over byte for byte, for every program that
-could read the first folder to read the second one alike: configurations (a newer library would write keys that older
-ones ignore), tokenizer, processor, templates, licence, and code, which is copied and never run. Weights keep their
-names, their division into files and, unless asked otherwise, their number formats; a head that has no weights of its
-own in the files gets none.
+Training changes only weights. All other files are copied byte for byte, so that every program that can read the first
+folder reads the second in the same way: configurations (a newer library would write keys that older ones ignore),
+tokenizer, processor, templates, licence, and code, which is copied and never run. Weights keep their names, their
+division into files and, unless requested otherwise, their dtypes; a head that has no weights of its own in the files
+gets none.
 
-Two things stay behind: what isn't part of the checkpoint (hidden folders, and the folder that is being written), and
-the old weights in forms that would disagree with the new ones.
+Two things are not copied: what isn't part of the checkpoint (hidden folders, and the folder that is being written), and
+the old weights in other file formats, which would disagree with the new ones.
 
-The module knows files and tensors; how a family names its weights is told by the family.
+The module handles files and tensors; a family says how it names its weights.
 """
 
 import json
@@ -36,14 +36,14 @@ _COPIED_BYTES = 1 << 20
 
 
 def checkpoint_files(folder: Path, *, outside: Iterable[Path] = ()) -> list[Path]:
-    """The files of a checkpoint, those in its folders included, as paths relative to `folder` in a fixed order.
+    """The files of a checkpoint, including those in subfolders, as paths relative to `folder` in a fixed order.
 
     A file may be a link into the hub's cache in which the checkpoint lies, and nothing else may be one: what is copied
-    would come from anywhere. Hidden folders (`.git`, `.cache`) are no part of a checkpoint.
+    would come from anywhere. Hidden folders (`.git`, `.cache`) are not part of a checkpoint.
 
     Args:
         folder: The checkpoint.
-        outside: Folders that are no part of it either, wherever they lie, such as one that is being written.
+        outside: Further folders that are not part of it, wherever they are, such as one that is being written.
 
     Raises:
         EngineUsageError: It holds a link, or something that is neither a file nor a folder.
@@ -60,18 +60,18 @@ def checkpoint_files(folder: Path, *, outside: Iterable[Path] = ()) -> list[Path
 def write_copy(
     source: Path, target: Path, weights: Mapping[str, Mapping[str, Tensor]], *, exact: bool, outside: Iterable[Path]
 ) -> None:
-    """Fill a folder with a checkpoint's files and other weights.
+    """Fill a folder with a checkpoint's files and new weights.
 
     Args:
         source: The checkpoint.
         target: An empty folder.
-        weights: All weights of each part of the model, under every name that files may have for them, the usual one
+        weights: All weights of each part of the model, under every name that files may use for them, the usual one
             first; a part is named by its folder in the checkpoint, "" for the checkpoint itself.
-        exact: Keep the weights' own number formats instead of those in the files.
-        outside: Folders that are no part of the checkpoint; see `checkpoint_files`.
+        exact: Keep the weights' own dtypes instead of those in the files.
+        outside: Folders that are not part of the checkpoint; see `checkpoint_files`.
 
     Raises:
-        EngineError: The checkpoint isn't there any more, or is of other weights.
+        EngineError: The checkpoint no longer exists, or has different weights.
     """
     if not source.is_dir():
         raise _vanished(source, EngineError("no such folder"))
@@ -91,7 +91,7 @@ def write_copy(
 
 
 def _write_part(source: Path, target: Path, tensors: Mapping[str, Tensor], *, exact: bool) -> None:
-    """Write the weights of one folder, file by file as they lie in the source."""
+    """Write the weights of one folder, divided into the same files as in the source."""
     files = _weight_files(source)
     if not files:
         _write_single(source, target, tensors, exact=exact)
@@ -114,7 +114,7 @@ def _write_part(source: Path, target: Path, tensors: Mapping[str, Tensor], *, ex
 
 
 def _first_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
-    """The first name of each weight, by where its numbers lie."""
+    """The first name of each weight; weights that share storage count once."""
     names: dict[int, str] = {}
     for name, tensor in tensors.items():
         names.setdefault(tensor.data_ptr(), name)
@@ -122,7 +122,7 @@ def _first_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold a folder's weights, by the rule of transformers; none if they have another form."""
+    """Names of the files with a folder's weights, by transformers' rules; none if the weights have another format."""
     try:
         if not CheckpointFolder(folder).files.names():
             raise _vanished(folder)
@@ -134,7 +134,7 @@ def _weight_files(folder: Path) -> list[str]:
 def _renew(
     path: Path, tensors: Mapping[str, Tensor], *, exact: bool
 ) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """What a file of weights holds once they are renewed, and its metadata; what the model doesn't know stays."""
+    """The contents of a weights file with the new weights, and its metadata; weights unknown to the model stay."""
     content: dict[str, Tensor] = {}
     held: set[int] = set()
     try:
@@ -154,14 +154,14 @@ def _renew(
         dtype = new.dtype if exact and name in tensors else old.dtype
         new = new.to(device="cpu", dtype=dtype).contiguous()
         if new.data_ptr() in held:
-            new = new.clone()  # a tied head that has a place of its own in the file
+            new = new.clone()  # a tied head that has an entry of its own in the file
         held.add(new.data_ptr())
         content[name] = new
     return content, metadata
 
 
 def _write_single(source: Path, target: Path, tensors: Mapping[str, Tensor], *, exact: bool) -> None:
-    """Write all weights into one file, each once, where the source has no safetensors to take the layout from."""
+    """Write all weights into one file, each once; used where the source has no safetensors to copy the layout from."""
     dtype = None if exact else _named_dtype(source)
     content = {
         name: tensors[name].detach().to(device="cpu", dtype=dtype or tensors[name].dtype).contiguous()
@@ -171,7 +171,7 @@ def _write_single(source: Path, target: Path, tensors: Mapping[str, Tensor], *, 
 
 
 def _named_dtype(folder: Path) -> torch.dtype | None:
-    """The number format that a configuration names."""
+    """The dtype that a configuration names."""
     try:
         values = CheckpointFolder(folder).find("config.json") or {}
     except EngineUsageError:
@@ -191,6 +191,6 @@ def _correct_index(folder: Path, total_size: int) -> None:
 def _vanished(path: Path, error: Exception | None = None) -> EngineError:
     reason = "" if error is None else f" ({getattr(error, 'strerror', None) or error})"
     return EngineError(
-        f"{path}: can't be read any more{reason}; a saved model takes all but its weights from the checkpoint it was "
-        "loaded from, put that back and start again"
+        f"{path}: can't be read any more{reason}; a saved model takes everything except its weights from the "
+        f"checkpoint it was loaded from; restore that and start again"
     )

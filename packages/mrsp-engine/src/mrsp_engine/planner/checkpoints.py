@@ -1,4 +1,4 @@
-"""The shapes of checkpoints: of the published ones by name, of any other supported one by its config.json."""
+"""The shapes of checkpoints: of published ones by name, of any other supported one from its config.json."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from mrsp_engine.rotary import longest_context
 __all__ = ["MODELS", "find_shape", "read_shape"]
 
 _JOINED_PER_SIDE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
-"""Neighbours along an edge that VILA's projectors join; the others none."""
+"""Neighbours along an edge that VILA's projectors concatenate; other projectors concatenate none."""
 
 
 def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
@@ -130,14 +130,14 @@ MODELS = {
         _shape("Qwen2.5-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768),
     )
 }
-"""As in the published config.json of each; `-Instruct` and an owner before the name are understood too."""
+"""As in the published config.json of each; `-Instruct` and an owner before the name are accepted too."""
 
 
 def find_shape(model: str) -> ModelShape:
-    """The shape of a checkpoint by its name, or of one in a folder.
+    """The shape of a checkpoint, given its name or its folder.
 
     Raises:
-        EngineUsageError: It is neither known nor a folder with a readable config.json.
+        EngineUsageError: It is neither a known name nor a folder with a readable config.json.
     """
     folder = Path(model)
     if (folder / "config.json").is_file():
@@ -167,7 +167,8 @@ def read_shape(folder: Path) -> ModelShape:
         text = cast(dict[str, Any], config.get("text_config") or config)
         if "num_experts" in text:
             raise EngineUsageError(
-                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't know; set a model without"
+                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't support; set a model "
+                f"without experts"
             )
         hidden_size, query = int(text["hidden_size"]), int(text["num_attention_heads"])
         return ModelShape(
@@ -222,7 +223,7 @@ def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
             count_tokens=token_counter(folder),
         )
     window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
-    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is that of its output
+    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is the width of its output
     return VisionShape(
         width=width,
         intermediate_size=int(config.get("intermediate_size") or config["mlp_ratio"] * width),

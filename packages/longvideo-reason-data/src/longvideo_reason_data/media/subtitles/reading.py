@@ -17,6 +17,7 @@ from av.container import InputContainer
 from av.stream import Discard
 from av.subtitles.subtitle import AssSubtitle
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.media.subtitles.cues import Cue, ShownLines, make_cues
 from longvideo_reason_data.media.subtitles.files import find_subtitle_files
 from longvideo_reason_data.media.subtitles.timed_text import (
@@ -27,6 +28,9 @@ from longvideo_reason_data.media.subtitles.timed_text import (
 )
 from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.text_encodings import decode_text
+
+MAX_SUBTITLE_BYTES = 64 * 2**20
+"""Most bytes that are read of a subtitle file; those of the longest films have a hundredth."""
 
 _TEXT_CODECS = frozenset({"subrip", "srt", "webvtt", "mov_text", "ass", "ssa", "text"})
 _SUBSTATION = re.compile(r"^\s*\[(?:Script Info|Events)\]", re.IGNORECASE | re.MULTILINE)
@@ -61,7 +65,8 @@ def read_subtitles(video: VideoFile, folder: Path | None = None) -> Subtitles:
     chosen, *others = found
     passed_over = f"; passed over: {', '.join(path.name for path in others)}" if others else ""
     try:
-        text, guessed = decode_text(chosen.read_bytes())
+        place = ForeignFolder(chosen.parent, error=NotTimedTextError)
+        text, guessed = decode_text(place.read_bytes(chosen.name, max_bytes=MAX_SUBTITLE_BYTES))
         timed = _read_text(text, chosen.suffix.lower())
     except (OSError, UnicodeError, NotTimedTextError, av.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error)

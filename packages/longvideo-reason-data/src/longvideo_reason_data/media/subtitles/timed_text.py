@@ -6,7 +6,6 @@ the times, spaces anywhere. LongVideoBench and Whisper write JSON. FFmpeg and py
 to this; so these forms are read here, and only SubStation is left to FFmpeg.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
+from longrl_files.json_text import UnfitJsonError, parse_json
 from longvideo_reason_data.media.subtitles.cues import ShownLines
 
 _TIME = r"(?:(\d{1,4})\s*:\s*)?(\d{1,3})\s*:\s*(\d{1,2})(?:\s*[.,]\s*(\d{1,9}))?"
@@ -81,8 +81,8 @@ def read_timed_json(text: str) -> TimedText:
     if not text.strip():
         return TimedText(shown=())
     try:
-        content: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except UnfitJsonError as error:
         raise NotTimedTextError(f"not readable as JSON, {error}") from error
     if isinstance(content, dict):
         content = cast(dict[str, object], content).get("segments")

@@ -1,8 +1,8 @@
-"""What the processor files of a Qwen-VL checkpoint say about videos: JSON alone, without torch.
+"""The video settings in the processor files of a Qwen-VL checkpoint: reads JSON, without torch.
 
 Files are looked for in transformers' order: a nested `processor_config.json`, `video_preprocessor_config.json`, and
-`preprocessor_config.json`, which is all that Qwen2.5-VL's published checkpoints have. What they leave out has the
-default of transformers' class.
+`preprocessor_config.json`, the only one in Qwen2.5-VL's published checkpoints. Omitted settings have the defaults of
+transformers' class.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ def read_video_processor(folder: Path, model_type: str) -> dict[str, Any]:
             "set the model folder"
         )
     size = dict(cast(dict[str, Any], values["size"]))
-    if VIDEO_DEFAULTS[model_type] is _BY_FRAME:  # an older way to write the size, which counts for these alone
+    if VIDEO_DEFAULTS[model_type] is _BY_FRAME:  # an older format of the size, which applies to these only
         for edge, name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
             size[edge] = values.get(name, size.get(edge))
     return values | {"size": size}

@@ -25,7 +25,7 @@ class Qwen3Policy(LanguagePolicy):
 
 
 class _TextFamily:
-    """What both have in common; a subclass names its classes."""
+    """The common part of both; a subclass names its classes."""
 
     policy_class: ClassVar[type[LanguagePolicy]]
     model_class: ClassVar[Any]

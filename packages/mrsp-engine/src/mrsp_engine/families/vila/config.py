@@ -1,9 +1,9 @@
-"""What the root `config.json` of a VILA checkpoint says about media, read strictly.
+"""The media settings in the root `config.json` of a VILA checkpoint, read strictly.
 
 Only data is read: class names in the file (`_target_`, `auto_map`) choose between the engine's own code or are refused,
-nothing is imported because of them, and paths in it (`resume_path`) are not followed. The facts are those of the
-published layout; what can't be computed exactly as published (images in several scales, tiles) is refused instead of
-being approximated.
+they never cause an import, and paths in it (`resume_path`) are not followed. The rules are those of the published
+layout; what can't be computed exactly as published (images in several scales, tiles) is refused instead of being
+approximated.
 """
 
 import json
@@ -32,12 +32,13 @@ MOST_SCALES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaSyntax:
-    """How an encoded medium stands in the prompt.
+    """How an encoded medium appears in the prompt.
 
     Attributes:
         start: Text before every frame, or "".
-        end: Text behind every frame, or "".
-        pool: Frames, rows and columns whose mean becomes one; None for frames if their number decides.
+        end: Text after every frame, or "".
+        pool: Numbers of frames, rows and columns that are averaged into one; None for frames if it depends on the
+            length of the video.
     """
 
     start: str
@@ -45,7 +46,7 @@ class MediaSyntax:
     pool: tuple[int | None, int, int]
 
     def frames_per_pool(self, num_frames: int) -> int:
-        """Frames whose mean becomes one, in a video of `num_frames` (LongVILA-R1's rule where none is fixed)."""
+        """Number of frames averaged into one, in a video of `num_frames` (LongVILA-R1's rule where it isn't fixed)."""
         if self.pool[0] is not None:
             return self.pool[0]
         return next((factor for most, factor in _DYNAMIC_POOLING if num_frames <= most), _MOST_DYNAMIC_POOLING)
@@ -53,16 +54,18 @@ class MediaSyntax:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VilaConfig:
-    """The parts of a checkpoint's configuration that shape embeddings and prompts."""
+    """The parts of a checkpoint's configuration that affect embeddings and prompts."""
 
     projector_type: str
     is_by_columns: bool
-    """Whether the projector writes its rows column by column. The first release did, whose configurations name no
-    encoders yet."""
+    """Whether the projector writes its rows column by column, like the first release, whose configurations name no
+    encoders yet.
+    """
     select_layer: int
     num_scales: int
-    """Times that the channels of a frame's patches are repeated. Models that see images in several scales
-    (`dynamic_s2`) see a video's frames in the smallest alone, which then stands for all of them."""
+    """How often the channels of a frame's patches are repeated. Models that see images in several scales (`dynamic_s2`)
+    see a video's frames only in the smallest, which is repeated for the others.
+    """
     video: MediaSyntax
     image: MediaSyntax | None
 
@@ -71,7 +74,7 @@ class VilaConfig:
         """Read the root and the projector's `config.json`.
 
         Raises:
-            EngineUsageError: Files are missing, or ask for something that the engine doesn't have.
+            EngineUsageError: Files are missing, or require something that the engine doesn't support.
         """
         path, checkpoint = folder / "config.json", CheckpointFolder(folder)
         for part in (LANGUAGE_FOLDER, TOWER_FOLDER, PROJECTOR_FOLDER):
@@ -90,7 +93,7 @@ class VilaConfig:
                 f"{folder}: mm_projector_type={projector_type!r}, mm_vision_select_layer={select_layer!r}: expected a "
                 "name and a number; set another model folder"
             )
-        # Otherwise images are cut into tiles.
+        # Other values mean that images are cut into tiles.
         is_resized = values.get("image_aspect_ratio", "resize") == "resize" and not is_scaled
         return cls(
             projector_type=projector_type,
@@ -108,8 +111,8 @@ def _count_scales(path: Path, scales: Any) -> int:
     sides = cast(list[Any], listed) if isinstance(listed, list) else []
     if not 1 <= len(sides) <= MOST_SCALES or not all(str(side).strip().isdecimal() for side in sides):
         raise EngineUsageError(
-            f"{path}: s2_scales={visible(repr(scales), 60)}: expected sides of images, such as '448,896,1344'; set "
-            "another model folder"
+            f"{path}: s2_scales={visible(repr(scales), 60)}: expected side lengths of images, such as '448,896,1344'; "
+            "set another model folder"
         )
     return len(sides)
 
@@ -137,7 +140,7 @@ def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax
 
 
 def _read_encoder(path: Path, key: str, written: Any) -> dict[str, Any]:
-    """An encoder as an object, from that, from JSON text (the default of VILA's own class), or from a class's name."""
+    """Return an encoder as an object, given an object, JSON text (the default of VILA's own class), or a class name."""
     encoder: Any = written
     if isinstance(written, str):
         is_json = written.lstrip().startswith("{")
@@ -147,7 +150,7 @@ def _read_encoder(path: Path, key: str, written: Any) -> dict[str, Any]:
             encoder = None
     if not isinstance(encoder, dict):
         raise EngineUsageError(
-            f"{path}: {key}={visible(json.dumps(written))}: expected an object, as such or as JSON text; "
+            f"{path}: {key}={visible(json.dumps(written))}: expected an object, directly or as JSON text; "
             "set another model folder"
         )
     return cast(dict[str, Any], encoder)
