@@ -1,9 +1,9 @@
-"""Digests of files, remembered, so that a film of many gigabytes is read through once and not in every run.
+"""Cached digests of files, so that a video of many gigabytes is read once and not in every run.
 
-What is remembered is one small JSON file per path in a folder, replaced as a whole, so that any number of processes may
-share it and a damaged one costs nothing but the reading. A digest counts as long as the file's size, inode and times of
-change stay. A file changed within the last moments is not remembered: it could change again within one tick of its
-clock.
+The cache is a folder with one small JSON file per path, replaced atomically, so that any number of processes may share
+it and a damaged one only causes the file to be read again. A digest is valid while the file's size, inode and
+modification times are unchanged. A file that changed very recently is not cached: it could change again within one tick
+of the file system's clock.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ class FileDigests:
     """SHA-256 of files' bytes.
 
     Args:
-        folder: Where digests are remembered; made when the first one is. A folder that can't be written to is no error.
+        folder: Where digests are cached; created with the first one. A folder that can't be written to is not an error.
 
     Attributes:
-        num_read: Files read through by this object.
+        num_read: Number of files read by this object.
     """
 
     def __init__(self, folder: Path) -> None:
