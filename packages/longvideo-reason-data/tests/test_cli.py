@@ -244,7 +244,7 @@ def test_wrong_use(server: Any, films: Path, tmp_path: Path, monkeypatch: pytest
     failed(build(videos=tmp_path / "none"), 2, "no such file or folder")
     failed(build(model="nobody"), 2, "doesn't serve 'nobody'")
     failed(build(base_url="http://127.0.0.1:9/v1"), 1, "no server answers there")
-    failed(build(prompts=tmp_path / "empty"), 2, "no prompts there")
+    failed(build(prompts=tmp_path / "empty"), 2, "contains no prompts")
     (tmp_path / "file").write_text("")
     failed(build(output=tmp_path / "file" / "below"), 1, "choose another output folder")
     (tmp_path / "bad.mp4").write_text("no video")

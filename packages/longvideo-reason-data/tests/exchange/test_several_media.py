@@ -110,7 +110,7 @@ def test_an_export_of_the_version_before_is_refused_in_one_line(album: Path, tmp
     export_dataset(album, tmp_path / "out", "jsonl")
     path = tmp_path / "out" / "data" / "train_rl.jsonl"
     path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
-    with pytest.raises(DataError, match=r"row 0: of version 2, .* export the dataset again"):
+    with pytest.raises(DataError, match=r"row 0: has version 2, .* export the dataset again"):
         read_export(tmp_path / "out", "jsonl")
 
 
