@@ -1,4 +1,4 @@
-"""Benchmarks are read in the layouts in which they are published, and what isn't read is never silent."""
+"""Evaluation sets are read in their published layouts, and nothing is skipped silently."""
 
 import json
 from pathlib import Path

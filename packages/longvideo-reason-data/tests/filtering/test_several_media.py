@@ -1,4 +1,4 @@
-"""Questions about several media: what a model is shown, what is the same question, what leaks."""
+"""Questions about several media: what a model sees, which questions are equal, what leaks."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ def run(folder: Path, base_url: str, *records: QuestionRecord, captions: dict[st
 
 
 def shown_to(server: Any) -> list[tuple[str, list[str]]]:
-    """What stood before each question: what was said of it, and its names, times and pictures in order."""
+    """What came before each question: its text, and its names, times and images in order."""
     shown: list[tuple[str, list[str]]] = []
     for body in server.bodies:
         parts = body["messages"][-1]["content"]
