@@ -119,6 +119,7 @@ def encode(
     model: Path,
     store: Path = Path("embeddings"),
     frames: Annotated[FrameSettings, tyro.conf.arg(name="")] = FrameSettings(),  # noqa: B008 - shown as default
+    allow_pickle_weights: bool = False,
 ) -> None:
     """Encode videos into the embedding store, so that training and evaluation find them there.
 
@@ -135,10 +136,13 @@ def encode(
         model: Folder of the checkpoint with the vision tower.
         store: Folder of the embedding store.
         frames: How many frames, and how large; 64 frames by default.
+        allow_pickle_weights: Load weights from pickles where the checkpoint has no safetensors.
     """
     from longrl.commands.encode import encode_videos
+    from longrl_trainer.config.sections import ModelSection
 
-    encode_videos(videos, model, store, frames.or_frames(64))
+    section = ModelSection(folder=model, store=store, allow_pickle_weights=allow_pickle_weights)
+    encode_videos(videos, section, frames.or_frames(64))
 
 
 def sft(recipe: Folder) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longrl.errors import AppError
-from longrl_trainer.config.sections import FrameSettings
+from longrl_trainer.config.sections import FrameSettings, ModelSection
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.containers import find_videos
 from longvideo_reason_data.media.video_file import VideoFile
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mrsp_engine.families.base import Policy
 
 
-def encode_videos(paths: Sequence[Path], model: Path, store: Path, frames: FrameSettings) -> None:
+def encode_videos(paths: Sequence[Path], model: ModelSection, frames: FrameSettings) -> None:
     """Encode what can be encoded.
 
     Raises:
@@ -31,7 +31,7 @@ def encode_videos(paths: Sequence[Path], model: Path, store: Path, frames: Frame
         except DataError as error:
             failures.append(error)
     if videos:
-        failures += _encode(videos, model, store, frames)
+        failures += _encode(videos, model, frames)
     if len(failures) == 1 == len(videos) + len(failures):
         raise failures[0]
     if failures:
@@ -40,17 +40,16 @@ def encode_videos(paths: Sequence[Path], model: Path, store: Path, frames: Frame
         raise AppError(f"{len(failures)} of {len(failures) + len(videos)} videos can't be used")
 
 
-def _encode(videos: list[VideoFile], model: Path, store: Path, frames: FrameSettings) -> list[DataError | EngineError]:
+def _encode(videos: list[VideoFile], model: ModelSection, frames: FrameSettings) -> list[DataError | EngineError]:
     """Encode probed videos; those that can't be decoded or used are removed from the list and reported."""
     from longrl.progress import choose_progress
-    from longrl_trainer.config.sections import ModelSection
     from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_frames
     from longrl_trainer.training.opening import open_policy
     from mrsp_engine.encoding.video import FileVideo
 
-    policy = open_policy(ModelSection(folder=model, store=store), "float32")
+    policy = open_policy(model, "float32")
     policy.freeze_vision()
-    frames = resolve_frames(frames, model)
+    frames = resolve_frames(frames, model.folder)
     encoder, budget = policy.encoder, frame_budget(frames)
     before = policy.store.counters.encodes
     failures: list[DataError | EngineError] = []
@@ -72,7 +71,7 @@ def _encode(videos: list[VideoFile], model: Path, store: Path, frames: FrameSett
     stats = policy.store.stats()
     new = policy.store.counters.encodes - before
     print(
-        f"{len(videos)} videos, {new} newly encoded; {store} holds {stats.entries} embeddings, "
+        f"{len(videos)} videos, {new} newly encoded; {model.store} holds {stats.entries} embeddings, "
         f"{stats.bytes / 1e6:.1f} MB"
     )
     return failures

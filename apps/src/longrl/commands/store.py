@@ -27,7 +27,7 @@ def stats(folder: Folder = Path("embeddings")) -> None:
     Args:
         folder: Folder of the embedding store.
     """
-    disk = _open(folder)
+    disk = _open(folder, is_read_only=True)
     held = disk.stats()
     print(f"{folder}: {held.entries} embeddings, {held.bytes / 1e6:.1f} MB; {disk.count_encodes()} encoded so far")
 
@@ -45,7 +45,7 @@ def verify(folder: Folder = Path("embeddings"), remove: bool = False) -> None:
     """
     from mrsp_engine.embeddings.entries import DiskRefusedError
 
-    disk = _open(folder)
+    disk = _open(folder, is_read_only=not remove)
     damaged = disk.verify()
     for digest in damaged:
         print(f"damaged: {disk.path(digest)}", file=sys.stderr)
@@ -78,7 +78,7 @@ def prune(folder: Folder = Path("embeddings"), *, keep: str) -> None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", keep.strip(), re.IGNORECASE)
     if match is None:
         raise AppUsageError(f"--keep {keep!r}: expected a number and one of {', '.join(SIZE_UNITS)}, such as 200GB")
-    disk = _open(folder)
+    disk = _open(folder, is_read_only=False)
     try:
         removed = disk.prune(int(float(match[1]) * SIZE_UNITS[match[2].upper()]))
     except DiskRefusedError as error:
@@ -90,12 +90,12 @@ def prune(folder: Folder = Path("embeddings"), *, keep: str) -> None:
     )
 
 
-def _open(folder: Path) -> "DiskTier":
+def _open(folder: Path, *, is_read_only: bool) -> "DiskTier":
     if not folder.is_dir():
         raise AppUsageError(f"{folder}: no such folder; expected the folder of an embedding store")
     from mrsp_engine.embeddings.disk import DiskTier
 
-    return DiskTier(folder, None)
+    return DiskTier(folder, None, is_read_only=is_read_only)
 
 
 Action = (

@@ -242,7 +242,7 @@ class TestBadFolders:
         for number, path in enumerate(weights):
             folder = shutil.copytree(folders / family, tmp_path / str(number))
             (folder / path).write_bytes((folder / path).read_bytes()[:1000])
-            self.refuse(folder, f"can't be loaded as {family}")
+            self.refuse(folder, f"not a file of tensors|cut short|can't be loaded as {family}")
         folder = shutil.copytree(folders / family, tmp_path / "reader")
         for path in folder.rglob("tokenizer*"):
             path.unlink()
@@ -252,7 +252,7 @@ class TestBadFolders:
     def test_the_weights_of_another_family(self, folders: Path, family: str, other: str, tmp_path: Path) -> None:
         folder = shutil.copytree(folders / family, tmp_path / "model")
         shutil.copy(folders / other / "model.safetensors", folder)
-        self.refuse(folder, "weights are missing or of another shape")
+        self.refuse(folder, "weights are missing or of another shape|asks for at least .* weights and the files hold")
 
     def test_a_family_that_is_not_supported(self, folders: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(folders / "qwen2", tmp_path / "model")

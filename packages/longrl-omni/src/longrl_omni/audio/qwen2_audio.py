@@ -89,7 +89,13 @@ class Qwen2AudioFamily:
     model_type = MODEL_TYPE
 
     def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
     ) -> Qwen2AudioPolicy:
         """See `Family.load_policy`.
 
@@ -98,7 +104,12 @@ class Qwen2AudioFamily:
         """
         attention = {"text_config": register_attention(), "audio_config": "sdpa"}
         model = load_model(
-            folder, MODEL_TYPE, model_class=Qwen2AudioForConditionalGeneration, dtype=dtype, attention=attention
+            folder,
+            MODEL_TYPE,
+            model_class=Qwen2AudioForConditionalGeneration,
+            dtype=dtype,
+            attention=attention,
+            allow_pickle_weights=allow_pickle_weights,
         )
         processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen2AudioProcessor)
         return Qwen2AudioPolicy(folder, model.to(device).eval(), processor, store)

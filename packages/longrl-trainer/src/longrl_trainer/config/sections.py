@@ -51,6 +51,9 @@ class ModelSection(Section):
     """Folder of the embedding store; share it between all stages of one model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the trainer; `auto` uses a GPU if there is one."""
+    allow_pickle_weights: Annotated[bool, Effect.NONE] = False
+    """Load weights from pickles (`pytorch_model.bin`) where a checkpoint has no safetensors. torch reads nothing but
+    tensors from them; the sampler never takes them."""
 
 
 class FrameSettings(Section):

@@ -27,7 +27,13 @@ TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
 def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
     """Load the recipe's model."""
     store = EmbeddingStore(model.store)
-    return load_policy(model.folder, dtype=TORCH_DTYPES[dtype], store=store, device=choose_device(model))
+    return load_policy(
+        model.folder,
+        dtype=TORCH_DTYPES[dtype],
+        store=store,
+        device=choose_device(model),
+        allow_pickle_weights=model.allow_pickle_weights,
+    )
 
 
 def open_training_policy(

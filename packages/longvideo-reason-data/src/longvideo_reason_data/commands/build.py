@@ -106,7 +106,8 @@ def build(
     )
     _print_built(output, manifest)
     num_questions, num_kept = manifest["input"]["questions"], manifest["kept"]["questions"]
-    refuse_empty(output, num_questions, num_kept, read_notes(output, DROPPED_NAME, DroppedNote))
+    dropped = (note for _, note in read_notes(output, DROPPED_NAME, DroppedNote))
+    refuse_empty(output, num_questions, num_kept, dropped)
     if filter == "none":
         return
     manifest = filter_folder(

@@ -18,6 +18,8 @@ def view(
 ) -> None:
     """Write a browser of a dataset: one HTML file that works without a network.
 
+    With many questions the file stays small, and a folder of parts beside it is read as they are looked at.
+
     It shows each video's timeline with segments, descriptions, evidence and frames, questions with options, reasoning
     and how models answered them, and what was dropped for which reason.
 
@@ -37,6 +39,7 @@ def view(
     path = output or folders.ForeignFolder(dataset, error=DataError).place(VIEW_NAME)
     contents = write_page(dataset, path, most_thumbnails=thumbnails)
     print(
-        f"{path}: {len(contents['questions'])} questions about {contents['counts']['videos']} videos, "
-        f"{len(contents['dropped'])} dropped items, {path.stat().st_size / 1e6:.1f} MB"
+        f"{path}: {contents['counts']['questions']} questions about {contents['counts']['videos']} videos, "
+        f"{contents['num_dropped']} dropped items, {path.stat().st_size / 1e6:.1f} MB"
+        + (f"; keep the folder {contents['parts']['folder']} beside it" if "parts" in contents else "")
     )

@@ -151,7 +151,7 @@ def _write_rows(path: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
 
 def _read_rows(folder: Path, name: str) -> Iterator[Row]:
     if name.endswith(".jsonl"):
-        yield from (row for _, row in read_lines(folder, name))
+        yield from (line.content for line in read_lines(folder, name))
     else:
         yield from read_parquet_rows(ForeignFolder(folder, error=DataError).open(name), folder / name)
 

@@ -115,7 +115,7 @@ def read_captions(dataset: Path) -> dict[str, list[str]]:
         DataError: When the file is damaged.
     """
     lines: dict[str, list[tuple[float, str]]] = {}
-    for segment in read_notes(dataset, SEGMENTS_NAME, SegmentNote):
+    for _, segment in read_notes(dataset, SEGMENTS_NAME, SegmentNote):
         said = f' Said: "{segment.speech}"' if segment.speech else ""
         text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
         lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))

@@ -254,6 +254,7 @@ def _with_filter(
         "dropped": _replaced(manifest.get("dropped", {}), before.get("dropped", {}), report["dropped"]),
         "calls": _replace_calls(manifest.get("calls", {}), before.get("calls", {}), calls),
         "adaptations": {model: dict(counts) for model, counts in spent.adaptations.items()},
+        "sampling": {model: dict(counts) for model, counts in spent.sampling.items()},
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,

@@ -73,6 +73,7 @@ def make_manifest(
             "failed": dict(spent.num_failed),
         },
         "adaptations": {model: dict(counts) for model, counts in spent.adaptations.items()},
+        "sampling": {model: dict(counts) for model, counts in spent.sampling.items()},
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,

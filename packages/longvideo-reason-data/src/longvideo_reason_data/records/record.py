@@ -21,6 +21,7 @@ from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.parquet_rows import (
     ROWS_AT_ONCE,
+    count_parquet_rows,
     read_parquet_in_order,
     read_parquet_metadata,
     read_parquet_rows,
@@ -225,6 +226,15 @@ def iter_records(path: Path, *, in_order_of_ids: bool = False) -> Iterator[Quest
             raise DataError(f"{path}: row {number}: question id {shown} is used more than once; ids must be unique")
         seen.add(record.question_id)
         yield record
+
+
+def count_records(path: Path) -> int:
+    """See how many records a file holds, without reading them; 0 if there is no file.
+
+    Raises:
+        DataError: When it is damaged.
+    """
+    return count_parquet_rows(_open(path), path) if path.exists() else 0
 
 
 def _open(path: Path) -> BinaryIO:

@@ -210,6 +210,14 @@ class Family(Protocol):
         """The `model_type` of the checkpoints this family loads."""
         ...
 
-    def load_policy(self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device) -> Policy:
-        """Load the checkpoint in `folder`."""
+    def load_policy(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
+    ) -> Policy:
+        """Load the checkpoint in `folder`, from safetensors alone unless pickles are allowed."""
         ...

@@ -6,19 +6,25 @@ tokens of that, and a rule for what replaces them once its embedding is known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from longrl_files.messages import visible
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.template_trial import describe_trial
 from mrsp_engine.prompts import Prompt
 
 __all__ = ["TURN_START", "ChatPrompts", "MediaTokens", "PositionRule", "count_positions"]
 
 TURN_START = "<|im_start|>"
+LONGEST_TEMPLATE_TEXT = 1 << 20
+MOST_REPETITIONS = 8
+"""Of a text by the template that writes it."""
 
 PositionRule = Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
 """From the expanded tokens of a prompt and its media to its positions, int64 [axes, P]."""
@@ -78,6 +84,9 @@ class ChatPrompts:
         media: How media are written, by modality; empty for a text-only model.
         positions: Computes the positions.
         num_embedded: Number of tokens that the model can embed; others can't occur in a text.
+
+    Raises:
+        EngineUsageError: The template doesn't end, or takes more memory than any should.
     """
 
     def __init__(
@@ -102,6 +111,7 @@ class ChatPrompts:
             for index, token in added.items()
             if token.special or index in placeholders or index >= num_embedded
         )
+        self._try_template()
 
     def build(self, text: str, media: Sequence[MediaReference], system: str | None) -> Prompt:
         """Build one user turn, media first, and the opening of the assistant's turn."""
@@ -139,8 +149,46 @@ class ChatPrompts:
         messages: list[dict[str, Any]] = [{"role": "user", "content": self._content(text, media)}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        rendered = self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = self._render(messages)
+        longest = LONGEST_TEMPLATE_TEXT + MOST_REPETITIONS * (len(text) + len(system or ""))
+        if len(rendered) > longest:
+            raise EngineUsageError(
+                f"the chat template writes {len(rendered):,} characters for a text of {len(text):,}, expected at most "
+                f"{longest:,}; set another model folder"
+            )
         return tuple(cast(list[int], self._tokenizer(rendered, add_special_tokens=False)["input_ids"]))
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            rendered: Any = self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template may raise anything
+            raise EngineUsageError(
+                f"the chat template can't write a conversation ({visible(str(error) or type(error).__name__)}); set "
+                "another model folder"
+            ) from error
+        if not isinstance(rendered, str):
+            raise EngineUsageError(
+                f"the chat template gives {type(rendered).__name__}, no text; set another model folder"
+            )
+        return rendered
+
+    def _try_template(self) -> None:
+        """Render a sample of each kind where a template without an end can be ended."""
+        contents: list[Any] = ["text"]
+        for tokens in self._media.values():
+            text = {"type": "text", "text": "text"}
+            contents.append(f"{tokens.part}text" if isinstance(tokens.part, str) else [tokens.part, text])
+
+        def render() -> None:
+            for content in contents:
+                with suppress(EngineUsageError):
+                    self._render([{"role": "user", "content": content}])
+
+        fault = describe_trial(render)
+        if fault is not None:
+            raise EngineUsageError(f"the chat template {fault}; set another model folder")
 
     def _content(self, text: str, media: Sequence[MediaReference]) -> str | list[dict[str, str]]:
         if not media:

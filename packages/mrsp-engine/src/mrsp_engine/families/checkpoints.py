@@ -1,9 +1,12 @@
 """Writing and reading checkpoint folders, complete or not at all, without transformers' console output.
 
+What transformers opens is looked at before (`CheckpointFolder.admit`), and what it would build is weighed: by itself it
+follows links and lists of files anywhere, reads pickles where there are no safetensors, asks on standard input whether
+to run code that a tokenizer names, and builds a model of any size.
+
 The module is independent of families.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -16,7 +19,10 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from longrl_files.messages import visible
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
+from mrsp_engine.families.config_values import refuse_wrong_sizes
 from mrsp_engine.rotary import refuse_rotary
 
 
@@ -53,7 +59,15 @@ def require_empty(folder: Path) -> None:
         raise EngineUsageError(f"{folder}: exists and is not an empty folder; choose another folder for the model")
 
 
-def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.dtype, attention: Any) -> Any:
+def load_model(
+    folder: Path,
+    model_type: str,
+    *,
+    model_class: Any,
+    dtype: torch.dtype,
+    attention: Any,
+    allow_pickle_weights: bool = False,
+) -> Any:
     """Load a transformers model, complete or not at all.
 
     Args:
@@ -62,12 +76,20 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
         model_class: The transformers class.
         dtype: Type of the weights.
         attention: `attn_implementation` for transformers, one name or one per part.
+        allow_pickle_weights: Read weights from a pickle where there are no safetensors; nothing but tensors is read
+            from it (`weights_only` of torch).
 
     Raises:
-        EngineUsageError: The folder is not a complete checkpoint of this type, or has rotary positions that no sampler
-            can reproduce.
+        EngineUsageError: The folder is not a complete checkpoint of this type, has rotary positions that no sampler
+            can reproduce, or asks for more than its files hold or this machine can.
     """
-    refuse_rotary(folder / "config.json", _read_config(folder))
+    checkpoint = CheckpointFolder(folder)
+    checkpoint.admit(allow_pickle_weights=allow_pickle_weights)
+    with refuse_broken(folder, model_type):
+        refuse_rotary(folder / "config.json", checkpoint.read("config.json"))
+        config = model_class.config_class.from_pretrained(str(folder), local_files_only=True)
+        stored = checkpoint.count_weights()
+        refuse_wrong_sizes(folder / "config.json", config.to_dict(), stored=stored, number_bytes=dtype.itemsize)
     with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
         model, report = cast(
             tuple[Any, dict[str, Any]],
@@ -78,6 +100,8 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are reported, and refused below
                 local_files_only=True,
+                use_safetensors=stored is not None or not allow_pickle_weights,
+                weights_only=True,
             ),
         )
     # transformers silently fills missing weights with random values; such a checkpoint is not usable.
@@ -91,23 +115,15 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
     return model
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The contents of config.json; empty if it can't be read, which transformers reports in detail."""
-    try:
-        values: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return cast(dict[str, Any], values) if isinstance(values, dict) else {}
-
-
 def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> Any:
     """Load a transformers processor or tokenizer.
 
     Raises:
         EngineUsageError: The folder doesn't contain it.
     """
+    CheckpointFolder(folder).admit(allow_pickle_weights=True)  # weights aren't looked for here
     with refuse_broken(folder, model_type):
-        return processor_class.from_pretrained(str(folder), local_files_only=True)
+        return processor_class.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager
@@ -119,7 +135,9 @@ def refuse_broken(folder: Path, model_type: str) -> Generator[None]:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EngineUsageError(f"{folder}: can't be loaded as {model_type} ({reason}); set the model folder") from error
+        raise EngineUsageError(
+            f"{folder}: can't be loaded as {visible(model_type, 40)} ({visible(reason)}); set the model folder"
+        ) from error
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:

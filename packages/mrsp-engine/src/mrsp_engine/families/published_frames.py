@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_video_processor
-from mrsp_engine.families.vila.config import read_json
 
 __all__ = ["read_published_frames"]
 
@@ -20,7 +20,7 @@ def read_published_frames(folder: Path) -> dict[str, Any]:
     Raises:
         EngineUsageError: The folder's config.json can't be read.
     """
-    config = read_json(folder / "config.json")
+    config = CheckpointFolder(folder).read("config.json")
     model_type = str(config.get("model_type"))
     if model_type in VIDEO_DEFAULTS:
         values = read_video_processor(folder, model_type)

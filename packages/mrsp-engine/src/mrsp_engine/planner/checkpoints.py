@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.messages import visible
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames
 from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_frames
-from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig, read_json
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
 from mrsp_engine.planner.shapes import ModelShape, VisionShape
 from mrsp_engine.planner.videos import QwenVideos, VilaVideos, count_as_qwen, token_counter
@@ -157,10 +159,11 @@ def read_shape(folder: Path) -> ModelShape:
     """
     path = folder / "config.json"
     try:
-        config = read_json(path)
-        is_vila = (folder / LANGUAGE_FOLDER / "config.json").is_file()
+        checkpoint = CheckpointFolder(folder)
+        config, language = checkpoint.read("config.json"), checkpoint.find(f"{LANGUAGE_FOLDER}/config.json")
+        is_vila = language is not None
         vision = _read_vila_vision(folder) if is_vila else _read_vision(folder, config)
-        config = read_json(folder / LANGUAGE_FOLDER / "config.json") if is_vila else config
+        config = config if language is None else language
         text = cast(dict[str, Any], config.get("text_config") or config)
         if "num_experts" in text:
             raise EngineUsageError(
@@ -183,15 +186,15 @@ def read_shape(folder: Path) -> ModelShape:
             max_positions=longest_context(text),
             vision=vision,
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ArithmeticError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise EngineUsageError(
-            f"{path}: not a config.json the planner can read ({type(error).__name__}: {error}); "
+            f"{path}: not a config.json the planner can read ({type(error).__name__}: {visible(str(error))}); "
             f"set a Qwen folder or one of {', '.join(MODELS)}"
         ) from None
 
 
 def _read_vila_vision(folder: Path) -> VisionShape:
-    config, tower = VilaConfig.read(folder), read_json(folder / TOWER_FOLDER / "config.json")
+    config, tower = VilaConfig.read(folder), CheckpointFolder(folder).read(f"{TOWER_FOLDER}/config.json")
     edge, patch_size = int(tower["image_size"]), int(tower["patch_size"])
     merge_size = _JOINED_PER_SIDE.get(config.projector_type, 1)
     frames = VilaFrames(rows_per_side=-(-(edge // patch_size) // merge_size), syntax=config.video)

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from longrl_files.messages import visible
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import MOST_VOCABULARY_BYTES, CheckpointFolder
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, write_time
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
 
@@ -109,10 +112,16 @@ def count_as_qwen(text: str) -> int:
 
 def token_counter(folder: Path) -> CountTokens:
     """Return the function that counts the tokens of a text for the checkpoint in a folder."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    checkpoint = CheckpointFolder(folder)
+    if not checkpoint.files.has("tokenizer.json"):
         return count_as_qwen
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    content = checkpoint.files.read_bytes("tokenizer.json", max_bytes=MOST_VOCABULARY_BYTES)
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises no other kind
+        raise EngineUsageError(
+            f"{folder / 'tokenizer.json'}: not a tokenizer ({visible(str(error))}); set another model folder"
+        ) from error
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -94,7 +94,13 @@ class QwenVlFamily:
         return str(self.policy_class.name)
 
     def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
     ) -> LanguagePolicy:
         """See `Family.load_policy`.
 
@@ -102,7 +108,14 @@ class QwenVlFamily:
             EngineUsageError: The folder is not a complete checkpoint of this family.
         """
         attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
-        model = load_model(folder, self.model_type, model_class=self.model_class, dtype=dtype, attention=attention)
+        model = load_model(
+            folder,
+            self.model_type,
+            model_class=self.model_class,
+            dtype=dtype,
+            attention=attention,
+            allow_pickle_weights=allow_pickle_weights,
+        )
         processor = load_processor(folder, self.model_type, processor_class=self.processor_class)
         return cast(LanguagePolicy, self.policy_class(folder, model.to(device).eval(), processor, store))
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.json_text import UnfitJsonError, parse_json
+from longrl_files.messages import visible
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
-__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig", "read_json"]
+__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig"]
 
 LANGUAGE_FOLDER = "llm"
 TOWER_FOLDER = "vision_tower"
@@ -24,6 +27,7 @@ _BASIC_ENCODERS = {"BasicImageEncoder", "BasicVideoEncoder"}
 _POOLING_ENCODER = "TSPVideoEncoder"
 _DYNAMIC_POOLING = ((256, 4), (512, 8), (1024, 16))
 _MOST_DYNAMIC_POOLING = 32
+MOST_SCALES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +76,10 @@ class VilaConfig:
         Raises:
             EngineUsageError: Files are missing, or require something that the engine doesn't support.
         """
-        path = folder / "config.json"
-        values, projector = read_json(path), read_json(folder / PROJECTOR_FOLDER / "config.json")
+        path, checkpoint = folder / "config.json", CheckpointFolder(folder)
+        for part in (LANGUAGE_FOLDER, TOWER_FOLDER, PROJECTOR_FOLDER):
+            checkpoint.part(part)
+        values, projector = checkpoint.read("config.json"), checkpoint.read(f"{PROJECTOR_FOLDER}/config.json")
         is_scaled = bool(values.get("dynamic_s2"))
         if values.get("s2") and not is_scaled:
             raise EngineUsageError(
@@ -82,7 +88,7 @@ class VilaConfig:
             )
         projector_type = projector.get("mm_projector_type", values.get("mm_projector_type"))
         select_layer = values.get("mm_vision_select_layer", -2)
-        if not isinstance(projector_type, str) or not isinstance(select_layer, int):
+        if not isinstance(projector_type, str) or type(select_layer) is not int:
             raise EngineUsageError(
                 f"{folder}: mm_projector_type={projector_type!r}, mm_vision_select_layer={select_layer!r}: expected a "
                 "name and a number; set another model folder"
@@ -100,14 +106,15 @@ class VilaConfig:
 
 
 def _count_scales(path: Path, scales: Any) -> int:
-    """Count scales that are written as "448,896,1344" or as a list."""
-    listed = scales.split(",") if isinstance(scales, str) else scales
-    if not isinstance(listed, list) or not all(str(side).strip().isdecimal() for side in cast(list[Any], listed)):
+    """Count what is written as "448,896,1344" or as a list."""
+    listed: Any = scales.split(",") if isinstance(scales, str) else scales
+    sides = cast(list[Any], listed) if isinstance(listed, list) else []
+    if not 1 <= len(sides) <= MOST_SCALES or not all(str(side).strip().isdecimal() for side in sides):
         raise EngineUsageError(
-            f"{path}: s2_scales={scales!r}: expected side lengths of images, such as '448,896,1344'; set another model "
-            f"folder"
+            f"{path}: s2_scales={visible(repr(scales), 60)}: expected side lengths of images, such as '448,896,1344'; "
+            "set another model folder"
         )
-    return len(cast(list[Any], listed))
+    return len(sides)
 
 
 def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax:
@@ -126,8 +133,8 @@ def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax
         pool = (None, 1, 1)
     if not is_plain:
         raise EngineUsageError(
-            f"{path}: {key}={json.dumps(encoder)}: expected frames one after another, or {_POOLING_ENCODER} with one "
-            "pool size; set another model folder"
+            f"{path}: {key}={visible(json.dumps(encoder))}: expected frames one after another, or "
+            f"{_POOLING_ENCODER} with one pool size; set another model folder"
         )
     return MediaSyntax(start=start, end=end, pool=pool)
 
@@ -138,12 +145,12 @@ def _read_encoder(path: Path, key: str, written: Any) -> dict[str, Any]:
     if isinstance(written, str):
         is_json = written.lstrip().startswith("{")
         try:
-            encoder = json.loads(written) if is_json else {"_target_": written}
-        except ValueError:
+            encoder = parse_json(written) if is_json else {"_target_": written}
+        except UnfitJsonError:
             encoder = None
     if not isinstance(encoder, dict):
         raise EngineUsageError(
-            f"{path}: {key}={json.dumps(written)}: expected an object, directly or as JSON text; "
+            f"{path}: {key}={visible(json.dumps(written))}: expected an object, directly or as JSON text; "
             "set another model folder"
         )
     return cast(dict[str, Any], encoder)
@@ -151,20 +158,4 @@ def _read_encoder(path: Path, key: str, written: Any) -> dict[str, Any]:
 
 def _is_pool(size: Any) -> bool:
     values = cast(list[Any], size) if isinstance(size, list) else []
-    return len(values) == 3 and all(isinstance(value, int) and value > 0 for value in values)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        EngineUsageError: There is none, or it can't be read.
-    """
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EngineUsageError(f"{path}: can't be read as JSON ({reason}); set the model folder") from error
-    if not isinstance(values, dict):
-        raise EngineUsageError(f"{path}: expected a JSON object; set the model folder")
-    return cast(dict[str, Any], values)
+    return len(values) == 3 and all(type(value) is int and 0 < value < 2**16 for value in values)

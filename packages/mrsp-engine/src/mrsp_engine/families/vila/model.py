@@ -16,6 +16,7 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.checkpoints import load_model, refuse_broken
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, VilaConfig
 from mrsp_engine.families.vila.projector import VilaProjector
@@ -49,8 +50,16 @@ class VilaModel(nn.Module):
         self.num_scales = num_scales
 
     @classmethod
-    def load(cls, folder: Path, config: VilaConfig, *, model_type: str, dtype: torch.dtype) -> "VilaModel":
-        """Load all three parts.
+    def load(
+        cls,
+        folder: Path,
+        config: VilaConfig,
+        *,
+        model_type: str,
+        dtype: torch.dtype,
+        allow_pickle_weights: bool = False,
+    ) -> "VilaModel":
+        """Load all three parts; the projector lies in safetensors in any case.
 
         Raises:
             EngineUsageError: One of them is missing, damaged or doesn't match the others.
@@ -61,18 +70,25 @@ class VilaModel(nn.Module):
             model_class=Qwen2ForCausalLM,
             dtype=dtype,
             attention=register_attention(),
+            allow_pickle_weights=allow_pickle_weights,
         )
         tower = load_model(
-            folder / TOWER_FOLDER, model_type, model_class=SiglipVisionModel, dtype=dtype, attention="sdpa"
+            folder / TOWER_FOLDER,
+            model_type,
+            model_class=SiglipVisionModel,
+            dtype=dtype,
+            attention="sdpa",
+            allow_pickle_weights=allow_pickle_weights,
         )
-        projector = VilaProjector(
-            config.projector_type,
-            vision_width=int(tower.config.hidden_size) * config.num_scales,
-            hidden_size=int(llm.config.hidden_size),
-            is_by_columns=config.is_by_columns,
-        ).to(dtype)
         with refuse_broken(folder / PROJECTOR_FOLDER, model_type):
-            weights = load_file(folder / PROJECTOR_FOLDER / PROJECTOR_FILE)
+            with torch.device("meta"):  # before its shapes are those of the file, no memory is taken
+                projector = VilaProjector(
+                    config.projector_type,
+                    vision_width=int(tower.config.hidden_size) * config.num_scales,
+                    hidden_size=int(llm.config.hidden_size),
+                    is_by_columns=config.is_by_columns,
+                ).to(dtype)
+            weights = load_file(CheckpointFolder(folder).files.path(f"{PROJECTOR_FOLDER}/{PROJECTOR_FILE}"))
             expected = {name: tuple(weight.shape) for name, weight in projector.state_dict().items()}
             found = {name: tuple(weight.shape) for name, weight in weights.items()}
             if found != expected:
@@ -81,7 +97,7 @@ class VilaModel(nn.Module):
                     f"{folder / PROJECTOR_FOLDER}: weight {name} has shape {found.get(name)}, expected "
                     f"{expected.get(name)} for {config.projector_type}; set another model folder"
                 )
-            projector.load_state_dict(weights)
+            projector.to_empty(device="cpu").load_state_dict(weights)
         return cls(llm, tower, projector, select_layer=config.select_layer, num_scales=config.num_scales)
 
     def see_frames(self, pixels: Tensor) -> Tensor:

@@ -216,7 +216,13 @@ class VilaFamily:
     model_type = "vila"
 
     def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
     ) -> VilaPolicy:
         """See `Family.load_policy`.
 
@@ -224,7 +230,9 @@ class VilaFamily:
             EngineUsageError: The folder is not a complete VILA checkpoint, or is of an unsupported kind.
         """
         config = VilaConfig.read(folder)
-        model = VilaModel.load(folder, config, model_type=self.model_type, dtype=dtype)
+        model = VilaModel.load(
+            folder, config, model_type=self.model_type, dtype=dtype, allow_pickle_weights=allow_pickle_weights
+        )
         tokenizer = load_tokenizer(folder / LANGUAGE_FOLDER, self.model_type)
         images = load_processor(folder / TOWER_FOLDER, self.model_type, processor_class=SiglipImageProcessor)
         return VilaPolicy(folder, model.to(device).eval(), tokenizer, images, store, config)

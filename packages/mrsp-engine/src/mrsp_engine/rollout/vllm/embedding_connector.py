@@ -66,7 +66,7 @@ class StoreReader:
 
     def __init__(self, folder: str) -> None:
         shared = _shared.get(folder)
-        self._source: EmbeddingSource = EmbeddingStore(Path(folder)) if shared is None else shared
+        self._source: EmbeddingSource = EmbeddingStore(Path(folder), is_read_only=True) if shared is None else shared
 
     def find(self, name: str) -> Tensor | None:
         """The embedding of a medium, or None if it is no longer in the store."""

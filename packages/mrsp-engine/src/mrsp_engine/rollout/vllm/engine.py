@@ -47,6 +47,7 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "mm_processor_cache_gb": 0,
     "logprobs_mode": "processed_logprobs",
     "generation_config": "vllm",
+    "load_format": "safetensors",  # by itself it takes pickles where there are none
     "use_tqdm_on_load": False,
     "disable_log_stats": True,
 }

@@ -5,7 +5,6 @@ before it is submitted, and one that can't be sampled is refused without affecti
 vLLM.
 """
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.sampler_media import SamplerMedia, StoredSamplerMedia, find_sampler_media
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import EmbeddingSource, Refusal, RefusalReason, Rollout, SamplingSettings
@@ -43,8 +43,10 @@ class SamplerCheckpoint:
         config = _read_config(folder)
         self.media: SamplerMedia = find_sampler_media(str(config.get("model_type")))
         if self.media.subfolder:
-            folder = folder / self.media.subfolder
+            folder = CheckpointFolder(folder).part(self.media.subfolder).path
             config = _read_config(folder)
+        checkpoint = CheckpointFolder(folder)
+        checkpoint.admit(allow_pickle_weights=True)
         self.folder, self.config = folder, config
         text_config = cast(dict[str, Any], config.get("text_config", config))
         if "hidden_size" not in text_config:
@@ -53,13 +55,18 @@ class SamplerCheckpoint:
         self.hidden_size = int(text_config["hidden_size"])
         self.embedding_width = self.media.embedding_width(config)
         self.placeholder_ids = self.media.placeholder_ids(folder, config)
-        generation = _read_json(folder / "generation_config.json") or {}
+        generation = checkpoint.find("generation_config.json") or {}
         end = cast(int | list[int] | None, generation.get("eos_token_id", text_config.get("eos_token_id")))
         if end is None:
             raise EngineUsageError(
                 f"{folder / 'generation_config.json'}: specifies no end token; set eos_token_id there"
             )
         self.end_token_ids = (end,) if isinstance(end, int) else tuple(end)
+        if not checkpoint.weight_files():
+            raise EngineUsageError(
+                f"{folder}: has no weights as safetensors, and vLLM is given nothing else; train from it, which saves "
+                'safetensors, or set the sampler\'s engine to "transformers"'
+            )
 
 
 class RequestWriter:
@@ -167,17 +174,9 @@ _ENDS = ("stop", "length")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "config.json")
+    config = CheckpointFolder(folder).find("config.json") if folder.exists() else None
     if config is None or "model_type" not in config:
         raise EngineUsageError(
             f"{folder / 'config.json'}: not readable as a model's configuration; choose a checkpoint folder"
         )
     return config
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return cast(dict[str, Any], value) if isinstance(value, dict) else None
