@@ -1,8 +1,8 @@
-"""A chat server in a process of its own that writes down every request it answered; a stand-in for a paid one.
+"""A chat server in a separate process that logs every request it answered; it stands in for a paid one.
 
     python answering_server.py LOG
 
-It prints its address. Each line of LOG is the digest of a request whose answer was handed to the network in full.
+It prints its address. Each line of LOG is the digest of a request whose answer was sent completely.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ DELAY_SECONDS = 0.004
 
 
 def answer(body: dict[str, Any]) -> str:
-    """Describe pictures, write questions, rewrite reasoning, answer by what is seen; the same for the same words."""
+    """Describe pictures, write questions, rewrite reasoning, answer from the frames; the same for the same text."""
     content = body["messages"][-1]["content"]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     mark, words = digest[:6], " ".join(digest[place : place + 4] for place in range(6, 30, 4))
@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(404, b"{}")
 
     def do_POST(self) -> None:
-        """Answer, and write it down once the answer is on its way."""
+        """Answer, and log it once the answer is sent."""
         raw = self.rfile.read(int(self.headers["content-length"]))
         time.sleep(DELAY_SECONDS)
         choice = {

@@ -1,4 +1,4 @@
-"""How tests ask a language model: one client, all requests at once, books and journal in a folder."""
+"""How tests use a language model: one client, all requests at once, ledger and journal in a folder."""
 
 import asyncio
 from decimal import Decimal
@@ -26,7 +26,7 @@ def ask(
     price: TokenPrice | None = None,
     **settings: Any,
 ) -> tuple[list[Reply], Ledger]:
-    """Ask everything at once and give the replies in order, with the ledger as it is at the end."""
+    """Send all requests at once and return the replies in order, with the final ledger."""
 
     async def run(cache: ResponseCache, ledger: Ledger) -> list[Reply]:
         settings.setdefault("first_wait_seconds", 0.01)

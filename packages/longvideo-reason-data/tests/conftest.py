@@ -1,4 +1,4 @@
-"""What the tests share: videos whose frames carry their numbers, and a running scripted server."""
+"""Shared by the tests: videos whose frames carry their numbers, and a running scripted server."""
 
 import os
 import sys
@@ -11,11 +11,11 @@ import hypothesis
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for what several test modules share
+sys.path.insert(0, str(Path(__file__).parent))  # for modules that several tests share
 
 from scripted_server import ScriptedServer
 
-# A busy machine is no failure; tests that are about time measure the processor's.
+# A busy machine is not a failure; tests about time measure processor time.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
 
@@ -35,7 +35,7 @@ def paint_counter(number: int, width: int, height: int) -> np.ndarray:
 
 
 def _read_counter(frame: np.ndarray) -> int:
-    """Read the number of a decoded frame, and check that it stands upright."""
+    """Read the number of a decoded frame, and check that it is upright."""
     height, width, _ = frame.shape
     bar = frame[height // 2, width - 4].astype(int)
     assert bar[0] > bar[1] + 60, f"no red bar at the right edge: {bar}"
@@ -101,8 +101,8 @@ def make_video(tmp_path: Path) -> MakeVideo:
 def _leave_realtime() -> None:
     """Undo what the encoder SVT-AV1 does as root.
 
-    It gives the thread that opens it a real-time priority for good. All processes started later would inherit it, and
-    two of them that poll, as gloo's threads do, bring a machine with two cores to a stand.
+    It permanently gives the thread that opens it a real-time priority. All processes started later would inherit it,
+    and two polling ones, such as gloo's threads, block a machine with two cores.
     """
     for thread in Path("/proc/self/task").iterdir():
         if os.sched_getscheduler(int(thread.name)) != os.SCHED_OTHER:
@@ -110,7 +110,7 @@ def _leave_realtime() -> None:
 
 
 def add_tone(container: av.container.OutputContainer) -> None:
-    """Add a second of quiet to a container."""
+    """Add a second of silence to a container."""
     stream = container.add_stream("aac", rate=16000, layout="mono")
     _write_tone(container, stream)
 
@@ -131,7 +131,7 @@ def read_counter() -> Callable[[np.ndarray], int]:
 
 @pytest.fixture
 def sound_only(tmp_path: Path) -> Path:
-    """Give an MP4 file with sound and no picture."""
+    """Give an MP4 file with audio only."""
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
         add_tone(container)

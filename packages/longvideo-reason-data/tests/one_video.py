@@ -1,4 +1,4 @@
-"""Records about one video, made of the fields that most tests are about."""
+"""Records about one video, created from the fields that most tests use."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _NAMES = ("path", "digest", "duration_seconds")
 
 
 def make_record(fields: dict[str, Any]) -> QuestionRecord:
-    """Make a record of fields among which `video_path`, `video_digest` and `video_duration_seconds` are its video."""
+    """Create a record from fields, of which `video_path`, `video_digest` and `video_duration_seconds` are its video."""
     medium = {name: fields[f"video_{name}"] for name in _NAMES}
     rest = {name: value for name, value in fields.items() if not name.startswith("video_")}
     return QuestionRecord.model_validate({**rest, "media": (medium,)})

@@ -1,6 +1,6 @@
-"""A stand-in for a language model's server: a real HTTP server on the loopback whose answers and faults are scripted.
+"""A simulated language model server: a real HTTP server on the loopback whose answers and faults are scripted.
 
-It keeps its own books of what it charged for, against which the client's are held.
+It keeps its own accounts of what it charged, with which the client's are compared.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 
 Failure = tuple[int, dict[str, str], bytes]
 
-# Statuses of a failure that are none of HTTP.
+# Kinds of failure that aren't HTTP statuses.
 DROPPED = 0
 """The connection is dropped before anything was done."""
 LOST = -1
@@ -27,7 +27,7 @@ LATE = -2
 
 @dataclass(slots=True)
 class Tokens:
-    """Tokens in the server's books."""
+    """Tokens in the server's accounts."""
 
     read: int = 0
     written: int = 0
@@ -39,18 +39,19 @@ class Tokens:
 
 
 class ScriptedServer:
-    """A real HTTP server on the loopback that speaks the chat protocol and answers from the request's own words.
+    """A real HTTP server on the loopback with the chat protocol that answers from the request's own text.
 
     Attributes:
         base_url: Its address.
         bodies: Every request body it got for a chat, in order.
         answered: The bodies that it answered with an ordinary reply.
-        fail: Called with a body and how often it came before; returns (status, headers, payload) to fail, or None.
+        fail: Called with a body and how often it was received before; returns (status, headers, payload) to fail, or
+            None.
         reply: Called with a body; returns the text, or a whole message to be sent.
-        count_tokens: Called with a body and the words of the reply; returns the tokens read and written.
+        count_tokens: Called with a body and the text of the reply; returns the tokens read and generated.
         served: Names of the models it lists; None to have no list.
         wait_for_turn: Called by each request's own thread before it is answered.
-        reported: Tokens read and written of the answers that it sent whole.
+        reported: Tokens read and generated for answers that were sent completely.
         unseen: Tokens that it charged for though the client never saw the answer.
     """
 
@@ -158,7 +159,7 @@ class ScriptedServer:
 
 
 def answer_like_a_model(body: dict[str, Any]) -> str:
-    """Describe pictures, and write a fit question with everything in it."""
+    """Describe images, and write a suitable question with everything in it."""
     content = body["messages"][-1]["content"]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     if "<answer>one letter</answer>" in content[-1]["text"]:
@@ -181,7 +182,7 @@ def answer_like_a_model(body: dict[str, Any]) -> str:
 
 
 def _answer_what_is_seen(content: list[dict[str, Any]]) -> str:
-    """Choose the way to the door with several pictures in view, else the one to the lake."""
+    """Choose the way to the door with several images shown, else the one to the lake."""
     place = "door" if sum(part["type"] == "image_url" for part in content) > 1 else "lake"
     (letter,) = re.findall(rf"^([A-D])\. towards the {place} ", content[-1]["text"], re.MULTILINE)
     return f"<think>There it goes.</think><answer>{letter}</answer>"

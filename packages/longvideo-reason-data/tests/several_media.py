@@ -1,4 +1,4 @@
-"""A dataset whose questions are about several videos and pictures, for tests of whatever reads records."""
+"""A dataset whose questions are about several videos and images, for tests of everything that reads records."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _BOXES = {"left": (4, 4, 30, 60), "right": (66, 4, 92, 60), "below": (4, 44, 92,
 
 
 def draw_picture(path: Path, place: str, colour: str) -> Path:
-    """A picture of a box in some place, so that two of them don't look the same without their colours either."""
+    """An image of a box at a given position, so that two of them differ even without their colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", (96, 64), "white")
     ImageDraw.Draw(image).rectangle(_BOXES[place], fill=colour)

@@ -1,4 +1,4 @@
-"""The command as a user meets it: in its own process, with one clear line for every mistake."""
+"""The command from the user's side: in its own process, with one clear line for every mistake."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ def failed(result: subprocess.CompletedProcess[str], code: int, words: str) -> N
 
 
 def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command here, which saves loading everything anew for each of many mistakes."""
+    """Run the command in this process, which avoids loading everything again for each of many mistakes."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -99,7 +99,7 @@ def build_with(server: Any, films: Path, output: Path, *more: str) -> subprocess
 
 
 def test_a_dataset_states_how_its_models_were_really_asked(server: Any, films: Path, tmp_path: Path) -> None:
-    """A server with a temperature of its own that takes no seed and two pictures at most."""
+    """A server with a fixed temperature that accepts no seed and at most two images."""
 
     def fail(body: dict[str, Any], times: int) -> Any:
         num_pictures = json.dumps(body).count('"image_url", "image_url"')
@@ -175,7 +175,7 @@ LAUNCH = [sys.executable, "-m", "longvideo_reason_data"]
 
 
 def hear_interruptions() -> None:
-    """For a new process: whoever is started in the background of a script inherits that interruptions are ignored."""
+    """For a new process: a process started in the background of a script inherits ignored interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -191,7 +191,7 @@ def test_an_interruption_is_one_line(server: Any, films: Path, tmp_path: Path, m
     ) as process:
         if moment == "loading":
             maps = Path(f"/proc/{process.pid}/maps")
-            while "pydantic_core" not in maps.read_text():  # in the midst of the libraries
+            while "pydantic_core" not in maps.read_text():  # while libraries are loading
                 time.sleep(0.005)
         else:
             while not server.num_parallel:
@@ -244,7 +244,7 @@ def test_wrong_use(server: Any, films: Path, tmp_path: Path, monkeypatch: pytest
     failed(build(videos=tmp_path / "none"), 2, "no such file or folder")
     failed(build(model="nobody"), 2, "doesn't serve 'nobody'")
     failed(build(base_url="http://127.0.0.1:9/v1"), 1, "no server answers there")
-    failed(build(prompts=tmp_path / "empty"), 2, "no prompts there")
+    failed(build(prompts=tmp_path / "empty"), 2, "contains no prompts")
     (tmp_path / "file").write_text("")
     failed(build(output=tmp_path / "file" / "below"), 1, "choose another output folder")
     (tmp_path / "bad.mp4").write_text("no video")

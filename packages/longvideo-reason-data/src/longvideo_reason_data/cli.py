@@ -19,7 +19,7 @@ from longvideo_reason_data.commands.importing import import_published
 from longvideo_reason_data.commands.view import view
 from longvideo_reason_data.endings import end_quietly
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.filtering.benchmark_files import read_benchmark
+from longvideo_reason_data.filtering.evaluation_sets import read_evaluation_set
 from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.inspection.statistics import describe_dataset
 from longvideo_reason_data.records.record import describe_invalid
@@ -83,15 +83,15 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool
 
     Args:
         dataset: Folder of the dataset.
-        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
-            TSV or Parquet.
+        benchmarks: Evaluation sets whose questions and videos must not be in the dataset: JSON, JSON lines, CSV, TSV or
+            Parquet.
         follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
     if follow_links:
         folders.follow_links(dataset)
     problems = check_dataset(dataset, benchmarks)
     for path in benchmarks:
-        print(f"{path}: {read_benchmark(path).summary} compared")
+        print(f"{path}: {read_evaluation_set(path).summary} compared")
     for problem in problems:
         print(visible(problem, LINE_CHARACTERS))
     if problems:

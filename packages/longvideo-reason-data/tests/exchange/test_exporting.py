@@ -1,4 +1,4 @@
-"""Exports: what is written can be loaded by what it is for, and read back it is the same dataset."""
+"""Exports can be loaded by the programs they are for, and reading them back gives the same dataset."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ every_layout = pytest.mark.parametrize("name", LAYOUTS)
 
 @pytest.fixture
 def records(make_video: MakeVideo, tmp_path: Path) -> list[QuestionRecord]:
-    """Three splits, one question without options, one without evidence, words that need care."""
+    """Three splits, one question without options, one without evidence, text that needs escaping."""
     made: list[QuestionRecord] = []
     for number, split in enumerate(Split):
         path = make_video(f"dataset/videos/{split}.mp4", num_frames=50, first_number=number)
@@ -54,7 +54,7 @@ def records(make_video: MakeVideo, tmp_path: Path) -> list[QuestionRecord]:
 
 
 def load(folder: Path, cache: Path) -> dict[str, list[dict[str, Any]]]:
-    """Load an export as its readers do."""
+    """Load an export like its readers do."""
     loaded = datasets.load_dataset(str(folder), cache_dir=str(cache))
     return {str(split): rows.to_list() for split, rows in loaded.items()}
 
@@ -97,7 +97,7 @@ def test_trl_has_conversations_with_the_video_as_a_block(tmp_path, records):
     loaded = load(output, tmp_path / "cache")
     first = records[0]
     row = loaded["train_sft"][0]
-    # A block with further keys, even empty ones, is taken for another type by chat templates.
+    # Chat templates treat a block with additional keys, even empty ones, as another type.
     assert row["prompt"] == [
         {
             "role": "user",

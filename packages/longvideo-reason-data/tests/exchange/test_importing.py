@@ -1,4 +1,4 @@
-"""Published datasets become records, and what can't is dropped with its reason."""
+"""Published datasets become records, and unusable questions are dropped with a reason."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def bring_in(
     records = read_dataset(tmp_path / "out")
     assert manifest["input"]["questions"] == len(items) == len(records) + len(dropped)
     assert manifest["dropped"] == dict(Counter(item["reason"] for item in dropped))
-    # The folder is whole; what `check` says about the reasoning is true of what was published.
+    # The folder is complete; what `check` reports about the reasoning is true of the published data.
     found = {reason for line in check_dataset(tmp_path / "out") for reason in line.partition(": ")[2].split(", ")}
     assert found <= {"reasoning_too_short", "reasoning_without_times"}
     return records, dropped

@@ -1,4 +1,4 @@
-"""Questions about several media go out to every layout and come back, and come in from published lists."""
+"""Questions about several media can be exported to every layout and read back, and imported from published lists."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def album(tmp_path: Path, make_video: Any) -> Path:
 
 
 def texts_of(folder: Path, name: str) -> tuple[list[list[str]], list[str]]:
-    """The media of each row in the order in which its program meets them, and the words behind them."""
+    """The media of each row in the order in which its program uses them, and the text after them."""
     rows = datasets.load_dataset(str(folder), cache_dir=str(folder / "cache"))["train_rl"].to_list()
     media: list[list[str]] = []
     words: list[str] = []
@@ -110,7 +110,7 @@ def test_an_export_of_the_version_before_is_refused_in_one_line(album: Path, tmp
     export_dataset(album, tmp_path / "out", "jsonl")
     path = tmp_path / "out" / "data" / "train_rl.jsonl"
     path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
-    with pytest.raises(DataError, match=r"row 0: of version 2, .* export the dataset again"):
+    with pytest.raises(DataError, match=r"row 0: has version 2, .* export the dataset again"):
         read_export(tmp_path / "out", "jsonl")
 
 

@@ -1,4 +1,4 @@
-"""What a model is given under each condition, how its answers are counted, and what they decide."""
+"""What a model gets under each condition, how its answers are counted, and what follows from them."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ def run(
 
 
 def says(option: str) -> Callable[[dict[str, Any]], str]:
-    """Answer with the letter under which an option stands, wherever it stands."""
+    """Answer with the letter of an option, whatever its position."""
 
     def reply(body: dict[str, Any]) -> str:
         text = body["messages"][-1]["content"][-1]["text"]
@@ -133,7 +133,7 @@ def test_each_condition_shows_what_its_name_says(tmp_path: Path, record: Questio
     times = [float(text.strip("[] s")) for text in texts(evidence)[:-1]]
     assert times == sorted(times)
     assert all(1 <= time < 2 or 3 <= time < 3.5 for time in times)
-    assert sum(time < 2 for time in times) == 4  # shared out by length
+    assert sum(time < 2 for time in times) == 4  # distributed by length
     pictures = [
         [part["image_url"]["url"] for part in body["messages"][-1]["content"] if part["type"] == "image_url"]
         for body in (evidence, scrambled)
@@ -288,7 +288,7 @@ def test_rollouts_of_the_policy_tell_the_difficulty(
 
 
 def rates(record: QuestionRecord, **chosen: tuple[int, ...]) -> list[PassRate]:
-    """Make pass rates from how often each option was chosen; what is missing of eight wasn't answered."""
+    """Make pass rates from how often each option was chosen; the rest up to eight wasn't answered."""
     return [
         PassRate(
             condition=Condition(name),
@@ -319,7 +319,7 @@ def rates(record: QuestionRecord, **chosen: tuple[int, ...]) -> list[PassRate]:
         ({"full": (0, 4, 4, 0), "evidence": (0, 3, 5, 0)}, Reason.AMBIGUOUS),
         ({"full": (0, 2, 6, 0), "evidence": (0, 2, 6, 0)}, Reason.AMBIGUOUS),
         ({"full": (0, 2, 6, 0)}, Reason.AMBIGUOUS),
-        ({"few_frames": (8, 0, 0, 0), "scrambled": (8, 0, 0, 0)}, None),  # measured, not held against it
+        ({"few_frames": (8, 0, 0, 0), "scrambled": (8, 0, 0, 0)}, None),  # measured, but not a reason to drop it
     ],
 )
 def test_what_answers_decide(record: QuestionRecord, chosen: dict[str, tuple[int, ...]], reason: Reason | None) -> None:

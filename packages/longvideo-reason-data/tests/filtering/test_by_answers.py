@@ -1,8 +1,8 @@
-"""Each filter drops the questions it is for and keeps the good ones, on rendered worlds and a viewer that knows them.
+"""Each filter drops its bad questions and keeps the good ones, on rendered worlds and a viewer that knows them.
 
-The models are a stand-in: `Viewer` answers over real HTTP from the ground truth, but only from what the pictures of the
-request really show. It reads the number of the world from the blocks under each picture and finds the figures by their
-colours. What isn't in view it guesses, and now and then it is wrong.
+The models are simulated: `Viewer` answers over real HTTP from the ground truth, but only from what the images of the
+request really show. It reads the number of the world from the blocks under each image and finds the actors by their
+colours. It guesses what isn't visible, and is sometimes wrong.
 """
 
 import base64
@@ -47,7 +47,7 @@ COMMON_SENSE = {
 WHO_IS_SEEN = "Who takes part in what is shown?"
 
 
-# The worlds, rendered with their number under the picture.
+# The worlds, rendered with their number below the frame.
 
 
 def write_world(world: World, number: int, path: Path, *, scale: int = 1, quality: int = 20, rate: int = 2) -> str:
@@ -83,19 +83,19 @@ def on_stage(world: World, time_seconds: float) -> set[tuple[str, str]]:
     }
 
 
-# The stand-in.
+# The simulated model.
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What one picture shows: the number of its world, and who stands where."""
+    """What one image shows: the number of its world, and who stands where."""
 
     number: int
     figures: frozenset[tuple[str, str]]
 
 
 class Viewer:
-    """Answers from the truth about what the pictures of a request show, and guesses the rest."""
+    """Answers from the truth about what the images of a request show, and guesses the rest."""
 
     def __init__(self, worlds: dict[int, World], records: Sequence[QuestionRecord], numbers: dict[str, int]) -> None:
         self.worlds = worlds
@@ -126,7 +126,7 @@ class Viewer:
         return f"<think>There are {len(sights)} pictures.</think><answer>{LETTERS[chosen]}</answer>"
 
     def known(self, question: str, options: frozenset[str], sights: Sequence[Sight]) -> tuple[str, ...]:
-        """What can be known: by common sense, or when all that proves it is in view in the right order."""
+        """What can be known: by common sense, or if all of the evidence is visible in the right order."""
         if question in COMMON_SENSE:
             return (COMMON_SENSE[question],)
         found = self.truths.get((sights[0].number, question, options)) if sights else None
@@ -165,7 +165,7 @@ class Viewer:
 
 @dataclass
 class Stock:
-    """A dataset with planted questions, which of them are of which kind, and a viewer that knows the truth."""
+    """A dataset with planted questions, the kind of each, and a viewer that knows the truth."""
 
     folder: Path
     kinds: dict[str, list[QuestionRecord]]
@@ -211,7 +211,7 @@ def make_stock(folder: Path, *, num_worlds: int, num_planted: int) -> Stock:
 def _plant(stock: Stock, worlds: dict[int, World], natural: dict[int, list[QuestionRecord]], count: int) -> Stock:
     kinds, folder = stock.kinds, stock.folder
     rows: list[dict[str, Any]] = []
-    # The last two worlds are a benchmark's: one under its own name, one as another file of the same footage.
+    # The last two worlds are in an evaluation set: one under its own name, one as another file of the same footage.
     last, before = max(worlds), max(worlds) - 1
     rows.append({"video_id": f"street_camera_{last:04d}", "question": "Which season is it?"})
     write_world(worlds[before], before, folder / "exam" / "unknown.mp4", scale=2, quality=32, rate=4)
@@ -220,7 +220,7 @@ def _plant(stock: Stock, worlds: dict[int, World], natural: dict[int, list[Quest
     theirs = {record.question_id for record in kinds["benchmark"]}
     for kind in ("good", "single frame"):
         kinds[kind] = [record for record in kinds[kind] if record.question_id not in theirs]
-    # More by their wording, among those that are worded like no other.
+    # More by their wording, among those with a unique wording.
     words = {r.question_id: shingle(r.question, r.options) for group in natural.values() for r in group}
     alone = [
         record
@@ -320,12 +320,12 @@ def test_each_filter_drops_its_own_and_keeps_the_good(tmp_path: Path, server: An
     lost = Counter(reasons[record.question_id] for record in good if record.question_id not in kept)
     assert len(good) >= 100
     assert lost.total() <= 0.05 * len(good), (lost, len(good))
-    # Kept and dropped are all, the rates are with the item, and what is kept can't be answered blind.
+    # Kept plus dropped are all, rates are stored with the item, and kept questions can't be answered blind.
     assert len(kept) + len(reasons) == report["input"] == sum(len(group) for group in stock.kinds.values())
     assert all({rate.condition for rate in r.pass_rates} >= {Condition.BLIND, Condition.FULL} for r in kept.values())
     assert report["pass_rates"]["blind"]["right_rate"] < 0.35
     assert report["pass_rates"]["evidence"]["right_rate"] > 0.9
-    # Filtering again asks nothing and changes nothing.
+    # Filtering again sends no request and changes nothing.
     num_asked = len(server.bodies)
     assert run_filter(stock, server.base_url, "--benchmarks", str(stock.benchmark), *deciding) == report
     assert len(server.bodies) == num_asked

@@ -19,8 +19,8 @@ from one_video import make_record
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filtering import near_duplicates
-from longvideo_reason_data.filtering.benchmark_files import read_benchmark
 from longvideo_reason_data.filtering.decontamination import Net, find_contamination, source_id_of
+from longvideo_reason_data.filtering.evaluation_sets import read_evaluation_set
 from longvideo_reason_data.filtering.near_duplicates import (
     SAME_QUESTION,
     find_repeated_questions,
@@ -287,7 +287,7 @@ def test_each_net_finds_its_own_and_the_report_says_what_was_compared(tmp_path: 
         record(question_id="clean", video_digest="d" * 64, video_path="videos/d.mp4", question="Why is it?"),
     ]
     records[0] = records[0].model_copy(update={"question": "What for?"})
-    report = find_contamination(records, {"b" * 64: original}, [read_benchmark(path)])
+    report = find_contamination(records, {"b" * 64: original}, [read_evaluation_set(path)])
     found = {item.question_id: (item.net, item.row) for item in report.found}
     assert found == {"by id": (Net.SOURCE_ID, 1), "by footage": (Net.FOOTAGE, 2), "by wording": (Net.WORDING, 3)}
     assert report.compared == {"exam": {"questions": 4, "source_ids": 1, "videos": 1, "videos_unreadable": 0}}
@@ -297,7 +297,7 @@ def test_each_net_finds_its_own_and_the_report_says_what_was_compared(tmp_path: 
 
 
 def test_a_wording_asked_about_many_videos_is_a_template(tmp_path: Path) -> None:
-    exam = read_benchmark(
+    exam = read_evaluation_set(
         write_lines(tmp_path / "exam.jsonl", {"question": GOOD["question"], "options": GOOD["options"]})
     )
     for num_videos, num_found in ((2, 2), (3, 0)):
@@ -314,7 +314,7 @@ def test_source_ids_lose_what_a_build_appended() -> None:
 
 @pytest.mark.parametrize("name", ["dQw4w9WgXcQ", "my film [dQw4w9WgXcQ]", "dQw4w9WgXcQ.f137"])
 def test_an_id_is_found_inside_a_name(tmp_path: Path, name: str) -> None:
-    exam = read_benchmark(write_lines(tmp_path / "exam.jsonl", {"video_id": "dQw4w9WgXcQ"}, {"video_id": "my"}))
+    exam = read_evaluation_set(write_lines(tmp_path / "exam.jsonl", {"video_id": "dQw4w9WgXcQ"}, {"video_id": "my"}))
     assert len(find_contamination([record(video_path=f"videos/{name}.mp4")], {}, [exam]).found) == 1
     assert not find_contamination([record(video_path="videos/dQw4w9WgXcQx.mp4")], {}, [exam]).found
     assert not find_contamination([record(video_path="videos/my.mp4")], {}, [exam]).found
@@ -326,7 +326,7 @@ def test_parquet_and_json_benchmarks_are_read(tmp_path: Path) -> None:
     (tmp_path / "exam.json").write_text(json.dumps(rows))
     numbers = [{**rows[0], "options": {"A": "he", "B": "she"}}]
     (tmp_path / "named.json").write_text(json.dumps(numbers))
-    items = [read_benchmark(tmp_path / name).items for name in ("exam.parquet", "exam.json", "named.json")]
+    items = [read_evaluation_set(tmp_path / name).items for name in ("exam.parquet", "exam.json", "named.json")]
     assert items[0] == items[1] == items[2]
     assert items[0][0].options == ("he", "she")
     assert items[0][0].source_id == "x"
@@ -342,7 +342,7 @@ def test_parquet_and_json_benchmarks_are_read(tmp_path: Path) -> None:
         ("exam.jsonl", "{", DataError, "not readable as JSON"),
         ("exam.jsonl", "[1]", DataError, "item 0 is int"),
         ("exam.jsonl", "", UsageError, "0 questions compared"),
-        ("exam.json", "3", DataError, "holds int, expected a list"),
+        ("exam.json", "3", DataError, "contains int, expected a list"),
         ("exam.json", '[{"video_id": "dQw4w9WgXcQ", "Frage": "Who?"}]', UsageError, "found Frage"),
         ("exam.json", '{"q1": 3, "q2": 1}', UsageError, "0 questions compared"),
         ("exam.jsonl", '{"key": "dQw4w9WgXcQ", "qa": [{"ask": "Who?"}]}', UsageError, "found ask"),
@@ -357,10 +357,10 @@ def test_wrong_benchmarks_are_one_clear_line(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(error, match=words) as caught:
-        read_benchmark(tmp_path / name)
+        read_evaluation_set(tmp_path / name)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="no such file"):
-        read_benchmark(tmp_path / "missing.jsonl")
+        read_evaluation_set(tmp_path / "missing.jsonl")
 
 
 # The check of a folder.

@@ -1,4 +1,4 @@
-"""Each filter drops its own fault and lets good questions through; shuffled options keep their reasoning true."""
+"""Each filter drops its own kind of fault and keeps good questions; reasoning follows shuffled options."""
 
 import random
 from collections import Counter
@@ -107,11 +107,11 @@ def test_times_in_words() -> None:
     assert times_in("7 students on 3 shelves, ratio 16:9, model s3") == []
 
 
-# Shortcuts that only many questions show.
+# Shortcuts that only show over many questions.
 
 
 def many(change: Callable[[random.Random, list[str], int], None], *, share: float) -> list[QuestionRecord]:
-    """Make questions with options of chance, and change a share of them."""
+    """Make questions with random options, and change a share of them."""
     generator = random.Random(7)
     words = ["lake", "roof", "garden", "stairs", "market", "cellar", "bridge", "tower", "hall", "orchard", "mill"]
     records: list[QuestionRecord] = []

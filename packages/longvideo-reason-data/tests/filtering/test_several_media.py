@@ -1,4 +1,4 @@
-"""Questions about several media: what a model is shown, what is the same question, what leaks."""
+"""Questions about several media: what a model sees, which questions are equal, what leaks."""
 
 import asyncio
 import json
@@ -10,10 +10,10 @@ import pytest
 from several_media import SHOWN, draw_picture, write_album
 
 from longvideo_reason_data.cli import main
-from longvideo_reason_data.filtering.benchmark_files import read_benchmark
 from longvideo_reason_data.filtering.by_answers import FilterModels, QuestionFilter
 from longvideo_reason_data.filtering.by_words import Filtered
 from longvideo_reason_data.filtering.decontamination import Net, find_contamination, fingerprint_records
+from longvideo_reason_data.filtering.evaluation_sets import read_evaluation_set
 from longvideo_reason_data.filtering.near_duplicates import find_repeated_questions
 from longvideo_reason_data.filtering.settings import FilterSettings, Thresholds
 from longvideo_reason_data.inspection.check import check_dataset
@@ -61,7 +61,7 @@ def run(folder: Path, base_url: str, *records: QuestionRecord, captions: dict[st
 
 
 def shown_to(server: Any) -> list[tuple[str, list[str]]]:
-    """What stood before each question: what was said of it, and its names, times and pictures in order."""
+    """What came before each question: its text, and its names, times and images in order."""
     shown: list[tuple[str, list[str]]] = []
     for body in server.bodies:
         parts = body["messages"][-1]["content"]
@@ -209,13 +209,13 @@ def test_any_medium_betrays_a_benchmark(album: Album, folder: Path, tmp_path: Pa
     for net, row, name in rows:
         path = tmp_path / "exam.jsonl"
         path.write_text(json.dumps(row) + "\n")
-        found = find_contamination(renamed, fingerprints, [read_benchmark(path)]).found
+        found = find_contamination(renamed, fingerprints, [read_evaluation_set(path)]).found
         assert {(item.question_id, item.net) for item in found} == {
             (title, net) for title, names in SHOWN.items() if name in names
         }
 
 
 def test_records_of_this_package_are_a_benchmark_of_any_version(album: Album, folder: Path, tmp_path: Path) -> None:
-    own = read_benchmark(folder / "records.parquet")
+    own = read_evaluation_set(folder / "records.parquet")
     assert [item.paths for item in own.items] == [tuple(m.path for m in record.media) for record in album.values()]
     assert [len(own.find_media(item)) for item in own.items] == [len(names) for names in SHOWN.values()]

@@ -1,4 +1,4 @@
-"""Rewritten reasoning keeps every moment of its steps, invents none, and speaks of neither steps nor captions."""
+"""Rewritten reasoning keeps every time of its steps, invents none, and mentions neither steps nor captions."""
 
 import asyncio
 from collections.abc import Sequence

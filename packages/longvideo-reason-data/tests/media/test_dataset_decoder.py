@@ -1,4 +1,4 @@
-"""The decoder that a dataset was built with is the one that its filters see through, and no other takes its place."""
+"""A dataset's filters use the decoder that it was built with, which is never replaced by another."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Extra decoders are held to the default one's pictures: counts and times may agree while frames are others."""
+"""Extra decoders' frames are compared with the default one's: counts and times may agree while frames differ."""
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -92,7 +92,7 @@ def test_each_frame_is_right_or_the_file_is_refused_in_a_line(
 
 
 class Misled:
-    """A reader that is one place off in the places told."""
+    """A reader that is off by one frame at the given indices."""
 
     def __init__(self, video: VideoFile, wrong: set[int], step: int = 1) -> None:
         self.video, self.wrong, self.step = video, wrong, step

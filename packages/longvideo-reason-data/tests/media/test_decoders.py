@@ -30,7 +30,7 @@ VARIABLE = [0, 40, 80, 500, 520, 540, 1500, *range(1600, 1600 + 53 * 33, 33)]
 HIGH_RANGE = "log-level=none:colorprim=bt2020:colormatrix=bt2020nc:transfer="
 HEVC_TEN_BIT: dict[str, Any] = {"suffix": "mkv", "codec": "libx265", "pixel_format": "yuv420p10le"}
 VP9: dict[str, Any] = {"suffix": "webm", "codec": "libvpx-vp9", "options": {"cpu-used": "8"}}
-NO_FIRST_KEY = 4  # so many packets are left out, the key frame among them; the next key frame is number 12
+NO_FIRST_KEY = 4  # number of omitted packets, including the key frame; the next key frame is number 12
 
 FORMATS: dict[str, dict[str, Any]] = {
     "mp4": {"options": B_FRAMES},
@@ -65,7 +65,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "no_first_key_frame_avi": {"suffix": "avi", "codec": "mpeg4", "num_missing": NO_FIRST_KEY},
 }
 
-# What the extras can't read exactly, and what they say.
+# What the extras can't read exactly, and their messages.
 NO_TIMES = "has no presentation times"
 HIDDEN = "it counts 56 frames, not 48"
 REFUSED: dict[str, dict[str, str]] = {
@@ -115,7 +115,7 @@ def clock(make_video: MakeVideo) -> Callable[[str], tuple[Path, list[int], list[
 
 
 def without_first_packets(path: Path, num_missing: int) -> Path:
-    """Copy a video and leave out its first packets, as happens when a recording is cut out of a stream."""
+    """Copy a video without its first packets, like a recording cut out of a stream."""
     cut = path.with_stem(path.stem + "_cut")
     with av.open(str(path)) as source, av.open(str(cut), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -146,7 +146,7 @@ def test_every_frame_segment_and_interval_is_where_the_clock_says(
 
     assert [read_counter(frame) for frame in video.read(range(len(numbers)))] == numbers
     generator = random.Random(0)
-    for num_asked in (1, 1, 2, 9):  # each time anew and in disorder: jumps must not miss
+    for num_asked in (1, 1, 2, 9):  # each time opened again and out of order: seeks must not miss
         asked = [generator.randrange(len(numbers)) for _ in range(num_asked)]
         assert [read_counter(frame) for frame in video.read(asked)] == [numbers[place] for place in asked]
 
@@ -158,7 +158,7 @@ def test_every_frame_segment_and_interval_is_where_the_clock_says(
 
     segments = fixed_windows(video.duration_seconds, window_seconds=0.5)
     check_segments(segments, video.duration_seconds)
-    half = Segment(number=0, start_seconds=0.71, end_seconds=1.13)  # as evidence may lie, across segments
+    half = Segment(number=0, start_seconds=0.71, end_seconds=1.13)  # like evidence, across segments
     for segment in (*segments, half):
         centre = (segment.start_seconds + segment.end_seconds) / 2
         clock_agrees(frames_in_segment(video, segment, num_frames=1), [centre])
@@ -266,7 +266,7 @@ def test_ordinary_videos_are_flagged_as_such(make_video: MakeVideo) -> None:
 
 
 def with_exif(jpeg: bytes, orientation: int) -> bytes:
-    """Add what a camera writes into each picture: one field, the orientation (EXIF 2.32, section 4.6)."""
+    """Add what a camera writes into each frame: one field, the orientation (EXIF 2.32, section 4.6)."""
     field = struct.pack("<HHII", 0x0112, 3, 1, orientation)
     content = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + field + bytes(4)
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
@@ -296,7 +296,7 @@ def test_a_cameras_notes_beside_a_picture_are_no_error(
                 noted.stream, noted.pts, noted.dts, noted.time_base = stream, packet.pts, packet.dts, packet.time_base
                 noted.is_keyframe = True
                 target.mux(noted)
-    if decoder != DecoderName.PYAV and orientation != 1:  # older libraries don't turn them
+    if decoder != DecoderName.PYAV and orientation != 1:  # older libraries don't rotate them
         with pytest.raises(DataError, match="use the decoder pyav"):
             VideoFile.open(path, decoder=decoder)
         return

@@ -1,4 +1,4 @@
-"""Still pictures are read upright and whole, or refused in one line."""
+"""Images are read upright and completely, or refused in one line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A frame read alone is the frame that reading in sequence gives, whatever the format knows of times."""
+"""A frame read alone equals the frame from reading in sequence, whatever times the format stores."""
 
 import logging
 import random
@@ -98,6 +98,6 @@ def test_what_the_trials_missed_is_found_when_frames_are_read(
     make_video: MakeVideo, read_counter: ReadCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = written(make_video, "mpeg1_mpg_12")
-    video = VideoFile(path=path, index=index_video(path))  # no jump was tried
+    video = VideoFile(path=path, index=index_video(path))  # no seek was tested
     assert [read_counter(video.read([place])[0]) for place in range(NUM_FRAMES)] == list(range(NUM_FRAMES))
     assert len(caplog.records) == 1

@@ -21,7 +21,7 @@ ReadCounter = Callable[[np.ndarray], int]
 
 NUM_FRAMES, RATE, SIDE = 18_000, 5, 64
 
-# Reads the largest plan and says what that cost, beside what a short plan costs.
+# Reads the largest plan and prints its cost, and that of a short plan.
 READ_AN_HOUR = """
 import json, resource, sys
 from longvideo_reason_data.media.video_file import VideoFile, sample_frames
@@ -96,7 +96,7 @@ def test_many_videos_are_read_at_once(make_video: MakeVideo, read_counter: ReadC
 
     for number, (request, frames) in enumerate(read_videos(requests(), num_workers=2)):
         assert request.video is videos[number]
-        assert num_drawn <= number + 3  # what waits to be taken doesn't grow with the number of videos
+        assert num_drawn <= number + 3  # pending results don't grow with the number of videos
         if number == 3:
             assert isinstance(frames, DataError)
             assert "no such file" in str(frames)

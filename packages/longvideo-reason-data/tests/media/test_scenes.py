@@ -1,4 +1,4 @@
-"""Scenes are found where the picture changes, and their segments cover the video."""
+"""Scenes are found where the frames change, and their segments cover the video."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def test_scenes_become_segments_at_the_containers_times(film: VideoFile) -> None
     pytest.importorskip("scenedetect")
     segments = scene_segments(film, SceneSettings(min_seconds=1.0, max_seconds=6.0))
     check_segments(segments, film.duration_seconds)
-    # The scene of 0.4 s is joined with the one after it, and both last 10 s and are cut in two.
+    # The scene of 0.4 s is merged with the one after it; together they last 10 s and are cut in two.
     borders = [segment.start_seconds for segment in segments] + [segments[-1].end_seconds]
     assert borders == pytest.approx([0, 2, 7, 12, film.duration_seconds], abs=0.05)
 

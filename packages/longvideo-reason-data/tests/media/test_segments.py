@@ -1,4 +1,4 @@
-"""Segments cover their video, and a video's split hangs on its bytes alone."""
+"""Segments cover their video, and a video's split depends only on its bytes."""
 
 import hashlib
 from types import SimpleNamespace
@@ -107,7 +107,7 @@ def test_media_that_a_question_connects_stay_together_in_any_order():
     assert all(len({connected[name] for name in media}) == 1 for media in shown)
     assert all(connected[first] == first <= name for name, first in connected.items())
     assert connect_media(shown[::-1]) == connected
-    # Nothing is joined that no chain of questions joins.
+    # Only media that a chain of questions connects are connected.
     for first in set(connected.values()):
         members = {name for name in connected if connected[name] == first}
         reached = {first}

@@ -1,4 +1,4 @@
-"""What is said in a video reaches the right segment, from a file as people have it or a track inside it."""
+"""Subtitles reach the right segment, from files found in practice or from a track inside the video."""
 
 import json
 from collections.abc import Callable
@@ -209,7 +209,7 @@ up the hill
 00:00:09.000 --> 00:00:10.000 align:start position:0%
 up the hill
 and<00:00:09.500><c> down</c>
-""".replace("{}", " ")  # lines that hold nothing but a space
+""".replace("{}", " ")  # lines that contain only a space
 TWO_ROWS = """1
 00:00:01,000 --> 00:00:02,000
 so today we go
@@ -301,7 +301,7 @@ def test_substation_scripts(make_video: MakeVideo, name: str, encoding: str) -> 
 )
 def test_json_in_a_folder_of_its_own(make_video: MakeVideo, tmp_path: Path, content: object) -> None:
     video = make_video("films/talk.mp4", num_frames=3)
-    video.with_name("talk.json").write_text("{}")  # beside a video JSON is something else
+    video.with_name("talk.json").write_text("{}")  # next to a video JSON is something else
     folder = tmp_path / "subtitles"
     folder.mkdir()
     for name in ("talk.json", "talk_en.json", "talk.en.json"):
@@ -384,7 +384,7 @@ def test_a_track_inside_the_video_counts_from_its_first_frame(
 
 
 def mux(video: Path, subtitles: Path, target: Path, codec: str) -> None:
-    """Copy the pictures of one file and the words of another into a third."""
+    """Copy the video of one file and the subtitles of another into a third."""
     with av.open(str(video)) as pictures, av.open(str(subtitles)) as words, av.open(str(target), "w") as out:
         shown = out.add_stream_from_template(pictures.streams.video[0])
         said = out.add_stream(codec)

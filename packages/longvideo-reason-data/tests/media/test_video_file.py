@@ -1,4 +1,4 @@
-"""Exact frames from every container, and clear words for every file that is none."""
+"""Exact frames from every container, and clear errors for other files."""
 
 import itertools
 import os
@@ -145,7 +145,7 @@ def test_an_edit_list_hides_frames(make_video: MakeVideo, read_counter: ReadCoun
         for packet in source.demux(source.streams.video[0]):
             if packet.dts is None:
                 continue
-            packet.pts -= 5 * 512  # starts before zero: the writer notes that the first frames aren't shown
+            packet.pts -= 5 * 512  # starts before zero: the writer marks the first frames as not shown
             packet.dts -= 5 * 512
             packet.stream = stream
             target.mux(packet)
@@ -169,7 +169,7 @@ def test_frames_before_the_first_key_frame_are_not_counted(
     assert numbers == list(range(10, 60))
 
 
-# Files that are no whole videos.
+# Files that aren't complete videos.
 
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.mov", "v.mkv", "v.webm", "v.avi", "faststart.mp4"])
@@ -292,7 +292,7 @@ def test_plans_of_a_constant_rate() -> None:
 
 
 def test_plans_of_a_variable_rate_follow_the_time() -> None:
-    # Nine seconds of one picture, then a busy second.
+    # Nine seconds of one frame, then a busy second.
     video = _times([0.0, *(9 + number / 10 for number in range(10))], 10.0)
     assert sample_frames(video, num_frames=2) == (0, 1)
     assert sample_frames(video, num_frames=1) == (0,)

@@ -40,7 +40,7 @@ def run(server: Any, films: Path, output: Path, **changes: Any) -> dict[str, Any
 
 
 def holds(manifest: dict[str, Any]) -> bool:
-    """Kept and dropped are all, at every stage."""
+    """Kept plus dropped are all, at every stage."""
     return all(
         manifest["kept"][stage] + sum(manifest["stages"][stage]["dropped"].values()) == manifest["input"][stage]
         for stage in ("videos", "segments", "questions")
@@ -104,7 +104,7 @@ def test_a_changed_prompt_asks_anew(server: Any, films: Path, tmp_path: Path) ->
         prompts_folder=tmp_path / "prompts",
         settings=QUICK,
     )
-    # Six questions of that skill and their rewrites; captions and the other skills don't hang on this prompt.
+    # Six questions of that skill and their rewrites; captions and the other skills don't depend on this prompt.
     assert manifest["calls"]["made"] == 12
 
 
@@ -218,7 +218,7 @@ def test_quotas_and_open_questions(server: Any, films: Path, tmp_path: Path) -> 
     assert {record.answer for record in opened} == {"to the door"}
     assert check_dataset(tmp_path / "dataset") == []
     for body in server.bodies:
-        # A later question is told of the earlier ones of its skill.
+        # The request for a later question lists the earlier ones of its skill.
         text = body["messages"][0]["content"][-1]["text"]
         if "This is question" in text:
             number = int(text.partition("This is question ")[2][0])

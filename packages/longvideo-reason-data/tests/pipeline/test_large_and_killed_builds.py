@@ -1,7 +1,7 @@
 """Builds against a server in another process: killed twenty times, and with very many videos in bounded memory.
 
-The server's own log is the judge of what was asked twice. The processes that are killed are forks of one that has
-loaded everything, so that the kills hit the build and not the loading of libraries.
+The server's own log shows what was requested twice. The killed processes are forks of one that has loaded everything,
+so that the kills hit the build and not the loading of libraries.
 """
 
 import json
@@ -29,8 +29,8 @@ NUM_PARALLEL = 3
 FILTERS = ("--filters.conditions", "blind", "full")
 NUM_MANY = int(os.environ.get("LONGRL_MANY_VIDEOS", "300"))
 
-# Reads lists of arguments from its input; for each it forks a child that runs the command, tells its id, waits for its
-# end and tells how it ended.
+# Reads lists of arguments from its input; for each it forks a child that runs the command, prints its id, waits for its
+# end and prints how it ended.
 FORKING_PROGRAM = """
 import json, os, sys
 import openai, longvideo_reason_data.cli, longvideo_reason_data.pipeline.filter, longvideo_reason_data.pipeline.build
@@ -107,7 +107,7 @@ def is_alive(process: int) -> bool:
 
 
 def num_kept(output: Path) -> int:
-    """Count the answers that are on disk in full."""
+    """Count the answers that are completely on disk."""
     journal = output / "responses.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
@@ -142,7 +142,7 @@ def test_killed_twenty_times(judge: Judge, make_video: MakeVideo, tmp_path: Path
         assert ended in (0, -signal.SIGKILL)
         num_kills += ended != 0
         num_kills_midway += ended != 0 and num_kept(output) < num_before
-        # What was answered and isn't in the journal was under way when the client died: one request per place at most.
+        # Answers missing from the journal were pending when the client died: at most one request per slot.
         lost_now = len(judge.answered()) - num_before - num_kept(output) - num_lost
         assert 0 <= lost_now <= NUM_PARALLEL
         num_lost += lost_now
@@ -159,7 +159,7 @@ def test_killed_twenty_times(judge: Judge, make_video: MakeVideo, tmp_path: Path
     assert check_dataset(output) == []
     asked = judge.answered()[num_before:]
     num_repeated = sum(count - 1 for count in Counter(asked).values())
-    assert num_repeated == num_lost  # and nothing that was in the journal was ever asked for again
+    assert num_repeated == num_lost  # and nothing in the journal was requested again
     assert len(set(asked)) == num_kept(output)
 
 
@@ -174,7 +174,7 @@ sys.exit(code)
 
 
 def paint(film: int, frame: np.ndarray) -> np.ndarray:
-    """Paint blocks over a frame that no other film shows then."""
+    """Paint blocks over a frame that no other video has at that time."""
     generator = np.random.default_rng([film, zlib.crc32(frame.tobytes())])
     return generator.integers(0, 256, (4, 6, 3), dtype=np.uint8).repeat(16, axis=0).repeat(16, axis=1)
 
@@ -206,5 +206,5 @@ def test_many_videos_need_no_more_memory_than_a_tenth_of_them(
         peaks[number] = int(result.stderr.split()[-1])
     print(f"peak resident memory in KiB: {peaks}")
     few, many = peaks.values()
-    # What is kept of each video: where its answers stand in the journal, its fingerprint, its records while written.
+    # Memory per video: the positions of its answers in the journal, its fingerprint, its records while written.
     assert many - few < 100 * (NUM_MANY - NUM_MANY // 10)

@@ -31,7 +31,7 @@ FILTERS = FilterSettings(
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Give a cluster of two workers with one processor each, besides a head that takes no work."""
+    """Give a cluster of two workers with one processor each, and a head node that gets no work."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # read when Ray is imported
     ray = pytest.importorskip("ray")
@@ -88,9 +88,9 @@ def test_two_workers_make_the_same_dataset(cluster: Any, server: Any, make_video
     assert set(report["pass_rates"]) == {"blind", "full", "captions"}
     num_asked = len(server.bodies)
     assert num_asked == 2 * (num_local + 8 * 3 * FILTERS.num_samples)
-    assert filtered("local", "ray") == report  # from the journal, without a word to the server
+    assert filtered("local", "ray") == report  # from the journal, without contacting the server
 
-    # What one engine was paid for the other goes on with, without a word to the server.
+    # One engine continues with the answers paid for by the other, without contacting the server.
     for shard in (tmp_path / "ray" / "shards").iterdir():
         shard.unlink()
     again = run("ray", "local")

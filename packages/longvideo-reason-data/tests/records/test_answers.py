@@ -62,7 +62,7 @@ CASES = [
     ("<think>x</think><answer>:</answer>", "-"),
     ("<think>x</think><answer>B", "B"),
     ("reasoning without its opening tag</think><answer>B</answer>", "B"),
-    # Reasoning that never ends was cut off: nothing in it is an answer.
+    # Reasoning without an end was cut off: nothing in it is an answer.
     ("<think>The answer is B. But let me check", "-"),
     ("<think>so <answer>B</answer>", "-"),
     ("<think>The answer is B.</think>", "-"),
@@ -132,7 +132,7 @@ SPOKEN = [
     ("B、the blue square", "B"),
     ("The answer is 'B'.", "B"),
     ("The answer is 'A' or 'B'.", "?"),
-    # Thoughts under another name.
+    # Reasoning under another tag.
     ("<thinking>The answer is A.</thinking>B", "B"),
     ("<THINKING>A or C?</THINKING>\n\nThe answer is B.", "B"),
     ("<thought>A</thought><answer>B</answer>", "B"),
@@ -140,7 +140,7 @@ SPOKEN = [
     ("<thinking>The answer is B.", "-"),
     ("<thinking>The answer is B.</thinking>", "-"),
     ("<thinker>The answer is B.</thinker>", "B"),
-    # A letter behind its option.
+    # A letter after its option.
     ("The answer is the blue square (B).", "B"),
     ("the blue square (B)", "B"),
     ("<answer>the blue square (B)</answer>", "B"),
@@ -151,7 +151,7 @@ SPOKEN = [
     ("The answer is neither A nor (B).", "-"),
     ("The answer is anything except (B).", "-"),
     ("A man walks by (B).", "-"),
-    # Suppositions, which an explicit phrase beats.
+    # Suppositions, over which an explicit phrase takes precedence.
     ("I think it's B.", "B"),
     ("I think it is B because it glows.", "B"),
     ("I believe that it's (B).", "B"),

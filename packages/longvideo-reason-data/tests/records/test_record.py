@@ -1,4 +1,4 @@
-"""Records survive the way through Parquet, and a wrong one is refused by name."""
+"""Records survive a round trip through Parquet, and an invalid one is refused by name."""
 
 import os
 import signal

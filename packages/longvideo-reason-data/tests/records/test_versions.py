@@ -1,4 +1,4 @@
-"""Records of the version before are read as today's, and what they say keeps its digest."""
+"""Records of the previous version are read like current ones, and keep their digest."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ OLD_ROWS = [
     OLD | {"question_id": "four", "options": [], "answer": "It goes away.", "evidence": []},
 ]
 OLD_HASH = "620b9d1c3f340971a2b7b8857993cf30650ea924aa13c0190dd5752406284eda"
-"""What the release that wrote version 2 computed of these rows."""
+"""The digests that the release of version 2 computed for these rows."""
 
 
 def write_old(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -1,4 +1,4 @@
-"""The timeline world: what is asked follows from what happens, and what happens is what the file shows."""
+"""The timeline world: questions follow from events, and the file shows the events."""
 
 import os
 import re
@@ -29,7 +29,7 @@ WORLDS = [create_world(f"test/{number}", SETTINGS) for number in range(60)]
 
 
 def shows(picture, colour):
-    """Whether more than a few pixels of a picture have nearly this colour."""
+    """Whether more than a few pixels of a frame have nearly this colour."""
     distance = np.abs(picture.astype(int) - np.array(PALETTE[colour])).max(axis=-1)
     return int((distance < 30).sum()) > 20
 
@@ -73,7 +73,7 @@ def test_the_file_shows_each_scene_at_its_time(tmp_path):
 
 
 def answers_from_scenes(world, question):
-    """Work the answer out again from the scenes, by another way than the questions were made."""
+    """Compute the answer from the scenes again, in another way than for the questions."""
     scenes = world.scenes
     if between := re.match(r"Between (\S+)s and (\S+)s: ", question):
         start, end = map(float, between.groups())

@@ -63,16 +63,16 @@ def build(
         judge: Name of a model other than the captioner, for instance the reasoner; it compares open answers and answers
             from the reasoning alone.
         policy: Name of the model to be trained; its rollouts measure the difficulty of questions.
-        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
-            TSV or Parquet.
+        benchmarks: Evaluation sets whose questions and videos must not be in the dataset: JSON, JSON lines, CSV, TSV or
+            Parquet.
         filters: How questions are answered, and what is kept.
         settings: Other settings.
         follow_links: Follow links in the output, and those that are subtitles, which may lead anywhere; without it they
             are refused.
     """
     from longrl_files import folders
-    from longvideo_reason_data.filtering.benchmark_files import read_benchmark
     from longvideo_reason_data.filtering.by_answers import FilterModels
+    from longvideo_reason_data.filtering.evaluation_sets import read_evaluation_set
     from longvideo_reason_data.pipeline.build import build as build_dataset
     from longvideo_reason_data.pipeline.filter import filter_folder
     from longvideo_reason_data.pipeline.losses import refuse_empty
@@ -87,7 +87,7 @@ def build(
     models = FilterModels(answerer=captioner or model, judge=judge, policy=policy)
     load_prompts(prompts, ANSWERING_PROMPTS)
     for path in benchmarks:
-        read_benchmark(path)
+        read_evaluation_set(path)
     if filter == "answers" and judge is None and settings.questions.open_ended_share > 0:
         share = settings.questions.open_ended_share
         raise UsageError(
@@ -117,7 +117,7 @@ def build(
         settings=filters,
         client=settings,
         prices=settings.model_prices(models.answerer, model, judge, policy),
-        benchmarks=benchmarks,
+        evaluation_sets=benchmarks,
         prompts_folder=prompts,
         seed=settings.seed,
         engine=engine,

@@ -43,8 +43,8 @@ def filter_dataset(
         model: Name of the model that answers; it must accept images.
         judge: Name of another model, which compares open answers and answers from the reasoning alone.
         policy: Name of the model to be trained; its rollouts measure the difficulty of questions.
-        benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
-            TSV or Parquet.
+        benchmarks: Evaluation sets whose questions and videos must not be in the dataset: JSON, JSON lines, CSV, TSV or
+            Parquet.
         prompts: Folder with prompts (answer.md, same_answer.md, support.md) to use instead of the built-in ones.
         seed: Determines the order of options when letters are rebalanced.
         engine: "ray" distributes the work over a Ray cluster, that of RAY_ADDRESS or one started here; the dataset must
@@ -63,7 +63,7 @@ def filter_dataset(
         dataset,
         base_url=base_url,
         models=FilterModels(answerer=model, judge=judge, policy=policy),
-        benchmarks=benchmarks,
+        evaluation_sets=benchmarks,
         prompts_folder=prompts,
         seed=seed,
         engine=engine,

@@ -70,7 +70,7 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
     if not videos.is_dir():
         raise UsageError(f"{videos}: no such folder; expected the videos of {file.name}, set --videos")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output}: is already there; remove it or choose another folder with --output")
+        raise UsageError(f"{output}: already exists; remove it or choose another folder with --output")
     folder = MediaFolder(videos)
     records: list[QuestionRecord] = []
     dropped: list[Dropped] = []

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from longvideo_reason_data.errors import DataError, UsageError, first_error
 from longvideo_reason_data.filtering.answering import Answerer, Unmeasured
-from longvideo_reason_data.filtering.benchmark_files import Benchmark
 from longvideo_reason_data.filtering.by_words import Filtered, MeasuredQuestion, sort_questions
 from longvideo_reason_data.filtering.conditions import material_for
 from longvideo_reason_data.filtering.decontamination import fingerprint_records
+from longvideo_reason_data.filtering.evaluation_sets import EvaluationSet
 from longvideo_reason_data.filtering.judging import Judge
 from longvideo_reason_data.filtering.rules import decide
 from longvideo_reason_data.filtering.settings import FilterSettings
@@ -99,21 +99,21 @@ class QuestionFilter:
         self._answerer = Answerer(self.client, self.prompts, self.settings, self._judge)
 
     async def run(
-        self, folder: Path, records: Sequence[QuestionRecord], benchmarks: Sequence[Benchmark] = ()
+        self, folder: Path, records: Sequence[QuestionRecord], evaluation_sets: Sequence[EvaluationSet] = ()
     ) -> Filtered:
         """Filter the questions of a dataset.
 
         Args:
             folder: The dataset's folder.
             records: The questions; existing pass rates are measured again, using answers in the journal.
-            benchmarks: What must not be among them.
+            evaluation_sets: Evaluation sets that must not be among them.
 
         Raises:
             DataError: When the server can't be used at all, or the judge can't be relied on.
         """
         await self.check_judge()
         fingerprints = await asyncio.to_thread(fingerprint_records, folder, records, decoder=self.decoder)
-        known = await asyncio.to_thread(sort_questions, records, fingerprints, benchmarks)
+        known = await asyncio.to_thread(sort_questions, records, fingerprints, evaluation_sets)
         for _ in known.dropped:
             self.on_question()
         free = asyncio.Semaphore(self.num_videos_at_once)

@@ -7,8 +7,8 @@ Models answer the rest, one video after the other, in one process or on a cluste
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from longvideo_reason_data.filtering.benchmark_files import Benchmark
 from longvideo_reason_data.filtering.decontamination import DecontaminationReport, find_contamination
+from longvideo_reason_data.filtering.evaluation_sets import EvaluationSet
 from longvideo_reason_data.filtering.near_duplicates import find_repeated_questions
 from longvideo_reason_data.filtering.rules import check_question
 from longvideo_reason_data.media.fingerprints import Fingerprint, find_same_footage
@@ -73,16 +73,18 @@ class SortedQuestions:
 
 
 def sort_questions(
-    records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], benchmarks: Sequence[Benchmark] = ()
+    records: Sequence[QuestionRecord],
+    fingerprints: Mapping[str, Fingerprint],
+    evaluation_sets: Sequence[EvaluationSet] = (),
 ) -> SortedQuestions:
     """Drop the questions that are unsuitable, without using a model.
 
     Args:
         records: The questions.
         fingerprints: Fingerprints of their media, by digest.
-        benchmarks: What must not be among them.
+        evaluation_sets: Evaluation sets that must not be among them.
     """
-    verdicts, report = _judge_words(records, fingerprints, benchmarks)
+    verdicts, report = _judge_words(records, fingerprints, evaluation_sets)
     dropped: list[RejectedQuestion] = []
     remaining: dict[tuple[str, ...], list[QuestionRecord]] = {}
     for record in records:
@@ -98,22 +100,22 @@ def sort_questions(
 
 
 def _judge_words(
-    records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], benchmarks: Sequence[Benchmark]
+    records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], evaluation_sets: Sequence[EvaluationSet]
 ) -> tuple[dict[str, Verdict], DecontaminationReport]:
     """Find the questions that are unsuitable, without using a model.
 
     Args:
         records: The questions.
         fingerprints: Fingerprints of their media, by digest.
-        benchmarks: What must not be among them.
+        evaluation_sets: Evaluation sets that must not be among them.
 
     Returns:
         The verdict on each unsuitable question by its id, and what was found of the evaluation sets.
     """
     verdicts: dict[str, Verdict] = {}
-    report = find_contamination(records, fingerprints, benchmarks)
+    report = find_contamination(records, fingerprints, evaluation_sets)
     for question_id, found in report.by_question().items():
-        detail = f"{found.benchmark}, row {found.row}, by its {found.net}, {found.likeness:.0%} alike"
+        detail = f"{found.evaluation_set}, row {found.row}, by its {found.net}, {found.likeness:.0%} alike"
         verdicts[question_id] = Verdict(reason=Reason.IN_BENCHMARK, detail=detail)
     for record in records:
         reasons = check_question(record, record.longest_seconds)

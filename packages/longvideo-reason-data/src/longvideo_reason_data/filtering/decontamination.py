@@ -1,8 +1,8 @@
-"""Finding questions and videos of benchmarks among one's own, so that nobody trains on what is measured later.
+"""Finds questions and videos of evaluation sets in a dataset, so that nobody trains on what is evaluated later.
 
-Three nets, because each has holes: the id of the source (until somebody uploads the video again), the footage (unless
-it was cut), and the wording of the question (unless it was rewritten). A wording that a dataset asks about several
-videos is a template, says nothing about any of them, and doesn't convict a question by itself.
+There are three criteria, because each has gaps: the id of the source (which changes if the video is uploaded again),
+the footage (unless it was cut), and the wording of the question (unless it was rewritten). A wording that a dataset
+uses for several videos is a template, and not sufficient by itself.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.filtering.benchmark_files import Benchmark
+from longvideo_reason_data.filtering.evaluation_sets import EvaluationSet
 from longvideo_reason_data.filtering.near_duplicates import likeness, shingle
 from longvideo_reason_data.filtering.similarity.set_index import RankedSets, SetIndex
 from longvideo_reason_data.media.decoders.base import DecoderName
@@ -27,12 +27,12 @@ from longvideo_reason_data.records.medium import RecordMedium, kind_of, open_fil
 from longvideo_reason_data.records.record import QuestionRecord, list_media
 
 SAME_WORDING = 0.8
-_SHORTEST_ID = 6  # characters; shorter ids, such as running numbers, are those of any video
+_SHORTEST_ID = 6  # characters; shorter ids, such as running numbers, are ambiguous
 _FEWEST_TEMPLATE_VIDEOS = 3
 
 
 class Net(StrEnum):
-    """By what a question was recognised."""
+    """The criterion by which a question was recognised."""
 
     SOURCE_ID = "source_id"
     FOOTAGE = "footage"
@@ -41,18 +41,18 @@ class Net(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contamination:
-    """A question that is in a benchmark, or is about a video of one.
+    """A question that is in an evaluation set, or is about a video of one.
 
     Attributes:
         question_id: The question.
-        benchmark: Name of the benchmark.
+        evaluation_set: Name of the evaluation set.
         row: Its row, from 1.
-        net: By what it was recognised.
-        likeness: How alike footage or wording are, from 0 to 1; 1 for equal ids.
+        net: The criterion by which it was recognised.
+        likeness: Similarity of footage or wording, from 0 to 1; 1 for equal ids.
     """
 
     question_id: str
-    benchmark: str
+    evaluation_set: str
     row: int
     net: Net
     likeness: float
@@ -60,10 +60,10 @@ class Contamination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecontaminationReport:
-    """What was compared and what was found, so that "nothing" can be told from "nothing to compare".
+    """What was compared and what was found, to distinguish "nothing found" from "nothing to compare".
 
     Attributes:
-        compared: By benchmark, how many questions, ids and videos it offered, and videos that couldn't be read.
+        compared: By evaluation set, its number of questions, ids, videos, and unreadable videos.
         found: All contaminations; a question may have several.
     """
 
@@ -75,7 +75,7 @@ class DecontaminationReport:
         return {item.question_id: item for item in reversed(self.found)}
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a report file says."""
+        """Return the content for a report file."""
         return {
             "compared": {name: dict(counts) for name, counts in self.compared.items()},
             "contaminated_questions": len({item.question_id for item in self.found}),
@@ -83,7 +83,7 @@ class DecontaminationReport:
             "found": [
                 {
                     "question_id": item.question_id,
-                    "benchmark": item.benchmark,
+                    "benchmark": item.evaluation_set,
                     "row": item.row,
                     "net": str(item.net),
                     "likeness": round(item.likeness, 4),
@@ -94,44 +94,44 @@ class DecontaminationReport:
 
 
 def find_contamination(
-    records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], benchmarks: Sequence[Benchmark]
+    records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], evaluation_sets: Sequence[EvaluationSet]
 ) -> DecontaminationReport:
-    """Look for the benchmarks in a dataset.
+    """Look for evaluation sets in a dataset.
 
     Args:
         records: The dataset's questions.
-        fingerprints: Of its media, by digest; one without isn't compared by footage.
-        benchmarks: What must not be in it.
+        fingerprints: Fingerprints of its media, by digest; media without one aren't compared by footage.
+        evaluation_sets: What must not be in it.
     """
     compared: dict[str, dict[str, int]] = {}
     found: list[Contamination] = []
-    for benchmark in benchmarks:
-        known, unreadable = _fingerprint_media(benchmark)
-        compared[benchmark.name] = {
-            "questions": sum(bool(item.question) for item in benchmark.items),
-            "source_ids": len({item.source_id for item in benchmark.items if item.source_id}),
+    for evaluation_set in evaluation_sets:
+        known, unreadable = _fingerprint_media(evaluation_set)
+        compared[evaluation_set.name] = {
+            "questions": sum(bool(item.question) for item in evaluation_set.items),
+            "source_ids": len({item.source_id for item in evaluation_set.items if item.source_id}),
             "videos": len(known),
             "videos_unreadable": unreadable,
         }
-        found += _by_source_id(records, benchmark)
-        found += _by_footage(records, fingerprints, benchmark.name, known)
-        found += _by_wording(records, benchmark)
+        found += _by_source_id(records, evaluation_set)
+        found += _by_footage(records, fingerprints, evaluation_set.name, known)
+        found += _by_wording(records, evaluation_set)
     return DecontaminationReport(compared=compared, found=tuple(found))
 
 
 def source_id_of(medium: RecordMedium) -> str:
-    """Return the name under which a video or picture came, without what a build appended to it."""
+    """Return the original name of a video or image, without what a build appended to it."""
     return PurePosixPath(medium.path).stem.removesuffix(f"-{medium.digest[:12]}")
 
 
-def _by_source_id(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list[Contamination]:
+def _by_source_id(records: Sequence[QuestionRecord], evaluation_set: EvaluationSet) -> list[Contamination]:
     rows: dict[str, int] = {}
-    for row, item in enumerate(benchmark.items, start=1):
+    for row, item in enumerate(evaluation_set.items, start=1):
         names = (item.source_id, *(PurePosixPath(path).stem for path in item.paths))
         for name in names:
             if name and len(name) >= _SHORTEST_ID:
                 rows.setdefault(name, row)
-    # An id inside a longer name counts when nothing that ids are made of touches it: `film_[dQw4w9WgXcQ]`.
+    # An id inside a longer name counts if it isn't adjacent to characters of ids: `film_[dQw4w9WgXcQ]`.
     by_name: dict[str, int | None] = {}
     found: list[Contamination] = []
     for record in records:
@@ -142,15 +142,15 @@ def _by_source_id(records: Sequence[QuestionRecord], benchmark: Benchmark) -> li
                 by_name[name] = min((rows[part] for part in parts if part in rows), default=None)
         row = min((row for name in names if (row := by_name[name]) is not None), default=None)
         if row is not None:
-            found.append(_contamination(record, benchmark.name, row, Net.SOURCE_ID, 1.0))
+            found.append(_contamination(record, evaluation_set.name, row, Net.SOURCE_ID, 1.0))
     return found
 
 
-def _fingerprint_media(benchmark: Benchmark) -> tuple[list[tuple[int, Fingerprint]], int]:
+def _fingerprint_media(evaluation_set: EvaluationSet) -> tuple[list[tuple[int, Fingerprint]], int]:
     """Compute the fingerprint of each medium with the first row that names it, and count those that can't be read."""
     rows: dict[Path, int] = {}
-    for row, item in enumerate(benchmark.items, start=1):
-        for path in benchmark.find_media(item):
+    for row, item in enumerate(evaluation_set.items, start=1):
+        for path in evaluation_set.find_media(item):
             rows.setdefault(path, row)
     known: list[tuple[int, Fingerprint]] = []
     for path, row in rows.items():
@@ -180,7 +180,7 @@ def _likeness(match: tuple[int, float]) -> float:
     return match[1]
 
 
-def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list[Contamination]:
+def _by_wording(records: Sequence[QuestionRecord], evaluation_set: EvaluationSet) -> list[Contamination]:
     asked: defaultdict[bytes, list[QuestionRecord]] = defaultdict(list)
     for record in records:
         asked[_digest(shingle(record.question, record.options))].append(record)
@@ -190,7 +190,7 @@ def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list
         if len(set(chain.from_iterable(record.digests for record in group))) < _FEWEST_TEMPLATE_VIDEOS
     ]
     rows: dict[frozenset[str], int] = {}
-    for row, item in enumerate(benchmark.items, start=1):
+    for row, item in enumerate(evaluation_set.items, start=1):
         if item.question:
             rows.setdefault(shingle(item.question, item.options or ()), row)
     theirs = list(rows)
@@ -206,7 +206,7 @@ def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list
         )
         if alike >= SAME_WORDING:
             row = rows[theirs[-likest]]
-            found += [_contamination(record, benchmark.name, row, Net.WORDING, alike) for record in group]
+            found += [_contamination(record, evaluation_set.name, row, Net.WORDING, alike) for record in group]
     return found
 
 
@@ -220,11 +220,13 @@ def _digest(members: frozenset[str]) -> bytes:
     return hashlib.blake2b("\n".join(sorted(members)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _contamination(record: QuestionRecord, benchmark: str, row: int, net: Net, alike: float) -> Contamination:
-    return Contamination(question_id=record.question_id, benchmark=benchmark, row=row, net=net, likeness=alike)
+def _contamination(record: QuestionRecord, evaluation_set: str, row: int, net: Net, alike: float) -> Contamination:
+    return Contamination(
+        question_id=record.question_id, evaluation_set=evaluation_set, row=row, net=net, likeness=alike
+    )
 
 
-_NUM_READERS = 4  # videos looked at side by side
+_NUM_READERS = 4  # videos read in parallel
 
 
 def fingerprint_records(

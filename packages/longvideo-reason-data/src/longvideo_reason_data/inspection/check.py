@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.filtering.benchmark_files import read_benchmark
 from longvideo_reason_data.filtering.decontamination import find_contamination, fingerprint_records
+from longvideo_reason_data.filtering.evaluation_sets import read_evaluation_set
 from longvideo_reason_data.filtering.near_duplicates import find_repeated_questions
 from longvideo_reason_data.filtering.option_shortcuts import find_shortcuts
 from longvideo_reason_data.filtering.rules import check_question
@@ -51,7 +51,7 @@ def check_footage(folder: Path, records: Sequence[QuestionRecord], benchmarks: S
     Args:
         folder: The dataset, from which every video is looked at.
         records: Its questions.
-        benchmarks: Files of `benchmarks.read_benchmark`.
+        benchmarks: Files for `read_evaluation_set`.
 
     Returns:
         One line per problem; videos that can't be read are for `check_dataset` to report.
@@ -60,7 +60,7 @@ def check_footage(folder: Path, records: Sequence[QuestionRecord], benchmarks: S
         UsageError: When a benchmark isn't one, or the dataset's decoder isn't installed.
         DataError: When the manifest can't be read.
     """
-    known = [read_benchmark(path) for path in benchmarks]
+    known = [read_evaluation_set(path) for path in benchmarks]
     fingerprints = fingerprint_records(folder, records, decoder=read_decoder(folder))
     same = find_same_footage(fingerprints)
     splits = _splits_of(records)
@@ -77,7 +77,7 @@ def check_footage(folder: Path, records: Sequence[QuestionRecord], benchmarks: S
     ]
     if known:
         problems += [
-            f"{item.question_id}: is in benchmark {item.benchmark}, row {item.row}, by its {item.net} "
+            f"{item.question_id}: is in benchmark {item.evaluation_set}, row {item.row}, by its {item.net} "
             f"({item.likeness:.0%} alike)"
             for item in find_contamination(records, fingerprints, known).by_question().values()
         ]

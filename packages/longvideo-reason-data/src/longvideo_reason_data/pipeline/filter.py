@@ -18,9 +18,9 @@ from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.filtering.benchmark_files import Benchmark, read_benchmark
 from longvideo_reason_data.filtering.by_answers import FilterModels, QuestionFilter
 from longvideo_reason_data.filtering.by_words import Filtered, RejectedQuestion
+from longvideo_reason_data.filtering.evaluation_sets import EvaluationSet, read_evaluation_set
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.generation.captions import read_captions
 from longvideo_reason_data.generation.plan import digest_json
@@ -60,7 +60,7 @@ def filter_folder(
     settings: FilterSettings,
     client: ClientSettings | None = None,
     prices: Mapping[str, TokenPrice] | None = None,
-    benchmarks: Sequence[Path] = (),
+    evaluation_sets: Sequence[Path] = (),
     prompts_folder: Path | None = None,
     seed: int = 0,
     engine: Engine = "local",
@@ -75,7 +75,7 @@ def filter_folder(
         settings: How questions are answered, and what is kept.
         client: Settings of the client, and the maximum total cost of the dataset.
         prices: Prices of the models, where they differ from those in `client`.
-        benchmarks: Files with questions or videos that must not be in it.
+        evaluation_sets: Files of evaluation sets whose questions and videos must not be in it.
         prompts_folder: Prompts to be used in place of this package's.
         seed: Determines the order of options when letters are rebalanced.
         engine: Where videos are read and answers counted: in this process, or by Ray Data on a cluster.
@@ -94,7 +94,7 @@ def filter_folder(
     require_folder(dataset)
     decoder = read_decoder(dataset)
     tools = {"decoder": decoder_version(decoder)}
-    known = [read_benchmark(path) for path in benchmarks]
+    known = [read_evaluation_set(path) for path in evaluation_sets]
     prompts = load_prompts(prompts_folder, ANSWERING_PROMPTS)
     with own_folder(dataset), BuildProgress(console) as progress:
         records = read_everything(dataset)
@@ -134,7 +134,7 @@ def filter_folder(
             "models": asdict(models),
             "settings": settings.model_dump(mode="json"),
             "prompts": prompts.digest_of(),
-            "benchmarks": [digest_file(path) for path in benchmarks],
+            "benchmarks": [digest_file(path) for path in evaluation_sets],
             "seed": seed,
             "decoder": decoder,
         }
@@ -155,7 +155,7 @@ async def _filter_here(
     make_filter: Callable[[Asks], QuestionFilter],
     dataset: Path,
     records: Sequence[QuestionRecord],
-    benchmarks: Sequence[Benchmark],
+    evaluation_sets: Sequence[EvaluationSet],
     session: ClientSession,
     progress: BuildProgress,
 ) -> Filtered:
@@ -167,7 +167,7 @@ async def _filter_here(
             advance()
             progress.show_spent(session.spent())
 
-        return await replace(asking, on_question=on_question).run(dataset, records, benchmarks)
+        return await replace(asking, on_question=on_question).run(dataset, records, evaluation_sets)
 
 
 def _unmeasured(records: Sequence[QuestionRecord]) -> list[QuestionRecord]:

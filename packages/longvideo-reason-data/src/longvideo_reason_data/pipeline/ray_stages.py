@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.filtering.benchmark_files import Benchmark
 from longvideo_reason_data.filtering.by_answers import QuestionFilter
 from longvideo_reason_data.filtering.by_words import Filtered, MeasuredQuestion, sort_questions
 from longvideo_reason_data.filtering.decontamination import fingerprint_medium
+from longvideo_reason_data.filtering.evaluation_sets import EvaluationSet
 from longvideo_reason_data.generation.one_video import generate
 from longvideo_reason_data.generation.plan import BuildPlan
 from longvideo_reason_data.generation.settings import BuildSettings
@@ -109,7 +109,7 @@ def filter_on_cluster(
     make_filter: Callable[[Asks], QuestionFilter],
     dataset: Path,
     records: Sequence[QuestionRecord],
-    benchmarks: Sequence[Benchmark],
+    evaluation_sets: Sequence[EvaluationSet],
     *,
     base_url: str,
     settings: ClientSettings,
@@ -122,7 +122,7 @@ def filter_on_cluster(
         make_filter: Creates the filter for a client.
         dataset: The dataset's folder, at the same path on all machines.
         records: The questions.
-        benchmarks: What must not be among them.
+        evaluation_sets: Evaluation sets that must not be among them.
         base_url: Address of the server, as this machine knows it.
         settings: How the server is asked.
         prices: Of the models that will be asked.
@@ -135,7 +135,7 @@ def filter_on_cluster(
     with open_client(base_url, dataset, settings, prices) as client:
         whole = make_filter(client)
         asyncio.run(whole.check_judge())
-        known = sort_questions(records, _fingerprint_all(dataset, records, whole.decoder), benchmarks)
+        known = sort_questions(records, _fingerprint_all(dataset, records, whole.decoder), evaluation_sets)
         for _ in known.dropped:
             whole.on_question()
         bare = replace(whole, captions={}, on_question=_do_nothing)  # what is sent contains only its own captions

@@ -91,9 +91,9 @@ def open_medium(dataset_folder: Path, medium: RecordMedium, *, decoder: DecoderN
     """Open the file of a medium.
 
     Args:
-        dataset_folder: The folder that holds the records file.
+        dataset_folder: The folder with the records file.
         medium: A medium of a record read from it.
-        decoder: Which library makes the pixels of videos.
+        decoder: The decoding library for videos.
 
     Raises:
         UsageError: When the decoder isn't installed.
@@ -108,5 +108,5 @@ def open_file(path: Path, kind: MediumKind, *, decoder: DecoderName = DecoderNam
 
 
 def kind_of(path: PurePath) -> MediumKind:
-    """Tell what a file is by its name, where nothing else says it."""
+    """Determine the kind of a file from its name, where nothing else gives it."""
     return MediumKind.IMAGE if path.suffix.lower() in IMAGE_SUFFIXES else MediumKind.VIDEO

@@ -1,9 +1,8 @@
 """The question record: what the pipeline writes, the trainer reads and the evaluation uses.
 
-One pydantic model is the only definition; the Parquet schema is its typed mirror, in
-`longvideo_reason_data.records.versions`. A file carries the version of the
-model in its metadata; the version before is read too (`longvideo_reason_data.records.versions`), and a file of any
-other is refused rather than guessed at. Nothing here opens a medium.
+One pydantic model is the only definition; the Parquet schema in `longvideo_reason_data.records.versions` mirrors it. A
+file has the version of the model in its metadata; the previous version is read too, and files of any other version are
+refused. Nothing here opens a medium.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The index finds what comparing each with each finds, and looks at few."""
+"""The index finds the same as comparing all pairs, with few comparisons."""
 
 import random
 from itertools import combinations

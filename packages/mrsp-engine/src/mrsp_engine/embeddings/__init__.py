@@ -1,4 +1,4 @@
-"""Encode once, refer everywhere: keys that cover everything an embedding depends on, and the store behind them."""
+"""Encode once, refer everywhere: keys that cover everything an embedding depends on, and the store."""
 
 from mrsp_engine.embeddings.digests import FileDigests
 from mrsp_engine.embeddings.key import EmbeddingKey, StoredContent, encoder_fingerprint

@@ -1,6 +1,6 @@
-"""What makes an entry's bytes trustworthy: a checksum for every block of numbers, and a seal over the header.
+"""Integrity of an entry's bytes: a checksum for every block of numbers, and a seal over the header.
 
-The module knows bytes and their digests, neither files nor tensors.
+The module handles bytes and digests; it is independent of files and tensors.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ def checksum(data: memoryview) -> str:
 
 
 def seal(key: str, checksums: str, tensor: Any) -> str:
-    """The digest of all that a header says: the key, the blocks' checksums in a row, and the tensor's description."""
+    """The digest of a header: the key, the concatenated checksums of the blocks, and the tensor's description."""
     return hashlib.sha256(json.dumps([key, checksums, tensor], sort_keys=True).encode()).hexdigest()
 
 
 class BlockChecksums:
-    """Checksums of consecutive stretches of `block_bytes` bytes, whatever the pieces in which the bytes come."""
+    """Checksums of consecutive blocks of `block_bytes` bytes, for bytes that arrive in pieces of any size."""
 
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
@@ -31,7 +31,7 @@ class BlockChecksums:
         self._finished: list[str] = []
 
     def update(self, data: memoryview) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         while data:
             piece = data[: self._block_bytes - self._filled]
             self._hash.update(piece)
@@ -42,7 +42,7 @@ class BlockChecksums:
 
     def finish(self, num_blocks: int) -> list[str]:
         """The checksums of all blocks."""
-        while len(self._finished) < num_blocks:  # the last one is shorter; all are empty where rows are
+        while len(self._finished) < num_blocks:  # the last one is shorter; if rows are empty, all are
             self._close_block()
         return self._finished
 

@@ -1,13 +1,13 @@
-"""Digests of files, remembered, so that a film of many gigabytes is read through once and not in every run.
+"""Cached digests of files, so that a video of many gigabytes is read once and not in every run.
 
-What is remembered is one small JSON file per path in a folder, replaced as a whole, so that any number of processes may
-share it and a damaged one costs nothing but the reading. A digest counts as long as the file's size, inode and times of
-change stay. A file changed within the last moments is not remembered: it could change again within one tick of its
-clock.
+The cache is a folder with one small JSON file per path, replaced atomically, so that any number of processes may share
+it and a damaged one only causes the file to be read again. A digest is valid while the file's size, inode and
+modification times are unchanged. A file that changed very recently is not cached: it could change again within one tick
+of the file system's clock.
 
-A digest decides which embedding is taken for a film, so it is believed only if this user wrote it down on this machine:
-each note is sealed (`longrl_files.user_seal`) and names both. A store that was copied, or that others write to, can't
-say what a film here is; whatever isn't believed is read again.
+A digest decides which embedding is used for a video, so it is trusted only if this user wrote it on this machine: each
+file is sealed (`longrl_files.user_seal`) and names both. A store that was copied, or that others can write to, can't
+vouch for a video here; what isn't trusted is read again.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ class FileDigests:
     """SHA-256 of files' bytes.
 
     Args:
-        folder: Where digests are remembered; made when the first one is. A folder that can't be written to is no error.
-        is_read_only: Remember nothing more.
+        folder: Where digests are cached; created with the first one. A folder that can't be written to is not an error.
+        is_read_only: Write nothing to the cache.
 
     Attributes:
-        num_read: Files read through by this object.
+        num_read: Number of files read by this object.
     """
 
     def __init__(self, folder: Path, *, is_read_only: bool = False) -> None:

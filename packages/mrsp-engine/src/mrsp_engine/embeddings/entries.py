@@ -1,11 +1,11 @@
-"""One embedding in one safetensors file, sealed so that any part of it can be read alone and trusted.
+"""One embedding in one safetensors file, sealed so that any part of it can be read and verified on its own.
 
-The numbers are cut into blocks of whole rows, about a mebibyte each. The file's metadata holds the key, the checksum
-of every block and a seal over all that, so a reader of some rows reads and checks the header and the blocks that hold
-those rows, nothing else. Rows are read into memory of the reader's own and checked there: what is returned can't
-change or vanish when the file does. Whole entries can also be mapped, which costs no memory and gives that up.
+The numbers are divided into blocks of whole rows, about a mebibyte each. The file's metadata has the key, the checksum
+of every block and a seal over all of that, so a reader of some rows reads and checks only the header and the blocks
+that contain those rows. Rows are copied into memory and checked there: what is returned can't change or disappear with
+the file. Whole entries can also be memory-mapped, which needs no memory but loses this guarantee.
 
-The module knows files; which of them exist, `mrsp_engine.embeddings.disk` knows.
+The module handles single files; `mrsp_engine.embeddings.disk` manages which of them exist.
 
 Shape legend: N rows.
 """
@@ -45,20 +45,20 @@ LONGEST_HEADER_BYTES = 16 * 2**20
 LARGEST_EXTENT = 2**40
 
 Identity = tuple[int, int, int]
-"""Inode, size and time of change of a file."""
+"""Inode, size and modification time of a file."""
 
 
 class DamagedEntryError(Exception):
-    """A file of the store isn't what its name says."""
+    """A file of the store doesn't match its name."""
 
 
 class DiskRefusedError(Exception):
-    """The disk takes no more; the message says why."""
+    """The disk can't be written to; the message says why."""
 
 
 @contextmanager
 def refusals() -> Generator[None]:
-    """Turn what the system says about a disk into a `DiskRefusedError`."""
+    """Turn an operating system's error into a `DiskRefusedError`."""
     try:
         yield
     except OSError as error:
@@ -66,18 +66,18 @@ def refusals() -> Generator[None]:
 
 
 def write_entry(file: BinaryIO, key: str, num_rows: int, chunks: Iterable[Tensor], most_bytes: int | None) -> None:
-    """Write an entry piece by piece, so that it never has to be in memory as a whole.
+    """Write an entry piece by piece, so that it is never completely in memory.
 
     Args:
         file: Empty, open for writing.
         key: What the entry depends on, as canonical JSON.
         num_rows: Rows of all chunks together.
         chunks: The rows in order, [n, …] each.
-        most_bytes: How large the file may become; None for any size.
+        most_bytes: Maximum size of the file; None for any size.
 
     Raises:
-        EngineError: If numbers aren't finite, or the chunks aren't one tensor of `num_rows` rows.
-        DiskRefusedError: For lack of space, as a rule before the second chunk is asked for.
+        EngineError: Numbers aren't finite, or the chunks don't form one tensor of `num_rows` rows.
+        DiskRefusedError: Space is lacking; usually raised before the second chunk is requested.
     """
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
     layout: EntryLayout | None = None
@@ -94,7 +94,7 @@ def write_entry(file: BinaryIO, key: str, num_rows: int, chunks: Iterable[Tensor
                 _reserve(file, header_bytes + num_rows * layout.row_bytes, most_bytes)
                 file.seek(header_bytes)
         if (chunk.dtype, chunk.shape[1:]) != (layout.dtype, layout.shape[1:]):
-            raise EngineError(f"embedding {name}…: the encoder changed its number format or width halfway")
+            raise EngineError(f"embedding {name}…: the encoder changed its dtype or width halfway")
         num_written += chunk.shape[0]
         if num_written > num_rows:
             break
@@ -103,7 +103,7 @@ def write_entry(file: BinaryIO, key: str, num_rows: int, chunks: Iterable[Tensor
         with refusals():
             file.write(data)
     if layout is None or num_written != num_rows:
-        raise EngineError(f"embedding {name}…: the encoder made {num_written} rows, expected {num_rows}")
+        raise EngineError(f"embedding {name}…: the encoder returned {num_written} rows, expected {num_rows}")
     with refusals():
         file.seek(0)
         file.write(layout.header(key, checksums.finish(layout.num_blocks)))
@@ -119,12 +119,12 @@ class Entry:
 
     Attributes:
         key: What the entry depends on, as canonical JSON.
-        layout: Number format and shape.
-        identity: Which state of which file this is.
+        layout: Dtype and shape.
+        identity: Identifies the file and its state.
         bytes_read: Bytes read so far.
 
     Raises:
-        DamagedEntryError: The file is no whole entry, or its header was changed.
+        DamagedEntryError: The file isn't a complete entry, or its header was changed.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -160,13 +160,13 @@ class Entry:
             raise DamagedEntryError("the file is cut short")
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-        """Read and check the blocks that hold rows `start` to `stop`, one at a time.
+        """Read and check the blocks that contain rows `start` to `stop`, one at a time.
 
         Yields:
-            The number of a block's first row, and its rows, in memory of the caller's own.
+            The number of a block's first row, and a copy of its rows.
 
         Raises:
-            DamagedEntryError: A block isn't what was written.
+            DamagedEntryError: A block was changed.
         """
         layout = self.layout
         for block in range(start // layout.block_rows, -(-stop // layout.block_rows)):
@@ -180,10 +180,10 @@ class Entry:
             yield first, rows
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop`, [stop - start, …], in memory of the caller's own.
+        """A copy of rows `start` to `stop`, [stop - start, …].
 
         Raises:
-            DamagedEntryError: A block that holds some of them isn't what was written.
+            DamagedEntryError: A block that contains some of them was changed.
         """
         result = torch.empty((stop - start, *self.layout.shape[1:]), dtype=self.layout.dtype)
         for first, rows in self.blocks(start, stop) if stop > start else ():
@@ -195,19 +195,19 @@ class Entry:
         """Read every block.
 
         Raises:
-            DamagedEntryError: One isn't what was written.
+            DamagedEntryError: A block was changed.
         """
         for _ in self.blocks(0, self.layout.num_rows):
             pass
 
     def map(self, path: Path) -> Tensor:
-        """All rows, mapped: they take no memory of the process and must not be written to.
+        """All rows, memory-mapped: they take no memory of the process and must not be written to.
 
-        They are checked now. Should somebody change the file in place later, the tensor changes with it; the store
-        itself never does that.
+        They are checked now. If somebody changes the file in place later, the tensor changes too; the store itself
+        never does that.
 
         Raises:
-            DamagedEntryError: They aren't what was written.
+            DamagedEntryError: They were changed.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -246,12 +246,12 @@ def _is_shape(shape: object) -> bool:
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """Which state of which file this is."""
+    """Identifies the file and its state."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _reserve(file: BinaryIO, num_bytes: int, most_bytes: int | None) -> None:
-    """Claim the space now, so that a full disk shows before the work and not behind it."""
+    """Allocate the space now, so that a full disk is detected before the work and not after it."""
     if most_bytes is not None and num_bytes > most_bytes:
         raise OSError(errno.EFBIG, f"an entry of {num_bytes} bytes is larger than the budget of {most_bytes}")
     os.posix_fallocate(file.fileno(), 0, num_bytes)

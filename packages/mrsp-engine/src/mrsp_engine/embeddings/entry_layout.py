@@ -1,4 +1,4 @@
-"""How the numbers of one embedding lie in its file: rows of one format, cut into blocks, behind a sealed header.
+"""The layout of one embedding in its file: rows of one dtype, divided into blocks, after a sealed header.
 
 Shape legend: N rows.
 """
@@ -29,7 +29,7 @@ DTYPE_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryLayout:
-    """Number format and shape [N, …] of an entry, and how its rows are cut into blocks."""
+    """Dtype and shape [N, …] of an entry, and how its rows are divided into blocks."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class EntryLayout:
 
     @property
     def block_rows(self) -> int:
-        """Rows of every block but the last, which may be shorter."""
+        """Rows of every block except the last, which may be shorter."""
         return max(1, BLOCK_BYTES // max(1, self.row_bytes))
 
     @property
@@ -55,7 +55,7 @@ class EntryLayout:
         return -(-self.num_rows // self.block_rows)
 
     def header(self, key: str, checksums: Iterable[str]) -> bytes:
-        """What precedes the numbers in the file; its length depends on nothing but layout and key."""
+        """The header before the numbers in the file; its length depends only on layout and key."""
         checks = "".join(checksums)
         tensor = {
             "dtype": DTYPE_NAMES[self.dtype],
@@ -72,7 +72,7 @@ def layout_of(chunk: Tensor, num_rows: int, name: str) -> EntryLayout:
     """The layout of an entry of `num_rows` rows whose first rows are `chunk`, [n, …]; `name` is for errors.
 
     Raises:
-        EngineError: It isn't rows of numbers that an entry can hold.
+        EngineError: An entry can't hold such rows.
     """
     if not chunk.ndim or chunk.dtype not in DTYPE_NAMES:
         raise EngineError(

@@ -1,8 +1,8 @@
-"""What an embedding depends on, in one value whose digest is its name.
+"""Everything that an embedding depends on, in one value whose digest is the embedding's name.
 
-Two media share an embedding only if nothing that could change a single number differs: the file's bytes, the frames
-and their times, the size after resizing, the processor's settings, the encoder's weights, the number format and the
-family. The module doesn't know how any of these are obtained.
+Two media share an embedding only if nothing that could change a single number differs: the file's bytes, the frames and
+their times, the size after resizing, the processor's settings, the encoder's weights, the dtype and the family. The
+module does not depend on how these are obtained.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 __all__ = ["EmbeddingKey", "StoredContent", "encoder_fingerprint", "tensor_bytes"]
 
 StoredContent = Literal["embeddings", "features", "frames"]
-"""What an entry holds: rows for the language model, rows the projector starts from, or resized uint8 frames."""
+"""The content of an entry: rows for the language model, inputs of the projector, or resized uint8 frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingKey:
-    """Everything that shapes the embedding of one medium.
+    """Everything that affects the embedding of one medium.
 
     Attributes:
         content_digest: SHA-256 of the file's bytes.
@@ -31,11 +31,11 @@ class EmbeddingKey:
         height: Height in pixels after resizing.
         width: Width in pixels after resizing.
         processor_digest: Digest of the processor's settings.
-        encoder_fingerprint: Fingerprint of all weights that shaped the entry, see `encoder_fingerprint`: tower and
+        encoder_fingerprint: Fingerprint of all weights that affect the entry, see `encoder_fingerprint`: tower and
             projector for embeddings, the tower alone for features, empty for frames.
-        dtype: Number format in which the encoder ran, such as "float32".
+        dtype: Dtype in which the encoder ran, such as "float32".
         family: Name of the model family whose code encodes.
-        content: What the entry holds.
+        content: Content of the entry.
     """
 
     content_digest: str
@@ -60,7 +60,7 @@ class EmbeddingKey:
 
 
 def encoder_fingerprint(module: nn.Module, *, without: tuple[str, ...] = ()) -> str:
-    """SHA-256 over the names, shapes, number formats and bytes of a module's parameters and saved buffers.
+    """SHA-256 over the names, shapes, dtypes and bytes of a module's parameters and persistent buffers.
 
     Args:
         module: The weights.
@@ -76,6 +76,6 @@ def encoder_fingerprint(module: nn.Module, *, without: tuple[str, ...] = ()) -> 
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor as plain bytes in row-major order; of the tensor's own memory where that is possible."""
+    """The numbers of a tensor as bytes in row-major order; without a copy where possible."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

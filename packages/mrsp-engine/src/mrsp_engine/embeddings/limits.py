@@ -1,4 +1,4 @@
-"""How much an embedding store may take, tier by tier."""
+"""The size limits of an embedding store, tier by tier."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ class StoreLimits:
     """Budgets of the tiers.
 
     Attributes:
-        device_bytes: Embeddings kept on the device they were asked for on.
-        host_bytes: Embeddings kept in this process's memory; also where they go when the disk refuses. Larger ones are
-            mapped from disk.
-        disk_bytes: All entries of the folder together; None for as much as the disk takes, 0 to use no disk. Must hold
-            what a run refers to at one time.
+        device_bytes: Embeddings kept on the device for which they were requested.
+        host_bytes: Embeddings kept in this process's memory; also used when the disk can't be written to. Larger ones
+            are memory-mapped from disk.
+        disk_bytes: All entries of the folder together; None for no limit, 0 to use no disk. Must be large enough for
+            everything that a run refers to at one time.
     """
 
     device_bytes: int = 0

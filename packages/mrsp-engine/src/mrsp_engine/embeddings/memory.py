@@ -1,4 +1,4 @@
-"""Embeddings in memory: a number of bytes, filled with what was used last."""
+"""Embeddings in memory: up to a number of bytes, keeping the most recently used."""
 
 import threading
 from collections import OrderedDict
@@ -13,7 +13,7 @@ class MemoryTier:
     """Tensors by name; the least recently used is evicted first. May be used by several threads.
 
     Args:
-        budget_bytes: Most bytes held.
+        budget_bytes: Maximum number of bytes.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -23,7 +23,7 @@ class MemoryTier:
         self._lock = threading.Lock()
 
     def get(self, name: Hashable) -> Tensor | None:
-        """The tensor of this name, or None; it becomes the last used one."""
+        """The tensor of this name, or None; it becomes the most recently used one."""
         with self._lock:
             if name not in self._tensors:
                 return None
@@ -31,7 +31,7 @@ class MemoryTier:
             return self._tensors[name]
 
     def put(self, name: Hashable, tensor: Tensor) -> bool:
-        """Hold a tensor, letting others go as needed; whether it fits at all."""
+        """Keep a tensor, evicting others as needed; returns whether it fits at all."""
         with self._lock:
             self._forget(name)
             if tensor.nbytes > self.budget_bytes:

@@ -1,19 +1,19 @@
-"""A reference to an encoded medium: what travels through the program in place of pixels and embeddings."""
+"""A reference to an encoded medium: passed through the program instead of pixels and embeddings."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaReference:
-    """Names an embedding in the store and says how it lies in space and time.
+    """Names an embedding in the store and gives its layout in space and time.
 
     Attributes:
         key: Digest of the store's key; covers content, frames, processor, encoder weights and dtype.
         grid_thw: Patches in time, height and width before the encoder merges neighbours.
-        seconds_per_grid: Seconds between two temporal patches, already rounded to float32 because that is what the
-            sampler computes positions from.
+        seconds_per_grid: Seconds between two temporal patches, already rounded to float32, because the sampler computes
+            positions from that.
         num_tokens: Rows of the embedding, and so the number of placeholder tokens in an expanded prompt.
-        modality: What kind of medium it is, such as "video", "image" or "audio".
+        modality: Kind of medium, such as "video", "image" or "audio".
         grid_seconds: Time of every temporal patch, for families that write it into the prompt; empty for the others.
     """
 

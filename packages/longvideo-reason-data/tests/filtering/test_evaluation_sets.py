@@ -1,4 +1,4 @@
-"""Benchmarks are read in the layouts in which they are published, and what isn't read is never silent."""
+"""Evaluation sets are read in their published layouts, and nothing is skipped silently."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longvideo_reason_data.filtering.benchmark_files import BenchmarkItem, read_benchmark
+from longvideo_reason_data.filtering.evaluation_sets import EvaluationItem, read_evaluation_set
 
 QUESTION = "Why does the woman put the suitcase back into the car?"
 OPTIONS = ("the train is gone", "she forgot her passport", "the driver left", "her brother came")
@@ -153,7 +153,7 @@ LAYOUTS: dict[str, tuple[Any, str | None, str | None]] = {
 def test_layouts(tmp_path: Path, name: str) -> None:
     content, source_id, video_path = LAYOUTS[name]
     named = {"question": QUESTION, "options": OPTIONS, "source_id": source_id, "video_path": video_path}
-    expected = BenchmarkItem.model_validate(named)
+    expected = EvaluationItem.model_validate(named)
     (tmp_path / "exam.json").write_text(json.dumps(content))
     paths = [tmp_path / "exam.json"]
     if isinstance(content, list):
@@ -161,9 +161,9 @@ def test_layouts(tmp_path: Path, name: str) -> None:
         pq.write_table(pa.Table.from_pylist(content), tmp_path / "exam.parquet")
         paths += [tmp_path / "exam.jsonl", tmp_path / "exam.parquet"]
     for path in paths:
-        benchmark = read_benchmark(path)
-        assert benchmark.items == (expected,)
-        assert benchmark.summary == "1 questions about 1 named videos"
+        evaluation_set = read_evaluation_set(path)
+        assert evaluation_set.items == (expected,)
+        assert evaluation_set.summary == "1 questions about 1 named videos"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -174,10 +174,10 @@ def test_delimited_tables(tmp_path: Path, suffix: str, delimiter: str, encoding:
     text = delimiter.join(header) + "\n" + delimiter.join(f'"{cell}"' for cell in row) + "\n"
     path = tmp_path / f"exam.{suffix}"
     path.write_bytes(text.encode(encoding))
-    (item,) = read_benchmark(path).items
+    (item,) = read_evaluation_set(path).items
     assert (item.question, item.options, item.paths) == (QUESTION, OPTIONS, ("abcdefghijk",))
 
 
 def test_a_list_of_videos_needs_no_questions(tmp_path: Path) -> None:
     (tmp_path / "exam.csv").write_text("video_id\nabcdefghijk\nlmnopqrstuv\n")
-    assert read_benchmark(tmp_path / "exam.csv").summary == "0 questions about 2 named videos"
+    assert read_evaluation_set(tmp_path / "exam.csv").summary == "0 questions about 2 named videos"
