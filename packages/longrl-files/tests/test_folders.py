@@ -123,3 +123,51 @@ def test_appending(folder: ForeignFolder) -> None:
         with folder.open_to_append("journal") as file:
             file.write(word)
     assert folder.read_bytes("journal") == b"onetwo"
+
+
+def test_what_is_there_and_what_is_not(folder: ForeignFolder) -> None:
+    found = folder.find("inner/file.json")
+    assert found is not None
+    with found:
+        assert found.read() == b'{"a": [1]}'
+    assert folder.find("inner/other.json") is None
+    assert folder.find("nowhere/file.json") is None
+    with pytest.raises(LookupError, match="a folder, expected a regular file"):
+        folder.find("inner")
+
+
+def test_all_files_of_a_folder(folder: ForeignFolder, tmp_path: Path) -> None:
+    (folder.root / "b").write_text("b")
+    (folder.root / ".hidden").mkdir()
+    (folder.root / ".hidden" / "x").symlink_to(tmp_path)
+    (folder.root / ".linked").symlink_to(tmp_path)
+
+    def skips(name: str) -> bool:
+        return name.startswith(".")
+
+    assert list(folder.files(skips=skips)) == ["b", "inner/file.json"]
+    assert list(folder.files("inner")) == ["inner/file.json"]
+    with pytest.raises(LookupError, match="is a link"):
+        list(folder.files())
+    (folder.root / "inner" / "again").symlink_to(folder.root)
+    with pytest.raises(LookupError, match="is a link"):
+        list(folder.files(skips=skips))
+    (folder.root / "inner" / "again").unlink()
+    os.mkfifo(folder.root / "inner" / "pipe")
+    with pytest.raises(LookupError, match="is a FIFO"):
+        list(folder.files(skips=skips))
+
+
+def test_a_folder_of_a_hubs_snapshot(tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshots" / "abc"
+    (snapshot / "llm").mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "llm" / "config.json").symlink_to("../../../blobs/1")
+    (snapshot / "llm" / "other.json").symlink_to("../../../secret")
+    for folder, prefix in ((snapshot, "llm/"), (snapshot / "llm", "")):
+        opened = ForeignFolder(folder, error=LookupError, link_cure="remove it")
+        assert opened.read_json(f"{prefix}config.json") == {}
+        with pytest.raises(LookupError, match=r"is a link; remove it"):
+            opened.read_json(f"{prefix}other.json")

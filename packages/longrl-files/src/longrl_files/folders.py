@@ -11,27 +11,35 @@ and their own a process on this machine could still exchange the file.
 """
 
 import errno
+import json
 import os
 import stat
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from longrl_files.json_text import UnfitJsonError, parse_json
-from longrl_files.regular_files import MAX_TEXT_BYTES, READ_FLAGS, adopt, read_all, reason_of, show
+from longrl_files.regular_files import APPEND_FLAGS, MAX_TEXT_BYTES, READ_FLAGS, adopt, read_all, reason_of, show
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LINK_ERRORS = frozenset({errno.ELOOP, errno.EMLINK})
-_followed: set[str] = set()
+_LINK_CURE = "put the file itself there, or allow links in this folder with --follow-links"
+FOLLOWED_VARIABLE = "LONGRL_FOLLOWED_FOLDERS"
+"""Environment variable with the folders in which links are followed, so that processes started by this one know."""
 
 
 def follow_links(folder: Path) -> None:
-    """Let names inside a folder be links from now on, wherever they lead; for the whole process.
+    """Follow links inside a folder from now on, wherever they lead, in this process and those that it starts.
 
-    The user says so (`--follow-links`), for a dataset whose videos are links into an archive, say.
+    For the user to decide (`--follow-links`), who may keep a dataset whose videos are links into an archive.
     """
-    _followed.add(os.path.realpath(folder))
+    os.environ[FOLLOWED_VARIABLE] = json.dumps(sorted({*_followed(), os.path.realpath(folder)}))
+
+
+def _followed() -> set[str]:
+    return set(json.loads(os.environ.get(FOLLOWED_VARIABLE, "[]")))
 
 
 class ForeignFolder:
@@ -40,11 +48,13 @@ class ForeignFolder:
     Args:
         path: The folder. It may itself be a link, since the user named it.
         error: The exception that is raised for whatever is wrong, of the caller's own kind.
+        link_cure: What to do about a link, for the message.
     """
 
-    def __init__(self, path: Path, *, error: type[Exception]) -> None:
+    def __init__(self, path: Path, *, error: type[Exception], link_cure: str = _LINK_CURE) -> None:
         self.root = path
         self._error = error
+        self._link_cure = link_cure
 
     def has(self, name: str) -> bool:
         """Whether there is anything under this name, be it a link to nothing."""
@@ -66,15 +76,23 @@ class ForeignFolder:
         path = self.root / name
         return adopt(self._descriptor(name, READ_FLAGS), path, error=self._error)
 
+    def find(self, name: str) -> BinaryIO | None:
+        """Open a file to read its bytes; None if nothing has the name.
+
+        Raises:
+            error: As for `open`, unless there is nothing.
+        """
+        descriptor = self._descriptor_if_there(name, READ_FLAGS)
+        return None if descriptor is None else adopt(descriptor, self.root / name, error=self._error)
+
     def open_to_append(self, name: str) -> BinaryIO:
         """Open a file to write at its end, and to read; it is made if there is none.
 
         Raises:
             error: It can't be written, or something other than a regular file has the name.
         """
-        descriptor = self._descriptor(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK)
-        adopt(os.dup(descriptor), self.root / name, error=self._error).close()
-        return os.fdopen(descriptor, "a+b")
+        descriptor = self._descriptor(name, APPEND_FLAGS)
+        return adopt(descriptor, self.root / name, error=self._error, mode="a+b")
 
     def path(self, name: str) -> Path:
         """The path of a regular file inside the folder, for a library that opens it itself.
@@ -126,6 +144,18 @@ class ForeignFolder:
         except UnfitJsonError as failure:
             raise self._error(f"{show(self.root / name)}: not readable as JSON ({failure})") from failure
 
+    def require_no_links(self) -> None:
+        """Refuse a folder in which there is a link, before anything is written into it.
+
+        Raises:
+            error: There is one directly in it, and the user didn't allow links there.
+        """
+        if os.path.realpath(self.root) in _followed():
+            return
+        for name in self.names():
+            if (self.root / name).is_symlink():
+                raise self._link_refused(self.root / name)
+
     def names(self, folder: str = ".") -> list[str]:
         """Names of what is directly in a folder, sorted; nothing if there is no such folder.
 
@@ -138,22 +168,72 @@ class ForeignFolder:
         except FileNotFoundError:
             return []
 
+    def statuses(self, folder: str = ".") -> list[tuple[str, os.stat_result]]:
+        """What `names` gives, and what the system says of each, of a link itself."""
+        try:
+            with self._folder(folder) as descriptor, os.scandir(descriptor) as entries:
+                found: list[tuple[str, os.stat_result]] = []
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        found.append((entry.name, entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            return []
+        return sorted(found, key=itemgetter(0))
+
+    def files(self, folder: str = "", *, skips: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
+        """Names of all regular files at and below a folder, relative to the root, folder by folder in order.
+
+        Args:
+            folder: Where to begin; the root unless given.
+            skips: Names of folders that are left out, whatever they are.
+
+        Raises:
+            error: Something is neither a file nor a folder: a link that isn't allowed, a FIFO, a device.
+        """
+        for last in self.names(folder or "."):
+            name = f"{folder}/{last}" if folder else last
+            if self._is_folder(name):
+                if not skips(name):
+                    yield from self.files(name, skips=skips)
+            elif not (self._is_link_to_folder(name) and skips(name)):
+                self.path(name)
+                yield name
+
+    def _is_folder(self, name: str) -> bool:
+        try:
+            with self._parent(name) as (parent, last):
+                return stat.S_ISDIR(os.stat(last, dir_fd=parent, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
+
+    def _is_link_to_folder(self, name: str) -> bool:
+        path = self.root / name
+        return path.is_symlink() and path.is_dir()
+
     def _descriptor(self, name: str, flags: int) -> int:
+        descriptor = self._descriptor_if_there(name, flags)
+        if descriptor is None:
+            raise self._error(f"{show(self.root / name)}: no such file")
+        return descriptor
+
+    def _descriptor_if_there(self, name: str, flags: int) -> int | None:
         try:
             with self._parent(name) as (parent, last):
                 return self._open_last(name, parent, last, flags)
-        except FileNotFoundError as failure:
-            raise self._error(f"{show(self.root / name)}: no such file") from failure
+        except FileNotFoundError:
+            return None
 
     def _open_last(self, name: str, parent: int, last: str, flags: int) -> int:
         try:
             return os.open(last, flags | os.O_NOFOLLOW, 0o666, dir_fd=parent)
+        except FileNotFoundError:
+            raise
         except OSError as failure:
             if failure.errno not in _LINK_ERRORS:
                 raise self._refused(name, failure) from failure
         target = os.path.realpath(os.fspath(self.root / name))
         if not self._is_allowed(target):
-            raise self._error(_describe_link(self.root / name))
+            raise self._link_refused(self.root / name)
         try:
             return os.open(target, flags)
         except OSError as failure:
@@ -162,10 +242,11 @@ class ForeignFolder:
     def _is_allowed(self, target: str) -> bool:
         """Whether a link may lead there."""
         root = os.path.realpath(self.root)
-        if root in _followed:
+        if root in _followed():
             return True
-        snapshots = Path(root).parent
-        return snapshots.name == "snapshots" and Path(target).parent == snapshots.with_name("blobs")
+        blobs = Path(target).parent
+        # The root may be a folder of a snapshot, such as the tower of a model in parts.
+        return any(above.name == "snapshots" and blobs == above.with_name("blobs") for above in Path(root).parents)
 
     @contextmanager
     def _parent(self, name: str) -> Generator[tuple[int, str]]:
@@ -181,7 +262,7 @@ class ForeignFolder:
     @contextmanager
     def _folder(self, name: str) -> Generator[int]:
         """An open folder below the root, reached without a link."""
-        is_followed = os.path.realpath(self.root) in _followed
+        is_followed = FOLLOWED_VARIABLE in os.environ and os.path.realpath(self.root) in _followed()
         descriptor = -1
         try:
             try:
@@ -194,7 +275,7 @@ class ForeignFolder:
                 raise
             except OSError as failure:
                 if (link := self._link_on_the_way(name)) is not None:
-                    raise self._error(_describe_link(link)) from failure
+                    raise self._link_refused(link) from failure
                 raise self._refused(name, failure) from failure
             yield descriptor
         finally:
@@ -205,13 +286,12 @@ class ForeignFolder:
         path = self.root
         for part in PurePosixPath(name).parts:
             path = path / part
-            if stat.S_ISLNK(path.lstat().st_mode):
+            if path.is_symlink():
                 return path
         return None
 
     def _refused(self, name: str, failure: OSError) -> Exception:
         return self._error(f"{show(self.root / name)}: can't be opened ({reason_of(failure)})")
 
-
-def _describe_link(path: Path) -> str:
-    return f"{show(path)}: is a link; put the file itself there, or allow links in this folder with --follow-links"
+    def _link_refused(self, link: Path) -> Exception:
+        return self._error(f"{show(link)}: is a link; {self._link_cure}")

@@ -7,12 +7,13 @@ device would never end; so what is opened is looked at before a byte is read.
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from longrl_files.messages import visible
 
 # Opening a FIFO doesn't wait for its writer; for a regular file the flag means nothing.
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 MAX_TEXT_BYTES = 256 * 2**20
 
 _KINDS = {
@@ -62,13 +63,13 @@ def read_bounded(path: Path, *, error: type[Exception], max_bytes: int = MAX_TEX
         return read_all(file, path, error=error, max_bytes=max_bytes)
 
 
-def adopt(descriptor: int, path: Path, *, error: type[Exception]) -> BinaryIO:
+def adopt(descriptor: int, path: Path, *, error: type[Exception], mode: Literal["rb", "a+b"] = "rb") -> BinaryIO:
     """Make a file of an open descriptor if it is a regular file's; else it is closed."""
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
         os.close(descriptor)
-        raise error(f"{show(path)}: is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a regular file")
-    return os.fdopen(descriptor, "rb")
+        raise error(f"{show(path)}: is {_KINDS.get(kind, 'no file')}, expected a regular file")
+    return os.fdopen(descriptor, mode)
 
 
 def read_all(file: BinaryIO, path: Path, *, error: type[Exception], max_bytes: int) -> bytes:
