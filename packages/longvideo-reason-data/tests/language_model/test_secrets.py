@@ -67,7 +67,7 @@ def found_in(text: str, key: str) -> bool:
         text = html.unescape(text)
     if key.lower() in text.replace("\\/", "/").lower():
         return True
-    for run in re.findall(r"[\w+/-]{8,}", text):
+    for run in re.findall(r"[A-Za-z0-9_+/-]{8,}", text):
         for start in range(4):
             part = run[start:].replace("-", "+").replace("_", "/")
             if key.encode() in base64.b64decode(part[: len(part) // 4 * 4]):
