@@ -402,4 +402,7 @@ def _of_words() -> dict[str, HostileBehaviour]:
     }
 
 
+ENDLESS = frozenset(_of_time())
+"""Names of those that only a limit on the time brings to an end."""
+
 BEHAVIOURS: Mapping[str, HostileBehaviour] = {**_of_time(), **_of_size(), **_of_framing(), **_of_words()}

@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import pytest
+from hostile_servers import BEHAVIOURS, HostileServer
 
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.media.decoders.base import DecoderName
@@ -202,6 +203,32 @@ def test_an_interruption_is_one_line(server: Any, films: Path, tmp_path: Path, m
             process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
+
+
+@pytest.mark.parametrize("num_times", [1, 2])
+@pytest.mark.parametrize(("name", "lists_models"), [("says nothing", True), ("body drips", False)])
+def test_a_server_that_hangs_does_not_stop_an_interruption(
+    films: Path, tmp_path: Path, name: str, lists_models: bool, num_times: int
+) -> None:
+    with HostileServer(BEHAVIOURS[name].act, lists_models=lists_models) as hanging:
+        told = ("--output", tmp_path / "dataset", "--base-url", hanging.base_url, "--model", "model")
+        with subprocess.Popen(
+            [*LAUNCH, "build", "--videos", films, *told, *(("--timeout-seconds", "3") if num_times == 1 else ())],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=hear_interruptions,
+        ) as process:
+            while len(hanging.received) < 1 + lists_models:
+                time.sleep(0.005)
+            begin = time.monotonic()
+            for _ in range(num_times):
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+        assert time.monotonic() - begin < 20
+    assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
 

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 from asking import ask, request
-from hostile_servers import BEHAVIOURS, Connection, HostileServer, Received, answer_bytes, completion, redirecting
+from hostile_servers import (
+    BEHAVIOURS,
+    ENDLESS,
+    Connection,
+    HostileServer,
+    Received,
+    answer_bytes,
+    completion,
+    redirecting,
+    saying,
+)
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.requests import Outcome
@@ -30,11 +40,12 @@ def forget_peak() -> int:
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_a_server_cannot_hold_or_flood_us(name: str, lists_models: bool, tmp_path: Path) -> None:
     behaviour = BEHAVIOURS[name]
+    timeout_seconds = TIMEOUT_SECONDS if name in ENDLESS else 2 * MOST_SECONDS
     memory, begin = forget_peak(), time.perf_counter()
     failure = ""
     with HostileServer(behaviour.act, lists_models=lists_models) as server:
         try:
-            (reply,), _ = ask(server, tmp_path, request(), timeout_seconds=TIMEOUT_SECONDS, num_attempts=1)
+            (reply,), _ = ask(server, tmp_path, request(), timeout_seconds=timeout_seconds, num_attempts=1)
         except DataError as error:
             failure = str(error)
         else:
@@ -85,6 +96,49 @@ def test_an_answer_that_nobody_asked_for_answers_nothing(tmp_path: Path) -> None
     with HostileServer(BEHAVIOURS["answers twice"].act) as server:
         replies, _ = ask(server, tmp_path, request("one"), request("two"), request("three"), num_parallel=1)
     assert {reply.text for reply in replies} == {"fine"}
+
+
+def test_a_server_cannot_make_us_say_anything_later(tmp_path: Path) -> None:
+    def act(connection: Connection, received: Received) -> None:
+        connection.send(answer_bytes(completion(), set_cookie=f"a{len(server.received)}={'x' * 4000}; Path=/"))
+
+    with HostileServer(act) as server:
+        ask(server, tmp_path, *(request(str(number)) for number in range(4)), num_parallel=1)
+        assert not any("cookie" in received.headers for received in server.received)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "//",
+        "http://",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:x/",
+        "http://xn--\u0fff/",
+        "http://" + "a" * 300,
+        "?",
+        "mailto:a",
+        "\x00",
+        "http://[::1",
+        "http://a b/",
+        "x" * 70000,
+        "%",
+        "javascript:1",
+        "http://user:hidden@a/?hidden",
+    ],
+    ids=lambda value: value[:20],
+)
+def test_any_place_to_go_on_is_one_line(location: str, tmp_path: Path) -> None:
+    act = saying(b"", "307 On", location=location)
+    with HostileServer(act) as server:
+        try:
+            (reply,), _ = ask(server, tmp_path, request(), num_attempts=1, timeout_seconds=TIMEOUT_SECONDS)
+            line = reply.text
+        except DataError as error:
+            line = str(error)
+    assert line.isprintable()
+    assert len(line) < 400
+    assert "hidden" not in line
 
 
 def test_a_plain_port_behind_tls_is_one_line(tmp_path: Path) -> None:

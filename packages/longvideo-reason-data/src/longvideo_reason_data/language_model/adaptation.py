@@ -240,7 +240,7 @@ def _leave_out(adaptation: Adaptation, sent: Request, rejection: Rejection) -> A
     may_be_of_sampling = (is_of_some_parameter and not rejection.parameters) or not rejection.message
     if adaptation.sampling and not adaptation.takes_sampling and may_be_of_sampling:
         return replace(adaptation, left_out=adaptation.left_out | {_ALL_SAMPLING})
-    if has_schema:
+    if has_schema and not rejection.is_unwelcome:
         return replace(adaptation, left_out=adaptation.left_out - {_ALL_SAMPLING} | in_words)
     return None
 

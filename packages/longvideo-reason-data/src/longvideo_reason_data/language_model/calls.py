@@ -70,13 +70,14 @@ class ModelCalls:
         self._nothing_sent = asyncio.Event()
         self._nothing_sent.set()
 
-    async def close(self, wait_seconds: float) -> None:
-        """Send nothing more, and wait for the answers that are under way."""
+    async def close(self, wait_seconds: float) -> bool:
+        """Send nothing more, wait for the answers that are under way, and say whether all came."""
         self._is_closed = True
         try:
             await asyncio.wait_for(self._nothing_sent.wait(), wait_seconds)
         except TimeoutError:
-            return  # what these may have cost stands in the ledger
+            return False  # what these may have cost stands in the ledger
+        return True
 
     async def call(self, request: Request, content: Content, attempts: Iterator[int]) -> StoredResponse:
         """Send a request, and again in another way where the server turns out to want that.

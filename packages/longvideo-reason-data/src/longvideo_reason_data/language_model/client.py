@@ -7,6 +7,7 @@ error.
 """
 
 import asyncio
+import logging
 import random
 from collections import Counter
 from decimal import Decimal
@@ -27,8 +28,11 @@ from longvideo_reason_data.language_model.requests import PICTURE_TOKENS, Outcom
 from longvideo_reason_data.language_model.server import ModelServer
 from longvideo_reason_data.language_model.structured_output import read_object
 
+_logger = logging.getLogger(__name__)
+
 _LONGEST_WAIT_SECONDS = 300.0
 _DRAIN_SECONDS = 30.0
+_QUIET_DRAIN_SECONDS = 1.0  # nobody wonders yet why an interruption isn't heard
 _MOST_GIVEN_UP_IN_A_ROW = 8
 _MOST_REJECTED_ALIKE = 4
 _MOST_UNFIT_ALIKE = 32  # more than the requests about one video that is out of the ordinary
@@ -100,6 +104,8 @@ class LanguageModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if kind is asyncio.CancelledError and not await self._calls.close(_QUIET_DRAIN_SECONDS):
+                _logger.warning("waiting up to %.0f s for answers under way; interrupt again to leave", _DRAIN_SECONDS)
             await self._calls.close(_DRAIN_SECONDS)
         finally:
             tasks = list(self._under_way.values())

@@ -61,6 +61,9 @@ class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
         except httpx2.RequestError as error:  # it may quote what arrived
             error.args = (visible(self._redaction.clean(str(error))),)
             raise
+        except (httpx2.InvalidURL, ValueError) as error:  # a place to go on to that the library can't make out
+            said = visible(self._redaction.clean(str(error)))
+            raise UnusableAnswerError(f"the answer's headers can't be read ({said})", request=request) from error
 
     async def _send_within_origin(self, request: httpx2.Request, auth: Any) -> httpx2.Response:
         for _ in range(_MOST_REDIRECTS + 1):
@@ -70,7 +73,7 @@ class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
                     return await self._read(response)
             finally:
                 await response.aclose()
-            self.cookies.clear()
+                self.cookies.clear()  # a server may not make us say anything to it later
             request = _follow(response.next_request, request)
         raise RefusedRedirectError(f"redirects more than {_MOST_REDIRECTS} times", request=request)
 

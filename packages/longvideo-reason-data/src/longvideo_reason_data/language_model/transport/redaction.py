@@ -93,5 +93,8 @@ _BASE64 = {"+": r"(?:[+-]|%2b)", "/": r"(?:\\{0,8}/|_|%2f)"}
 
 def _character(letter: str, *, most_escapes: int) -> str:
     code = ord(letter)
-    in_json = rf"\\{{0,{most_escapes}}}{re.escape(letter)}|\\{{1,{most_escapes}}}(?:u00|x){code:02x}"
-    return rf"(?:{in_json}|%(?:25){{0,4}}{code:02x}|&\#(?:0{{0,5}}{code}|x0{{0,5}}{code:x});)"
+    escaped = (
+        rf"\\{{1,{most_escapes}}}(?:u00|x){code:02x}|%(?:25){{0,4}}{code:02x}|&\#(?:0{{0,5}}{code}|x0{{0,5}}{code:x});"
+    )
+    # The letter itself comes last, or the u of an escape would be taken for it.
+    return rf"(?:{escaped}|\\{{0,{most_escapes}}}{re.escape(letter)})"
