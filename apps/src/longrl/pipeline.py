@@ -13,18 +13,22 @@ continue with what it has left behind.
 import hashlib
 import json
 import resource
-import shutil
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from longrl.errors import AppUsageError
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
+from longrl_files.own_folders import OwnFolder
 from longrl_trainer.config.recipes import first_difference
-from longrl_trainer.durable import remove_partial, write_json
+from longrl_trainer.durable import LINK_CURE, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 
@@ -74,6 +78,20 @@ class FinishedStage:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BegunStage:
+    """What `stages/NAME.started.json` holds."""
+
+    digest: str
+    settings: dict[str, Any]
+    after: dict[str, str]
+    seconds: float
+    peak_memory_bytes: int
+
+
+StageT = TypeVar("StageT", FinishedStage, _BegunStage)
+
+
 class Pipeline:
     """Runs stages in one folder; see `open_pipeline`."""
 
@@ -81,7 +99,7 @@ class Pipeline:
         self.folder = folder
         self._say = say
         self._finished: dict[str, FinishedStage] = {}
-        remove_partial(folder / STAGES_NAME)
+        remove_partial(folder, STAGES_NAME)
 
     def result(self, name: str) -> dict[str, Any]:
         """What a stage of this process's pipeline returned."""
@@ -93,7 +111,7 @@ class Pipeline:
         after = {name: self._finished[name].digest for name in stage.after}
         digest = digest_json({"version": FORMAT_VERSION, "name": stage.name, "settings": settings, "after": after})
         finished = read_finished(self.folder, stage.name)
-        begun = _read(self._begun_path(stage.name))
+        begun = _read_begun(self.folder, stage.name)
         if finished is not None:
             reason = self._reason_to_redo(finished, digest, settings, after)
             if reason is None:
@@ -131,11 +149,7 @@ class Pipeline:
         self._finished_path(stage.name).unlink(missing_ok=True)
         self._begun_path(stage.name).unlink(missing_ok=True)
         for output in stage.outputs:
-            path = self.folder / output
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            OwnFolder(self.folder, error=AppUsageError, link_cure=LINK_CURE).remove_tree(output)
 
     def _work(self, stage: Stage, begun: dict[str, Any]) -> FinishedStage:
         with _heartbeat(self._begun_path(stage.name), begun):
@@ -186,10 +200,10 @@ def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
 
 def read_finished(folder: Path, name: str) -> FinishedStage | None:
     """A finished stage of a folder; None when it isn't finished or was written by another version."""
-    values = _read(folder / STAGES_NAME / f"{name}.json")
+    values = _read(folder, f"{STAGES_NAME}/{name}.json")
     if values is None or values.get("format_version") != FORMAT_VERSION:
         return None
-    return FinishedStage(**values)
+    return _require(FinishedStage, values, folder / STAGES_NAME / f"{name}.json")
 
 
 def describe_change(
@@ -250,11 +264,33 @@ def _heartbeat(path: Path, begun: dict[str, Any]) -> Generator[None]:
     write_json(path, begun)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read_begun(folder: Path, name: str) -> dict[str, Any] | None:
+    values = _read(folder, f"{STAGES_NAME}/{name}.started.json")
+    return (
+        None if values is None else asdict(_require(_BegunStage, values, folder / STAGES_NAME / f"{name}.started.json"))
+    )
+
+
+def _read(folder: Path, name: str) -> dict[str, Any] | None:
+    files = ForeignFolder(folder, error=AppUsageError, link_cure=LINK_CURE)
+    found = files.find(name)
+    if found is None:
         return None
+    found.close()
+    values = files.read_json(name)
+    if not isinstance(values, dict):
+        raise AppUsageError(f"{folder / name}: expected a JSON object; remove it")
+    return cast(dict[str, Any], values)
+
+
+def _require(kind: type[StageT], values: dict[str, Any], path: Path) -> StageT:
+    """What a file says, if it says what it should."""
+    try:
+        return TypeAdapter(kind).validate_python(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = visible(".".join(map(str, first["loc"])), 60)
+        raise AppUsageError(f"{path}: {place}: {first['msg']}; it was written by something else, remove it") from error
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

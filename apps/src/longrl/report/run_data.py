@@ -1,12 +1,13 @@
 """What a quickstart's folder holds, read once for the report. Computes nothing."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from longrl.errors import AppUsageError
 from longrl.pipeline import STAGES_NAME, FinishedStage, read_finished
+from longrl_files.folders import ForeignFolder
+from longrl_trainer.durable import LINK_CURE
 from longrl_trainer.runs.journal import read_json_lines
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
@@ -71,20 +72,20 @@ def read_run(folder: Path) -> RunData:
                 f"{folder}: the stage {name} isn't finished; run `longrl quickstart --output {folder}` first"
             )
         stages[name] = stage
-    config = _read_json(folder / "config.json")
+    config = read_json(folder, "config.json")
     main = int(config["grpo"]["data"]["num_frames"])
     by_frames = {
-        num_frames: _read_json(_evaluation(folder, "grpo", num_frames))
+        num_frames: read_json(folder, _evaluation("grpo", num_frames))
         for num_frames in config["evaluation"]["num_frames"]
     }
     return RunData(
         folder=folder,
         config=config,
         stages=stages,
-        untrained=_read_json(_evaluation(folder, "untrained", main)),
-        sft=_read_json(_evaluation(folder, "sft", main)),
+        untrained=read_json(folder, _evaluation("untrained", main)),
+        sft=read_json(folder, _evaluation("sft", main)),
         grpo=by_frames[main],
-        blind=_read_json(_evaluation(folder, "blind", main)),
+        blind=read_json(folder, _evaluation("blind", main)),
         grpo_by_frames=by_frames,
         sft_steps=read_json_lines(folder / "sft" / "metrics.jsonl"),
         grpo_steps=read_json_lines(folder / "grpo" / "metrics.jsonl"),
@@ -93,12 +94,17 @@ def read_run(folder: Path) -> RunData:
     )
 
 
-def _evaluation(folder: Path, name: str, num_frames: int) -> Path:
-    return folder / "evaluations" / name / f"{num_frames}-frames.json"
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object of a run.
+
+    Raises:
+        AppUsageError: There is none.
+    """
+    values = ForeignFolder(folder, error=AppUsageError, link_cure=LINK_CURE).read_json(name)
+    if not isinstance(values, dict):
+        raise AppUsageError(f"{folder / name}: can't be read (no JSON object); run the quickstart again")
+    return cast(dict[str, Any], values)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AppUsageError(f"{path}: can't be read ({error}); run the quickstart again") from error
+def _evaluation(name: str, num_frames: int) -> str:
+    return f"evaluations/{name}/{num_frames}-frames.json"
