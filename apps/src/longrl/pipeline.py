@@ -19,13 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar, cast
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from longrl.errors import AppUsageError
-from longrl_files.folders import ForeignFolder
-from longrl_files.messages import visible
+from longrl.run_files import find_kind, find_object
 from longrl_files.own_folders import OwnFolder
 from longrl_trainer.config.recipes import first_difference
 from longrl_trainer.durable import LINK_CURE, remove_partial, write_json
@@ -89,9 +86,6 @@ class _BegunStage:
     peak_memory_bytes: int
 
 
-StageT = TypeVar("StageT", FinishedStage, _BegunStage)
-
-
 class Pipeline:
     """Runs stages in one folder; see `open_pipeline`."""
 
@@ -111,7 +105,8 @@ class Pipeline:
         after = {name: self._finished[name].digest for name in stage.after}
         digest = digest_json({"version": FORMAT_VERSION, "name": stage.name, "settings": settings, "after": after})
         finished = read_finished(self.folder, stage.name)
-        begun = _read_begun(self.folder, stage.name)
+        found = find_kind(_BegunStage, self.folder, f"{STAGES_NAME}/{stage.name}.started.json")
+        begun = None if found is None else asdict(found)
         if finished is not None:
             reason = self._reason_to_redo(finished, digest, settings, after)
             if reason is None:
@@ -200,10 +195,11 @@ def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
 
 def read_finished(folder: Path, name: str) -> FinishedStage | None:
     """A finished stage of a folder; None when it isn't finished or was written by another version."""
-    values = _read(folder, f"{STAGES_NAME}/{name}.json")
+    name = f"{STAGES_NAME}/{name}.json"
+    values = find_object(folder, name)
     if values is None or values.get("format_version") != FORMAT_VERSION:
         return None
-    return _require(FinishedStage, values, folder / STAGES_NAME / f"{name}.json")
+    return find_kind(FinishedStage, folder, name)
 
 
 def describe_change(
@@ -262,35 +258,6 @@ def _heartbeat(path: Path, begun: dict[str, Any]) -> Generator[None]:
         note()
     # Not in `finally`: after an error on a full disk, writing again would hide the cause.
     write_json(path, begun)
-
-
-def _read_begun(folder: Path, name: str) -> dict[str, Any] | None:
-    values = _read(folder, f"{STAGES_NAME}/{name}.started.json")
-    return (
-        None if values is None else asdict(_require(_BegunStage, values, folder / STAGES_NAME / f"{name}.started.json"))
-    )
-
-
-def _read(folder: Path, name: str) -> dict[str, Any] | None:
-    files = ForeignFolder(folder, error=AppUsageError, link_cure=LINK_CURE)
-    found = files.find(name)
-    if found is None:
-        return None
-    found.close()
-    values = files.read_json(name)
-    if not isinstance(values, dict):
-        raise AppUsageError(f"{folder / name}: expected a JSON object; remove it")
-    return cast(dict[str, Any], values)
-
-
-def _require(kind: type[StageT], values: dict[str, Any], path: Path) -> StageT:
-    """What a file says, if it says what it should."""
-    try:
-        return TypeAdapter(kind).validate_python(values, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = visible(".".join(map(str, first["loc"])), 60)
-        raise AppUsageError(f"{path}: {place}: {first['msg']}; it was written by something else, remove it") from error
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

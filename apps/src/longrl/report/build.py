@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from longrl.errors import AppUsageError
 from longrl.report import figures
 from longrl.report.rollouts import choose_cards
-from longrl.report.run_data import RunData, read_json, read_run
+from longrl.report.run_data import RunData, read_run
 from longrl.report.summary import describe_environment, summarise_run
+from longrl.run_files import read_object
 from longrl_files.messages import visible
 from longrl_trainer.durable import write_json, write_text
 
@@ -112,7 +113,7 @@ def describe_bytes(size: float) -> str:
 def _known_environment(folder: Path) -> dict[str, Any] | None:
     """Versions and machine of an earlier report: where the run was made, not where its report is rewritten."""
     try:
-        summary = read_json(folder, SUMMARY_NAME)
+        summary = read_object(folder, SUMMARY_NAME)
         return {name: summary[name] for name in ("versions", "machine")}
     except (AppUsageError, KeyError):
         return None

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from longrl.errors import AppUsageError
 from longrl.pipeline import STAGES_NAME, FinishedStage, read_finished
-from longrl_files.folders import ForeignFolder
-from longrl_trainer.durable import LINK_CURE
+from longrl.run_files import read_object
 from longrl_trainer.runs.journal import read_json_lines
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
@@ -72,38 +71,26 @@ def read_run(folder: Path) -> RunData:
                 f"{folder}: the stage {name} isn't finished; run `longrl quickstart --output {folder}` first"
             )
         stages[name] = stage
-    config = read_json(folder, "config.json")
+    config = read_object(folder, "config.json")
     main = int(config["grpo"]["data"]["num_frames"])
     by_frames = {
-        num_frames: read_json(folder, _evaluation("grpo", num_frames))
+        num_frames: read_object(folder, _evaluation("grpo", num_frames))
         for num_frames in config["evaluation"]["num_frames"]
     }
     return RunData(
         folder=folder,
         config=config,
         stages=stages,
-        untrained=read_json(folder, _evaluation("untrained", main)),
-        sft=read_json(folder, _evaluation("sft", main)),
+        untrained=read_object(folder, _evaluation("untrained", main)),
+        sft=read_object(folder, _evaluation("sft", main)),
         grpo=by_frames[main],
-        blind=read_json(folder, _evaluation("blind", main)),
+        blind=read_object(folder, _evaluation("blind", main)),
         grpo_by_frames=by_frames,
         sft_steps=read_json_lines(folder / "sft" / "metrics.jsonl"),
         grpo_steps=read_json_lines(folder / "grpo" / "metrics.jsonl"),
         rollouts=read_json_lines(folder / "grpo" / "rollouts.jsonl"),
         records={record.question_id: record for record in read_records(folder / "dataset" / "records.parquet")},
     )
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object of a run.
-
-    Raises:
-        AppUsageError: There is none.
-    """
-    values = ForeignFolder(folder, error=AppUsageError, link_cure=LINK_CURE).read_json(name)
-    if not isinstance(values, dict):
-        raise AppUsageError(f"{folder / name}: can't be read (no JSON object); run the quickstart again")
-    return cast(dict[str, Any], values)
 
 
 def _evaluation(name: str, num_frames: int) -> str:
