@@ -1,4 +1,4 @@
-"""`longrl encode`: videos into the embedding store, with a line for every one that can't be used."""
+"""`longrl encode`: encode videos into the embedding store, with a line for every one that can't be used."""
 
 import sys
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ def encode_videos(paths: Sequence[Path], model: ModelSection, frames: FrameSetti
     """Encode what can be encoded.
 
     Raises:
-        AppError: When a video can't be used; the others are encoded all the same.
+        AppError: A video can't be used; the others are still encoded.
     """
     failures: list[DataError | EngineError] = []
     videos: list[VideoFile] = []
-    for path in find_videos(paths):  # probing takes no model: mistakes show before one is loaded
+    for path in find_videos(paths):  # probing needs no model: mistakes are reported before one is loaded
         try:
             videos.append(VideoFile.open(path))
         except DataError as error:
@@ -42,7 +42,7 @@ def encode_videos(paths: Sequence[Path], model: ModelSection, frames: FrameSetti
 
 
 def _encode(videos: list[VideoFile], model: ModelSection, frames: FrameSettings) -> list[DataError | EngineError]:
-    """Encode probed videos; those that can't be decoded or used are taken out of the list and reported."""
+    """Encode probed videos; those that can't be decoded or used are removed from the list and reported."""
     from longrl.progress import choose_progress
     from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_frames
     from longrl_trainer.training.opening import open_policy
@@ -82,11 +82,12 @@ def _check_length(policy: "Policy", medium: "MediaReference") -> None:
     """Refuse a video that no question could be asked about, before it is encoded.
 
     Raises:
-        UnfitMediumError: It is longer than all positions of the model.
+        UnfitMediumError: It is longer than the model's number of positions.
     """
     length = policy.prompt_length("", [medium])
     if length > policy.max_positions:
         raise UnfitMediumError(
-            f"a prompt with it has {length} tokens, more than the {policy.max_positions} positions the model was "
+            f"a prompt with this video has {length} tokens, more than the {policy.max_positions} positions the model "
+            f"was "
             "trained for; lower --num-frames or --max-frames, or set --frame-pixels"
         )

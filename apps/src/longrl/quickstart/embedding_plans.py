@@ -1,7 +1,7 @@
 """Encoding ahead of use, and an independent count of what had to be encoded.
 
-The engine counts what it encoded. `count_plans` counts from records and files alone how many different pairs of video
-and frames there are, so that the two can be held against each other.
+The engine counts what it encoded. `count_plans` counts the different pairs of video and frames from records and files
+only, so that the two can be compared.
 """
 
 from collections.abc import Iterable, Sequence

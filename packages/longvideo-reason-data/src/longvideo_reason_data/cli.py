@@ -39,18 +39,18 @@ def timeline(
 ) -> None:
     """Render a seeded world to video files and ask questions about it.
 
-    Nothing is downloaded and no model is asked: events, answers, evidence and reasoning come from the world itself.
+    Nothing is downloaded and no model is used: events, answers, evidence and reasoning come from the world itself.
 
     Example: longvideo-data timeline --output world --videos 40 --seconds 32 --seed 0
 
     Args:
-        output: Folder of the dataset; made when it doesn't exist.
-        videos: How many videos to render, for all splits together.
+        output: Folder of the dataset; created if it doesn't exist.
+        videos: Number of videos to render, for all splits together.
         seconds: Length of each video.
-        seed: Another seed gives another world.
-        scenes: Scenes in each video; one for every eight seconds when not given.
+        seed: Seed of the world.
+        scenes: Scenes in each video; by default one for every eight seconds.
         frames_per_second: Frame rate of the videos.
-        questions_per_video: At most so many questions about each.
+        questions_per_video: Maximum number of questions per video.
     """
     from longvideo_reason_data.timeline.dataset import write_timeline_dataset
     from longvideo_reason_data.timeline.world import WorldSettings
@@ -72,9 +72,9 @@ def timeline(
 
 
 def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool = False) -> None:
-    """Hold a dataset to its rules: records, videos, splits, balance, shortcuts, repeated questions, benchmarks.
+    """Check a dataset: records, videos, splits, balance, shortcuts, repeated questions, evaluation sets.
 
-    Prints one line per problem and exits with 1 when there is any.
+    Prints one line per problem and exits with 1 if there is any.
 
     Example: longvideo-data check dataset
 
@@ -99,7 +99,7 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool
 
 
 def stats(dataset: Folder, follow_links: bool = False) -> None:
-    """Print what a dataset holds, as JSON.
+    """Print statistics of a dataset as JSON.
 
     Example: longvideo-data stats dataset
 
@@ -116,10 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: What was typed behind the name of the command; of this process when not given.
+        arguments: The arguments after the command's name; by default those of this process.
 
     Returns:
-        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted, 141 when nobody reads on.
+        0, or 1 for a failure, 2 for a wrong request, 130 for an interruption, 141 for a closed output pipe.
     """
     return end_quietly(lambda: _run(arguments))
 

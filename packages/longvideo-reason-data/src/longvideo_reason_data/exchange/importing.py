@@ -1,8 +1,8 @@
-"""Datasets that others published, turned into records: the layouts of LongVideo-Reason and Video-R1.
+"""Converts published datasets to records: the layouts of LongVideo-Reason and Video-R1.
 
-A file is any table of `longvideo_reason_data.tables`, and `longvideo_reason_data.exchange.import_layouts` says
-how its rows are read. Media come separately and rarely all; a question whose media aren't there, or that isn't one this
-package can hold, is dropped with its reason, never mended by guessing.
+A file is any table of `longvideo_reason_data.tables`, and `longvideo_reason_data.exchange.import_layouts` says how its
+rows are read. Media come separately and are rarely complete; a question whose media are missing, or that can't become a
+record, is dropped with its reason, never repaired by guessing.
 """
 
 import json
@@ -31,12 +31,12 @@ class ImportSettings(BaseModel):
     """How published questions become records.
 
     Attributes:
-        layout: Of the file.
+        layout: Layout of the file.
         skill: Of questions that don't say theirs; None drops them.
-        source: Where the videos are from.
-        license: Under which licence they are.
+        source: Source of the videos.
+        license: Licence of the videos.
         splits: Shares of the splits.
-        seed: Decides splits.
+        seed: Determines splits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,16 +54,16 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
 
     Args:
         file: A table of questions.
-        videos: The folder that the paths in it are relative to.
+        videos: The folder to which the paths in it are relative.
         output: The dataset's folder, new or empty.
-        settings: How.
+        settings: Settings of the import.
 
     Returns:
         The manifest, as it is written.
 
     Raises:
         UsageError: When a file or folder is missing, or the output is taken or in use.
-        DataError: When nothing of it can be used, or something can't be written.
+        DataError: When no question can be used, or something can't be written.
     """
     if not file.is_file():
         raise UsageError(f"{file}: no such file; expected the questions of {settings.layout}")
@@ -118,7 +118,7 @@ def _make_record(
     media: tuple[RecordMedium, ...],
     settings: ImportSettings,
 ) -> QuestionRecord:
-    """Make a record; its split is decided when all are known."""
+    """Create a record; its split is determined when all are known."""
     try:
         return QuestionRecord(
             question_id=question_id,

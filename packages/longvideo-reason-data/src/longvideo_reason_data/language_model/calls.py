@@ -19,7 +19,7 @@ from longvideo_reason_data.errors import DataError, brief
 from longvideo_reason_data.language_model.accounts.ledger import Ledger
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache, StoredResponse
-from longvideo_reason_data.language_model.adaptation import Adaptation, adapt
+from longvideo_reason_data.language_model.adaptation import NEUTRAL_SAMPLING, Adaptation, adapt
 from longvideo_reason_data.language_model.chat_protocol import Completion, Content, read_completion, write_body
 from longvideo_reason_data.language_model.failures import (
     AttemptError,
@@ -102,7 +102,8 @@ class ModelCalls:
                         raise
                     adaptation, said = adapted, str(error.rejection)
                 except AttemptError:
-                    self._learn(request, adaptation, said)  # it wasn't rejected any more
+                    if said:
+                        self._learn(request, adaptation, said)  # it wasn't rejected any more
                     raise
                 else:
                     self._learn(request, adaptation, said)
@@ -110,9 +111,11 @@ class ModelCalls:
 
     def _learn(self, request: Request, adaptation: Adaptation, said: str) -> None:
         """Remember for other requests how one was put that the server didn't reject, and say so once."""
-        if not said:
-            return
         known = self._adaptations.get(request.model, Adaptation())
+        if not said:
+            if not known.takes_sampling and adaptation.sampling == NEUTRAL_SAMPLING:
+                self._adaptations[request.model] = replace(known, takes_sampling=True)
+            return
         self._adaptations[request.model] = known.joined(adaptation)
         for change in adaptation.changes(request):
             if (request.model, change) not in self._told:
@@ -164,6 +167,7 @@ class ModelCalls:
                     finish=completion.finish,
                     call=started.call,
                     form=request.form,
+                    sampling=adaptation.sampling,
                     adapted=adaptation.changes(request),
                     **usage.model_dump(),
                 )

@@ -50,6 +50,8 @@ def write_body(request: Request, content: Content, adaptation: Adaptation) -> di
         body["temperature"] = request.temperature
     if request.sample_index and not adaptation.leaves_out("seed", request.sample_index):
         body["seed"] = request.sample_index
+    if adaptation.sampling:
+        body["extra_body"] = adaptation.sampling  # the client library knows one of them only
     if schema is not None and knows_schema:
         form = {"name": "answer", "schema": dict(schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}

@@ -1,7 +1,7 @@
-"""Why a dataset stayed empty: the commonest reasons for which its items were dropped, in words.
+"""Why a dataset is empty: the most frequent reasons for dropping its items, in words.
 
-A build or a filter that keeps nothing has done what it was told and is of no use all the same, so it ends as a failure.
-Everything else about it is written down as ever; here one line is made of that.
+A build or a filter that keeps nothing has run correctly but is useless, so it ends as a failure. Everything else about
+it is recorded as usual; this module summarises it in one line.
 """
 
 from collections import Counter
@@ -24,13 +24,13 @@ _OUTCOMES = {
     Outcome.RATE_LIMITED: "was refused by a busy server",
     Outcome.TIMEOUT: "took the server too long",
     Outcome.TRUNCATED: "was cut off; raise {setting}",
-    Outcome.ONLY_REASONING: "was never begun, for reasoning used up all tokens; raise {setting}",
+    Outcome.ONLY_REASONING: "was never begun, because reasoning used up all tokens; raise {setting}",
     Outcome.REFUSED: "was refused by the model",
-    Outcome.INVALID: "wasn't of the form that was asked for",
-    Outcome.SERVER_ERROR: "failed with the server",
+    Outcome.INVALID: "wasn't in the required form",
+    Outcome.SERVER_ERROR: "failed with a server error",
     Outcome.CONNECTION: "was lost with the connection",
     Outcome.DAMAGED_INPUT: "needed a frame that can't be decoded",
-    Outcome.OVER_BUDGET: "wasn't paid for; raise --max-cost",
+    Outcome.OVER_BUDGET: "exceeded the budget; raise --max-cost",
     Outcome.REJECTED: "was rejected by the server",
 }
 
@@ -38,12 +38,12 @@ _OUTCOMES = {
 def refuse_empty(
     dataset: Path, num_questions: int, num_kept: int, dropped: Iterable[DroppedNote | FilteredNote]
 ) -> None:
-    """End with the commonest reasons when no question is left.
+    """Raise an error with the most frequent reasons if no question is left.
 
     Args:
         dataset: Its folder.
-        num_questions: How many there were to be.
-        num_kept: How many there are.
+        num_questions: Number of questions requested.
+        num_kept: Number of questions kept.
         dropped: What was dropped.
 
     Raises:
@@ -65,7 +65,7 @@ def refuse_empty(
 
 
 def in_words(reason: str) -> str:
-    """Say a reason in words."""
+    """Express a reason in words."""
     stage, _, outcome = reason.partition("_")
     if stage in _STAGES and outcome in set(Outcome) and Outcome(outcome) in _OUTCOMES:
         thing, setting = _STAGES[stage]

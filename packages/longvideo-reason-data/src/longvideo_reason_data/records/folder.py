@@ -16,6 +16,7 @@ any good.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -140,11 +141,28 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
-def read_lines(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonLine:
+    """An object in a file of JSON lines.
+
+    Attributes:
+        number: Of the line, from 1.
+        offset_bytes: Where the line begins.
+        content: What it says.
+    """
+
+    number: int
+    offset_bytes: int
+    content: dict[str, Any]
+
+
+def read_lines(folder: Path, name: str, *, offset_bytes: int = 0) -> Iterator[JsonLine]:
     """Read a file of JSON lines that lies in a dataset, one object after the other; nothing if it isn't there.
 
-    Returns:
-        The objects, each with the number of its line, from 1.
+    Args:
+        folder: The dataset.
+        name: Of the file.
+        offset_bytes: Where to begin; lines are numbered from there.
 
     Raises:
         DataError: When it can't be read.
@@ -153,11 +171,15 @@ def read_lines(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if not dataset.has(name):
         return
     with dataset.open(name) as file:
+        file.seek(offset_bytes)
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
                 raise DataError(f"{folder / name}: line {number} has more than {MAX_LINE_BYTES:,} bytes")
+            if line.isspace():
+                offset_bytes += len(line)
+                continue
             try:
                 row = parse_json(line)
             except UnfitJsonError as error:
@@ -166,4 +188,5 @@ def read_lines(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{folder / name}: line {number} is no object; restore or remove the file")
-            yield number, cast(dict[str, Any], row)
+            yield JsonLine(number=number, offset_bytes=offset_bytes, content=cast(dict[str, Any], row))
+            offset_bytes += len(line)

@@ -1,4 +1,4 @@
-"""The media of a question, as its record names them: videos and still pictures, in the order in which they are shown.
+"""The media of a question in its record: videos and images, in the order in which they are shown.
 
 A medium is a path inside the dataset folder and the digest of the file's bytes, so a dataset can be moved but not
 confused with another.
@@ -26,22 +26,22 @@ _MAX_PATH_BYTES = 4095
 
 
 class MediumKind(StrEnum):
-    """What a medium is."""
+    """The kind of a medium."""
 
     VIDEO = "video"
-    """Something that lasts; a model family that hears takes its sound."""
+    """A video or audio file; an audio model family uses its audio."""
     IMAGE = "image"
-    """A still picture."""
+    """A still image."""
 
 
 class RecordMedium(BaseModel, extra="forbid", frozen=True):
     """One file that a question is about.
 
     Attributes:
-        kind: What it is.
+        kind: Kind of medium.
         path: Where it is inside the dataset folder, with `/`.
         digest: SHA-256 of its bytes.
-        duration_seconds: How long it lasts; None for a picture.
+        duration_seconds: Its duration; None for an image.
     """
 
     kind: MediumKind = MediumKind.VIDEO
@@ -72,7 +72,7 @@ def resolve_medium(dataset_folder: Path, medium: RecordMedium) -> Path:
     """Find the file of a medium.
 
     Args:
-        dataset_folder: The folder that holds the records file.
+        dataset_folder: The folder with the records file.
         medium: A medium of a record read from it.
 
     Returns:

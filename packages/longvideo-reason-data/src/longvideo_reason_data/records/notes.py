@@ -4,7 +4,7 @@ A folder may come from anywhere, so every line must be of its form. What a form 
 version may say more.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -55,14 +55,21 @@ class FilteredNote(_Note):
 NoteT = TypeVar("NoteT", bound=_Note)
 
 
-def read_notes(dataset: Path, name: str, form: type[NoteT]) -> Iterator[NoteT]:
-    """Read a file of notes, one a line; nothing if there is no such file.
+def read_notes(dataset: Path, name: str, form: type[NoteT]) -> Iterator[tuple[int, NoteT]]:
+    """Read a file of notes, one a line, each with its offset in bytes; nothing if there is no such file.
 
     Raises:
         DataError: When it can't be read, or a line is of another form.
     """
-    for number, row in read_lines(dataset, name):
-        yield _validated(row, form, f"{dataset / name}: line {number}")
+    for line in read_lines(dataset, name):
+        yield line.offset_bytes, _validated(line.content, form, f"{dataset / name}: line {line.number}")
+
+
+def read_notes_at(dataset: Path, name: str, form: type[NoteT], offsets_bytes: Iterable[int]) -> Iterator[NoteT]:
+    """Read the notes that begin at some offsets of their file; see `read_notes`."""
+    for offset_bytes in offsets_bytes:
+        line = next(read_lines(dataset, name, offset_bytes=offset_bytes))
+        yield _validated(line.content, form, f"{dataset / name}: the line at byte {offset_bytes}")
 
 
 def read_filtered(dataset: Path) -> Iterator[FilteredNote]:

@@ -1,4 +1,4 @@
-"""The question record: what the pipeline writes, the trainer reads and the evaluation counts.
+"""The question record: what the pipeline writes, the trainer reads and the evaluation uses.
 
 One pydantic model is the only definition; the Parquet schema is its typed mirror, in
 `longvideo_reason_data.records.versions`. A file carries the version of the
@@ -22,6 +22,7 @@ from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.parquet_rows import (
     ROWS_AT_ONCE,
+    count_parquet_rows,
     read_parquet_in_order,
     read_parquet_metadata,
     read_parquet_rows,
@@ -46,7 +47,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Skill(StrEnum):
-    """What a question asks of the viewer."""
+    """The skill that a question tests."""
 
     TEMPORAL = "temporal"
     GOAL = "goal"
@@ -55,7 +56,7 @@ class Skill(StrEnum):
 
 
 class Split(StrEnum):
-    """Which stage a video or picture belongs to; none is in two."""
+    """The split of a video or image; none is in two."""
 
     TRAIN_SFT = "train_sft"
     TRAIN_RL = "train_rl"
@@ -63,15 +64,15 @@ class Split(StrEnum):
 
 
 class Demonstration(StrEnum):
-    """How whoever wrote the reasoning came to it."""
+    """How the author of the reasoning arrived at it."""
 
     WATCHED = "watched"
     GUESSED = "guessed"
-    """Without watching, as the reasoning says; imitation copies the habit, reward unlearns it."""
+    """Without watching, as the reasoning says; imitation copies this habit, reward removes it."""
 
 
 class Interval(BaseModel):
-    """A time range of a video, counted in seconds from its first frame; `medium` is its place in the record's media."""
+    """A time range of a video, counted in seconds from its first frame; `medium` is its index in the record's media."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,9 +90,9 @@ class Interval(BaseModel):
 class QuestionRecord(BaseModel):
     """One question about its media, with its answer, the evidence and the reasoning that leads to it.
 
-    The media are shown in their order, in front of the question; the same one may be shown twice. A choice question has
-    four different options and a letter as its answer; an open-ended one has no options and free text. `pass_rates` tell
-    how models answered it, if any were asked; at most one per condition.
+    The media are shown in their order, before the question; the same one may be shown twice. A choice question has four
+    different options and a letter as its answer; an open-ended one has no options and free text. `pass_rates` record
+    how models answered it, if measured; at most one per condition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -141,12 +142,12 @@ class QuestionRecord(BaseModel):
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """The digests of the media in their order: equal for questions that are shown the same."""
+        """The digests of the media in their order: equal for questions with the same media."""
         return tuple(medium.digest for medium in self.media)
 
     @property
     def longest_seconds(self) -> float | None:
-        """Length of the longest of its videos; None when there are pictures only."""
+        """Length of the longest of its videos; None if there are only images."""
         return max((medium.duration_seconds for medium in self.media if medium.duration_seconds), default=None)
 
     def pass_rate(self, condition: Condition) -> PassRate | None:
@@ -155,7 +156,7 @@ class QuestionRecord(BaseModel):
 
 
 def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
-    """Write `records` in the given order as one Parquet file, whole or not at all, a thousand in memory at a time.
+    """Write `records` in the given order as one Parquet file, complete or not at all, a thousand in memory at a time.
 
     Raises:
         DataError: When two records share an id, or the file can't be written.
@@ -175,10 +176,10 @@ def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
 
 
 def check_version(path: Path) -> int:
-    """See which version of records a file holds, without reading them.
+    """Return the version of a file's records, without reading them.
 
     Raises:
-        UsageError: When it holds records of a version that can't be read, or none at all.
+        UsageError: When its records have a version that can't be read, or it has none.
         DataError: When it is damaged.
     """
     stated = read_parquet_metadata(_open(path), path).get(VERSION_KEY)
@@ -199,7 +200,7 @@ def read_records(path: Path) -> list[QuestionRecord]:
 
 
 def iter_records(path: Path, *, in_order_of_ids: bool = False) -> Iterator[QuestionRecord]:
-    """Read the records of a file that `write_records` wrote, or that of the version before, each one validated.
+    """Read the records of a file that `write_records` wrote, or a file of the previous version, validating each one.
 
     A thousand are in memory at a time; if they have to be sorted, the file is in memory as it is on disk, unpacked.
 
@@ -228,6 +229,15 @@ def iter_records(path: Path, *, in_order_of_ids: bool = False) -> Iterator[Quest
         yield record
 
 
+def count_records(path: Path) -> int:
+    """See how many records a file holds, without reading them; 0 if there is no file.
+
+    Raises:
+        DataError: When it is damaged.
+    """
+    return count_parquet_rows(_open(path), path) if path.exists() else 0
+
+
 def _open(path: Path) -> BinaryIO:
     folder = ForeignFolder(path.parent, error=DataError)
     if not folder.has(path.name):
@@ -245,7 +255,7 @@ def list_media(records: Iterable[QuestionRecord]) -> dict[str, RecordMedium]:
 
 
 def describe_invalid(error: ValidationError) -> str:
-    """Say in one line what a validation error found first and where."""
+    """Describe in one line the first problem of a validation error and its location."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
