@@ -238,3 +238,13 @@ def test_interrupting_exits_with_130(longrl, tmp_path):
     assert process.returncode == 130, messages
     assert "interrupted; start the same command again to go on" in messages
     assert "Traceback" not in messages
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\nerror: forged", "\x1b[2Jgone", "\u202eturned"])
+def test_what_is_wrong_is_one_line_whatever_it_names(name, tmp_path, capsys):
+    for arguments in (["plan", "--model", name], ["store", "stats", name], ["sft", f"{name}.toml"]):
+        assert main(arguments) in (1, 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert len(line) < 400
+        assert line.isprintable()
+        assert line.startswith("error: ")

@@ -11,7 +11,7 @@ import pytest
 
 from longrl.errors import AppUsageError
 from longrl.pipeline import Stage, digest_json, measure, open_pipeline, read_finished
-from longvideo_reason_data.errors import UsageError
+from longvideo_reason_data.errors import DataError, UsageError
 
 
 class Work:
@@ -183,3 +183,43 @@ def test_sigkill_keeps_the_time_spent_and_frees_the_folder(tmp_path):
     assert finished.peak_memory_bytes > 10 * 1024**2
     assert (folder / "log").read_text() == "xx"
     assert not list((folder / "stages").glob("*.started.json"))
+
+
+@pytest.mark.parametrize("file", ["a.json", "b.started.json"])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "[" * 100_000, "{", '{"format_version": 1}', '{"format_version": 1, "digest": []}', None, "fifo", "link"],
+)
+def test_files_of_stages_from_elsewhere_are_refused_in_one_line(work, tmp_path, file, content):
+    work.run()
+    path, outside = work.folder / "stages" / file, tmp_path / "outside"
+    outside.write_text("{}")
+    path.unlink(missing_ok=True)
+    if content == "fifo":
+        os.mkfifo(path)
+    elif content == "link":
+        path.symlink_to(outside)
+    elif content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    if file.startswith("b"):
+        (work.folder / "stages" / "b.json").unlink()
+    with pytest.raises(AppUsageError) as caught:
+        work.run()
+    assert "\n" not in str(caught.value)
+    assert outside.read_text() == "{}"
+
+
+def test_nothing_is_cleared_through_a_link(work, tmp_path):
+    work.run()
+    outside = tmp_path / "outside"
+    (work.folder / "b").rename(outside)
+    (work.folder / "b").symlink_to(outside)
+    with pytest.raises(DataError, match="is a link"):
+        work.run(second=2)
+    (work.folder / "b").unlink()
+    (work.folder / "b").mkdir()
+    (work.folder / "b" / "deep").symlink_to(outside)
+    work.run(second=2)
+    assert [path.name for path in outside.iterdir()] == ["b.txt"]

@@ -18,6 +18,8 @@ from longrl.commands import store as store_command
 from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
+from longrl_files.messages import LINE_CHARACTERS, visible
+from longrl_files.regular_files import read_bounded
 from longrl_trainer.config.sections import FrameSettings
 from longrl_trainer.errors import TrainerError
 from longvideo_reason_data.endings import end_quietly
@@ -107,7 +109,7 @@ def tiny_model(
         texts += corpus_of_records(read_dataset(dataset))
     for path in corpus:
         try:
-            texts.append(path.read_text(encoding="utf-8"))
+            texts.append(read_bounded(path, error=AppUsageError).decode())
         except UnicodeDecodeError as error:
             raise AppUsageError(f"{path}: not UTF-8 text ({error.reason}), which --corpus expects") from None
     build_tiny_model(output, texts or corpus_of_stories(), sizes, seed=seed)
@@ -235,21 +237,26 @@ def _run(arguments: list[str] | None) -> int:
                 config=(tyro.conf.EnumChoicesFromValues,),
             )
     except (AppError, TrainerError, EngineError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(str(error) or type(error).__name__)
         return error.exit_code
     except ValidationError as error:
-        print(f"error: {recipe_commands.describe_invalid_options(error)}", file=sys.stderr)
+        _say(recipe_commands.describe_invalid_options(error))
         return AppUsageError.exit_code
     except SafetensorError as error:
-        print(f"error: a file of tensors can't be written or read: {error}; is the disk full?", file=sys.stderr)
+        _say(f"a file of tensors can't be written or read: {error}; is the disk full?")
         return AppError.exit_code
     except BrokenPipeError:
         raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        _say(f"{place}{error.strerror or error}")
         return AppError.exit_code
     return 0
+
+
+def _say(message: str) -> None:
+    """Print why the command ends, in one line that no text from outside can break."""
+    print(visible(f"error: {message}", LINE_CHARACTERS), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ continue from its partial output.
 import hashlib
 import json
 import resource
-import shutil
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,8 +22,10 @@ from time import monotonic
 from typing import Any
 
 from longrl.errors import AppUsageError
+from longrl.run_files import find_kind, find_object
+from longrl_files.own_folders import OwnFolder
 from longrl_trainer.config.recipes import first_difference
-from longrl_trainer.durable import remove_partial, write_json
+from longrl_trainer.durable import LINK_CURE, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 
@@ -74,6 +75,17 @@ class FinishedStage:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BegunStage:
+    """What `stages/NAME.started.json` holds."""
+
+    digest: str
+    settings: dict[str, Any]
+    after: dict[str, str]
+    seconds: float
+    peak_memory_bytes: int
+
+
 class Pipeline:
     """Runs stages in one folder; see `open_pipeline`."""
 
@@ -81,7 +93,7 @@ class Pipeline:
         self.folder = folder
         self._say = say
         self._finished: dict[str, FinishedStage] = {}
-        remove_partial(folder / STAGES_NAME)
+        remove_partial(folder, STAGES_NAME)
 
     def result(self, name: str) -> dict[str, Any]:
         """The result of a stage in this process's pipeline."""
@@ -93,7 +105,8 @@ class Pipeline:
         after = {name: self._finished[name].digest for name in stage.after}
         digest = digest_json({"version": FORMAT_VERSION, "name": stage.name, "settings": settings, "after": after})
         finished = read_finished(self.folder, stage.name)
-        begun = _read(self._begun_path(stage.name))
+        found = find_kind(_BegunStage, self.folder, f"{STAGES_NAME}/{stage.name}.started.json")
+        begun = None if found is None else asdict(found)
         if finished is not None:
             reason = self._reason_to_redo(finished, digest, settings, after)
             if reason is None:
@@ -131,11 +144,7 @@ class Pipeline:
         self._finished_path(stage.name).unlink(missing_ok=True)
         self._begun_path(stage.name).unlink(missing_ok=True)
         for output in stage.outputs:
-            path = self.folder / output
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            OwnFolder(self.folder, error=AppUsageError, link_cure=LINK_CURE).remove_tree(output)
 
     def _work(self, stage: Stage, begun: dict[str, Any]) -> FinishedStage:
         with _heartbeat(self._begun_path(stage.name), begun):
@@ -186,10 +195,11 @@ def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
 
 def read_finished(folder: Path, name: str) -> FinishedStage | None:
     """A finished stage of a folder; None if it isn't finished or was written by another version."""
-    values = _read(folder / STAGES_NAME / f"{name}.json")
+    name = f"{STAGES_NAME}/{name}.json"
+    values = find_object(folder, name)
     if values is None or values.get("format_version") != FORMAT_VERSION:
         return None
-    return FinishedStage(**values)
+    return find_kind(FinishedStage, folder, name)
 
 
 def describe_change(
@@ -248,13 +258,6 @@ def _heartbeat(path: Path, begun: dict[str, Any]) -> Generator[None]:
         note()
     # Not in `finally`: after an error on a full disk, writing again would hide the cause.
     write_json(path, begun)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import html.parser
 import itertools
 import json
+import os
 import re
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from longrl.cli import main
 from longrl.errors import AppUsageError
 from longrl.report.build import build_report, describe_bytes, describe_seconds
 from longrl.report.charts import (
@@ -106,6 +108,45 @@ def test_an_unfinished_run_has_no_report(finished, tmp_path):
     (folder / "stages" / "grpo.json").unlink()
     with pytest.raises(AppUsageError, match="stage grpo isn't finished; run `longrl quickstart --output"):
         build_report(folder)
+
+
+FOREIGN = {
+    "stages/grpo.json": ("[]", "[" * 100_000, '{"format_version": 1, "result": 5}'),
+    "config.json": ("[]", "{}", '{"grpo": {"data": {"num_frames": "x"}}, "evaluation": 5}', "\ud800"),
+    "evaluations/grpo/{frames}-frames.json": ("{}", "[]", '{"a":' * 10_000),
+    "sft/metrics.jsonl": ("[]\n", "{}\n", "[" * 10_000 + "\n"),
+    "grpo/rollouts.jsonl": ('{"step": 1, "groups": 5}\n', '{"step": "1"}\n'),
+    "grpo/model/model.safetensors": ("", "x" * 100, "\x01\0\0\0\0\0\0\0["),
+    "dataset/records.parquet": ("", "x" * 100),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_run_from_elsewhere_is_one_line(finished, tmp_path, name, capsys):
+    """Other content, and something else in the place of the file."""
+    shutil.copytree(finished.folder, tmp_path / "run")
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    frames = json.loads((folder / "config.json").read_text())["grpo"]["data"]["num_frames"]
+    path = folder / name.format(frames=frames)
+    shutil.move(path, outside)
+    before = outside.read_bytes()
+    pages = [(folder / page).read_bytes() for page in ("report.html", "report.json")]
+    for content in (*FOREIGN[name], "link", "fifo", "folder"):
+        if content == "link":
+            path.symlink_to(outside)
+        elif content == "fifo":
+            os.mkfifo(path)
+        elif content == "folder":
+            path.mkdir()
+        else:
+            path.write_bytes(content.encode(errors="surrogatepass"))
+        assert main(["report", str(folder)]) in (1, 2), content[:50]
+        (line,) = capsys.readouterr().err.splitlines()
+        assert len(line) < 400
+        assert line.isprintable()
+        path.rmdir() if content == "folder" else path.unlink()
+    assert outside.read_bytes() == before
+    assert [(folder / page).read_bytes() for page in ("report.html", "report.json")] == pages
 
 
 @given(st.floats(1e-9, 1e9))

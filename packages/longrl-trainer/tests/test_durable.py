@@ -1,6 +1,7 @@
 """Files and folders appear complete or not at all; journals survive a kill."""
 
-from pathlib import Path
+import os
+import resource
 
 import pytest
 
@@ -42,10 +43,68 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
         write_json(tmp_path / "file" / "x.json", {})
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
-def test_a_full_disk_is_one_line():
-    with pytest.raises(TrainerError, match="No space left on device"):
-        JsonLines(Path("/dev/full")).append(1, {"text": "x" * 100_000})
+def test_a_full_disk_is_one_line(tmp_path):
+    """The system refuses larger files than so many bytes, as it refuses more on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(TrainerError, match=r"cannot write .*metrics\.jsonl: File too large"):
+            JsonLines(tmp_path / "metrics.jsonl").append(1, {"text": "x" * 100_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "device", "folder"])
+def test_a_journal_is_a_file_of_its_own(tmp_path, kind):
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    (tmp_path / "outside").write_text('{"step": 1}\n{"step": 2}\n')
+    {
+        "link": lambda: path.symlink_to(tmp_path / "outside"),
+        "fifo": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "folder": path.mkdir,
+    }[kind]()
+    journal = JsonLines(path)
+    for use in (lambda: journal.append(3, {}), journal.read, lambda: journal.keep_until(1)):
+        with pytest.raises(TrainerError) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "outside").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 10_000, "[]", "5", "{}", '{"step": "1"}', '{"step": true}', '{"step": 1e999}', "\ud800", '{"step": NaN}'],
+)
+def test_lines_that_are_no_steps_are_refused(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line.encode(errors="surrogatepass") + b"\n")
+    before = path.read_bytes()
+    for use in (JsonLines(path).read, lambda: JsonLines(path).keep_until(1)):
+        with pytest.raises(TrainerError, match="is not a journal of this trainer"):
+            use()
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_nothing_is_written_or_removed_through_a_link(tmp_path):
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    for folder in (outside / "step-000002.partial-77", run):
+        folder.mkdir(parents=True)
+    (outside / "result.json.partial-77").write_text("mine")
+    (run / "checkpoints").symlink_to(outside)
+    (run / f"x.json.partial-{os.getpid()}").symlink_to(outside / "result.json.partial-77")
+    (run / "step-000001.partial-77").symlink_to(outside)
+    (run / "my.partial-notes").write_text("mine")
+    (run / "x.json").symlink_to(outside / "result.json.partial-77")
+    with pytest.raises(TrainerError, match="is a link"):
+        remove_partial(run, "checkpoints")
+    write_json(run / "x.json", {})
+    remove_partial(run)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "my.partial-notes", "x.json"]
+    assert sorted(path.name for path in outside.iterdir()) == ["result.json.partial-77", "step-000002.partial-77"]
+    assert (outside / "result.json.partial-77").read_text() == "mine"
 
 
 def test_a_journal_forgets_later_steps_and_a_torn_line(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longrl.errors import AppError
+from longrl_files.messages import error_line
 from longrl_trainer.config.sections import FrameSettings, ModelSection
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.containers import find_videos
@@ -36,7 +37,7 @@ def encode_videos(paths: Sequence[Path], model: ModelSection, frames: FrameSetti
         raise failures[0]
     if failures:
         for failure in failures:
-            print(f"dropped: {failure}", file=sys.stderr)
+            print(f"dropped: {error_line(failure)}", file=sys.stderr)
         raise AppError(f"{len(failures)} of {len(failures) + len(videos)} videos can't be used")
 
 

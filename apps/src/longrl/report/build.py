@@ -7,12 +7,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
+from longrl.errors import AppUsageError
 from longrl.report import figures
 from longrl.report.rollouts import choose_cards
 from longrl.report.run_data import RunData, read_run
 from longrl.report.summary import describe_environment, summarise_run
+from longrl.run_files import read_object
+from longrl_files.messages import visible
 from longrl_trainer.durable import write_json, write_text
 
 REPORT_NAME, SUMMARY_NAME = "report.html", "report.json"
@@ -27,11 +30,19 @@ def build_report(folder: Path) -> dict[str, Any]:
         TrainerError: The folder can't be written.
     """
     started = monotonic()
-    run = read_run(folder)
-    environment = _known_environment(folder) or describe_environment()
-    cards = choose_cards(run)
-    summary = summarise_run(run, report_seconds=monotonic() - started, environment=environment)
-    write_text(folder / REPORT_NAME, render_page(run, summary, cards))
+    try:
+        run = read_run(folder)
+        environment = _known_environment(folder) or describe_environment()
+        cards = choose_cards(run)
+        summary = summarise_run(run, report_seconds=monotonic() - started, environment=environment)
+        page = render_page(run, summary, cards)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError) as error:
+        # The files hold JSON of any kind; what the report reads in them is what the quickstart writes.
+        raise AppUsageError(
+            f"{folder}: its files don't say what a quickstart's do ({type(error).__name__}: {visible(str(error), 100)}"
+            "); run the quickstart again"
+        ) from error
+    write_text(folder / REPORT_NAME, page)
     write_json(folder / SUMMARY_NAME, summary)
     return summary
 
@@ -102,7 +113,7 @@ def describe_bytes(size: float) -> str:
 def _known_environment(folder: Path) -> dict[str, Any] | None:
     """Versions and machine of an earlier report: those of the run, not of rewriting the report."""
     try:
-        summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        summary = read_object(folder, SUMMARY_NAME)
         return {name: summary[name] for name in ("versions", "machine")}
-    except (OSError, ValueError, KeyError):
+    except (AppUsageError, KeyError):
         return None

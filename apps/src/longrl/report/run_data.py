@@ -1,12 +1,12 @@
 """The contents of a quickstart's folder, read once for the report. Computes nothing."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longrl.errors import AppUsageError
 from longrl.pipeline import STAGES_NAME, FinishedStage, read_finished
+from longrl.run_files import read_object
 from longrl_trainer.runs.journal import read_json_lines
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
@@ -71,20 +71,20 @@ def read_run(folder: Path) -> RunData:
                 f"{folder}: the stage {name} isn't finished; run `longrl quickstart --output {folder}` first"
             )
         stages[name] = stage
-    config = _read_json(folder / "config.json")
+    config = read_object(folder, "config.json")
     main = int(config["grpo"]["data"]["num_frames"])
     by_frames = {
-        num_frames: _read_json(_evaluation(folder, "grpo", num_frames))
+        num_frames: read_object(folder, _evaluation("grpo", num_frames))
         for num_frames in config["evaluation"]["num_frames"]
     }
     return RunData(
         folder=folder,
         config=config,
         stages=stages,
-        untrained=_read_json(_evaluation(folder, "untrained", main)),
-        sft=_read_json(_evaluation(folder, "sft", main)),
+        untrained=read_object(folder, _evaluation("untrained", main)),
+        sft=read_object(folder, _evaluation("sft", main)),
         grpo=by_frames[main],
-        blind=_read_json(_evaluation(folder, "blind", main)),
+        blind=read_object(folder, _evaluation("blind", main)),
         grpo_by_frames=by_frames,
         sft_steps=read_json_lines(folder / "sft" / "metrics.jsonl"),
         grpo_steps=read_json_lines(folder / "grpo" / "metrics.jsonl"),
@@ -93,12 +93,5 @@ def read_run(folder: Path) -> RunData:
     )
 
 
-def _evaluation(folder: Path, name: str, num_frames: int) -> Path:
-    return folder / "evaluations" / name / f"{num_frames}-frames.json"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AppUsageError(f"{path}: can't be read ({error}); run the quickstart again") from error
+def _evaluation(name: str, num_frames: int) -> str:
+    return f"evaluations/{name}/{num_frames}-frames.json"

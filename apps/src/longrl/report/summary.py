@@ -1,15 +1,14 @@
 """`report.json`: a contract whose keys other programs may rely on. Keys may be added, never removed."""
 
-import json
 import os
 import platform
-import struct
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from longrl.pipeline import peak_memory_bytes
 from longrl.report.run_data import RunData
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
 PACKAGES = (
     "longrl",
@@ -92,18 +91,7 @@ def describe_environment() -> dict[str, Any]:
 
 def count_parameters(folder: Path) -> int:
     """Number of parameters in a checkpoint, from the headers of its safetensors files."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for extent in tensor["shape"]:
-                    size *= extent
-                total += size
-    return total
+    return CheckpointFolder(folder).count_weights() or 0
 
 
 def _processor_name() -> str:

@@ -6,30 +6,43 @@ leaves behind has `PARTIAL_MARK` in its name, is never read, and is removed by t
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from longrl_files.own_folders import OwnFolder
 from longrl_trainer.errors import TrainerError
 
 PARTIAL_MARK = ".partial-"
+LINK_CURE = "remove it, or choose another folder"
+_PARTIAL = re.compile(rf".+{re.escape(PARTIAL_MARK)}\d+(?:-retired)?")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` with a file with this text, atomically."""
-    partial = path.with_name(f"{path.name}{PARTIAL_MARK}{os.getpid()}")
+    """Replace `path` with a file containing this text, in one step."""
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def new_file(path: Path) -> Generator[BinaryIO]:
+    """Yield an empty file that replaces `path` when the block ends without an error; it is written through no link."""
+    folder = OwnFolder(path.parent, error=TrainerError, link_cure=LINK_CURE)
+    partial = f"{path.name}{PARTIAL_MARK}{os.getpid()}"
     with readable_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        folder.remove(partial)
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with folder.create(partial) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            folder.replace(partial, path.name)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            folder.remove(partial)
             raise
 
 
@@ -67,13 +80,21 @@ def new_folder(folder: Path) -> Generator[Path]:
             raise
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what an interrupted run left half-written directly inside `folder`."""
-    for path in folder.glob(f"*{PARTIAL_MARK}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def remove_partial(root: Path, folder: str = ".") -> None:
+    """Remove the partial files and folders that an interrupted run left directly inside a folder.
+
+    Args:
+        root: The run's folder.
+        folder: The folder in it; it must not be a link.
+
+    Raises:
+        TrainerError: It is one.
+    """
+    files = OwnFolder(root, error=TrainerError, link_cure=LINK_CURE)
+    for name in files.names(folder):
+        if _PARTIAL.fullmatch(name):
+            with suppress(OSError):
+                files.remove_tree(f"{folder}/{name}")
 
 
 @contextmanager

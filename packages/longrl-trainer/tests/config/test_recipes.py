@@ -1,5 +1,6 @@
 """Recipes: every mistake is one line that names the file, the key, its value and what is expected."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,14 @@ def test_a_mistake_gives_one_line_with_file_key_and_expectation(tmp_path, old, n
 def test_a_missing_recipe_and_a_folder_are_refused(tmp_path):
     with pytest.raises(TrainerUsageError, match="no such recipe"):
         load_recipe(tmp_path / "nowhere.toml", SftConfig)
-    with pytest.raises(TrainerUsageError, match="cannot be read"):
+    with pytest.raises(TrainerUsageError, match="is a folder, expected a regular file"):
         load_recipe(tmp_path, SftConfig)
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(TrainerUsageError, match="is a FIFO, expected a regular file"):
+        load_recipe(tmp_path / "pipe.toml", SftConfig)
+    (tmp_path / "deep.toml").write_text("steps = " + "[" * 100_000)
+    with pytest.raises(TrainerUsageError, match="not valid TOML"):
+        load_recipe(tmp_path / "deep.toml", SftConfig)
 
 
 def test_every_setting_is_explained():

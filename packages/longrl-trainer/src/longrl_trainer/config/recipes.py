@@ -13,23 +13,24 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from longrl_files.regular_files import read_bounded
 from longrl_trainer.durable import write_json
 from longrl_trainer.errors import TrainerUsageError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 CONFIG_NAME = "config.json"
+MOST_RECIPE_BYTES = 2**20
 
 
 def load_recipe(path: Path, model: type[ConfigT]) -> ConfigT:
     """Read a recipe. Every mistake is a `TrainerUsageError` with the file, the key, its value and what is expected."""
+    if not path.exists():
+        raise TrainerUsageError(f"{path}: there is no such recipe")
+    content = read_bounded(path, error=TrainerUsageError, max_bytes=MOST_RECIPE_BYTES)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TrainerUsageError(f"{path}: there is no such recipe") from None
-    except OSError as error:
-        raise TrainerUsageError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TrainerUsageError(f"{path}: not valid TOML: {error}") from error
     return parse_config(values, model, source=str(path))
 

@@ -6,10 +6,13 @@ as long as those are the same.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from longrl_files.regular_files import open_regular
 from longrl_trainer.errors import TrainerUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.copies import checkpoint_files
 
 __all__ = ["digest_of", "digest_of_uppermost_files"]
@@ -30,22 +33,25 @@ def digest_of(path: Path, setting: str, *, outside: Sequence[Path] = ()) -> str:
         raise TrainerUsageError(f"{path} does not exist; set {setting} to an existing place")
     if path.is_dir():
         return _digest_files(path, checkpoint_files(path, outside=outside))
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open_regular(path, error=TrainerUsageError) as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def digest_of_uppermost_files(folder: Path) -> str:
     """The digest of a model as recorded by older runs, which ignored subfolders."""
-    return _digest_files(folder, sorted(path.relative_to(folder) for path in folder.iterdir()))
+    names = CheckpointFolder(folder).files.names()
+    return _digest_files(folder, [Path(name) for name in names if (folder / name).is_file()])
 
 
 def _digest_files(folder: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
+    files = CheckpointFolder(folder).files
     for path in paths:
-        file = folder / path
-        if file.is_file():
-            digest.update(f"{path.as_posix()}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(2**20):
-                    digest.update(block)
+        with files.open(path.as_posix()) as stream:
+            digest.update(f"{path.as_posix()}\0{os.fstat(stream.fileno()).st_size}\0".encode())
+            while block := stream.read(2**20):
+                digest.update(block)
     return digest.hexdigest()

@@ -12,13 +12,13 @@ steps it continues from its last checkpoint, finished or not. One process at a t
 the first one owns it and writes everything, and the others see the same folder.
 """
 
-import json
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from longrl_files.messages import visible
 from longrl_trainer.config.effects import Difference, Effect
 from longrl_trainer.config.sections import DataSection, ModelSection
 from longrl_trainer.config.stages import TrainingConfig
@@ -29,6 +29,7 @@ from longrl_trainer.runs.settings import (
     describe_run,
     find_changes,
     log_changes,
+    read_object,
     read_settings,
     with_whole_model,
     write_settings,
@@ -93,8 +94,9 @@ class Run:
 
         def save() -> None:
             path = self.folder / QUESTIONS_NAME
-            if self.step and path.exists():
-                change = describe_other_questions(json.loads(path.read_text(encoding="utf-8")), report)
+            before = read_object(self.folder, QUESTIONS_NAME, {"dropped_questions": list})
+            if self.step and before is not None:
+                change = describe_other_questions(_dropped(path, before), _dropped(path, report))
                 if change is not None and not self._questions_may_change:
                     raise TrainerUsageError(
                         f"{self.folder}: the {self.step} completed steps used other questions: {change}; restore "
@@ -149,16 +151,17 @@ class Run:
         length = next((change for change in changes if change.effect is Effect.LENGTH), None)
         remove_partial(self.folder)
         path = self.folder / RESULT_NAME
-        if path.exists():
+        result = read_object(self.folder, RESULT_NAME)
+        if result is not None:
             if length is None:
-                return json.loads(path.read_text(encoding="utf-8")), None, None
+                return result, None, None
             if length.now < length.was:
                 raise TrainerUsageError(
                     f"{self.folder} is finished: {length.setting} was {length.was} and is now {length.now}; expected "
                     "at least as many, or another `output`"
                 )
             path.unlink()  # before the settings: a kill in between leaves the run as before its end
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        checkpoint = latest_checkpoint(self.folder)
         after_step = checkpoint.step if checkpoint else 0
         for journal in (self.metrics, self.rollouts):
             journal.keep_until(after_step)
@@ -192,14 +195,20 @@ def open_run(
         yield Run(config, ranks.ask_first(take), ranks)
 
 
-def describe_other_questions(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first question that was kept and is dropped now, or vice versa; None if there is none."""
-    dropped_before, dropped_now = (
-        {question["question_id"]: question["detail"] for question in report["dropped_questions"]}
-        for report in (before, now)
-    )
+def describe_other_questions(dropped_before: Mapping[str, str], dropped_now: Mapping[str, str]) -> str | None:
+    """The first question that was kept before and is dropped now, or the reverse, by id and reason; None if none is."""
     for question_id in sorted(dropped_before.keys() ^ dropped_now.keys()):
         if question_id in dropped_now:
-            return f"{question_id} can't be used now ({dropped_now[question_id]})"
-        return f"{question_id} couldn't be used before ({dropped_before[question_id]}) but can be now"
+            return f"{visible(question_id)} can't be used now ({visible(dropped_now[question_id])})"
+        return f"{visible(question_id)} couldn't be used then ({visible(dropped_before[question_id])}) and can be now"
     return None
+
+
+def _dropped(path: Path, report: Mapping[str, Any]) -> dict[str, str]:
+    """The questions that a report lists as dropped, with the reasons."""
+    try:
+        return {str(question["question_id"]): str(question["detail"]) for question in report["dropped_questions"]}
+    except (KeyError, TypeError) as error:
+        raise TrainerUsageError(
+            f"{path} was written by something else: no list of dropped questions; remove it"
+        ) from error

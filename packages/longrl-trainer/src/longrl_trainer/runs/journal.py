@@ -5,12 +5,19 @@ the lines of such steps (and an incomplete last line) before the run continues.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from longrl_trainer.durable import readable_write_errors, write_text
+from longrl_files.folders import ForeignFolder
+from longrl_files.json_text import UnfitJsonError, parse_json
+from longrl_files.messages import visible
+from longrl_files.own_folders import OwnFolder
+from longrl_trainer.durable import LINK_CURE, new_file, readable_write_errors
 from longrl_trainer.errors import TrainerError
+
+LONGEST_LINE = 64 * 2**20
 
 
 class JsonLines:
@@ -32,8 +39,9 @@ class JsonLines:
         line = json.dumps({"step": step, **values}, ensure_ascii=False, allow_nan=False)
         with readable_write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            folder = OwnFolder(self.path.parent, error=TrainerError, link_cure=LINK_CURE)
+            with folder.extend(self.path.name) as file:
+                file.write(f"{line}\n".encode())
 
     def read(self) -> list[dict[str, Any]]:
         """All lines so far."""
@@ -42,16 +50,44 @@ class JsonLines:
     def keep_until(self, step: int) -> None:
         """Remove every line of a later step, and an incomplete last line."""
         if self.path.exists():
-            kept = [line for line in read_json_lines(self.path) if line["step"] <= step]
-            write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+            with new_file(self.path) as file:
+                for line, values in _complete_lines(self.path):
+                    if values["step"] <= step:
+                        file.write(line)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a journal, in order; none if the file doesn't exist."""
-    if not path.exists():
-        return []
-    complete, _, _torn = path.read_text(encoding="utf-8").rpartition("\n")
+    """All complete lines of a journal, in order; none when the file doesn't exist.
+
+    Raises:
+        TrainerError: It is no journal.
+    """
+    return [values for _, values in _complete_lines(path)]
+
+
+def _complete_lines(path: Path) -> Generator[tuple[bytes, dict[str, Any]]]:
+    """The lines as they are written, and what they say; without a last one that was never finished."""
+    found = ForeignFolder(path.parent, error=TrainerError, link_cure=LINK_CURE).find(path.name)
+    if found is None:
+        return
+    with found as file:
+        for line in iter(partial(file.readline, LONGEST_LINE), b""):
+            if not line.endswith(b"\n"):
+                if len(line) == LONGEST_LINE:
+                    raise TrainerError(
+                        f"{path} is not a journal of this trainer: a line has over {LONGEST_LINE:,} bytes"
+                    )
+                return
+            if line.strip():
+                yield line, _parse(path, line)
+
+
+def _parse(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        return [json.loads(line) for line in complete.split("\n") if line]
-    except json.JSONDecodeError as error:
-        raise TrainerError(f"{path} is not a journal of this trainer: {error}") from error
+        values = parse_json(line)
+    except UnfitJsonError as error:
+        raise TrainerError(f"{path} is not a journal of this trainer: {visible(str(error))}") from error
+    step = cast(dict[str, Any], values).get("step") if isinstance(values, dict) else None
+    if type(step) is not int:
+        raise TrainerError(f"{path} is not a journal of this trainer: a line without a step, {visible(repr(line), 60)}")
+    return cast(dict[str, Any], values)

@@ -8,20 +8,22 @@ Settings that don't affect the result may change, and so may the length of a run
 current ones. Any other change makes it another run and is refused: one run must not mix two configurations.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longrl_trainer.config.effects import Difference, Effect, find_differences, named_settings
 from longrl_trainer.config.recipes import first_difference
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
 from longrl_trainer.config.stages import TrainingConfig
-from longrl_trainer.durable import write_json
+from longrl_trainer.durable import LINK_CURE, write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 
 SETTINGS_NAME = "settings.json"
+_KINDS: Mapping[str, type] = {"stage": str, "settings": dict, "inputs": dict, "places": dict, "changes": list}
 
 
 def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> dict[str, Any]:
@@ -36,11 +38,35 @@ def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, dat
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in an output folder; None if it contains no run."""
-    path = folder / SETTINGS_NAME
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError) as error:
-        raise TrainerUsageError(f"{path} is not the settings of a run: {error}") from error
+    return read_object(folder, SETTINGS_NAME, _KINDS)
+
+
+def read_object(folder: Path, name: str, kinds: Mapping[str, type] | None = None) -> dict[str, Any] | None:
+    """Read a JSON object of a run; None if there is no such file.
+
+    Args:
+        folder: The run's folder.
+        name: The file in it.
+        kinds: What some of its values must be, where it has them.
+
+    Raises:
+        TrainerUsageError: It is no file, no JSON object, or says something of another kind.
+    """
+    files = ForeignFolder(folder, error=TrainerUsageError, link_cure=LINK_CURE)
+    found = files.find(name) if folder.exists() else None
+    if found is None:
+        return None
+    found.close()
+    values = files.read_json(name)
+    if not isinstance(values, dict):
+        raise TrainerUsageError(f"{folder / name} was written by something else: expected a JSON object; remove it")
+    named = cast(dict[str, Any], values)
+    for key, kind in (kinds or {}).items():
+        if not isinstance(named.get(key, kind()), kind):
+            raise TrainerUsageError(
+                f"{folder / name} was written by something else: {key} is {visible(repr(named[key]), 60)}; remove it"
+            )
+    return named
 
 
 def write_settings(folder: Path, described: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ Everything else that a loop needs (the order of questions, the seed of every rol
 there is no random state to save.
 """
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -19,12 +18,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from longrl_trainer.durable import new_folder, remove_partial, write_json
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
+from longrl_trainer.durable import LINK_CURE, new_folder, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.training.optimizer import Optimizer
 from mrsp_engine.families.base import Policy
 
 FORMAT_VERSION = 1
+FOLDERS_NAME = "checkpoints"
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -54,33 +56,57 @@ def save_checkpoint(checkpoints: Path, *, step: int, policy: Policy, optimizer: 
                 "free some space or choose another `output`"
             ) from error
         write_json(folder / "state.json", {"format_version": FORMAT_VERSION, "step": step})
-    for older in list_checkpoints(checkpoints):
+    for older in list_checkpoints(checkpoints.parent):
         if older.step != step:
             shutil.rmtree(older.folder)
     return checkpoint
 
 
-def latest_checkpoint(checkpoints: Path) -> Checkpoint | None:
-    """The checkpoint with the most steps; half-written ones are removed."""
-    remove_partial(checkpoints)
-    return max(list_checkpoints(checkpoints), key=lambda checkpoint: checkpoint.step, default=None)
+def latest_checkpoint(run: Path) -> Checkpoint | None:
+    """The checkpoint of a run with the most steps; half-written ones are removed.
+
+    Raises:
+        TrainerError: The run's checkpoints, or a part of the latest, are links or no folders.
+    """
+    remove_partial(run, FOLDERS_NAME)
+    latest = max(list_checkpoints(run), key=lambda checkpoint: checkpoint.step, default=None)
+    if latest is not None:
+        ForeignFolder(latest.folder, error=TrainerError, link_cure=LINK_CURE).names(latest.model_folder.name)
+    return latest
 
 
-def list_checkpoints(checkpoints: Path) -> list[Checkpoint]:
-    """All complete checkpoints, in no particular order."""
-    if not checkpoints.is_dir():
-        return []
-    named = [(path, FOLDER_NAME.fullmatch(path.name)) for path in checkpoints.iterdir()]
-    return [Checkpoint(step=int(match[1]), folder=path) for path, match in named if match]
+def list_checkpoints(run: Path) -> list[Checkpoint]:
+    """All complete checkpoints of a run, in no particular order.
+
+    Raises:
+        TrainerError: One of them is no folder.
+    """
+    files = ForeignFolder(run, error=TrainerError, link_cure=LINK_CURE)
+    found: list[Checkpoint] = []
+    for name in files.names(FOLDERS_NAME):
+        match = FOLDER_NAME.fullmatch(name)
+        if match is not None:
+            files.names(f"{FOLDERS_NAME}/{name}")
+            found.append(Checkpoint(step=int(match[1]), folder=run / FOLDERS_NAME / name))
+    return found
 
 
 def restore_optimizer(checkpoint: Checkpoint, optimizer: Optimizer) -> None:
-    """Restore the optimizer state of the checkpoint."""
-    try:
-        state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(checkpoint.folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise TrainerError(f"the checkpoint {checkpoint.folder} is damaged ({error}); remove it to continue") from error
+    """Restore the optimizer's state from the checkpoint."""
+    files = ForeignFolder(checkpoint.folder, error=TrainerError, link_cure=LINK_CURE)
+    state = files.read_json("state.json")
     if state != {"format_version": FORMAT_VERSION, "step": checkpoint.step}:
-        raise TrainerError(f"the checkpoint {checkpoint.folder} has another format or step: {state}")
+        raise TrainerError(f"the checkpoint {checkpoint.folder} has another format or step: {visible(str(state), 100)}")
+    path = files.path("optimizer.safetensors")
+    if path.stat().st_size > optimizer.most_state_bytes:
+        raise TrainerError(
+            f"the checkpoint {checkpoint.folder} is damaged (an optimizer of {path.stat().st_size:,} bytes, expected "
+            f"at most {optimizer.most_state_bytes:,}); remove it to continue"
+        )
+    try:
+        tensors = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrainerError(
+            f"the checkpoint {checkpoint.folder} is damaged ({visible(str(error))}); remove it to continue"
+        ) from error
     optimizer.load_state_tensors(tensors)

@@ -66,6 +66,11 @@ class Optimizer:
         """Number of trained parameters."""
         return sum(weight.numel() for weight in self._parameters.values())
 
+    @property
+    def most_state_bytes(self) -> int:
+        """More than any file with its state has: three tensors for each parameter, with their names."""
+        return 2**24 + sum(3 * 8 * weight.numel() + 2**12 for weight in self._parameters.values())
+
     def step(self, learning_rate: float) -> float:
         """Update the weights from their gradients; returns the gradient's norm before it was clipped."""
         for name, master in self._masters.items():
@@ -108,7 +113,11 @@ class Optimizer:
                 if name in indices:
                     state.setdefault(indices[name], {})[moment] = remaining.pop(key)
             states.append(state)
-        if remaining or any(master is None for master in masters.values()):
+        shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        fits = all(
+            tensor.shape in (torch.Size(()), shapes.get(key.partition("/")[2])) for key, tensor in tensors.items()
+        )
+        if remaining or not fits or any(master is None for master in masters.values()):
             raise TrainerError("the saved optimizer state belongs to another model or dtype")
         for (optimizer, _, _), state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

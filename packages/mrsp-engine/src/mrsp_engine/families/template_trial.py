@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 __all__ = ["describe_trial"]
 
-MOST_CPU_SECONDS = 4
-MOST_SECONDS = 30.0
+MOST_CPU_SECONDS = 2
+MOST_SECONDS = 10.0
 MOST_BYTES = 192 * 2**20
 _PAGE_BYTES = resource.getpagesize()
 
