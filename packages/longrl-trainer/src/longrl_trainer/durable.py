@@ -67,6 +67,13 @@ def new_folder(folder: Path) -> Generator[Path]:
             raise
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; whoever reads or is killed meanwhile finds all of it or nothing."""
+    retired = folder.with_name(f"{folder.name}{PARTIAL_MARK}{os.getpid()}-retired")
+    folder.rename(retired)
+    shutil.rmtree(retired)
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what an interrupted run left half-written directly inside `folder`."""
     for path in folder.glob(f"*{PARTIAL_MARK}*"):

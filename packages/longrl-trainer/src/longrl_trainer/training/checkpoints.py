@@ -12,14 +12,13 @@ of a random generator to keep.
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from longrl_trainer.durable import new_folder, remove_partial, write_json
+from longrl_trainer.durable import new_folder, remove_folder, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.training.optimizer import Optimizer
 from mrsp_engine.families.base import Policy
@@ -56,7 +55,7 @@ def save_checkpoint(checkpoints: Path, *, step: int, policy: Policy, optimizer: 
         write_json(folder / "state.json", {"format_version": FORMAT_VERSION, "step": step})
     for older in list_checkpoints(checkpoints):
         if older.step != step:
-            shutil.rmtree(older.folder)
+            remove_folder(older.folder)
     return checkpoint
 
 
