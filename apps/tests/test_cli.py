@@ -30,7 +30,7 @@ def assert_one_line(done, code, *parts):
         assert str(part) in lines[0]
 
 
-@pytest.mark.parametrize("command", ["quickstart", "tiny-model", "encode", "sft", "grpo", "evaluate", "report"])
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help_with_an_example(longrl, command):
     done = longrl(command, "--help")
     assert done.returncode == 0

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from longrl.commands import benchmark as benchmark_commands
+from longrl.commands import export as export_command
 from longrl.commands import plan as plan_command
 from longrl.commands import recipes as recipe_commands
 from longrl.commands import store as store_command
@@ -202,6 +203,7 @@ COMMANDS = {
     "sft": sft,
     "grpo": grpo,
     "evaluate": evaluate,
+    "export": export_command.export,
     "report": report,
     "store": store_command.store,
     "plan": plan_command.plan,

@@ -2,10 +2,12 @@
 
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
-from longrl_trainer.durable import new_folder, remove_partial, write_json
+from longrl_trainer.durable import new_folder, remove_folder, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.runs.journal import JsonLines, read_json_lines
 
@@ -129,3 +131,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 def test_a_number_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         JsonLines(tmp_path / "metrics.jsonl").append(1, {"loss": float("nan")})
+
+
+def test_a_folder_goes_away_whole(tmp_path):
+    folder, seen = tmp_path / "folder", set[int]()
+    folder.mkdir()
+    for number in range(3000):
+        (folder / str(number)).touch()
+
+    def look() -> None:
+        while folder.exists():
+            with suppress(FileNotFoundError):
+                found = len(os.listdir(folder))  # noqa: PTH208 - in one go
+                seen.update({found} if folder.exists() else ())
+
+    with ThreadPoolExecutor() as threads:
+        looking = threads.submit(look)
+        while not seen:
+            pass
+        remove_folder(folder)
+        looking.result()
+    assert seen == {3000}
+    assert not list(tmp_path.iterdir())

@@ -97,6 +97,13 @@ def remove_partial(root: Path, folder: str = ".") -> None:
                 files.remove_tree(f"{folder}/{name}")
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; whoever reads or is killed meanwhile finds all of it or nothing."""
+    retired = folder.with_name(f"{folder.name}{PARTIAL_MARK}{os.getpid()}-retired")
+    folder.rename(retired)
+    shutil.rmtree(retired)
+
+
 @contextmanager
 def readable_write_errors(path: Path) -> Generator[None]:
     """Turn an operating system's write error into one line that names the path and the setting."""

@@ -92,7 +92,9 @@ def test_a_budget_shrinks_frames_no_more_than_it_must(frames: QwenFrames) -> Non
         FrameBudget(video_tokens=0)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen2_5_vl_3b", "qwen3_vl_4b"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2_5_vl", "qwen3_vl", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_4b", "qwen3_vl_30b_a3b"]
+)
 def test_files_say_what_the_loaded_processor_says(kind: str, tmp_path: Path) -> None:
     (write_published if kind[-1] == "b" else build_tiny)(kind, tmp_path / "model")
     policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "store"))
@@ -102,6 +104,17 @@ def test_files_say_what_the_loaded_processor_says(kind: str, tmp_path: Path) -> 
     loaded = policy.processor.video_processor  # type: ignore[attr-defined]
     named = {name: getattr(loaded, name, None) for name in ("num_frames", "fps", "min_frames", "max_frames")}
     assert read_published_frames(tmp_path / "model") == {name: value for name, value in named.items() if value}
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_4b"])
+def test_nobody_is_warned_of_what_does_not_count(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Published files don't say whether frames are capped, for which transformers has a warning."""
+    write_published(kind, tmp_path / "model")
+    policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "store"))
+    policy.freeze_vision()
+    for medium in (policy.encode_video(NoiseVideo(), range(4)), policy.encode_image(NoiseVideo(frame_count=1))):
+        assert policy.store.contains(medium.key)
+    assert not caplog.messages
 
 
 def test_vila_names_its_most_frames(tmp_path: Path) -> None:

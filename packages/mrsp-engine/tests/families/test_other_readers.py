@@ -56,7 +56,7 @@ found = {}
 for folder in sorted(root.iterdir()):
     tensors = {}
     language = folder / "llm" if (folder / "llm").is_dir() else folder
-    sees = json.loads((folder / "config.json").read_text())["model_type"].endswith("_vl")
+    sees = "_vl" in json.loads((folder / "config.json").read_text())["model_type"]
     model = load(AutoModelForImageTextToText if sees else AutoModelForCausalLM, language)
     with torch.no_grad():
         tensors["logits"] = model(input_ids=torch.arange(3, 43)[None]).logits[0]

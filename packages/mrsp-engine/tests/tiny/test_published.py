@@ -51,6 +51,8 @@ def test_shards_and_their_index(folders: Path, kind: str) -> None:
     [
         ("qwen2_5_vl_3b", {"visual.merger.ln_q.weight", "model.layers.0.self_attn.q_proj.bias"}, True),
         ("qwen2_5_vl_7b", {"visual.merger.ln_q.weight", "model.norm.weight"}, False),
+        ("qwen2_vl_2b", {"visual.merger.ln_q.weight", "visual.blocks.0.mlp.fc1.weight"}, True),
+        ("qwen3_vl_30b_a3b", {"model.language_model.layers.0.mlp.experts.gate_up_proj"}, False),
         ("qwen3_vl_4b", {"model.visual.merger.norm.weight", "model.language_model.norm.weight"}, True),
         ("qwen3_vl_8b", {"model.visual.merger.norm.weight", "model.language_model.norm.weight"}, False),
         ("qwen2_5_1_5b", {"model.norm.weight"}, True),
@@ -78,6 +80,19 @@ def test_keys_that_later_versions_renamed(folders: Path) -> None:
     assert "video_encoder" not in config_of(folders / "nvila_8b")
     ids = json.loads((folders / "nvila_8b" / "llm" / "added_tokens.json").read_text())
     assert ids["<vila/video>"] >= config_of(folders / "nvila_8b" / "llm")["vocab_size"]
+
+
+def test_experts_lie_as_published(folders: Path) -> None:
+    """Rows are what goes in, columns what comes out; transformers 5 has them the other way round."""
+    text = config_of(folders / "qwen3_vl_30b_a3b")["text_config"]
+    sizes = text["hidden_size"], text["moe_intermediate_size"], text["num_experts"]
+    shapes: dict[str, list[int]] = {}
+    for path in (folders / "qwen3_vl_30b_a3b").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    experts = "model.language_model.layers.0.mlp.experts"
+    assert shapes[f"{experts}.gate_up_proj"] == [sizes[2], sizes[0], 2 * sizes[1]]
+    assert shapes[f"{experts}.down_proj"] == [sizes[2], sizes[1], sizes[0]]
 
 
 def test_the_seed_decides(folders: Path, tmp_path: Path) -> None:

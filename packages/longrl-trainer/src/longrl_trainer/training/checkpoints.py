@@ -11,7 +11,6 @@ there is no random state to save.
 """
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
-from longrl_trainer.durable import LINK_CURE, new_folder, remove_partial, write_json
+from longrl_trainer.durable import LINK_CURE, new_folder, remove_folder, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.training.optimizer import Optimizer
 from mrsp_engine.families.base import Policy
@@ -58,7 +57,7 @@ def save_checkpoint(checkpoints: Path, *, step: int, policy: Policy, optimizer: 
         write_json(folder / "state.json", {"format_version": FORMAT_VERSION, "step": step})
     for older in list_checkpoints(checkpoints.parent):
         if older.step != step:
-            shutil.rmtree(older.folder)
+            remove_folder(older.folder)
     return checkpoint
 
 

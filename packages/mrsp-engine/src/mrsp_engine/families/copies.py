@@ -20,13 +20,13 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.checkpoint_folder import INDEX_NAME, MOST_VOCABULARY_BYTES, WEIGHTS_NAME, CheckpointFolder
 
-__all__ = ["checkpoint_files", "write_copy"]
+__all__ = ["checkpoint_files", "read_weights", "write_copy"]
 
 _FORMS_OF_WEIGHTS = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}
@@ -57,8 +57,35 @@ def checkpoint_files(folder: Path, *, outside: Iterable[Path] = ()) -> list[Path
     return sorted(Path(name) for name in CheckpointFolder(folder).files.files(skips=is_foreign))
 
 
+def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """All weights of a checkpoint that `write_copy` wrote, by the folder of it in which they lie and by name.
+
+    Raises:
+        EngineError: There are none, or a file is gone or damaged.
+    """
+    weights: dict[str, dict[str, Tensor]] = {}
+    try:
+        for path in checkpoint_files(folder):
+            if path.suffix == ".safetensors":
+                part = "" if path.parent == Path() else path.parent.as_posix()
+                weights.setdefault(part, {}).update(load_file(folder / path))
+    except (OSError, SafetensorError) as error:
+        raise EngineError(
+            f"{folder}: its weights can't be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
+    if not weights:
+        raise EngineError(f"{folder}: holds no weights; expected a checkpoint with safetensors")
+    return weights
+
+
 def write_copy(
-    source: Path, target: Path, weights: Mapping[str, Mapping[str, Tensor]], *, exact: bool, outside: Iterable[Path]
+    source: Path,
+    target: Path,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    *,
+    exact: bool = False,
+    is_whole: bool = False,
+    outside: Iterable[Path],
 ) -> None:
     """Fill a folder with a checkpoint's files and new weights.
 
@@ -68,6 +95,7 @@ def write_copy(
         weights: All weights of each part of the model, under every name that files may use for them, the usual one
             first; a part is named by its folder in the checkpoint, "" for the checkpoint itself.
         exact: Keep the weights' own dtypes instead of those in the files.
+        is_whole: Refuse files with a weight that isn't given, instead of leaving it as it is.
         outside: Folders that are not part of the checkpoint; see `checkpoint_files`.
 
     Raises:
@@ -87,10 +115,10 @@ def write_copy(
         raise _vanished(source, error) from error
     for part, tensors in weights.items():
         (target / part).mkdir(parents=True, exist_ok=True)
-        _write_part(source / part, target / part, tensors, exact=exact)
+        _write_part(source / part, target / part, tensors, exact=exact, is_whole=is_whole)
 
 
-def _write_part(source: Path, target: Path, tensors: Mapping[str, Tensor], *, exact: bool) -> None:
+def _write_part(source: Path, target: Path, tensors: Mapping[str, Tensor], *, exact: bool, is_whole: bool) -> None:
     """Write the weights of one folder, divided into the same files as in the source."""
     files = _weight_files(source)
     if not files:
@@ -100,6 +128,12 @@ def _write_part(source: Path, target: Path, tensors: Mapping[str, Tensor], *, ex
     total_size = 0
     for name in files:
         content, metadata = _renew(source / name, tensors, exact=exact)
+        strange = sorted(content.keys() - tensors.keys())
+        if is_whole and strange:
+            raise EngineError(
+                f"{source / name}: holds {strange[0]}, which the model hasn't; "
+                "the model was loaded from another checkpoint"
+            )
         save_file(content, target / name, metadata=metadata)
         total_size += sum(tensor.nbytes for tensor in content.values())
         for key in content.keys() & tensors.keys():

@@ -101,7 +101,8 @@ class QwenVisionEncoder(FrameEncoder):
             inputs = self._images(images=list(pixels), **options)
             values, grids, encode = inputs["pixel_values"], inputs["image_grid_thw"], self._model.get_image_features
         else:
-            inputs = self._videos(videos=[pixels], do_sample_frames=False, **options)
+            # The cap is one of resizing, which is done; unset, transformers warns of a default that counts for nothing.
+            inputs = self._videos(videos=[pixels], do_sample_frames=False, cap_pixels_per_frame=False, **options)
             values, grids = inputs["pixel_values_videos"], inputs["video_grid_thw"]
             encode = self._model.get_video_features
         with ExitStack() as bypasses:

@@ -1,0 +1,118 @@
+"""A model out of a run, finished or going on, as a checkpoint in the layout that it was published in.
+
+A finished run has its model in that layout already. A checkpoint of training has the layout but the number format of
+the training; the published formats stand in the weights of the model that the run began with, so that one is needed
+too. Both are written by what every saved model is written by (`mrsp_engine.families.copies`). No model is loaded, and
+a run that is going on is only looked at.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
+from longrl_trainer.runs.folder import RESULT_NAME
+from longrl_trainer.runs.settings import SETTINGS_NAME, read_settings
+from longrl_trainer.training.checkpoints import Checkpoint, list_checkpoints
+from mrsp_engine.errors import EngineError
+from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
+from mrsp_engine.families.copies import read_weights, write_copy
+
+__all__ = ["export_model"]
+
+Weights = dict[str, dict[str, Tensor]]
+
+
+def export_model(run: Path, output: Path, *, step: int | None = None, model: Path | None = None) -> int:
+    """Write a run's model as a checkpoint like the one that the run began with.
+
+    Args:
+        run: The run's folder.
+        output: Folder of the checkpoint; it must not exist or be empty.
+        step: After how many steps; the final model, or that of the newest checkpoint, when not given.
+        model: What the run began with, if it lies elsewhere now.
+
+    Returns:
+        The steps that the model was trained for.
+
+    Raises:
+        TrainerUsageError: There is no run or no such step, or the model that the run began with isn't there.
+        EngineError: The output exists, a file is damaged, or the disk refuses.
+    """
+    saved = read_settings(run)
+    if saved is None:
+        raise TrainerUsageError(
+            f"{run}: no run is here (there is no {SETTINGS_NAME}); expected the `output` folder of sft or grpo"
+        )
+    require_empty(output)
+    places: dict[str, str] = saved.get("places", {})  # which versions before didn't note
+    outside = (run, output, *(Path(place) for name, place in places.items() if name != "model"))
+    num_steps = _num_steps_of_finished(run)
+    if num_steps is not None and step in (None, num_steps):
+        source, found, weights = run / "model", num_steps, read_weights(run / "model")
+        outside = (output,)
+    else:
+        found, weights = _read_checkpoint(run, step, num_steps)
+        source = _published(saved, outside) if model is None else model
+        if not (source / "config.json").is_file():
+            raise TrainerUsageError(f"{source}: is no checkpoint; set `--model` to what the run began with")
+    write_checkpoint(output, lambda folder: write_copy(source, folder, weights, is_whole=True, outside=outside))
+    return found
+
+
+def _num_steps_of_finished(run: Path) -> int | None:
+    """How many steps a finished run has; None if it isn't finished."""
+    path = run / RESULT_NAME
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["num_steps"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainerUsageError(f"{path} is not the result of a run: {error}") from error
+
+
+def _read_checkpoint(run: Path, step: int | None, num_steps: int | None) -> tuple[int, Weights]:
+    """The weights of a checkpoint; of the next one if the run replaces it in this moment."""
+    while True:
+        checkpoint = _choose(run, step, num_steps)
+        try:
+            return checkpoint.step, read_weights(checkpoint.model_folder)
+        except EngineError:
+            if checkpoint.folder.exists():
+                raise
+
+
+def _choose(run: Path, step: int | None, num_steps: int | None) -> Checkpoint:
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run / "checkpoints")}
+    if step is None and checkpoints:
+        return checkpoints[max(checkpoints)]
+    if step in checkpoints:
+        return checkpoints[step]
+    there = sorted({*checkpoints, *([] if num_steps is None else [num_steps])})
+    if not there:
+        raise TrainerUsageError(
+            f"{run}: has no checkpoint yet; the run saves one every `checkpoint_every_steps` steps, and its model at "
+            "the end"
+        )
+    raise TrainerUsageError(f"{run}: has no model of step {step}; expected one of {', '.join(map(str, there))}")
+
+
+def _published(saved: dict[str, Any], outside: tuple[Path, ...]) -> Path:
+    """The model that a run began with, where it lay then."""
+    if "places" not in saved:
+        raise TrainerUsageError("the run was begun by a version that didn't note with which model; set `--model` to it")
+    place, recorded = Path(saved["places"]["model"]), saved["inputs"]["model"]
+    if not place.is_dir():
+        raise TrainerUsageError(
+            f"{place}: the model that the run began with isn't here, and number formats and files beside the weights "
+            "are taken from it; set `--model` to where it lies now"
+        )
+    if recorded not in (digest_of(place, "`--model`", outside=outside), digest_of_uppermost_files(place)):
+        raise TrainerUsageError(
+            f"{place}: isn't the model any more that the run began with; put it back, or set `--model` to a checkpoint "
+            "whose number formats and files beside the weights the exported one shall have"
+        )
+    return place
