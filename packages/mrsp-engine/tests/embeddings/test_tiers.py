@@ -1,6 +1,7 @@
 """The store's tiers and slices: budgets, what is read for some rows, and a disk that is full."""
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -249,3 +250,41 @@ def test_a_full_disk_is_one_line_and_the_embeddings_stay_in_memory(tmp_path: Pat
     assert on_disk == (3 if kind == "small file system" else 0)
     assert (encodes, left_over) == (8, 0)
     assert "(host_bytes)" in refusal
+
+
+def test_a_folder_in_the_place_of_an_entry_is_named_and_the_embedding_stays_in_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EmbeddingStore(tmp_path)
+    entry = store.path(KEY)
+    entry.mkdir(parents=True)
+    assert store.put(KEY, rows(100))
+    assert f"{entry} is a folder, remove it" in caplog.text
+    assert store.is_disk_refusing
+    found = store.get(KEY)
+    assert found is not None
+    assert torch.equal(found, rows(100))
+    assert store.stats().entries == 0
+    assert store.verify() == []
+    entry.rmdir()
+    assert EmbeddingStore(tmp_path).put(KEY, rows(100))
+    assert entry.is_file()
+
+
+def test_an_entry_that_leads_nowhere_is_made_again(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    store.path(KEY).parent.mkdir(parents=True)
+    store.path(KEY).symlink_to("nowhere")
+    assert store.put(KEY, rows(100))
+    assert not store.path(KEY).is_symlink()
+    assert EmbeddingStore(tmp_path).contains(KEY)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_an_entry_that_may_not_be_read_is_made_again(tmp_path: Path) -> None:
+    EmbeddingStore(tmp_path).put(KEY, rows(100))
+    EmbeddingStore(tmp_path).path(KEY).chmod(0)
+    store = EmbeddingStore(tmp_path)
+    assert store.verify() == [KEY.digest]
+    assert store.put(KEY, rows(100))
+    assert EmbeddingStore(tmp_path).contains(KEY)

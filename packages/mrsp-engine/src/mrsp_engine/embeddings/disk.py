@@ -175,11 +175,13 @@ class DiskTier:
         """Read every entry and list the digests of damaged ones, leaving them in place."""
         damaged: list[str] = []
         for path, _ in self._files.entries():
-            with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
-                try:
+            try:
+                with path.open("rb", buffering=0) as file:
                     _open(file, path.stem).check()
-                except DamagedEntryError:
-                    damaged.append(path.stem)
+            except FileNotFoundError:
+                continue  # somebody has just removed it
+            except (OSError, DamagedEntryError):
+                damaged.append(path.stem)
         return damaged
 
     def prune(self, most_bytes: int) -> StoreStats:
@@ -210,8 +212,8 @@ class DiskTier:
     def count_encodes(self) -> int:
         """Entries ever written to the folder, by any process."""
         try:
-            lines = (self.folder / JOURNAL_NAME).read_text().splitlines()
-        except FileNotFoundError:
+            lines = (self.folder / JOURNAL_NAME).read_text(errors="replace").splitlines()
+        except OSError:
             lines = []
         written = [line for line in lines if DIGEST.fullmatch(line)]
         # A writer killed between the file and its line leaves an entry without one.

@@ -8,9 +8,11 @@ Layout: `ab/abcdef….safetensors` per entry, `….part` beside it for rows of a
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -78,17 +80,26 @@ class EntryFolder:
     def entries(self) -> Iterator[tuple[Path, os.stat_result]]:
         """The entries, and what the system says of each."""
         for path in sorted(self.folder.glob(f"??/*{ENTRY_SUFFIX}")):
-            with contextlib.suppress(FileNotFoundError):
-                if DIGEST.fullmatch(path.stem):
-                    yield path, path.stat()
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if DIGEST.fullmatch(path.stem) and stat.S_ISREG(status.st_mode):
+                    yield path, status
 
     @staticmethod
     def link(temporary: Path, path: Path) -> bool:
-        """Give a file its name unless the name is taken; whether it wasn't."""
+        """Give a file its name unless a file that can be read has it; whether none had.
+
+        Raises:
+            IsADirectoryError: A folder has the name.
+        """
         try:
             path.hardlink_to(temporary)  # unlike a rename, tells which of two writers was first
         except FileExistsError:
-            return False
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{path} is a folder, remove it") from None
+            if path.is_file() and os.access(path, os.R_OK):
+                return False
+            temporary.replace(path)
         except OSError:  # a file system without hard links
             temporary.replace(path)
         return True
