@@ -48,7 +48,7 @@ def write_film(path: Path, num_frames: int, height: int, width: int) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One question about a film of every length and shape, and about one that Qwen's models can't take."""
+    """One question about a video of every length and shape, and about one that Qwen's models can't accept."""
     folder = tmp_path_factory.mktemp("dataset")
     films = {f"{shape}-{count}": (count, *size) for shape, size in SHAPES.items() for count in FRAME_COUNTS} | UNFIT
     records: list[QuestionRecord] = []

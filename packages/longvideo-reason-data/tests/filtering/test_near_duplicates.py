@@ -335,7 +335,7 @@ def test_parquet_and_json_benchmarks_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error", "words"),
     [
-        ("exam.txt", "question\n", UsageError, "has to end in .jsonl"),
+        ("exam.txt", "question\n", UsageError, "must end in .jsonl"),
         ("exam.csv", "question\n", UsageError, "0 questions compared"),
         ("exam.csv", 'question,video\n"Who?', DataError, "not readable as a table"),
         ("exam.csv", "question,video\nWho,what,why?,a.mp4\n", DataError, "more cells than the 2 names"),
@@ -348,7 +348,7 @@ def test_parquet_and_json_benchmarks_are_read(tmp_path: Path) -> None:
         ("exam.jsonl", '{"key": "dQw4w9WgXcQ", "qa": [{"ask": "Who?"}]}', UsageError, "found ask"),
         ("exam.jsonl", '{"score": 1}', UsageError, "no row with a question"),
         ("exam.json", "{}", UsageError, "0 questions compared"),
-        ("exam.parquet", "x", DataError, "not readable as Parquet"),
+        ("exam.parquet", "x", DataError, "not a readable Parquet file"),
         ("exam.jsonl", '{"question": {"a": 1}}', DataError, "row 1: question"),
     ],
 )

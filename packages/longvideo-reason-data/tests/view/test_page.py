@@ -195,10 +195,10 @@ def test_pictures_are_few_small_and_from_their_time(tmp_path, make_video):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("segments.jsonl", "{}\n", "has no 'video_digest'"),
+        ("segments.jsonl", "{}\n", "line 1: video_digest: Field required"),
         ("dropped.jsonl", "{nonsense\n", "line 1 isn't JSON"),
-        ("manifest.json", "[]", "is no object"),
-        ("filters.json", '{"items": [3]}', "an item is 3"),
+        ("manifest.json", "[]", "expected a JSON object"),
+        ("filters.json", '{"items": [3]}', "items: 0: expected an object"),
     ],
 )
 def test_a_damaged_file_is_told_in_one_line(tmp_path, capsys, name, text, words):

@@ -23,8 +23,7 @@ from longvideo_reason_data.filtering.near_duplicates import likeness, shingle
 from longvideo_reason_data.filtering.similarity.set_index import RankedSets, SetIndex
 from longvideo_reason_data.media.decoders.base import DecoderName
 from longvideo_reason_data.media.fingerprints import Fingerprint, find_footage, fingerprint_video
-from longvideo_reason_data.records.medium import RecordMedium
-from longvideo_reason_data.records.opening import kind_of, open_file, open_medium
+from longvideo_reason_data.records.medium import RecordMedium, kind_of, open_file, open_medium
 from longvideo_reason_data.records.record import QuestionRecord, list_media
 
 SAME_WORDING = 0.8

@@ -6,31 +6,37 @@ The form is short on purpose (lists instead of objects, a number instead of a me
 many questions; and of those one at a time is in memory. Nothing here makes pictures or HTML.
 """
 
-import json
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.inspection.statistics import DatasetFigures
-from longvideo_reason_data.parquet_rows import count_rows
 from longvideo_reason_data.records.folder import (
     DROPPED_NAME,
     MANIFEST_NAME,
     RECORDS_NAME,
     SEGMENTS_NAME,
     iter_dataset,
+    read_object,
     require_folder,
 )
 from longvideo_reason_data.records.medium import RecordMedium
-from longvideo_reason_data.records.record import QuestionRecord, iter_records
+from longvideo_reason_data.records.notes import (
+    FILTERS_NAME,
+    DroppedNote,
+    SegmentNote,
+    read_filtered,
+    read_notes,
+    read_notes_at,
+)
+from longvideo_reason_data.records.record import QuestionRecord, count_records, iter_records
 
-FILTERS_NAME = "filters.json"
 UNFILTERED_NAME = "unfiltered.parquet"
 
-_SEGMENT_NAMES = ("video_digest", "start_seconds", "end_seconds", "caption", "speech")
 # Conditions that tell how hard a question is, the better one first.
 _DIFFICULTY_CONDITIONS = ("rollouts", "full")
 
@@ -60,8 +66,7 @@ class DatasetContents:
         """
         names = (SEGMENTS_NAME, DROPPED_NAME, FILTERS_NAME)
         paths = [path for path in (self._dataset / name for name in names) if path.is_file()]
-        records = self._dataset / RECORDS_NAME
-        num_rows = count_rows(records) if records.is_file() else 0
+        num_rows = count_records(self._dataset / RECORDS_NAME)
         return num_rows <= num_questions and sum(path.stat().st_size for path in paths) <= num_bytes
 
     def questions(self) -> Iterator[dict[str, Any]]:
@@ -81,12 +86,11 @@ class DatasetContents:
         Raises:
             DataError: When a file is damaged.
         """
-        for _, row in _read_lines(self._dataset / DROPPED_NAME, ("stage", "item", "reason", "detail")):
-            yield row
-        items = _read_filtered(self._dataset / FILTERS_NAME)
-        unfiltered = self._dataset / UNFILTERED_NAME
-        if items and unfiltered.is_file():
-            for record in iter_records(unfiltered, in_order_of_ids=True):
+        for _, note in read_notes(self._dataset, DROPPED_NAME, DroppedNote):
+            yield note.model_dump()
+        items = _read_filtered(self._dataset)
+        if items and ForeignFolder(self._dataset, error=DataError).has(UNFILTERED_NAME):
+            for record in iter_records(self._dataset / UNFILTERED_NAME, in_order_of_ids=True):
                 item = items.pop(record.question_id, None)
                 if item is not None:
                     yield item | self._describe(record)
@@ -98,12 +102,12 @@ class DatasetContents:
         Raises:
             DataError: When the file of segments is damaged.
         """
-        path = self._dataset / SEGMENTS_NAME
         places: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
-        for place, row in _read_lines(path, _SEGMENT_NAMES):
-            places[str(row["video_digest"])].append(place)
+        for place, note in read_notes(self._dataset, SEGMENTS_NAME, SegmentNote):
+            places[note.video_digest].append(place)
         for medium, origin in self._named:
-            segments = list(_read_places(path, places.get(medium.digest, ())))
+            notes = read_notes_at(self._dataset, SEGMENTS_NAME, SegmentNote, places.get(medium.digest, ()))
+            segments = [[note.start_seconds, note.end_seconds, note.caption, note.speech] for note in notes]
             yield _describe_medium(medium) | origin | {"segments": segments}
 
     @property
@@ -120,7 +124,7 @@ class DatasetContents:
         return {
             "name": self._dataset.resolve().name,
             "counts": self._figures.describe(self._dataset),
-            "manifest": _read_object(self._dataset / MANIFEST_NAME),
+            "manifest": read_object(self._dataset, MANIFEST_NAME),
         }
 
     def _describe(self, record: QuestionRecord) -> dict[str, Any]:
@@ -171,65 +175,9 @@ def _describe_question(record: QuestionRecord, numbers: Mapping[str, int]) -> di
     }
 
 
-def _read_places(path: Path, places: Sequence[int]) -> Iterator[list[Any]]:
-    """Read the segments that begin at some places of their file: start, end, what is seen, what is said."""
-    if places:
-        with path.open("rb") as file:
-            for place in places:
-                file.seek(place)
-                row = json.loads(file.readline())
-                yield [row[name] for name in _SEGMENT_NAMES[1:]]
-
-
-def _read_filtered(path: Path) -> dict[str, dict[str, Any]]:
+def _read_filtered(dataset: Path) -> dict[str, dict[str, Any]]:
     """Read what a filter took out of the dataset, by the question's id."""
-    dropped: dict[str, dict[str, Any]] = {}
-    for item in _read_object(path).get("items", []):
-        if not isinstance(item, dict) or not {"question_id", "reason", "detail"} <= item.keys():
-            raise DataError(f"{path}: an item is {item!r}, expected question_id, reason and detail; filter again")
-        known = cast(dict[str, Any], item)
-        shown = {"stage": "filter", "item": known["question_id"], "reason": known["reason"], "detail": known["detail"]}
-        dropped[str(known["question_id"])] = shown
-    return dropped
-
-
-def _read_lines(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read a file of JSON lines that may not be there, each with its place in bytes; it has to have the names."""
-    place = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip(b"\n"):
-                    row = _parse(path, line.decode("utf-8"), f"line {number}")
-                    if missing := [name for name in names if name not in row]:
-                        raise DataError(f"{path}: line {number} has no {missing[0]!r}; build the dataset again")
-                    yield place, row
-                place += len(line)
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    return _parse(path, text, "the file") if text else {}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
-
-
-def _parse(path: Path, text: str, place: str) -> dict[str, Any]:
-    try:
-        value: object = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: {place} isn't JSON ({error}); restore or remove the file") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: {place} is no object; restore or remove the file")
-    return cast(dict[str, Any], value)
+    return {
+        note.question_id: {"stage": "filter", "item": note.question_id, "reason": note.reason, "detail": note.detail}
+        for note in read_filtered(dataset)
+    }

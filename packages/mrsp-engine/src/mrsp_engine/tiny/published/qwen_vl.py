@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL as they are published."""
+"""Qwen2.5-VL and Qwen3-VL in their published layouts."""
 
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from mrsp_engine.tiny.tokenizer import END_OF_TEXT, END_OF_TURN
 __all__ = ["QWEN2_5_VL_KINDS", "QWEN3_VL_KINDS", "write_qwen2_5_vl", "write_qwen3_vl"]
 
 QWEN2_5_VL_KINDS = ("qwen2_5_vl_3b", "qwen2_5_vl_7b")
-"""With a tied head and with one of its own."""
+"""With a tied head, and with a separate one."""
 
 QWEN3_VL_KINDS = ("qwen3_vl_4b", "qwen3_vl_8b")
-"""With a tied head and heads × head size ≠ hidden size; with a head of its own and the two equal."""
+"""With a tied head and heads × head size ≠ hidden size; with a separate head and the two equal."""
 
 
 def write_qwen2_5_vl(kind: str, folder: Path, seed: int) -> None:
