@@ -87,6 +87,11 @@ class EmbeddingStore:
             bytes_read=self.disk.bytes_read,
         )
 
+    @property
+    def is_disk_refusing(self) -> bool:
+        """Whether the disk refused the embedding that was stored last."""
+        return self._is_disk_refusing
+
     def path(self, key: EmbeddingKey | str) -> Path:
         """Where the entry of a key lies or would lie on disk."""
         return self.disk.path(_digest(key))
