@@ -8,6 +8,7 @@ from hostile_datasets import HOSTILE_DATASETS, fill_outside, write_sound_dataset
 from hostile_runs import Run, require_orderly, snapshot
 
 NOWHERE = "http://127.0.0.1:9/v1"
+NO_SERVER = "no server answers there"  # so far comes a filter that finds nothing wrong
 COMMANDS = {
     "check": ["check", "{dataset}"],
     "stats": ["stats", "{dataset}"],
@@ -37,11 +38,12 @@ def test_a_sound_dataset_passes(sound: Path, run_data: Run, tmp_path: Path) -> N
         assert (ending.status == 0) == (name != "filter"), (name, ending)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HOSTILE_DATASETS)
 def test_every_command_ends_in_one_line_and_touches_nothing_else(
     name: str, sound: Path, run_data: Run, tmp_path: Path
 ) -> None:
-    statuses: dict[str, int | None] = {}
+    refused = False
     for command, words in COMMANDS.items():
         place = tmp_path / command.replace(" ", "_")
         place.mkdir()
@@ -53,7 +55,8 @@ def test_every_command_ends_in_one_line_and_touches_nothing_else(
         ending = run_data([word.format(dataset=dataset, output=place / "output") for word in words])
         require_orderly(ending)
         assert snapshot(outside) == before
-        assert "private" not in "".join(p.read_text(errors="replace") for p in place.rglob("*.html") if p.is_file())
-        statuses[command] = ending.status
+        pages = [path for path in place.rglob("*.html") if not path.is_symlink()]
+        assert not any("private" in path.read_text(errors="replace") for path in pages)
+        refused |= ending.status != 0 and NO_SERVER not in ending.error
         shutil.rmtree(place)
-    assert name in HARMLESS or any(statuses[command] for command in COMMANDS if command != "filter"), statuses
+    assert refused or name in HARMLESS

@@ -92,7 +92,7 @@ def _write(name: str, content: str | bytes) -> Change:
 
 
 def _json(name: str, value: Any) -> Change:
-    return _write(name, json.dumps(value))
+    return _write(name, json.dumps(value) + "\n")
 
 
 def _rows(edit: Callable[[list[dict[str, Any]]], object], types: Mapping[str, pa.DataType] | None = None) -> Change:
@@ -172,7 +172,10 @@ HOSTILE_DATASETS: dict[str, Change] = {
     **{f"{name} is a folder": _replace(name, Path.mkdir) for name in (*FILES, ".owner")},
     ".owner is a link": _link(".owner", "secret.json"),
     "view.html is a link": _link("view.html", "secret.json"),
-    **{f"{name} is nested deep": _write(name, DEEP) for name in ("manifest.json", "filters.json", *NOTES, *JOURNALS)},
+    **{
+        f"{name} is nested deep": _write(name, DEEP + "\n")
+        for name in ("manifest.json", "filters.json", *NOTES, *JOURNALS)
+    },
     **{f"{name} is binary": _write(name, bytes(range(256)) * 10) for name in FILES},
     **{f"{name} holds another value": _json(name, [3]) for name in ("manifest.json", "filters.json", *NOTES)},
     **{f"{name} holds a line of another form": _json(name, {"stage": 3}) for name in (*NOTES, *JOURNALS)},

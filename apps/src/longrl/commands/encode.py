@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longrl.errors import AppError
+from longrl_files.messages import error_line
 from longrl_trainer.config.sections import FrameSettings, ModelSection
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.containers import find_videos

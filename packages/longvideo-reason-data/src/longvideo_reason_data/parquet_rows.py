@@ -19,11 +19,14 @@ from longvideo_reason_data.errors import DataError
 
 ParquetRow: TypeAlias = dict[str, Any]
 
-ROWS_AT_ONCE = 1000
+ROWS_PER_GROUP = 1000
+"""As many rows are written together."""
 MAX_GROUP_BYTES = 512 * 2**20
 """Most bytes that a group of rows may have when it is unpacked, in the columns that are read."""
 MAX_TABLE_BYTES = 4 * 2**30
 """Most bytes that a table may have when it is unpacked as a whole."""
+
+_ROWS_AT_ONCE = 128  # a long text that many rows repeat is compressed to one
 
 
 def read_parquet_rows(file: BinaryIO, path: Path, *, with_bytes: bool = True) -> Iterator[ParquetRow]:
@@ -63,7 +66,7 @@ def read_parquet_in_order(file: BinaryIO, path: Path, name: str) -> Iterator[tup
             return
         if num_bytes > MAX_TABLE_BYTES:
             raise DataError(f"{path}: {num_bytes:,} bytes, expected at most {MAX_TABLE_BYTES:,}; sort it by {name}")
-        batches = parquet.read().to_batches(max_chunksize=ROWS_AT_ONCE)
+        batches = parquet.read().to_batches(max_chunksize=_ROWS_AT_ONCE)
         starts = list(itertools.accumulate((batch.num_rows for batch in batches), initial=0))
         for number in order:
             place = bisect.bisect_right(starts, number) - 1
@@ -91,7 +94,7 @@ def count_parquet_rows(file: BinaryIO, path: Path) -> int:
 
 
 def _rows_of(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[ParquetRow]:
-    for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+    for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
         yield from batch.to_pylist()
 
 

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from longrl_files.folders import ForeignFolder
 from longrl_files.json_text import UnfitJsonError, parse_json
 from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.decoders.base import DecoderName
-from longvideo_reason_data.records.record import QuestionRecord, iter_records
+from longvideo_reason_data.records.record import QuestionRecord, describe_invalid, iter_records
 from longvideo_reason_data.records.versions import digested_row
 
 RECORDS_NAME = "records.parquet"
@@ -37,6 +39,46 @@ SEGMENTS_NAME = "segments.jsonl"
 SHARDS_NAME = "shards"
 RESPONSES_NAME = "responses.jsonl"
 CALLS_NAME = "calls.jsonl"
+
+_Counts = dict[str, int]
+_FORM = ConfigDict(extra="allow", strict=True)
+
+
+class _StageCounts(BaseModel):
+    model_config = _FORM
+
+    input: int = 0
+    kept: int = 0
+    dropped: _Counts = {}
+
+
+class _CallCounts(BaseModel):
+    model_config = _FORM
+
+    made: int = 0
+    cached: int = 0
+    failed: _Counts = {}
+
+
+class _FilterCounts(_StageCounts):
+    calls: _CallCounts = _CallCounts()
+
+
+class _Manifest(BaseModel):
+    """What of a manifest is read by anything here; more may be in it."""
+
+    model_config = _FORM
+
+    input: _Counts = {}
+    kept: _Counts = {}
+    dropped: _Counts = {}
+    stages: dict[str, _StageCounts] = {}
+    filter: _FilterCounts = _FilterCounts()
+    calls: _CallCounts = _CallCounts()
+    models: dict[str, str | None] = {}
+    settings: dict[str, Any] = {}
+    dataset_hash: str | None = None
+
 
 MAX_LINE_BYTES = 16 * 2**20
 """Most bytes that are read of one line of JSON."""
@@ -123,7 +165,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: When it can't be read.
     """
-    return read_object(folder, MANIFEST_NAME)
+    manifest = read_object(folder, MANIFEST_NAME)
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        raise DataError(f"{folder / MANIFEST_NAME}: {describe_invalid(error)}; restore or remove it") from error
+    return manifest
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.parquet_rows import (
-    ROWS_AT_ONCE,
+    ROWS_PER_GROUP,
     count_parquet_rows,
     read_parquet_in_order,
     read_parquet_metadata,
@@ -163,7 +163,7 @@ def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
     remaining = iter(records)
     seen: set[str] = set()
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, RECORDS_SCHEMA, compression="zstd") as writer:
-        while group := list(islice(remaining, ROWS_AT_ONCE)):
+        while group := list(islice(remaining, ROWS_PER_GROUP)):
             for record in group:
                 if record.question_id in seen:
                     raise DataError(
