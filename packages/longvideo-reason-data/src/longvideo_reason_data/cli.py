@@ -58,7 +58,8 @@ def timeline(
     num_scenes = scenes if scenes is not None else max(3, int(seconds / 8))
     settings = WorldSettings(seconds=seconds, num_scenes=num_scenes, frames_per_second=frames_per_second)
     shares = count_videos(videos, SplitFractions())
-    with Progress(console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("videos", total=videos)
         records = write_timeline_dataset(
             output,

@@ -32,13 +32,14 @@ class _Rate(ProgressColumn):
 
 
 class BuildProgress:
-    """Stacked bars; a context manager.
+    """Stacked bars on a terminal, nothing elsewhere; a context manager.
 
     Args:
         console: Where they are shown; standard error when not given.
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -47,7 +48,8 @@ class BuildProgress:
             TextColumn("{task.fields[spent]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console or Console(stderr=True),
+            console=console,
+            disable=not console.is_terminal,
         )
 
     def __enter__(self) -> Self:

@@ -1,0 +1,155 @@
+"""How a command is run against something hostile: in a process of its own, bounded, beside a folder it must not touch.
+
+Started as a program, this module loads the commands once and forks for every run, so that hundreds of them take a
+fraction of a second each. A run is held to the promise of SECURITY.md: an orderly end within its time and memory, at
+most one short line on standard error, and nothing changed outside the folders that the command line names.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+MAX_SECONDS = 20.0
+MAX_MEMORY_BYTES = 2**30
+MAX_LINE_CHARACTERS = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a command ended.
+
+    Attributes:
+        status: What it exited with; None if it had to be killed.
+        output: What it wrote to standard output.
+        error: What it wrote to standard error.
+        memory_bytes: Most memory that it had beyond what it began with.
+    """
+
+    status: int | None
+    output: str
+    error: str
+    memory_bytes: int
+
+
+Run = Callable[[Sequence[str]], Ending]
+
+
+class Forks:
+    """A program that runs commands in forks of itself.
+
+    Args:
+        module: The command's module, with `main(arguments)`.
+        loaded: What the command loads when it is called; here it is loaded once.
+        folder: For what the runs say.
+    """
+
+    def __init__(self, module: str, loaded: Sequence[str], folder: Path) -> None:
+        self._folder = folder
+        command = [sys.executable, str(Path(__file__)), module, *loaded]
+        self._program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, arguments: Sequence[str]) -> Ending:
+        """Run the command once."""
+        assert self._program.stdin is not None
+        assert self._program.stdout is not None
+        request = {"arguments": [str(word) for word in arguments], "folder": str(self._folder)}
+        self._program.stdin.write(json.dumps(request) + "\n")
+        self._program.stdin.flush()
+        answer = json.loads(self._program.stdout.readline())
+        texts = {name: (self._folder / name).read_text(errors="surrogateescape") for name in ("output", "error")}
+        return Ending(**answer, **texts)
+
+    def close(self) -> None:
+        """End the program."""
+        self._program.kill()
+        self._program.communicate()
+
+
+def require_orderly(ending: Ending) -> None:
+    """Hold an ending to the promise."""
+    assert ending.status in (0, 1, 2), ending
+    # Longer work says how far it is; such a line is indented.
+    lines = [line for line in ending.error.splitlines() if not line.startswith("  ")]
+    assert len(lines) <= 1, ending.error
+    assert ending.status == 0 or lines, ending
+    for line in lines:
+        assert len(line) < MAX_LINE_CHARACTERS, line
+        assert line.isprintable(), line
+    assert "Traceback" not in ending.output + ending.error
+    assert all(line.isprintable() for line in ending.output.splitlines()), ending.output
+    assert ending.memory_bytes <= MAX_MEMORY_BYTES, ending
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """What is in a folder, by name: what each file holds, where each link leads, when it was changed."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = ""
+        if path.is_symlink():
+            content = str(path.readlink())
+        elif path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(folder))] = f"{status.st_mode:o} {status.st_mtime_ns} {content}"
+    return found
+
+
+def _serve(module: str, loaded: Sequence[str]) -> None:
+    for name in (module, *loaded):
+        import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _become(module, request["arguments"], request["folder"])
+        print(json.dumps(_wait(child)), flush=True)
+
+
+def _become(module: str, arguments: Sequence[str], folder: str) -> None:
+    """Turn a forked process into the command; what it says goes to files."""
+    for descriptor, name in ((0, os.devnull), (1, f"{folder}/output"), (2, f"{folder}/error")):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if descriptor else os.O_RDONLY
+        os.dup2(os.open(name, flags, 0o600), descriptor)
+    status: object = 70
+    try:
+        status = import_module(module).main(list(arguments))
+    except SystemExit as ending:  # of the parser of arguments
+        status = ending.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0)
+
+
+def _wait(child: int) -> dict[str, int | None]:
+    begun_bytes = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    deadline = time.monotonic() + MAX_SECONDS
+    usage: resource.struct_rusage | None = None
+    status = 0
+    while usage is None:
+        pid, status, found = os.wait4(child, os.WNOHANG)
+        if pid:
+            usage = found
+        elif time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = float("inf")
+        else:
+            time.sleep(0.005)
+    memory_bytes = max(0, usage.ru_maxrss * 1024 - begun_bytes)
+    return {"status": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None, "memory_bytes": memory_bytes}
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2:])
