@@ -200,7 +200,7 @@ def describe_other_questions(dropped_before: Mapping[str, str], dropped_now: Map
     for question_id in sorted(dropped_before.keys() ^ dropped_now.keys()):
         if question_id in dropped_now:
             return f"{visible(question_id)} can't be used now ({visible(dropped_now[question_id])})"
-        return f"{visible(question_id)} couldn't be used then ({visible(dropped_before[question_id])}) and can be now"
+        return f"{visible(question_id)} couldn't be used before ({visible(dropped_before[question_id])}) but can be now"
     return None
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 __all__ = ["HOSTILE_CHECKPOINTS", "HOSTILE_KIND", "HOSTILE_PARTS", "HOSTILE_PARTS_KIND"]
 
 HOSTILE_KIND, HOSTILE_PARTS_KIND = "qwen2_5_vl_3b", "longvila_r1_7b"
@@ -88,11 +90,13 @@ def _shard_as(kind: str) -> Change:
 
 def _index_names(name: object) -> Change:
     def change(folder: Path, outside: Path) -> None:
-        first = min(folder.glob("model*.safetensors"))
         outside.mkdir(exist_ok=True)
-        shutil.copyfile(first, outside / "other.safetensors")
         (folder / "inner").mkdir()
-        shutil.copyfile(first, folder / "inner" / "other.safetensors")
+        weights: dict[str, Any] = {}
+        for path in folder.glob("model*.safetensors"):
+            weights |= load_file(path)
+        for place in (outside, folder / "inner"):  # all of them, so that a careless reader would be content
+            save_file(weights, place / "other.safetensors", metadata={"format": "pt"})
         index = json.loads((folder / _INDEX).read_text())
         written = str(outside / "other.safetensors") if name == "absolute" else name
         index["weight_map"] = dict.fromkeys(index["weight_map"], written)
