@@ -1,4 +1,4 @@
-"""One finished tiny quickstart for all tests that look at its folder, made by the command as a user types it."""
+"""One finished tiny quickstart for all tests that read its folder, created with the command line."""
 
 import json
 import os
@@ -16,10 +16,10 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 class Command:
-    """The command in a process of its own."""
+    """The command in a separate process."""
 
     def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+        """Run it to the end."""
         line = self.line(*arguments)
         return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
@@ -31,18 +31,18 @@ class Command:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            # Tests that run in the background of a shell ignore interrupts, and so would everything they start.
+            # Tests in the background of a shell ignore interrupts, and so would their child processes.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def line(self, *arguments: str | Path) -> list[str]:
-        """What is typed."""
+        """The arguments."""
         return [sys.executable, "-m", "longrl.cli", *map(str, arguments)]
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A quickstart's folder and what it said."""
+    """A quickstart's folder and its output."""
 
     folder: Path
     messages: str

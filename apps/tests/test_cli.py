@@ -1,4 +1,4 @@
-"""The command as a user meets it: help at once, and one line for every mistake."""
+"""The command from the user's side: help at once, and one line for every mistake."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def test_a_pipe_that_nobody_reads_ends_the_command_quietly():
 
 
 def hear_interruptions() -> None:
-    """For a new process: whoever is started in the background of a script inherits that interruptions are ignored."""
+    """For a new process: a process started in the background of a script inherits ignored interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -181,7 +181,7 @@ def test_a_tiny_model_of_another_family(longrl, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model" / "mm_projector" / "model.safetensors").is_file()
     refused = longrl("tiny-model", "--output", tmp_path / "other", "--family", "vila", "--hidden-size", "64")
-    assert_one_line(refused, 2, "--family vila: comes as it is")
+    assert_one_line(refused, 2, "--family vila: has fixed sizes")
     assert_one_line(longrl("tiny-model", "--output", tmp_path / "other", "--family", "x"), 2, "expected one of qwen2")
 
 
@@ -215,7 +215,7 @@ def test_a_file_that_is_no_video(longrl, tmp_path, name, content, code):
 
 
 def test_a_report_of_something_else(longrl, tmp_path):
-    assert_one_line(longrl("report", tmp_path), 2, tmp_path, "no quickstart was run here")
+    assert_one_line(longrl("report", tmp_path), 2, tmp_path, "not a quickstart's folder")
 
 
 def test_a_report_is_written_anew(longrl, finished, tmp_path):

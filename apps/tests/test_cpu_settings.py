@@ -1,4 +1,4 @@
-"""What the command does to its own process before torch is loaded."""
+"""The settings that the command makes in its own process before torch is loaded."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The stage machine alone: what is reused, what is redone and why, and what a kill leaves behind."""
+"""The stages alone: what is reused, what is redone and why, and what a kill leaves behind."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from longvideo_reason_data.errors import UsageError
 
 
 class Work:
-    """Two stages that copy a setting into a file, and note how often they ran."""
+    """Two stages that copy a setting into a file, and record how often they ran."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -91,7 +91,7 @@ def test_damaged_outputs_are_made_again(work, damage):
         (work.folder / "b" / "c.txt").write_text("?")
     work.run()
     assert work.ran == ["b"]
-    assert work.said[1].startswith("b: redo: b is not what it was (1 files, 1 bytes, now ")
+    assert work.said[1].startswith("b: redo: b has changed (1 files, 1 bytes, now ")
     assert measure(work.folder / "b") == {"files": 1, "bytes": 1}
 
 
@@ -127,7 +127,7 @@ def test_a_stage_of_another_format_is_redone(work):
 
 def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(AppUsageError, match=r"holds something else \(thesis.txt\); choose another --output"):
+    with pytest.raises(AppUsageError, match=r"contains something else \(thesis.txt\); choose another --output"):
         Work(tmp_path).run()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

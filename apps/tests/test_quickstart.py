@@ -1,4 +1,4 @@
-"""The whole pipeline with tiny settings: once from beginning to end, once killed on the way."""
+"""The whole pipeline with tiny settings: once from beginning to end, once killed in between."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every shipped recipe parses, and a quickstart recipe is answered clearly when it is wrong."""
+"""Every shipped recipe parses, and mistakes in a quickstart recipe are reported clearly."""
 
 from pathlib import Path
 

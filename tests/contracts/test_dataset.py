@@ -1,7 +1,7 @@
-"""What the data package writes is what engine and trainer read: one rendered world through all three.
+"""Engine and trainer read what the data package writes: one rendered world through all three.
 
-That `VideoFile` has the members of the engine's `Video` is also a matter of types, which pyright holds where the
-trainer hands one to the other; here is what types don't say.
+Pyright checks that `VideoFile` has the members of the engine's `Video`, where the trainer passes one to the other;
+these tests check what types don't express.
 """
 
 import hashlib

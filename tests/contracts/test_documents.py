@@ -1,4 +1,4 @@
-"""What the papers say is there: every path, name and command they mention exists, and their recipes parse."""
+"""The documents are true: every path, name and command that they mention exists, and their recipes parse."""
 
 import importlib
 import re
@@ -19,7 +19,7 @@ IMPORTABLE = re.compile(
 )
 PATH = re.compile(r"`((?:packages|apps|tests|docs|\.ci)/[\w./-]*)`")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
-# Names that a library doesn't promise to keep: with an underscore in front, or deep in vLLM.
+# Names that a library doesn't promise to keep: with a leading underscore, or deep in vLLM.
 INSIDE = re.compile(
     r"\b(?!self|cls|os\b)[a-z]\w*\._[a-z]\w+\(|\bops\.aten\._"
     r"|from vllm\.(?!config|platforms)\w|vllm\.model_executor"
@@ -33,7 +33,7 @@ def relative(path: Path) -> str:
 
 
 def shell_lines(paper: Path) -> list[list[str]]:
-    """Words of every command in the paper's code blocks."""
+    """Words of every command in the document's code blocks."""
     blocks = re.findall(r"```bash\n(.*?)```", paper.read_text(encoding="utf-8"), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line.strip()]
     return [shlex.split(line, comments=True) for line in lines]

@@ -1,7 +1,7 @@
-"""What packages declare to each other is there: entry points load, and are what their group promises.
+"""Declarations between packages are true: entry points load, and are what their group promises.
 
-Declarations are read from the members' own files and compared with what is installed, so that a new one can't be
-forgotten by an old environment.
+Declarations are read from the members' own files and compared with what is installed, so that an old environment can't
+hide a new one.
 """
 
 import sys

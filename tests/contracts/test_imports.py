@@ -1,6 +1,6 @@
 """Importing is cheap and portable: nothing heavy is loaded that a machine may not have.
 
-Every module of a package is imported in a fresh process, and what that loaded is looked at. So a package can be
+Every module of a package is imported in a fresh process, and the loaded modules are checked. So a package can be
 imported where vLLM isn't installed, and datasets can be made where torch isn't.
 """
 
@@ -54,7 +54,7 @@ def test_importing_every_module_loads_nothing_optional(package):
 
 
 def test_the_commands_modules_load_no_torch():
-    # Help must come at once, and mistakes in a recipe are told before a model library is loaded.
+    # Help must appear at once, and mistakes in a recipe are reported before a model library is loaded.
     modules = "longrl.cli, longrl_trainer.config.stages"
     code = f"import sys, {modules}; print(*{{'torch', 'transformers', 'vllm', 'av'}}.intersection(sys.modules))"
     assert run_python(code).split() == []

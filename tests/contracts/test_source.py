@@ -21,7 +21,7 @@ MODULES = sorted(path for member in MEMBERS for path in member.glob("src/**/*.py
 MOST_LINES, MEDIAN_LINES, MOST_FUNCTION_LINES, MOST_MODULES = 300, 120, 70, 12
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "misc", "manager"}
 
-# Addresses and folders of the machine a file was written on; written so that they don't match themselves.
+# Addresses and folders of the machine on which a file was written; written so that they don't match themselves.
 TRACES = re.compile(
     r"""(?<![\w.~-])/(?:work|root|home|Users)/[\w.]   # somebody's folders
     | \b(?!127\.0\.0\.1:|0\.0\.0\.0:)(?:\d{1,3}\.){3}\d{1,3}:\d+      # somebody's servers
@@ -61,7 +61,7 @@ def tracked_files() -> list[Path]:
 
 
 def find_faults(path: Path) -> Iterator[str]:
-    """What is wrong with the form of one module."""
+    """The violations of form in one module."""
     tree = parse(path)
     if not ast.get_docstring(tree):
         yield "no module docstring"
@@ -139,7 +139,7 @@ def normal(name: str) -> str:
 
 
 def imported(paths: Iterator[Path]) -> dict[str, str]:
-    """Top-level names that are imported anywhere in the files, and a place where."""
+    """Top-level names that are imported anywhere in the files, each with a location."""
     found: dict[str, str] = {}
     for path in paths:
         for node in ast.walk(parse(path)):

@@ -1,4 +1,4 @@
-"""What the tests here share: vLLM's own server, unchanged, with a checkpoint that this project wrote."""
+"""Shared by the tests here: vLLM's own server, unchanged, with a checkpoint that this project wrote."""
 
 import os
 import signal

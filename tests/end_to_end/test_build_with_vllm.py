@@ -1,7 +1,7 @@
 """A whole build against vLLM's own server: a tiny model with random weights sees real frames and writes JSON by schema.
 
-What such a model writes means nothing. What counts is that an unchanged server takes the pictures and the schemas, that
-every item is kept or dropped with its reason, and that nothing is asked for twice.
+The output of such a model is meaningless. What counts is that an unchanged server accepts the images and the schemas,
+that every item is kept or dropped with its reason, and that nothing is requested twice.
 """
 
 import asyncio
@@ -58,13 +58,13 @@ def build(base_url: str, films: Path, output: Path, **options: object) -> dict[s
     given = {"--videos": films, "--output": output, "--base-url": base_url, "--model": "tiny"}
     given |= {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     given |= {"--captions.num-frames": 2, "--captions.max-side": 112, "--captions.max-tokens": 24}
-    given |= {"--captions.temperature": 1.0}  # at 0 random weights write one token for ever
+    given |= {"--captions.temperature": 1.0}  # at 0 random weights write one token forever
     given |= {"--filter": "none"}  # random weights neither answer questions nor judge answers
     given |= {"--questions.max-tokens": 64, "--questions.num-samples": 2, "--questions.open-ended-share": 0.5}
     command = [BIN / "longvideo-data", "build", *(str(word) for pair in given.items() for word in pair)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     manifest: dict[str, Any] = json.loads((output / "manifest.json").read_text())
-    # A random model writes hardly a question that can be kept, and a dataset without one is a failure.
+    # A random model writes hardly any question that can be kept, and a dataset without one is a failure.
     assert finished.returncode == (0 if manifest["kept"]["questions"] else 1), finished.stderr[-2000:]
     for stage in STAGES:
         counted = manifest["stages"][stage]

@@ -1,7 +1,7 @@
-"""The checkpoint at the end of a quickstart is an ordinary one: transformers and vLLM's server answer with it.
+"""The checkpoint at the end of a quickstart is an ordinary one: transformers and vLLM's server can use it.
 
-The answers of a model this small mean nothing; what counts is that an unchanged tool loads the folder, looks at a real
-video file and writes tokens.
+The answers of such a small model are meaningless; what counts is that an unchanged tool loads the folder, reads a real
+video file and generates tokens.
 """
 
 import base64

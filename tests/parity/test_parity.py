@@ -1,12 +1,12 @@
-"""However a group is computed, its loss and every gradient are those of the plain way, for every family of models.
+"""However a group is computed, its loss and every gradient equal those of the plain path, for every family.
 
 Ranks, heads and tokens split in every way, heads (6 query, 2 key; 28 query, 4 key) that don't divide, shards that end
 inside a response, ranks without targets, sharing on and off, embeddings stored, encoded first and encoded with
-gradients, activations kept, recomputed and moved away: the loss differs by at most 1e-10, a gradient by at most 1e-9 of
-the norm of all. By default every two settings meet in at least one case, and corners that take more than two are named
-(`CORNERS`); `pytest tests/parity --every-case` runs all combinations.
+gradients, activations kept, recomputed and offloaded: the loss differs by at most 1e-10, a gradient by at most 1e-9 of
+the norm of all. By default every pair of settings occurs in at least one case, and corner cases of more than two
+settings are listed (`CORNERS`); `pytest tests/parity --every-case` runs all combinations.
 
-Every case is a test of its own, on ranks that are started once. A new family joins with one line in `FAMILIES`.
+Every case is a separate test, on ranks that are started once. A new family is added with one line in `FAMILIES`.
 """
 
 import functools
@@ -64,7 +64,7 @@ MANY_HEADS_CASES = [
         ("questions", (8, 1, "ring"), True),
     )
 ]
-"""28 query and 4 key heads, as in a model of 7B; on 7 ranks the query heads of some look at two key heads."""
+"""28 query and 4 key heads, as in a model of 7B; on 7 ranks the query heads of some use two key heads."""
 TRAINED_CASES = [
     ParityCase(
         family=family,
@@ -79,7 +79,7 @@ TRAINED_CASES = [
     if FAMILIES[family].is_seeing
     for exchange, shares_prompt in (("gather", True), ("ring", False))
 ]
-"""A tower that is trained, on ranks of which some own no token of a medium and hear of its gradient all the same."""
+"""A trained tower, on ranks of which some own no token of a medium but still receive its gradient."""
 CORNERS = [*MANY_HEADS_CASES, *TRAINED_CASES]
 MOST_RANKS = 8
 SECONDS_PER_CASE = 50.0
@@ -108,13 +108,13 @@ def open_family(root: str, family: str) -> LanguagePolicy:
 
 @functools.cache
 def group_of(num_ranks: int) -> SequenceGroup | None:
-    """The first ranks; every rank has to ask for the same numbers in the same order."""
+    """The first ranks; every rank has to request the same numbers in the same order."""
     process_group = dist.new_group(list(range(num_ranks)))
     return SequenceGroup.of(process_group) if dist.get_rank() < num_ranks else None
 
 
 def compute_references(root: str, references: list[ParityCase]) -> None:
-    """The outcomes of the plain way, each by one rank, into files."""
+    """The results of the plain path, each by one rank, written to files."""
     for reference in references[dist.get_rank() :: dist.get_world_size()]:
         outcome = compute(open_family(root, reference.family), reference)
         path = Path(root) / f"{reference.subject}.safetensors"
@@ -122,7 +122,7 @@ def compute_references(root: str, references: list[ParityCase]) -> None:
 
 
 def difference(root: str, case: ParityCase) -> tuple[float, str]:
-    """How far this rank's outcome is from the plain way's; 0 on a rank that the case doesn't need."""
+    """The difference between this rank's result and the plain path's; 0 on a rank that the case doesn't need."""
     num_ranks = case.split[0]
     group = None if num_ranks == 1 else group_of(num_ranks)
     if dist.get_rank() >= num_ranks:
@@ -158,7 +158,7 @@ def ranks() -> Iterator[RankPool]:
 
 @pytest.fixture(scope="module")
 def root(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with all checkpoints and what each case's subject comes to in the plain way."""
+    """A folder with all checkpoints and the result of each case's subject on the plain path."""
     root = tmp_path_factory.mktemp("parity")
     for family in (*FAMILIES, MANY_HEADS):
         build(family, root / family)

@@ -1,6 +1,6 @@
-"""The parity measure has teeth: each fault that is known from other systems is far beyond what it allows.
+"""The parity measure is sensitive: each fault known from other systems is far beyond its tolerance.
 
-The faults are put into the running code of two ranks; the same case without one passes.
+The faults are injected into the running code of two ranks; the same case without a fault passes.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ TRAINED = dataclasses.replace(CASE, vision="trained")
 
 
 def restarted_positions() -> Any:
-    """Every response counts from 0 instead of going on behind its prompt."""
+    """Every response counts from 0 instead of continuing after its prompt."""
 
     def restarted(prompt_positions: Tensor, branch_lengths: tuple[int, ...]) -> Tensor:
         branches = [torch.arange(length).expand(prompt_positions.shape[0], -1) for length in branch_lengths]
@@ -47,7 +47,7 @@ def restarted_positions() -> Any:
 
 
 def unmerged_backward() -> Any:
-    """Backward is given the block's own log-sum-exp rather than the joined one."""
+    """The backward pass gets the block's own log-sum-exp rather than the joined one."""
     right = CpuFlashBackend.backward
 
     def wrong(self: CpuFlashBackend, block: Block, gradient: Tensor, output: Tensor, _: Tensor) -> Any:
@@ -73,7 +73,7 @@ def foreign_frames() -> Any:
 
 
 def late_labels() -> Any:
-    """Labels are shifted within each rank's shard, so that the last of a run is given the first of the next run."""
+    """Labels are shifted within each rank's shard, so that the last of a run gets the first of the next run."""
     right = rows.PackedRow.of.__func__
 
     def wrong(cls: type[rows.PackedRow], groups: Any, device: torch.device) -> rows.PackedRow:
@@ -101,7 +101,7 @@ right_gather = logprobs.gather_results
 
 
 def forgotten_ranks() -> Any:
-    """A rank's frames get the gradient of the tokens that the same rank owns, and of no other's."""
+    """A rank's frames get only the gradient of the tokens that the same rank owns."""
     return patch("mrsp_engine.encoding.parallel.gather_tokens", gather_results)
 
 
@@ -129,7 +129,7 @@ def expected_of(root: str, case: ParityCase) -> dict[str, Tensor]:
 
 
 def measure(root: str, case: ParityCase, fault: str | None) -> float:
-    """The difference of two ranks from the plain way, in units of what is allowed, with a fault or without one."""
+    """The difference of two ranks from the plain path, in units of the tolerance, with a fault or without one."""
     assert dist.group.WORLD is not None
     expected = expected_of(root, case)
     with FAULTS[fault][1]() if fault else nullcontext():

@@ -1,5 +1,5 @@
 """The `longrl` command: the whole pipeline on one machine, its stages one by one, and the report.
 
-Ties the packages together and holds no algorithm of its own. Importing it is cheap; every command imports what it
-needs when it runs.
+Connects the packages and contains no algorithm of its own. Importing it is cheap; every command imports what it needs
+when it runs.
 """

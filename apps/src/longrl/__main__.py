@@ -1,4 +1,4 @@
-"""Where the process of `longrl` begins."""
+"""Entry point of `python -m longrl`."""
 
 import sys
 

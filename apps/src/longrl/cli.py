@@ -1,6 +1,6 @@
-"""The command `longrl`: what can be typed, and how mistakes are answered.
+"""The command `longrl`: its subcommands and its error messages.
 
-Imports nothing heavy: a command imports what it needs when it runs, so that help comes at once.
+Imports nothing heavy: a command imports what it needs when it runs, so that help appears at once.
 """
 
 import sys
@@ -34,20 +34,20 @@ Folder = Annotated[Path, tyro.conf.Positional]
 
 
 def quickstart(output: Path = Path("quickstart"), seed: int = 0, recipe: Path | None = None) -> None:
-    """Take real video files through the whole pipeline on this machine, and write a report.
+    """Run the whole pipeline on real video files on this machine, and write a report.
 
-    Renders a small world to H.264 files, asks questions about it, builds a tiny Qwen2.5-VL, encodes every video once,
-    teaches by imitation (CoT-SFT) and by reward (GRPO, with vLLM as the sampler), and measures on videos that no
-    training has seen. Interrupt it whenever you like: the same command goes on where it stopped.
+    Renders a small world to H.264 files, writes questions about it, builds a tiny Qwen2.5-VL, encodes every video once,
+    trains by imitation (CoT-SFT) and by reward (GRPO, with vLLM as the sampler), and evaluates on videos not used in
+    training. It can be interrupted at any time: the same command continues where it stopped.
 
     Example: longrl quickstart
 
     Example: longrl quickstart --output /tmp/second --seed 1
 
     Args:
-        output: Folder for everything that is made.
-        seed: Another seed gives another world, another model and other rollouts.
-        recipe: Settings of the world, the model and the training; apps/recipes/quickstart.toml when not given.
+        output: Folder for all output.
+        seed: Seed of the world, the model and the rollouts.
+        recipe: Settings of the world, the model and the training; apps/recipes/quickstart.toml by default.
     """
     if seed < 0:
         raise AppUsageError(f"--seed {seed}: expected 0 or more")
@@ -73,7 +73,7 @@ def tiny_model(
     """Build a Qwen2.5-VL of a few million parameters, in the ordinary Hugging Face layout.
 
     Its tokenizer is trained on the given texts; without any, on stories of the timeline world. The weights are random
-    and depend on nothing but seed and sizes.
+    and depend only on seed and sizes.
 
     Example: longrl tiny-model --output tiny
 
@@ -86,15 +86,17 @@ def tiny_model(
         dataset: Train the tokenizer on this dataset's questions and reasoning.
         corpus: Train the tokenizer on these text files.
         seed: Seed of the weights.
-        family: Another family, such as qwen3_vl or vila, in one size and with a tokenizer of its own; to try, not to
-            train.
+        family: Another family, such as qwen3_vl or vila, in one size and with its own tokenizer; for trials, not for
+            training.
         sizes: Sizes of the model.
     """
     if family != TRAINABLE_FAMILY:
         from mrsp_engine.tiny.families import build_tiny
 
         if dataset is not None or corpus or sizes != TinyModelSettings():
-            raise AppUsageError(f"--family {family}: comes as it is; leave out --dataset, --corpus and the sizes")
+            raise AppUsageError(
+                f"--family {family}: has fixed sizes and its own tokenizer; omit --dataset, --corpus and the sizes"
+            )
         build_tiny(family, output, seed)
         print(output)
         return
@@ -108,7 +110,7 @@ def tiny_model(
         try:
             texts.append(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise AppUsageError(f"{path}: not a text in UTF-8 ({error.reason}); expected by --corpus") from None
+            raise AppUsageError(f"{path}: not UTF-8 text ({error.reason}), which --corpus expects") from None
     build_tiny_model(output, texts or corpus_of_stories(), sizes, seed=seed)
     print(output)
 
@@ -118,10 +120,11 @@ def encode(
     model: Path,
     store: Path = Path("embeddings"),
     frames: Annotated[FrameSettings, tyro.conf.arg(name="")] = FrameSettings(),  # noqa: B008 - shown as default
+    allow_pickle_weights: bool = False,
 ) -> None:
     """Encode videos into the embedding store, so that training and evaluation find them there.
 
-    What the store already holds is neither decoded nor encoded again.
+    Videos already in the store are neither decoded nor encoded again.
 
     Example: longrl encode films --model tiny --num-frames 256
 
@@ -131,17 +134,20 @@ def encode(
 
     Args:
         videos: Video files, or folders that are searched for them.
-        model: Folder of the checkpoint whose vision tower encodes.
+        model: Folder of the checkpoint with the vision tower.
         store: Folder of the embedding store.
-        frames: How many frames, and how large; 64 frames unless told otherwise.
+        frames: How many frames, and how large; 64 frames by default.
+        allow_pickle_weights: Load weights from pickles where the checkpoint has no safetensors.
     """
     from longrl.commands.encode import encode_videos
+    from longrl_trainer.config.sections import ModelSection
 
-    encode_videos(videos, model, store, frames.or_frames(64))
+    section = ModelSection(folder=model, store=store, allow_pickle_weights=allow_pickle_weights)
+    encode_videos(videos, section, frames.or_frames(64))
 
 
 def sft(recipe: Folder) -> None:
-    """Train by imitation: a recipe, then any of its settings as options.
+    """Train by imitation: a recipe, followed by any of its settings as options.
 
     Example: longrl sft apps/recipes/qwen2_5_vl_3b_sft.toml --epochs 2 --data.num-frames 128
 
@@ -152,7 +158,7 @@ def sft(recipe: Folder) -> None:
 
 
 def grpo(recipe: Folder) -> None:
-    """Train by reward: a recipe, then any of its settings as options.
+    """Train by reward: a recipe, followed by any of its settings as options.
 
     Example: longrl grpo apps/recipes/qwen2_5_vl_3b_grpo.toml --group-size 16 --output runs/wide
 
@@ -175,7 +181,7 @@ def evaluate(recipe: Folder | None = None) -> None:
 
 
 def report(run: Folder) -> None:
-    """Write report.html and report.json of a quickstart's folder anew.
+    """Rewrite report.html and report.json of a quickstart's folder.
 
     Example: longrl report quickstart
 
@@ -207,10 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: What was typed behind the name of the command; of this process when not given.
+        arguments: The arguments after the command's name; by default those of this process.
 
     Returns:
-        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted, 141 when nobody reads on.
+        0, or 1 for a failure, 2 for a wrong request, 130 for an interruption, 141 for a closed output pipe.
     """
     return end_quietly(lambda: _run(arguments))
 
@@ -219,7 +225,7 @@ def _run(arguments: list[str] | None) -> int:
     settle_on_processor()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        # Their options are those of the recipe's model with the recipe as default, so the recipe is read first.
+        # Their options are the fields of the recipe's model, with the recipe's values as defaults, so it is read first.
         if arguments and arguments[0] in recipe_commands.COMMANDS:
             recipe_commands.run(arguments[0], arguments[1:])
         else:

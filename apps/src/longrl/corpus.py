@@ -1,4 +1,4 @@
-"""The texts that a tiny model's tokenizer learns from: prompts and responses as the model will meet them."""
+"""The texts for training a tiny model's tokenizer: prompts and responses like those the model will see."""
 
 from collections.abc import Iterable, Iterator
 from itertools import cycle
@@ -13,14 +13,14 @@ QUESTIONS_PER_STORY = 8
 
 
 def corpus_of_records(records: Iterable[QuestionRecord]) -> Iterator[str]:
-    """Prompts and responses of a dataset, as the model will meet them."""
+    """Prompts and responses of a dataset, in the form that the model will see."""
     for record in records:
         yield format_prompt(record.question, record.options)
         yield format_response(record.reasoning, record.answer)
 
 
 def corpus_of_stories() -> Iterator[str]:
-    """Prompts and responses about stories that nobody renders; always the same."""
+    """Prompts and responses about stories that are never rendered; always the same."""
     letters = cycle(LETTERS[:NUM_OPTIONS])
     for number in range(NUM_STORIES):
         world = create_world(f"corpus/{number}", WorldSettings())

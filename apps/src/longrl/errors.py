@@ -4,12 +4,12 @@ from typing import ClassVar
 
 
 class AppError(Exception):
-    """A command failed for a reason that lies outside of what was typed."""
+    """A command failed for a reason other than its arguments."""
 
     exit_code: ClassVar[int] = 1
 
 
 class AppUsageError(AppError):
-    """A command was asked for something that can't be done."""
+    """A command's arguments request something that can't be done."""
 
     exit_code: ClassVar[int] = 2

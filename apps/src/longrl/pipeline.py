@@ -1,13 +1,13 @@
-"""A folder that is filled by stages, each done once and redone only when its inputs change.
+"""A folder filled by stages, each run once and rerun only when its inputs change.
 
-    .owner                      held by the process at work
-    stages/NAME.started.json    inputs of a stage that has begun, and the time it has taken so far
+    .owner                      held by the running process
+    stages/NAME.started.json    inputs of a started stage, and the time it has taken so far
     stages/NAME.json            written last: inputs, result, time, memory and the outputs of a finished stage
 
-A stage's inputs are its settings and the digests of the stages before it. Killed at any moment, the next process finds
-either a finished stage, which it reuses, or a begun one with the same inputs, which it lets continue; anything else is
-cleared away and done anew, with the reason said. The module doesn't know what a stage does, only that a stage can
-continue with what it has left behind.
+A stage's inputs are its settings and the digests of the stages before it. After a kill at any moment, the next process
+finds either a finished stage, which it reuses, or a started one with the same inputs, which it continues; anything else
+is removed and redone, and the reason is printed. The module doesn't know what a stage does, only that a stage can
+continue from its partial output.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 FORMAT_VERSION = 1
 STAGES_NAME = "stages"
 HEARTBEAT_SECONDS = 2.0
-# A folder may hold these before the first stage without being somebody else's.
+# A folder may contain these before the first stage and still be usable.
 OWN_NAMES = frozenset({STAGES_NAME, OWNER_NAME})
 
 Say = Callable[[str], None]
@@ -43,10 +43,10 @@ class Stage:
 
     Attributes:
         name: Also the name of its file.
-        settings: Everything of the configuration that shapes its result, as plain JSON values; no absolute paths.
+        settings: All configuration that affects its result, as plain JSON values; no absolute paths.
         after: Stages whose outputs it reads.
-        outputs: Files and folders that it writes, relative to the pipeline's folder; nobody else writes there.
-        run: Does the work, or the rest of it; returns what later stages and the report want to know, as plain JSON.
+        outputs: Files and folders that it writes, relative to the pipeline's folder; nothing else writes there.
+        run: Does the work, or the rest of it; returns what later stages and the report need, as plain JSON.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStage:
-    """What `stages/NAME.json` holds."""
+    """The contents of `stages/NAME.json`."""
 
     format_version: int
     name: str
@@ -84,11 +84,11 @@ class Pipeline:
         remove_partial(folder / STAGES_NAME)
 
     def result(self, name: str) -> dict[str, Any]:
-        """What a stage of this process's pipeline returned."""
+        """The result of a stage in this process's pipeline."""
         return self._finished[name].result
 
     def run(self, stage: Stage) -> FinishedStage:
-        """Reuse, continue or do a stage."""
+        """Reuse, continue or run a stage."""
         settings = _plain(stage.settings)
         after = {name: self._finished[name].digest for name in stage.after}
         digest = digest_json({"version": FORMAT_VERSION, "name": stage.name, "settings": settings, "after": after})
@@ -123,11 +123,11 @@ class Pipeline:
         for output, size in finished.outputs.items():
             found = measure(self.folder / output)
             if found != size:
-                return f"{output} is not what it was ({_describe_size(size)}, now {_describe_size(found)})"
+                return f"{output} has changed ({_describe_size(size)}, now {_describe_size(found)})"
         return None
 
     def _clear(self, stage: Stage) -> None:
-        """Forget a stage. The files that vouch for its outputs go first, so that a kill in between is harmless."""
+        """Remove a stage. Its JSON files are removed before its outputs, so that a kill in between is harmless."""
         self._finished_path(stage.name).unlink(missing_ok=True)
         self._begun_path(stage.name).unlink(missing_ok=True)
         for output in stage.outputs:
@@ -166,11 +166,11 @@ class Pipeline:
 
 @contextmanager
 def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
-    """Take a folder for this process alone, for as long as the block runs.
+    """Own a folder exclusively while the block runs.
 
     Raises:
-        AppUsageError: The folder can't be written, or holds something else.
-        DataError: Another process is at work in it, or it takes no lock.
+        AppUsageError: The folder can't be written, or contains something else.
+        DataError: Another process is using it, or it can't be locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,14 +178,14 @@ def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
     except OSError as error:
         raise AppUsageError(f"{folder}: can't be written ({error.strerror}); choose another --output") from error
     if strangers and not (folder / STAGES_NAME).is_dir():
-        raise AppUsageError(f"{folder} holds something else ({strangers[0]}); choose another --output")
+        raise AppUsageError(f"{folder} contains something else ({strangers[0]}); choose another --output")
     with own_folder(folder):
         (folder / STAGES_NAME).mkdir(exist_ok=True)
         yield Pipeline(folder, say)
 
 
 def read_finished(folder: Path, name: str) -> FinishedStage | None:
-    """A finished stage of a folder; None when it isn't finished or was written by another version."""
+    """A finished stage of a folder; None if it isn't finished or was written by another version."""
     values = _read(folder / STAGES_NAME / f"{name}.json")
     if values is None or values.get("format_version") != FORMAT_VERSION:
         return None
@@ -216,13 +216,13 @@ def measure(path: Path) -> dict[str, int]:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has held, plus the most that any of its finished children has held."""
+    """Peak memory of this process, plus the highest peak of its finished children."""
     return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 @contextmanager
 def _heartbeat(path: Path, begun: dict[str, Any]) -> Generator[None]:
-    """Keep the time spent so far on disk while the block runs, for a kill gives no chance to write it down."""
+    """Keep writing the time spent so far to disk while the block runs, because after a kill it is too late."""
     seconds_before, peak_before, started = float(begun["seconds"]), int(begun["peak_memory_bytes"]), monotonic()
     stopped = threading.Event()
 
@@ -258,7 +258,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values as they come back from a file."""
+    """The same values after a round trip through JSON."""
     return json.loads(json.dumps(dict(values), allow_nan=False))
 
 

@@ -1,4 +1,4 @@
-"""Settings of the tiny model, which the engine builds. Imports nothing heavy: the command line shows these settings."""
+"""Settings of the tiny model, which the engine builds. Imports nothing heavy, for the command line's help."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TinyModelSettings(BaseModel):
-    """Sizes of a Qwen2.5-VL that a laptop trains in minutes."""
+    """Sizes of a Qwen2.5-VL that a laptop can train in minutes."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -36,9 +36,9 @@ class TinyModelSettings(BaseModel):
     frame_pixels: int = Field(default=112 * 112, ge=28 * 28)
     """Larger frames are shrunk to this many pixels."""
     max_position_embeddings: int = Field(default=32768, ge=1024)
-    """Longest sequence."""
+    """Maximum tokens of a sequence."""
     initializer_range: float = Field(default=0.02, gt=0)
-    """Standard deviation of the language model's first weights."""
+    """Standard deviation of the language model's initial weights."""
     vision_token_scale: float = Field(default=0.3, gt=0)
     """Size of the vision tower's tokens (root mean square)."""
 
@@ -51,7 +51,7 @@ def build_tiny_model(
     seed: int,
     calibration_videos: Sequence[NDArray[np.uint8]] = (),
 ) -> None:
-    """Write the checkpoint, its frozen eye set for frames like those given (uint8 [F, H, W, 3] each)."""
+    """Write the checkpoint, with its vision tower calibrated on the given frames (uint8 [F, H, W, 3] each)."""
     from mrsp_engine.families.checkpoints import without_progress_bars
     from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 

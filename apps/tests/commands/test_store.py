@@ -9,6 +9,7 @@ import torch
 from longrl.cli import main
 from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.testing.fixtures import numbered_key as key
+from mrsp_engine.testing.hostile_stores import HOSTILE_STORES, fill_outside
 
 
 @pytest.fixture
@@ -57,3 +58,22 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert len(errors) == 1
         assert expected in errors[0]
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", HOSTILE_STORES)
+def test_stores_from_elsewhere_are_refused_and_left_alone(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outside = tmp_path / "store", tmp_path / "outside"
+    fill_outside(outside)
+    HOSTILE_STORES[name](folder, outside)
+
+    def listed() -> list[tuple[str, int]]:
+        return sorted((str(path), path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+    before = listed()
+    for arguments in (["stats"], ["verify"], ["verify", "--remove"], ["prune", "--keep", "0B"]):
+        assert main(["store", arguments[0], str(folder), *arguments[1:]]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert len(line) < 400
+        assert listed() == before

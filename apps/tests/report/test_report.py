@@ -29,7 +29,7 @@ from longrl.report.thumbnails import choose_frames
 
 
 class Outline(html.parser.HTMLParser):
-    """Collects tags, and notices when they don't close in order."""
+    """Collects tags, and detects when they don't close in order."""
 
     VOID = frozenset({"meta", "img", "br", "line", "circle", "path", "link", "hr"})
 
@@ -119,7 +119,7 @@ def test_a_nice_step_is_round_and_at_most_two_and_a_half_times_too_large(rough):
 @example(-8e-6, 20001.0)
 def test_a_linear_axis_covers_its_values(low, extent):
     axis = linear_axis("x", low, low + extent)
-    rounding = 1e-9 * extent  # a value that close to a round number is taken for it
+    rounding = 1e-9 * extent  # a value that close to a round number counts as equal
     assert axis.low <= low + 1e-6 * abs(low) + 1e-6 + rounding
     assert axis.high >= low + extent - 1e-6 * abs(low + extent) - 1e-6 - rounding
     assert 2 <= len(axis.ticks) <= 8

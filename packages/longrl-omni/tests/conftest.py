@@ -1,4 +1,4 @@
-"""What the tests share: a tiny checkpoint and a tiny dataset of either family, and a way to load the former."""
+"""Shared by the tests: a tiny checkpoint and a tiny dataset of either family, and a way to load the checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path

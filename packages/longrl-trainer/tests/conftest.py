@@ -1,4 +1,4 @@
-"""A tiny world for the loops: films of one colour each, questions about them, and a real Qwen2.5-VL of that size."""
+"""A tiny world for the loops: videos of one colour each, questions about them, and a tiny real Qwen2.5-VL."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ NUM_FRAMES, SIZE = 12, 56
 def write_film(
     path: Path, colour: str, *, seed: int = 0, num_frames: int = NUM_FRAMES, height: int = SIZE, width: int = SIZE
 ) -> None:
-    """One colour that fills the picture, with a grey square that wanders, so that no two films are equal."""
+    """One colour that fills the frame, with a moving grey square, so that no two videos are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=4)
@@ -42,7 +42,7 @@ def write_film(
 
 
 def make_record(folder: Path, path: str, colour: str, split: Split, number: int) -> QuestionRecord:
-    """A question about a film's colour whose right letter depends on its number."""
+    """A question about a video's colour whose correct letter depends on its number."""
     names = list(COLOURS)
     options = names[number % 4 :] + names[: number % 4]
     return QuestionRecord(
@@ -68,7 +68,7 @@ def make_record(folder: Path, path: str, colour: str, split: Split, number: int)
 
 @dataclass(frozen=True)
 class World:
-    """Where everything lies; `sft`, `grpo` and `evaluation` make configurations of it."""
+    """The paths of everything; `sft`, `grpo` and `evaluation` return configurations for it."""
 
     folder: Path
     dataset: Path
@@ -113,7 +113,7 @@ class World:
 
 
 def _with(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Values with changes; `data__num_frames=8` changes a setting of a section."""
+    """Apply changes to values; `data__num_frames=8` changes a setting of a section."""
     values = json.loads(json.dumps(values))
     for name, value in changes.items():
         *sections, last = name.split("__")
@@ -125,7 +125,7 @@ def _with(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_world(folder: Path, *, splits: Sequence[Split] = tuple(Split)) -> World:
-    """Four films of each split, two questions per film."""
+    """Four videos per split, two questions per video."""
     dataset = folder / "dataset"
     records: list[QuestionRecord] = []
     for split in splits:
@@ -156,7 +156,7 @@ def build_world(folder: Path, *, splits: Sequence[Split] = tuple(Split)) -> Worl
 
 
 def build_film_world(folder: Path, films: Mapping[str, Mapping[str, int]]) -> World:
-    """Films of the given shapes by name, with one question each; the model is put beside them by the test."""
+    """Videos of the given shapes by name, with one question each; the test adds the model."""
     dataset = folder / "dataset"
     records: list[QuestionRecord] = []
     for number, (name, shape) in enumerate(films.items()):
@@ -170,7 +170,7 @@ def build_film_world(folder: Path, films: Mapping[str, Mapping[str, int]]) -> Wo
 
 @pytest.fixture(scope="session")
 def film_world() -> Callable[..., World]:
-    """Makes a world of films of chosen shapes."""
+    """Makes a world of videos of chosen shapes."""
     return build_film_world
 
 
@@ -181,7 +181,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def write_picture(path: Path, colour: str, *, seed: int = 0) -> None:
-    """A picture of one colour with a grey square."""
+    """A frame of one colour with a grey square."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((SIZE, SIZE, 3), COLOURS[colour], dtype=np.uint8)
     pixels[4 + seed : 12 + seed, 20:28] = 128
@@ -191,8 +191,8 @@ def write_picture(path: Path, colour: str, *, seed: int = 0) -> None:
 def build_album(world: World, folder: Path, *, splits: Sequence[Split] = tuple(Split)) -> World:
     """Questions about several media each, for the model of a world.
 
-    In every split: two films, a film and a picture, a picture between two films, three pictures, and the same film
-    twice; each asked about two times.
+    In every split: two videos, a video and an image, an image between two videos, three images, and the same video
+    twice; two questions about each.
     """
     dataset = folder / "dataset"
     records: list[QuestionRecord] = []
@@ -237,7 +237,7 @@ def new_album(world: World, tmp_path: Path) -> Callable[..., World]:
 
 @pytest.fixture(scope="session")
 def started(world: World) -> World:
-    """The same world with a model after some CoT-SFT: it mostly keeps the form and is often wrong."""
+    """The same world with a model after some CoT-SFT: its format is mostly right, its answers are often wrong."""
     output = world.folder / "started"
     train_sft(world.sft(output, epochs=50, rows_per_step=4, learning_rate=1e-2, checkpoint_every_steps=1000))
     return dataclasses.replace(world, model=output / "model")

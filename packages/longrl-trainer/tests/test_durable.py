@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all; journals survive a kill."""
+"""Files and folders appear complete or not at all; journals survive a kill."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

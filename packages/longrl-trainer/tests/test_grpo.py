@@ -70,7 +70,7 @@ def test_rewards_rise(started, tmp_path):
 
 @pytest.fixture
 def step(started, tmp_path):
-    """What one step has in its hands before the update, in float64."""
+    """The state of one step before the update, in float64."""
     config = started.grpo(tmp_path / "run", dtype="float64", prompts_per_step=4, max_response_tokens=24)
     policy = open_training_policy(config.model, config.dtype, policy=None, checkpoint=None)
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept
@@ -85,7 +85,7 @@ def step(started, tmp_path):
 
 
 def gradient_after(policy, groups, config, reference=None):
-    """First moments after one update: the clipped gradient, scaled alike in every call."""
+    """First moments after one update: the clipped gradient, scaled in the same way in every call."""
     optimizer = Optimizer(policy.model, weight_decay=0.0, max_gradient_norm=1e9)
     update = PolicyUpdate(
         policy=policy,

@@ -29,9 +29,9 @@ from longvideo_reason_data.ownership import own_folder
 with own_folder(Path(sys.argv[1])):
     child = os.fork()
     if child == 0:
+        print(os.getpid(), flush=True)  # it has given up by now what its parent holds
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
     sys.stdin.readline()
 """
 

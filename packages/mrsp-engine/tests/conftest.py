@@ -1,4 +1,4 @@
-"""What the engine's tests share: one tiny checkpoint, an embedding store and a synthetic video."""
+"""Shared by the engine's tests: one tiny checkpoint, an embedding store and a synthetic video."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +23,7 @@ CORPUS = (
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny matrices: passing work between threads costs more than the work, most of all on a busy machine."""
+    """Tiny matrices: passing work between threads costs more than the work, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -59,7 +59,7 @@ def video() -> NoiseVideo:
 
 @pytest.fixture
 def count_tokens() -> Callable[[Any], AbstractContextManager[list[int]]]:
-    """Opens a list that grows by the number of tokens that an engine's vLLM computes in each step."""
+    """Opens a list to which the number of tokens that an engine's vLLM computes is appended in each step."""
 
     @contextmanager
     def count(engine: Any) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ layouts = st.builds(PackedLayout, st.lists(groups, min_size=1, max_size=3).map(t
 
 
 def visible(layout: PackedLayout) -> np.ndarray:
-    """Who sees whom, straight from the definition; [S, S]."""
+    """Which tokens attend to which, straight from the definition; [S, S]."""
     group, home = np.empty(layout.total), np.full(layout.total, -1)
     start = 0
     for number, lengths in enumerate(layout.groups):

@@ -1,4 +1,4 @@
-"""What is kept until backward: a rank's share of the activations, and never the logits of many tokens."""
+"""What is kept until the backward pass: a rank's share of the activations, and never the logits of many tokens."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ GIBIBYTE = 1 << 30
 
 
 def kept_bytes(folder: str, group: SequenceGroup | None, settings: AttentionSettings) -> int:
-    """Bytes of all storages that autograd holds on to between forward and backward, parameters left out."""
+    """Bytes of all storages that autograd keeps between forward and backward, excluding parameters."""
     policy = load_policy(Path(folder), store=EmbeddingStore(Path(folder).parent / "embeddings"))
     parameters = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
     held: dict[int, int] = {}
@@ -64,11 +64,11 @@ def test_a_rank_of_four_keeps_a_quarter_of_the_activations(tmp_path: Path) -> No
 
 
 def peak_bytes_of_scoring(num_tokens: int, vocabulary: int, channels: int) -> int:
-    """How far scoring, forward and backward, raises this process's peak memory."""
+    """By how much scoring, forward and backward, raises this process's peak memory."""
     head = nn.Linear(channels, vocabulary, bias=False)
     hidden = torch.randn(num_tokens, channels, requires_grad=True)
     targets = torch.randint(0, vocabulary, (num_tokens,))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _peak_bytes()
     logprobs, _ = token_logprobs(hidden, targets, head, 0.7, chunk_tokens=LOGIT_BYTES["cpu"] // (vocabulary * 4))
     logprobs.sum().backward()
@@ -83,6 +83,6 @@ def _peak_bytes() -> int:
 
 @pytest.mark.slow
 def test_eight_thousand_tokens_of_a_large_vocabulary_stay_within_a_gibibyte() -> None:
-    """8 responses of 1,024 tokens at 151,936 tokens: 4.6 GiB of logits, were they held at once."""
+    """8 responses of 1,024 tokens with a vocabulary of 151,936: 4.6 GiB of logits if held at once."""
     (peak,) = run_on_ranks(peak_bytes_of_scoring, 1, 8 * 1024, 151_936, 16)
     assert peak < GIBIBYTE

@@ -1,4 +1,4 @@
-"""Positions follow the rule of the sampler, written down here a second time and in another way."""
+"""Positions follow the sampler's rule, implemented here a second time in another way."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What config.json may say about rotary positions, what is refused, and in which words."""
+"""Which rotary settings config.json may have, which are refused, and with which messages."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_yarn_adds_positions() -> None:
 
 
 def edit(folder: Path, rope: dict[str, Any]) -> None:
-    """Say it beside what is there, as somebody would by hand."""
+    """Add settings to the existing ones, as somebody would by hand."""
     config = json.loads((folder / "config.json").read_text())
     config["rope_scaling"] = rope
     (folder / "config.json").write_text(json.dumps(config))
@@ -84,7 +84,7 @@ def edit(folder: Path, rope: dict[str, Any]) -> None:
 def test_a_policy_is_not_loaded_with_other_positions_than_were_meant(family: str, tmp_path: Path) -> None:
     build_tiny(family, tmp_path / "model")
     edit(tmp_path / "model", {"rope_type": "yarn", **YARN})
-    with pytest.raises(EngineUsageError, match=r"config\.json: has rope_scaling beside"):
+    with pytest.raises(EngineUsageError, match=r"config\.json: has rope_scaling (in addition to|outside)"):
         load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
 
 

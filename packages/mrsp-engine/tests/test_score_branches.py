@@ -46,7 +46,7 @@ def branches() -> list[Branch]:
 
 
 def clipped_loss(scores: list[Tensor]) -> Tensor:
-    """A loss that weighs every token differently and isn't linear in the log-probs."""
+    """A loss that weights every token differently and isn't linear in the log-probs."""
     flat = torch.cat(scores)
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(len(flat), generator=generator, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_branches_do_not_see_each_other(exact_policy: Policy, prompt: Prompt, br
 def test_a_wrong_position_is_noticed(
     exact_policy: Policy, prompt: Prompt, branches: list[Branch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The comparison has teeth: one branch token misplaced by one breaks it."""
+    """The comparison is sensitive: one branch token misplaced by one breaks it."""
     plain = run(exact_policy, prompt, branches, share_prompt=False)
     right = rows_module.continue_positions
 

@@ -1,7 +1,7 @@
 """`longrl benchmark attention`: the packed row's few calls against one dense causal call over as many tokens.
 
-The dense call computes more pairs, for it lets responses see each other. Rates count the pairs that each has to
-compute, so they tell how well the operators are used; seconds tell what it takes.
+The dense call computes more pairs, because it lets responses attend to each other. Rates count the pairs that each call
+has to compute, so they show how well the operators are used; seconds show the total cost.
 """
 
 from dataclasses import asdict

@@ -1,6 +1,6 @@
-"""How time and memory are measured: stages that may lie inside each other, and the peak of a stretch of work.
+"""Measuring time and memory: stages, which may be nested, and the peak memory of a block.
 
-Only differences count: memory is what a stretch held beyond what the process held before it, so that weights and
+Only differences count: memory is what a block uses beyond what the process used before it, so that weights and
 libraries, which are the same for everything compared, don't hide it.
 """
 
@@ -35,11 +35,11 @@ NUM_TRIALS = 5
 
 
 class StageClock:
-    """Seconds of named stages; a stage within another stops the outer one's clock.
+    """Seconds of named stages; a nested stage stops the outer one's clock.
 
     Args:
         stages: All names, in order.
-        device: Waited for whenever a clock starts or stops.
+        device: Device to synchronise with whenever a clock starts or stops.
     """
 
     def __init__(self, stages: Sequence[str], device: torch.device) -> None:
@@ -50,7 +50,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
-        """Count the block's time for `stage`."""
+        """Add the block's time to `stage`."""
         self._charge()
         self._running.append(stage)
         yield
@@ -66,7 +66,7 @@ class StageClock:
 
 
 class PeakMemory:
-    """Most bytes held beyond those held at the start; None where the system doesn't tell (CPUs without Linux)."""
+    """Peak bytes beyond those in use at the start; None where the system doesn't report them (CPUs without Linux)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -75,12 +75,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._before: int | None = torch.cuda.memory_allocated(device)
             return
-        # What was freed but not returned would count as held before.
+        # Memory that was freed but not returned would count as used before.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
         try:
-            CLEAR.write_text("5")  # the peak starts anew
+            CLEAR.write_text("5")  # reset the peak
             self._before = _status_bytes("VmRSS")
         except OSError:
             self._before = None
@@ -95,7 +95,7 @@ class PeakMemory:
 
 
 def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -103,7 +103,7 @@ def finish(device: torch.device) -> None:
 def time_interleaved(
     actions: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each action in each of `repeats` rounds; a first round, which warms up, doesn't count."""
+    """Seconds of each action in each of `repeats` rounds, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(repeats + 1):
         for name, action in actions.items():
@@ -117,7 +117,7 @@ def time_interleaved(
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Most floating-point operations per second in the product of two large square matrices, of several trials."""
+    """Highest floating-point operations per second of several products of two large square matrices."""
     size = MATRIX_SIZE.get(device.type, MATRIX_SIZE["cuda"])
     left, right = torch.randn((2, size, size), device=device).to(dtype).unbind(0)
     trials = time_interleaved({"product": lambda: left @ right}, repeats=NUM_TRIALS, device=device)
@@ -126,13 +126,13 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionRates:
-    """How fast attention over a row is.
+    """The speed of attention over a row.
 
     Attributes:
-        forward_seconds: Of one forward pass, the median.
-        backward_seconds: Of one backward pass.
+        forward_seconds: Median seconds of one forward pass.
+        backward_seconds: Median seconds of one backward pass.
         forward_rate: Operations per second: 4 per channel, query head and visible pair.
-        backward_rate: The same for backward, which has 2.5 times the operations.
+        backward_rate: The same for the backward pass, which has 2.5 times the operations.
     """
 
     forward_seconds: float
@@ -150,7 +150,7 @@ class AttentionRates:
         num_pairs: int,
         repeats: int,
     ) -> "AttentionRates":
-        """Time `forward`, which computes so many pairs, and its backward pass."""
+        """Time `forward`, which computes the given number of pairs, and its backward pass."""
         output = forward()
         gradient = torch.randn_like(output)
         seconds = time_interleaved(
@@ -189,7 +189,7 @@ def measure_packed_attention(
 def random_heads(
     num_tokens: int, heads: AttentionHeads, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [H, S, C], keys and values [K, S, C], with gradients; laid out by tokens as projections make them."""
+    """Queries [H, S, C], keys and values [K, S, C], with gradients; laid out by tokens like projections' output."""
     query, key, value = (
         torch.randn(num_tokens, count, heads.channels, device=device).to(dtype).transpose(0, 1).requires_grad_()
         for count in (heads.query, heads.key, heads.key)
@@ -198,7 +198,7 @@ def random_heads(
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What figures have to be read with: hardware and versions."""
+    """The context of the figures: hardware and versions."""
     packages = ("torch", "transformers", "mrsp-engine")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
     return {
@@ -227,7 +227,7 @@ def _processor_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this file lies in, if it does."""
+    """The commit of the checkout that contains this file, if any."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

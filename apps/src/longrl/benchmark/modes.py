@@ -1,12 +1,12 @@
-"""One step of GRPO in four ways, from which nothing but the time and the memory should differ.
+"""One GRPO step in four modes, which should differ only in time and memory.
 
 `plain`      no MR-SP: the sampler and every pass over every response encode the frames again.
-`cached`     frames encoded once, by all ranks together, and referred to; responses one by one.
+`cached`     frames encoded once, by all ranks together, and referred to; responses computed one by one.
 `published`  MR-SP as published: `cached`, and every response's row split over all ranks.
-`shared`     this engine: all responses of the group in one row behind one prompt, split over all ranks.
+`shared`     this engine: all responses of the group in one row after one prompt, split over all ranks.
 
-Where rows aren't split, ranks deal the responses out. In one process `published` is `cached`. Sampling is the same in
-all: `TransformersRolloutEngine` computes the prompt once for all the samples a rank draws.
+Where rows aren't split, the responses are distributed over the ranks. In one process `published` equals `cached`.
+Sampling is the same in all modes: `TransformersRolloutEngine` computes the prompt once for all the samples of a rank.
 
 Shape legend: G responses, R tokens of a response.
 """
@@ -41,7 +41,7 @@ TEMPERATURE, CLIP, KL_COEFFICIENT, LEARNING_RATE = 1.0, 0.2, 1e-3, 1e-6
 
 
 def run_step(work: Workload, mode: Mode) -> dict[str, float]:
-    """Take one step with a video that no store has seen yet; returns this rank's seconds by stage."""
+    """Run one step with a video that no store has yet; returns this rank's seconds by stage."""
     policy, reference = work.models.policy, work.models.reference
     step = _Step(work, mode, StageClock(STAGES, policy.device))
     store = EmbeddingStore(work.scratch / "embeddings")
@@ -77,17 +77,17 @@ def run_step(work: Workload, mode: Mode) -> dict[str, float]:
 
 
 Responses = dict[int, Branch]
-"""Responses that one pass computes together, by their number in the group."""
+"""Indices of the responses that one pass computes together."""
 
 
 class _Step:
-    """What the stages of one step share."""
+    """The shared state of the stages of one step."""
 
     def __init__(self, work: Workload, mode: Mode, clock: StageClock) -> None:
         self.work, self.mode, self.clock = work, mode, clock
 
     def draw(self, prompt: Prompt) -> list[Branch]:
-        """All G responses; every rank draws its own and gets those of the others."""
+        """All G responses; every rank draws its own and receives those of the others."""
         work, policy = self.work, self.work.models.policy
         sampling = SamplingSettings(
             temperature=TEMPERATURE,
@@ -99,7 +99,7 @@ class _Step:
             (outcome,) = TransformersRolloutEngine(policy).generate([prompt], sampling)
         drawn = [list(rollout.token_ids) for rollout in require_rollouts(outcome)]
         if work.group is not None:
-            # A rank with fewer responses than the others fills up, so that messages are of one size.
+            # A rank with fewer responses than the others pads, so that messages have one size.
             most = -(-work.group_size // work.num_ranks)
             tokens = torch.tensor((drawn * most)[:most], device=policy.device)
             gathered = [torch.empty_like(tokens) for _ in range(work.num_ranks)]
@@ -108,7 +108,7 @@ class _Step:
         return [Branch(token_ids=tuple(token_ids)) for token_ids in drawn]
 
     def passes(self, branches: Sequence[Branch]) -> list[Responses]:
-        """Which responses this rank computes, and which of them together."""
+        """The responses that this rank computes, grouped by pass."""
         numbered = dict(enumerate(branches))
         if self.mode == "shared":
             return [numbered]
@@ -134,7 +134,7 @@ class _Step:
 
     @contextmanager
     def _encoded(self, policy: Policy) -> Generator[None]:
-        """Encode for this pass alone, if nothing is cached."""
+        """Encode for this pass only, if nothing is cached."""
         if self.mode != "plain":
             yield
             return
@@ -145,6 +145,6 @@ class _Step:
 
 
 def rotated(modes: Sequence[Mode], repeat: int) -> tuple[Mode, ...]:
-    """The modes in the order of a repeat: each repeat begins with another one."""
+    """The modes in the order of a repeat; each repeat begins with a different one."""
     start = repeat % len(modes)
     return (*modes[start:], *modes[:start])

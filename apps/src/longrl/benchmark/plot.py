@@ -1,4 +1,4 @@
-"""A benchmark's figures as a drawing that stands alone."""
+"""A benchmark's figures as a self-contained drawing."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

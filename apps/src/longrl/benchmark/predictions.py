@@ -1,4 +1,4 @@
-"""What the planner predicts for the steps that were measured, from the rates of the machine they were measured on."""
+"""The planner's predictions for the measured steps, from the rates of the same machine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ COPIED_BYTES = 256 << 20
 
 
 def measure_accelerator(policy: Policy, group: SequenceGroup | None) -> Accelerator:
-    """This machine with a model's own sizes; ranks measure at the same time and get the slowest one's link.
+    """The rates of this machine for a model's sizes; ranks measure at the same time and get the slowest link.
 
-    The linear rate is that of a product of a row with a square matrix as wide as the model, the attention rate that of
-    a causal row of its heads, forward.
+    The linear rate is that of multiplying a row with a square matrix of the model's width, the attention rate that of a
+    causal row of its heads, forward.
     """
     device, dtype = policy.device, policy.dtype
     matrix_rate = measure_matrix_rate(device, dtype)
@@ -55,7 +55,7 @@ def measure_accelerator(policy: Policy, group: SequenceGroup | None) -> Accelera
 def predict_rows(
     rows: Sequence[dict[str, Any]], model: Path, accelerator: Accelerator, *, is_checkpointed: bool
 ) -> list[dict[str, Any]]:
-    """For every row the seconds the planner predicts, and by how much they miss what was measured."""
+    """The seconds that the planner predicts for every row, and their error against the measurement."""
     shape = read_shape(model)
     predictions: list[dict[str, Any]] = []
     for row in rows:
@@ -89,7 +89,7 @@ def predict_rows(
 
 
 def describe_errors(predictions: Sequence[dict[str, Any]]) -> list[str]:
-    """How far the planner was off, a line per row."""
+    """The planner's errors, one line per row."""
     return [
         f"{found['frames']} frames, {found['mode']}: planned {found['seconds']:.2f} s, off by {found['error']:+.0%} "
         f"(update {found['error_by_stage']['update']:+.0%})"

@@ -1,8 +1,8 @@
 """`longrl benchmark rank`: the work of one rank of many on one device.
 
-A language model with random weights and a public checkpoint's shape runs its rank's part of a packed row, forward,
-backward and scoring, among ranks that aren't there (`stand_in`). As layers are alike, fewer of them may be measured;
-the whole model's time is then what the layers took, times their number, and the rest.
+A language model with random weights and a public checkpoint's shape runs one rank's part of a packed row, forward,
+backward and scoring, among simulated ranks (`stand_in`). As layers are alike, fewer of them may be measured; the whole
+model's time is then extrapolated from the layers' time, plus the rest.
 
 Shape legend: L own tokens, D hidden size, N scored tokens.
 """
@@ -36,22 +36,22 @@ LOGIT_TOKENS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSettings:
-    """What is measured.
+    """What to measure.
 
     Attributes:
-        model: Name of a public checkpoint or folder, of which the language model's shape is taken.
-        num_layers: Layers that are measured; all if None.
+        model: Name or folder of a checkpoint, whose language model's shape is used.
+        num_layers: Number of layers to measure; all if None.
         frames: Numbers of frames.
         frame_pixels: Pixels of a frame.
         group_size: Responses.
         response_tokens: Tokens of each.
         num_ranks: Ranks N that share the row.
-        rank: Which of them this is.
+        rank: The rank to measure.
         head_ranks: Ranks that split the heads; chosen by the engine if None.
-        repeats: Passes of which the median is taken.
+        repeats: Number of passes; the median is reported.
         device: `auto`, `cpu` or `cuda`.
         dtype: Type of the weights.
-        checkpointing: Recompute activations in backward.
+        checkpointing: Recompute activations in the backward pass.
     """
 
     model: str
@@ -112,7 +112,7 @@ def measure_rank(settings: RankSettings, output: Path) -> None:
 
 
 def _build(shape: ModelShape, settings: RankSettings, device: torch.device) -> Any:
-    """The language model with random weights, in Qwen2's architecture, which all these shapes are of or near to."""
+    """The language model with random weights, in Qwen2's architecture, which all these shapes have or are close to."""
     config_class: Any = Qwen2Config  # its signature lacks the head size
     config = config_class(
         vocab_size=shape.vocab_size,
@@ -181,7 +181,7 @@ def _measure_row(
 def _pass(
     model: Any, embeddings: Tensor, own: Tensor, plan: AttentionPlan, num_scored: int
 ) -> tuple[float, float, float]:
-    """Seconds of forward, of backward, and of the scoring of this rank's share of the responses, both ways."""
+    """Seconds of forward, of backward, and of scoring this rank's share of the responses, in both directions."""
     device: torch.device = model.device
     started = _now(device)
     output = model.model(

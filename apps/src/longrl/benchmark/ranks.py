@@ -1,4 +1,4 @@
-"""The processes of a benchmark: one, or those that torchrun started."""
+"""The processes of a benchmark: one, or those started by torchrun."""
 
 import os
 from collections.abc import Generator
@@ -16,10 +16,10 @@ TIMEOUT = timedelta(minutes=30)
 
 @contextmanager
 def open_ranks(device: str) -> Generator[tuple[torch.device, SequenceGroup | None]]:
-    """Join the ranks torchrun started; yields this rank's device, and its group or None if it is alone.
+    """Join the ranks started by torchrun; yields this rank's device, and its group, None for a single process.
 
     Args:
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
+        device: `cpu`, `cuda`, or `auto` for CUDA where available.
 
     Raises:
         AppUsageError: There is no such device.
@@ -27,7 +27,7 @@ def open_ranks(device: str) -> Generator[tuple[torch.device, SequenceGroup | Non
     if device not in ("auto", "cpu", "cuda"):
         raise AppUsageError(f"--device {device}: expected auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise AppUsageError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+        raise AppUsageError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     own = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
@@ -48,7 +48,7 @@ def open_ranks(device: str) -> Generator[tuple[torch.device, SequenceGroup | Non
 
 
 def is_first(group: SequenceGroup | None) -> bool:
-    """Whether this rank speaks for all."""
+    """Whether this rank writes the output."""
     return group is None or group.rank == 0
 
 

@@ -1,7 +1,7 @@
-"""Other ranks that aren't there: a process group in which one process plays one rank of many.
+"""Simulated ranks: a process group in which one process acts as one rank of many.
 
-What it sends is counted and dropped; what it is sent is of the right size and of plausible values. All of the engine's
-own code for several ranks runs as it would, so its time and memory are those of one rank, without the waiting.
+What it sends is counted and dropped; what it receives has the right size and plausible values. All of the engine's own
+code for several ranks runs as usual, so its time and memory are those of one rank, without the waiting.
 """
 
 from collections.abc import Generator
@@ -20,7 +20,7 @@ VALUE_SCALE = 0.02
 
 
 class _Done(dist.Work):
-    """Work that is finished when it is posted."""
+    """A work handle that is already finished."""
 
     def wait(self, timeout: timedelta = timedelta()) -> bool:
         return True
@@ -30,14 +30,14 @@ class _Done(dist.Work):
 
 
 class StandInGroup(dist.ProcessGroup):
-    """The group as one of its ranks sees it.
+    """The group as seen by one of its ranks.
 
     Attributes:
-        sent_bytes: Bytes handed over so far to ranks that aren't there.
+        sent_bytes: Bytes sent so far to simulated ranks.
     """
 
     def __init__(self, rank: int, size: int) -> None:
-        super().__init__(rank, size)  # pyright: ignore[reportCallIssue] - the stub knows another constructor only
+        super().__init__(rank, size)  # pyright: ignore[reportCallIssue] - the stub declares only another constructor
         self.sent_bytes = 0
 
     def getBackendName(self) -> str:  # noqa: N802 - named by PyTorch
@@ -45,12 +45,12 @@ class StandInGroup(dist.ProcessGroup):
         return BACKEND
 
     def send(self, tensors: list[Tensor], dstRank: int, tag: int = 0) -> dist.Work:
-        """Count."""
+        """Count what is sent."""
         self.sent_bytes += sum(tensor.nbytes for tensor in tensors)
         return _Done()
 
     def recv(self, tensors: list[Tensor], srcRank: int, tag: int = 0) -> dist.Work:
-        """Fill with small numbers, as cheaply as memory allows."""
+        """Fill with small numbers, at the speed of memory."""
         for tensor in tensors:
             tensor.fill_(VALUE_SCALE)
         return _Done()
@@ -58,15 +58,15 @@ class StandInGroup(dist.ProcessGroup):
 
 @contextmanager
 def stand_in_ranks(rank: int, size: int) -> Generator[tuple[SequenceGroup, StandInGroup]]:
-    """Be one rank of `size` until the block ends.
+    """Act as one rank of `size` until the block ends.
 
     Raises:
-        AppUsageError: There is no such rank, or this process belongs to real ones.
+        AppUsageError: There is no such rank, or this process belongs to a real process group.
     """
     if not 0 <= rank < size:
         raise AppUsageError(f"--rank {rank} of --ranks {size}: expected a rank from 0 to {size - 1}")
     if dist.is_initialized():
-        raise AppUsageError("benchmark rank plays one rank of many in one process; start it without torchrun")
+        raise AppUsageError("benchmark rank simulates one rank of many in one process; start it without torchrun")
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=rank, world_size=size)
@@ -83,5 +83,5 @@ def _create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist
 
 
 def random_row(num_tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Embeddings [L, D] of the size trained ones have."""
+    """Embeddings [L, D] with the scale of trained ones."""
     return (VALUE_SCALE * torch.randn(num_tokens, width, device=device)).to(dtype)

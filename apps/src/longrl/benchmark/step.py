@@ -1,8 +1,8 @@
-"""`longrl benchmark step`: whole steps at several numbers of frames, in every mode, one beside the other.
+"""`longrl benchmark step`: whole steps at several numbers of frames, in every mode, side by side.
 
-All modes of one number of frames take turns, so that whatever else the machine does hits them alike, and medians are
-compared. Everything a figure has to be read with is written beside it. Long steps are repeated less often when that
-would take too long.
+All modes of one number of frames take turns, so that other load on the machine affects them equally, and medians are
+compared. The context of the figures is written with them. Long steps are repeated less often if they would take too
+long.
 """
 
 import shutil
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSettings:
-    """What is measured.
+    """What to measure.
 
     Attributes:
         frames: Numbers of frames.
@@ -42,11 +42,11 @@ class StepSettings:
         group_size: Responses G.
         response_tokens: Tokens R of each.
         repeats: Steps per mode and number of frames.
-        most_minutes: No repeat but the first is begun that would make all steps together take longer.
+        most_minutes: Time limit of all steps together: no repeat after the first is started that would exceed it.
         model: Folder of a checkpoint; the tiny one if None.
         device: `auto`, `cpu` or `cuda`.
         dtype: Type of the weights.
-        checkpointing: Recompute activations in backward.
+        checkpointing: Recompute activations in the backward pass.
     """
 
     frames: tuple[int, ...]
@@ -75,7 +75,7 @@ class StepSettings:
 
 
 def measure_steps(settings: StepSettings, output: Path) -> None:
-    """Measure and write `output`, with a drawing of the same name beside it; under torchrun on all its ranks."""
+    """Measure and write `output`, and a drawing of the same name; under torchrun on all its ranks."""
     if output.suffix != ".json":
         raise AppUsageError(f"--output {output}: expected a name that ends in .json")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def measure_steps(settings: StepSettings, output: Path) -> None:
 
 
 def compare_modes(rows: Iterable[Row]) -> list[Row]:
-    """How many times faster `shared` is than each other mode: the whole step, and its update."""
+    """How many times as fast as each other mode `shared` is: the whole step, and its update."""
     by_frames: dict[int, dict[str, Row]] = {}
     for row in rows:
         by_frames.setdefault(row["frames"], {})[row["mode"]] = row
@@ -133,7 +133,7 @@ def compare_modes(rows: Iterable[Row]) -> list[Row]:
 
 
 def describe_rows(rows: Sequence[Row]) -> list[str]:
-    """The rows as a table for people."""
+    """The rows as a human-readable table."""
     lines = [f"{'frames':>7} {'prompt':>8} {'mode':>10} {'step':>9}" + "".join(f"{s:>11}" for s in STAGES) + "   peak"]
     for row in rows:
         stages = "".join(f"{row['seconds_by_stage'][stage]:>10.2f}s" for stage in STAGES)
@@ -191,7 +191,7 @@ def _measure(
 def _measure_frames(work: Workload, settings: StepSettings, seconds_left: float) -> list[Row]:
     seconds: Mapping[Mode, list[list[float]]] = {mode: [] for mode in settings.modes}
     peaks: Mapping[Mode, list[int | None]] = {mode: [] for mode in settings.modes}
-    rounds: list[float] = []  # seconds of all modes together, the same number on every rank
+    rounds: list[float] = []  # seconds of all modes together, the same on every rank
     for repeat in range(settings.repeats):
         if rounds and sum(rounds) + max(rounds) > seconds_left:
             _tell(work, f"no step {repeat + 1}, which would take longer than --most-minutes {settings.most_minutes:g}")
@@ -226,7 +226,7 @@ def _measure_frames(work: Workload, settings: StepSettings, seconds_left: float)
 
 
 def _measure_step(work: Workload, mode: Mode) -> tuple[list[float], int | None]:
-    """Seconds of each stage and of the step, and the most bytes held: those of the rank with the most of each."""
+    """Seconds of each stage and of the step, and peak bytes: the maximum of each over the ranks."""
     if work.group is not None:
         dist.barrier(group=work.group.process_group)
     device = work.models.policy.device

@@ -1,7 +1,7 @@
-"""What a benchmark of steps works on: a policy and its reference, a video whose frames are in memory, one question.
+"""The workload of a step benchmark: a policy and its reference, a video whose frames are in memory, one question.
 
-Frames are there from the start, so decoding is no part of any figure; a mode that encodes again is charged for encoding
-only, not for reading the file again.
+Frames are in memory from the start, so no figure includes decoding; a mode that encodes again pays only for encoding,
+not for reading the file again.
 """
 
 import hashlib
@@ -39,10 +39,10 @@ TINY = TinyModelSettings(
 
 
 class HeldVideo:
-    """A `Video` of seeded noise that is held in memory.
+    """A `Video` of seeded noise, held in memory.
 
     Args:
-        frame_count: Number of frames, two a second.
+        frame_count: Number of frames, two per second.
         size: Rows and columns of a frame.
     """
 
@@ -59,10 +59,10 @@ class HeldVideo:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Models:
-    """What is loaded once.
+    """The models, which are loaded once.
 
     Attributes:
-        policy: The model that is trained; no token ends a response, so that all responses are of one length.
+        policy: The model that is trained; no token ends a response, so that all responses have one length.
         reference: A frozen copy of it.
         optimizer: Updates the policy.
         encoder: The policy's encoder of frames.
@@ -81,11 +81,11 @@ class Workload:
     Attributes:
         models: The models.
         video: The video.
-        plan: How all its frames are encoded.
+        plan: Plan for encoding all its frames.
         group: The ranks; None for one process.
         group_size: Responses G.
         response_tokens: Tokens R of each.
-        scratch: Folder for the embeddings of one step after the other.
+        scratch: Folder for the embeddings of each step in turn.
     """
 
     models: Models
@@ -103,35 +103,35 @@ class Workload:
 
     @property
     def own_responses(self) -> range:
-        """The responses that this rank computes where each rank computes some on its own."""
+        """The responses of this rank in modes where each rank computes some alone."""
         rank = 0 if self.group is None else self.group.rank
         return range(self.group_size * rank // self.num_ranks, self.group_size * (rank + 1) // self.num_ranks)
 
     def encode(self) -> Tensor:
-        """The video's embedding, encoded by this rank alone."""
+        """The video's embedding, encoded by this rank only."""
         with torch.no_grad():
             return torch.cat(list(self.models.encoder.encode_groups(self.video, self.plan)))
 
 
 def build_tiny(folder: Path) -> None:
-    """Write the tiny model that is measured unless another one is given."""
+    """Write the tiny model that is measured by default."""
     build_tiny_model(folder, [QUESTION], TINY, seed=0)
 
 
 def load_models(
     folder: Path, scratch: Path, *, dtype: torch.dtype, device: torch.device, checkpointing: bool
 ) -> Models:
-    """Load a checkpoint as the policy and again as its reference.
+    """Load a checkpoint as the policy and a second time as its reference.
 
     Raises:
-        AppUsageError: The model sees no videos.
+        AppUsageError: The model doesn't accept videos.
     """
     policy, reference = (
         load_policy(folder, dtype=dtype, store=EmbeddingStore(scratch / "embeddings"), device=device) for _ in range(2)
     )
     encoder = policy.encoder if isinstance(policy, LanguagePolicy) else None
     if encoder is None:
-        raise AppUsageError(f"--model {folder}: takes no videos; expected a model that sees")
+        raise AppUsageError(f"--model {folder}: accepts no videos; expected a model with vision")
     policy.end_token_ids = ()
     policy.freeze_vision()
     reference.model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""`longrl benchmark`: what the engine's ideas are worth on this machine, in seconds and bytes."""
+"""`longrl benchmark`: the effect of the engine's methods on this machine, in seconds and bytes."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,8 +23,8 @@ def step(
 ) -> None:
     """Measure whole GRPO steps in four modes, and write rows, ratios and a drawing.
 
-    plain encodes and recomputes in every pass; cached encodes once; published also splits every response's row over
-    the ranks; shared computes the prompt once for the whole group. In one process published is cached. Sampling, with
+    plain encodes and recomputes in every pass; cached encodes once; published also splits every response's row over the
+    ranks; shared computes the prompt once for the whole group. In one process published equals cached. Sampling, with
     transformers, is the same in all. Start it with torchrun for several ranks.
 
     Example: longrl benchmark step --output benchmark.json
@@ -32,17 +32,17 @@ def step(
     Example: torchrun --nproc-per-node 2 -m longrl.cli benchmark step --frames 64 --output two_ranks.json
 
     Args:
-        output: Where the rows go; the drawing gets the same name with .svg.
-        frames: Numbers of frames to measure; the tiny model makes 32 tokens of each.
+        output: Output file for the rows; the drawing gets the same name with .svg.
+        frames: Numbers of frames to measure; the tiny model makes 32 tokens per frame.
         modes: Modes to compare.
         group_size: Responses per question.
         response_tokens: Tokens of every response.
-        repeats: Steps of which the median is taken.
-        most_minutes: Fewer repeats of long steps, down to one, if all steps together would take longer.
-        model: Folder of a checkpoint that sees; a tiny Qwen2.5-VL is built if not given.
+        repeats: Number of steps; the median is reported.
+        most_minutes: Time limit: fewer repeats of long steps, down to one, if all steps together would take longer.
+        model: Folder of a checkpoint with vision; by default a tiny Qwen2.5-VL is built.
         device: auto, cpu or cuda.
         dtype: Weights in float32 or bfloat16.
-        checkpointing: Recompute activations in backward instead of keeping them.
+        checkpointing: Recompute activations in the backward pass instead of keeping them.
     """
     from longrl.benchmark.step import StepSettings, measure_steps
 
@@ -76,12 +76,12 @@ def attention(
     Example: longrl benchmark attention --output attention.json
 
     Args:
-        output: Where the rows go.
+        output: Output file for the rows.
         prompt_tokens: Lengths of the prompt.
-        group_size: Responses behind it.
+        group_size: Responses after the prompt.
         response_tokens: Tokens of every response.
-        model: Checkpoint, by name or folder, whose heads are taken.
-        repeats: Passes of which the median is taken.
+        model: Name or folder of the checkpoint whose heads are used.
+        repeats: Number of passes; the median is reported.
         device: auto, cpu or cuda.
         dtype: float32 or bfloat16.
     """
@@ -118,27 +118,27 @@ def rank(
     """Measure one rank's part of a row that many ranks share, on one device.
 
     The language model has random weights in a public checkpoint's shape; the other ranks' keys, values and gradients
-    are numbers of the right size. Printed are seconds, peak memory, and the bytes that would be sent.
+    are simulated with the right sizes. Prints seconds, peak memory, and the bytes that would be sent.
 
     Example: longrl benchmark rank --model Qwen2.5-VL-7B --frames 3600 --ranks 8
 
     Example: longrl benchmark rank --model Qwen2.5-0.5B --layers 1 --ranks 2 --dtype float32 --response-tokens 64
 
     Args:
-        output: Where the rows go.
-        model: Checkpoint whose language model's shape is taken, by name or folder.
-        layers: Layers to measure; all if not given.
+        output: Output file for the rows.
+        model: Name or folder of the checkpoint whose language model's shape is used.
+        layers: Layers to measure; all by default.
         frames: Numbers of frames.
         ranks: Ranks that share the row.
-        rank: Which of them to be.
-        head_ranks: Ranks that split the heads; chosen if not given.
-        group_size: Responses behind the prompt.
+        rank: The rank to measure.
+        head_ranks: Ranks that split the heads; by default chosen by the engine.
+        group_size: Responses after the prompt.
         response_tokens: Tokens of every response.
         frame_pixels: Pixels of a frame as the encoder sees it.
-        repeats: Passes of which the median is taken.
+        repeats: Number of passes; the median is reported.
         device: auto, cpu or cuda.
         dtype: float32 or bfloat16.
-        checkpointing: Recompute activations in backward instead of keeping them.
+        checkpointing: Recompute activations in the backward pass instead of keeping them.
     """
     from longrl.benchmark.rank import RankSettings, measure_rank
 
@@ -168,7 +168,7 @@ Measurement = (
 
 
 def benchmark(measurement: Annotated[Measurement, tyro.conf.arg(name="")]) -> None:
-    """Measure what the engine's ideas are worth on this machine.
+    """Measure the effect of the engine's methods on this machine.
 
     Example: longrl benchmark step --output benchmark.json
     """

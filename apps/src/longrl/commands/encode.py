@@ -1,4 +1,4 @@
-"""`longrl encode`: videos into the embedding store, with a line for every one that can't be used."""
+"""`longrl encode`: encode videos into the embedding store, with a line for every one that can't be used."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longrl.errors import AppError
-from longrl_trainer.config.sections import FrameSettings
+from longrl_trainer.config.sections import FrameSettings, ModelSection
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.containers import find_videos
 from longvideo_reason_data.media.video_file import VideoFile
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from mrsp_engine.families.base import Policy
 
 
-def encode_videos(paths: Sequence[Path], model: Path, store: Path, frames: FrameSettings) -> None:
+def encode_videos(paths: Sequence[Path], model: ModelSection, frames: FrameSettings) -> None:
     """Encode what can be encoded.
 
     Raises:
-        AppError: When a video can't be used; the others are encoded all the same.
+        AppError: A video can't be used; the others are still encoded.
     """
     failures: list[DataError | EngineError] = []
     videos: list[VideoFile] = []
-    for path in find_videos(paths):  # probing takes no model: mistakes show before one is loaded
+    for path in find_videos(paths):  # probing needs no model: mistakes are reported before one is loaded
         try:
             videos.append(VideoFile.open(path))
         except DataError as error:
             failures.append(error)
     if videos:
-        failures += _encode(videos, model, store, frames)
+        failures += _encode(videos, model, frames)
     if len(failures) == 1 == len(videos) + len(failures):
         raise failures[0]
     if failures:
@@ -40,17 +40,16 @@ def encode_videos(paths: Sequence[Path], model: Path, store: Path, frames: Frame
         raise AppError(f"{len(failures)} of {len(failures) + len(videos)} videos can't be used")
 
 
-def _encode(videos: list[VideoFile], model: Path, store: Path, frames: FrameSettings) -> list[DataError | EngineError]:
-    """Encode probed videos; those that can't be decoded or used are taken out of the list and reported."""
+def _encode(videos: list[VideoFile], model: ModelSection, frames: FrameSettings) -> list[DataError | EngineError]:
+    """Encode probed videos; those that can't be decoded or used are removed from the list and reported."""
     from longrl.progress import choose_progress
-    from longrl_trainer.config.sections import ModelSection
     from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_frames
     from longrl_trainer.training.opening import open_policy
     from mrsp_engine.encoding.video import FileVideo
 
-    policy = open_policy(ModelSection(folder=model, store=store), "float32")
+    policy = open_policy(model, "float32")
     policy.freeze_vision()
-    frames = resolve_frames(frames, model)
+    frames = resolve_frames(frames, model.folder)
     encoder, budget = policy.encoder, frame_budget(frames)
     before = policy.store.counters.encodes
     failures: list[DataError | EngineError] = []
@@ -72,7 +71,7 @@ def _encode(videos: list[VideoFile], model: Path, store: Path, frames: FrameSett
     stats = policy.store.stats()
     new = policy.store.counters.encodes - before
     print(
-        f"{len(videos)} videos, {new} newly encoded; {store} holds {stats.entries} embeddings, "
+        f"{len(videos)} videos, {new} newly encoded; {model.store} holds {stats.entries} embeddings, "
         f"{stats.bytes / 1e6:.1f} MB"
     )
     return failures
@@ -82,11 +81,12 @@ def _check_length(policy: "Policy", medium: "MediaReference") -> None:
     """Refuse a video that no question could be asked about, before it is encoded.
 
     Raises:
-        UnfitMediumError: It is longer than all positions of the model.
+        UnfitMediumError: It is longer than the model's number of positions.
     """
     length = policy.prompt_length("", [medium])
     if length > policy.max_positions:
         raise UnfitMediumError(
-            f"a prompt with it has {length} tokens, more than the {policy.max_positions} positions the model was "
+            f"a prompt with this video has {length} tokens, more than the {policy.max_positions} positions the model "
+            f"was "
             "trained for; lower --num-frames or --max-frames, or set --frame-pixels"
         )

@@ -1,4 +1,4 @@
-"""`longrl plan`: what a step will take, and the settings to run it with."""
+"""`longrl plan`: the predicted cost of a step, and the settings to run it with."""
 
 import json
 import re
@@ -42,9 +42,9 @@ def plan(
 ) -> None:
     """Predict seconds, memory and traffic of a GRPO step, and recommend how to run it.
 
-    Nothing is loaded or downloaded. What can't fit is refused with what to change.
+    Nothing is loaded or downloaded. If nothing fits, the error says what to change.
 
-    A video's tokens are those of the run: frames and sizes are planned by the same functions.
+    The number of tokens of a video equals that of a run: the same functions plan frames and sizes.
 
     Example: longrl plan --model Qwen2.5-VL-7B --frames 3600 --frame-pixels 100352 --gpus 8 --gpu-memory 80GB
 
@@ -52,20 +52,20 @@ def plan(
 
     Args:
         model: Name of a public checkpoint, or a folder with a config.json.
-        frames: Frames of a video, as --num-frames; 0 for a model that only reads.
+        frames: Frames of a video, like --num-frames; 0 for a text-only model.
         gpus: Number of devices.
-        gpu_memory: Memory of one, such as 80GB; that of --gpu if not given.
+        gpu_memory: Memory of one device, such as 80GB; by default that of --gpu.
         gpu: A100, H100, H200 or CPU.
         group_size: Responses per question.
         response_tokens: Tokens of a response.
-        prompts_per_step: Questions of a step.
-        video_height: Rows of the videos' pictures.
-        video_width: Their columns.
-        video_seconds: Length of a video; a second for each frame unless given.
+        prompts_per_step: Questions per step.
+        video_height: Height of the videos' frames in pixels.
+        video_width: Width of the videos' frames in pixels.
+        video_seconds: Length of a video; by default one second per frame.
         video_fps: Frames per second of the files.
-        shown: How many frames, and how large, as in a recipe.
-        videos: Videos of the data set, for the size of the embedding store.
-        output: Write the plan to this JSON file too.
+        shown: How many frames, and how large, like in a recipe.
+        videos: Videos in the dataset, for the size of the embedding store.
+        output: Also write the plan to this JSON file.
     """
     from mrsp_engine.planner.checkpoints import find_shape
     from mrsp_engine.planner.hardware import find_accelerator
@@ -73,7 +73,7 @@ def plan(
 
     hardware = find_accelerator(gpu)
     if frames is not None and shown.counts_frames:
-        raise AppUsageError(f"--frames {frames}: says the same as --num-frames, --fps and --preset; leave one out")
+        raise AppUsageError(f"--frames {frames}: means the same as --num-frames, --fps and --preset; omit one")
     video = None
     if frames != 0:
         settings = shown if frames is None else shown.model_copy(update={"num_frames": frames})
@@ -100,7 +100,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _ConstantRate:
-    """A video of a constant rate, as far as planning its frames goes."""
+    """A video with a constant frame rate, with only what planning its frames needs."""
 
     frame_count: int
     timestamps: NDArray[np.float64]
@@ -110,7 +110,7 @@ class _ConstantRate:
 def _plan_video(
     shown: FrameSettings, model: str, height: int, width: int, seconds: float | None, fps: float
 ) -> "PlannedVideo":
-    """The frames that a run would show of such a video."""
+    """The frames of such a video that a run would show."""
     from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_frames
     from mrsp_engine.planner.videos import PlannedVideo
 
@@ -122,7 +122,7 @@ def _plan_video(
     settings = resolve_frames(shown, Path(model))
     if seconds is None:
         if settings.num_frames is None:
-            raise AppUsageError(f"--fps {settings.fps:g} without a length of the videos; set --video-seconds")
+            raise AppUsageError(f"--fps {settings.fps:g} needs the length of the videos; set --video-seconds")
         seconds, fps = float(settings.num_frames), max(fps, 1.0)
     count = max(1, round(seconds * fps))
     video = _ConstantRate(count, np.arange(count) / fps, count / fps)
@@ -147,7 +147,7 @@ def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:
     lines = [
         f"{request.shape.name}, {request.num_devices} × {request.hardware.name} with {memory}: "
         f"{sizes.prompt_tokens} prompt tokens, {sizes.group_size} responses of {sizes.response_tokens}, "
-        f"{request.prompts_per_step} a step",
+        f"{request.prompts_per_step} per step",
         "",
         "recommended",
         f"  ranks per row          {plan.sequence_ranks}: {divided}",

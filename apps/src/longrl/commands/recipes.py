@@ -1,7 +1,7 @@
 """`longrl sft`, `grpo` and `evaluate`: a recipe first, then options that override it.
 
-The options are the fields of the recipe's own model, with the recipe's values as defaults, so whatever a recipe can
-say can also be typed. Imports the trainer only when a command runs.
+The options are the fields of the recipe's own model, with the recipe's values as defaults, so every setting of a recipe
+is also an option. Imports the trainer only when a command runs.
 """
 
 import io
@@ -24,11 +24,11 @@ HELP_OPTIONS = ("-h", "--help")
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    """Run a command with what was typed behind its name."""
+    """Run a command with the arguments after its name."""
     is_help = any(argument in HELP_OPTIONS for argument in arguments)
     if command in NEED_RECIPE and not _has_recipe(arguments) and not is_help:
         raise AppUsageError(f"longrl {command} needs a recipe as its first argument; see longrl {command} --help")
-    # Under torchrun all processes do the same, and the first one speaks for them.
+    # Under torchrun all processes do the same, and the first one writes the output.
     is_first = os.environ.get("RANK", "0") == "0"
     with redirect_stdout(sys.stdout if is_first else io.StringIO()):
         COMMANDS[command](arguments)
@@ -55,7 +55,7 @@ def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT],
                 config=(tyro.conf.EnumChoicesFromValues,),
             )
     except SystemExit as refusal:
-        # What pydantic says about a value is worth one line; what tyro says about an option's name is well said.
+        # Pydantic's errors about a value are reduced to one line; tyro's about an option's name are fine as they are.
         invalid = _validation_error_behind(refusal)
         if invalid is not None:
             raise AppUsageError(describe_invalid_options(invalid)) from None
@@ -64,7 +64,7 @@ def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT],
 
 
 def describe_invalid_options(error: ValidationError) -> str:
-    """One line for options that the recipe's model refuses."""
+    """One line for options that the recipe's model rejects."""
     first = error.errors()[0]
     option = ".".join(str(part).replace("_", "-") for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")

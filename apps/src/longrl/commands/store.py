@@ -1,4 +1,4 @@
-"""`longrl store`: what the embedding store holds, whether it is sound, and how to make it smaller."""
+"""`longrl store`: the contents of the embedding store, checking it, and making it smaller."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ def stats(folder: Folder = Path("embeddings")) -> None:
     Args:
         folder: Folder of the embedding store.
     """
-    disk = _open(folder)
+    disk = _open(folder, is_read_only=True)
     held = disk.stats()
     print(f"{folder}: {held.entries} embeddings, {held.bytes / 1e6:.1f} MB; {disk.count_encodes()} encoded so far")
 
@@ -35,7 +35,7 @@ def stats(folder: Folder = Path("embeddings")) -> None:
 def verify(folder: Folder = Path("embeddings"), remove: bool = False) -> None:
     """Read every embedding and compare it with its checksums.
 
-    Ends with exit code 1 if one is damaged. Training finds and replaces damaged ones by itself; this finds them now.
+    Ends with exit code 1 if one is damaged. Training also finds and replaces damaged ones itself.
 
     Example: longrl store verify quickstart/embeddings --remove
 
@@ -45,7 +45,7 @@ def verify(folder: Folder = Path("embeddings"), remove: bool = False) -> None:
     """
     from mrsp_engine.embeddings.entries import DiskRefusedError
 
-    disk = _open(folder)
+    disk = _open(folder, is_read_only=not remove)
     damaged = disk.verify()
     for digest in damaged:
         print(f"damaged: {disk.path(digest)}", file=sys.stderr)
@@ -63,22 +63,22 @@ def verify(folder: Folder = Path("embeddings"), remove: bool = False) -> None:
 
 
 def prune(folder: Folder = Path("embeddings"), *, keep: str) -> None:
-    """Remove embeddings, the one used longest ago first, until a size is kept.
+    """Remove embeddings, least recently used first, until the store has a given size.
 
-    What a run still needs is encoded again by the next run, not by the one that is going on.
+    The next run re-encodes what it needs; a run in progress doesn't.
 
     Example: longrl store prune quickstart/embeddings --keep 200GB
 
     Args:
         folder: Folder of the embedding store.
-        keep: How much may stay, such as 500MB or 0B.
+        keep: Maximum size to keep, such as 500MB or 0B.
     """
     from mrsp_engine.embeddings.entries import DiskRefusedError
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", keep.strip(), re.IGNORECASE)
     if match is None:
         raise AppUsageError(f"--keep {keep!r}: expected a number and one of {', '.join(SIZE_UNITS)}, such as 200GB")
-    disk = _open(folder)
+    disk = _open(folder, is_read_only=False)
     try:
         removed = disk.prune(int(float(match[1]) * SIZE_UNITS[match[2].upper()]))
     except DiskRefusedError as error:
@@ -90,12 +90,12 @@ def prune(folder: Folder = Path("embeddings"), *, keep: str) -> None:
     )
 
 
-def _open(folder: Path) -> "DiskTier":
+def _open(folder: Path, *, is_read_only: bool) -> "DiskTier":
     if not folder.is_dir():
-        raise AppUsageError(f"{folder}: no such folder; expected that of an embedding store")
+        raise AppUsageError(f"{folder}: no such folder; expected the folder of an embedding store")
     from mrsp_engine.embeddings.disk import DiskTier
 
-    return DiskTier(folder, None)
+    return DiskTier(folder, None, is_read_only=is_read_only)
 
 
 Action = (
@@ -106,7 +106,7 @@ Action = (
 
 
 def store(action: Annotated[Action, tyro.conf.arg(name="")]) -> None:
-    """Look after an embedding store: count it, check it, make it smaller.
+    """Maintain an embedding store: count it, check it, make it smaller.
 
     Example: longrl store stats quickstart/embeddings
     """

@@ -1,7 +1,7 @@
 """The quickstart's recipe: the world, the model, both training stages and the evaluation, in one typed model.
 
-A recipe says everything about learning and nothing about places: folders, seed and splits are the quickstart's to
-fill in, so `[sft]` and `[grpo]` are ordinary training recipes without them.
+A recipe has all settings of training but no paths: the quickstart fills in folders, seed and splits, so `[sft]` and
+`[grpo]` are ordinary training recipes without them.
 """
 
 from pathlib import Path
@@ -22,25 +22,25 @@ QUICKSTART_RECIPE = RECIPES_FOLDER / "quickstart.toml"
 
 
 class WorldSection(WorldSettings):
-    """The rendered world: how long and how hard its videos are, and how many there are."""
+    """The rendered world: length, difficulty and number of its videos."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     train_sft_videos: int = Field(ge=1)
-    """Videos to imitate reasoning from."""
+    """Number of videos for SFT."""
     train_rl_videos: int = Field(ge=1)
-    """Videos to practise on."""
+    """Number of videos for GRPO."""
     held_out_videos: int = Field(ge=1)
-    """Videos that no training sees."""
+    """Number of videos not used in training."""
     questions_per_video: int = Field(ge=1)
-    """At most so many questions about each video; a thin story may hold fewer."""
+    """Maximum number of questions per video; a simple story may have fewer."""
     hasty_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the demonstrations for SFT whose author did not watch but guessed."""
+    """Share of the SFT demonstrations that guess without the video."""
 
     def world(self) -> WorldSettings:
-        """The part that shapes a single video."""
+        """The settings of a single video."""
         return WorldSettings(**self.model_dump(include=set(WorldSettings.model_fields)))
 
     def videos(self) -> dict[Split, int]:
@@ -53,12 +53,12 @@ class WorldSection(WorldSettings):
 
 
 class EvaluationSection(Section):
-    """How the held-out questions are asked; response length and sampler are those of `[grpo]`."""
+    """Evaluation on held-out questions; response length and sampler are those of `[grpo]`."""
 
     num_frames: tuple[int, ...] = Field(min_length=1)
     """Frame counts for the final model, ascending; the one of `[grpo.data]` must be among them."""
     temperature: float = Field(default=1.0, ge=0)
-    """1 measures the policy that the training stages shape; 0 takes its most probable tokens."""
+    """Sampling temperature: 1 measures the trained policy itself; 0 selects its most probable tokens."""
     limit: int | None = Field(default=None, ge=1)
     """Ask at most this many questions."""
 
@@ -70,7 +70,7 @@ class EvaluationSection(Section):
 
 
 class QuickstartConfig(Section):
-    """Everything the quickstart does, with the places filled in."""
+    """The complete settings of the quickstart, with the paths filled in."""
 
     output: Path
     seed: int = Field(ge=0)
@@ -108,13 +108,13 @@ class QuickstartConfig(Section):
         )
 
     def data_in_use(self) -> list[DataSection]:
-        """Every split with every number of frames at which any stage looks at it."""
+        """Every split with every number of frames that any stage uses for it."""
         held_out = [self._held_out(num_frames) for num_frames in self.evaluation.num_frames]
         return [self.sft.data, self.grpo.data, *held_out]
 
     @property
     def main_frames(self) -> int:
-        """The number of frames at which all models are compared; one of the evaluation's."""
+        """The number of frames at which all models are compared; one of those of the evaluation."""
         return next(num_frames for num_frames in self.evaluation.num_frames if num_frames == self.grpo.data.num_frames)
 
     def _held_out(self, num_frames: int) -> DataSection:
@@ -122,7 +122,7 @@ class QuickstartConfig(Section):
 
 
 def load_quickstart(recipe: Path, *, output: Path, seed: int) -> QuickstartConfig:
-    """Read a recipe and fill in the places below `output`."""
+    """Read a recipe and fill in the paths below `output`."""
     tables = load_recipe(recipe, _Tables).model_extra or {}
     model = {"folder": str(output / "model"), "store": str(output / "embeddings")}
     trained = model | {"folder": str(output / "sft" / "model")}
@@ -147,7 +147,7 @@ def load_quickstart(recipe: Path, *, output: Path, seed: int) -> QuickstartConfi
 
 
 def shaping_settings(config: BaseModel) -> dict[str, Any]:
-    """A training configuration without places, which don't change what comes out."""
+    """A training configuration without paths, which don't affect the result."""
     dumped = config.model_dump(mode="json", exclude={"output": True, "data": {"dataset"}})
     dumped["model"] = {"device": dumped["model"]["device"]}
     return dumped
@@ -160,7 +160,7 @@ class _Tables(BaseModel):
 
 
 def _fill_in(tables: dict[str, Any], places: dict[str, Any], *, source: str, prefix: str = "") -> dict[str, Any]:
-    """Tables with the places added; a recipe that sets one itself is refused."""
+    """Tables with the paths added; a recipe that sets one itself is refused."""
     filled = dict(tables)
     for name, place in places.items():
         if name not in filled:

@@ -1,7 +1,7 @@
 """Encoding ahead of use, and an independent count of what had to be encoded.
 
-The engine counts what it encoded. `count_plans` counts from records and files alone how many different pairs of video
-and frames there are, so that the two can be held against each other.
+The engine counts what it encoded. `count_plans` counts the different pairs of video and frames from records and files
+only, so that the two can be compared.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.runs.progress import ProgressDisplay
 from longvideo_reason_data.media.image_file import FramesFile
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import Split, list_media, read_records
 from mrsp_engine.families.base import Policy
 

@@ -1,7 +1,7 @@
 """The whole pipeline in one command: rendered videos, records, model, embeddings, CoT-SFT, GRPO, evaluation, report.
 
-Every part is the same as on a large machine; only the world and the model are small. `create_stages` reads as the
-list of what is done; each entry says what shapes it and what it writes.
+Every part is the same as on a large machine; only the world and the model are small. `create_stages` reads as the list
+of stages; each entry states what affects it and what it writes.
 """
 
 import shutil
@@ -24,17 +24,17 @@ from longrl.tiny_model import build_tiny_model
 from longrl_trainer.config.recipes import save_config
 from longrl_trainer.questions.frames import plan_frames
 from longrl_trainer.runs.progress import ProgressDisplay
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import QuestionRecord, Split, list_media, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 
 EVALUATIONS = "evaluations"
 CALIBRATION_VIDEOS = 32
-SERVE_OPTIONS = "--dtype float32 --gpu-memory-utilization 0.5"  # on CPUs a share of the main memory
+SERVE_OPTIONS = "--dtype float32 --gpu-memory-utilization 0.5"  # on CPUs a share of main memory
 
 
 def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console: Console) -> dict[str, Any]:
-    """Do what is not done yet; returns the contents of `report.json`."""
+    """Run what is not done yet; returns the contents of `report.json`."""
     with open_pipeline(config.output, lambda line: console.print(line, highlight=False, soft_wrap=True)) as pipeline:
         save_config(config, config.output)
         quickstart = Quickstart(config, pipeline, progress)
@@ -45,7 +45,7 @@ def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console:
 
 
 class Quickstart:
-    """What the stages share: the configuration, the pipeline they run in and one sampler."""
+    """Shared by the stages: the configuration, their pipeline and one sampler."""
 
     def __init__(self, config: QuickstartConfig, pipeline: Pipeline, progress: ProgressDisplay) -> None:
         self.config = config
@@ -131,7 +131,7 @@ class Quickstart:
         return count_records(records)
 
     def build_model(self) -> Mapping[str, Any]:
-        """Build the untrained checkpoint; its tokenizer learns from training questions only."""
+        """Build the untrained checkpoint; its tokenizer is trained on training questions only."""
         folder = self.config.sft.model.folder
         for leftover in (folder, *folder.parent.glob(f".{folder.name}-*")):
             if leftover.exists():
@@ -147,14 +147,14 @@ class Quickstart:
         return {}
 
     def _sample_videos(self, records: list[QuestionRecord]) -> list[NDArray[np.uint8]]:
-        """Frames of a few training videos, as training will see them."""
+        """Frames of a few training videos, like those used in training."""
         data = self.config.sft.data
         media = list(list_media(record for record in records if record.split == data.split).values())
         videos = [open_medium(data.dataset, medium) for medium in media[:CALIBRATION_VIDEOS]]
         return [video.read(plan_frames(video, data)) for video in videos]
 
     def encode(self) -> Mapping[str, Any]:
-        """Encode every video once for every number of frames at which a later stage looks at it."""
+        """Encode every video once for every number of frames that a later stage uses."""
         from longrl_trainer.training.opening import open_policy
 
         policy = open_policy(self.config.sft.model, self.config.sft.dtype)
@@ -199,7 +199,7 @@ class Quickstart:
         )
 
     def _evaluate(self, name: str, model_folder: Path, frames: list[int], *, blind: bool) -> Mapping[str, Any]:
-        """Ask the held-out questions, once per number of frames that isn't there yet."""
+        """Evaluate the held-out questions, once per missing number of frames."""
         from longrl_trainer.evaluation.evaluate import evaluate
         from longrl_trainer.training.opening import open_policy
 
@@ -213,7 +213,7 @@ class Quickstart:
         return {}
 
     def _count_encodes(self, num_plans: int) -> int:
-        """What the store says it has encoded, which must be what the records say there was to encode."""
+        """Check that the store has encoded exactly what the records require."""
         from mrsp_engine.embeddings.store import EmbeddingStore
 
         store = self.config.sft.model.store
@@ -221,7 +221,7 @@ class Quickstart:
         if num_encodes != num_plans:
             raise AppError(
                 f"{store}: {num_encodes} encodes for {num_plans} different (video, frames) pairs, expected as many; "
-                "an entry was lost or made twice: remove this folder and start again"
+                "an entry was lost or encoded twice: remove this folder and start again"
             )
         return num_encodes
 
@@ -238,7 +238,7 @@ def count_records(records: list[QuestionRecord]) -> dict[str, Any]:
 
 
 def print_summary(config: QuickstartConfig, summary: Mapping[str, Any], console: Console) -> None:
-    """Tell where everything is, how well it went and how to go on."""
+    """Print where everything is, the result and the next steps."""
     console.print()
     for name, accuracy in summary["accuracy"].items():
         console.print(f"{name:<11} {accuracy:6.1%}", highlight=False)
@@ -254,7 +254,7 @@ def print_summary(config: QuickstartConfig, summary: Mapping[str, Any], console:
 
 
 def _advance_to(advance: Callable[..., None]) -> Callable[[int, int], None]:
-    """Let a bar follow a callback that is told the number done, not the number more."""
+    """Adapt a bar to a callback that receives the total done instead of the increment."""
     shown = 0
 
     def follow(done: int, total: int) -> None:

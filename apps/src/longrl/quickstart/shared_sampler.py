@@ -8,12 +8,12 @@ from mrsp_engine.rollout.base import RolloutEngine
 
 
 class SharedSampler:
-    """Opens vLLM when it is first needed; whoever uses it hands it the weights to sample with.
+    """Opens vLLM when it is first needed; every user gives it the weights to sample with.
 
     Args:
-        config: Names the sampler and its limits.
+        config: Settings of the sampler.
         model_folder: A checkpoint of the same shape to start from.
-        longest_prompt_tokens: Tells the longest prompt of any stage, once the videos are encoded.
+        longest_prompt_tokens: Returns the longest prompt of any stage, once the videos are encoded.
     """
 
     def __init__(self, config: GrpoConfig, model_folder: Path, longest_prompt_tokens: Callable[[], int]) -> None:
@@ -23,7 +23,7 @@ class SharedSampler:
         self._engine: RolloutEngine | None = None
 
     def open(self) -> RolloutEngine | None:
-        """The shared engine; None where every stage should open its own, which costs nothing without vLLM."""
+        """The shared engine; None where every stage should open its own, which is cheap without vLLM."""
         sampler = self._config.sampler
         if sampler.engine != "vllm":
             return None
@@ -42,7 +42,7 @@ class SharedSampler:
         return self._engine
 
     def close(self) -> None:
-        """Free it, if it was opened."""
+        """Close it, if it was opened."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None

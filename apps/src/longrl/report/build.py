@@ -23,7 +23,7 @@ def build_report(folder: Path) -> dict[str, Any]:
     """Write both files into the run's folder; returns the contents of `report.json`.
 
     Raises:
-        AppUsageError: It is no quickstart's folder, or a stage isn't finished.
+        AppUsageError: It isn't a quickstart's folder, or a stage isn't finished.
         TrainerError: The folder can't be written.
     """
     started = monotonic()
@@ -65,7 +65,7 @@ def render_page(run: RunData, summary: dict[str, Any], cards: list[Any]) -> str:
 
 
 def source_digest() -> str:
-    """Digest of the code and the template of the report, so that a changed report is written anew."""
+    """Digest of the report's code and template, so that the report is rewritten when they change."""
     digest = hashlib.sha256()
     for path in sorted(files("longrl.report").iterdir(), key=lambda path: path.name):
         if path.name.endswith((".py", ".jinja")):
@@ -91,7 +91,7 @@ def describe_seconds(seconds: float) -> str:
 
 
 def describe_bytes(size: float) -> str:
-    """In the largest fitting unit."""
+    """A size in the largest fitting unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"
@@ -100,7 +100,7 @@ def describe_bytes(size: float) -> str:
 
 
 def _known_environment(folder: Path) -> dict[str, Any] | None:
-    """Versions and machine of an earlier report: where the run was made, not where its report is rewritten."""
+    """Versions and machine of an earlier report: those of the run, not of rewriting the report."""
     try:
         summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
         return {name: summary[name] for name in ("versions", "machine")}

@@ -1,7 +1,7 @@
-"""Line charts as inline SVG: few marks, labelled where they are read, coloured by the page's own variables.
+"""Line charts as inline SVG: few marks, labelled in place, coloured by the page's own variables.
 
-A chart knows numbers and words only. Colours, fonts and the dark scheme come from the page's style sheet through
-class names, so the same chart fits any page that has them.
+A chart contains only numbers and words. Colours, fonts and the dark scheme come from the page's style sheet through
+class names, so the same chart works on any page that defines them.
 """
 
 import math
@@ -22,8 +22,8 @@ class Series:
     """One line.
 
     Attributes:
-        label: Stands at the end of the line.
-        points: In order of x.
+        label: Text at the end of the line.
+        points: Points in order of x.
         style: `accent`, `plain` or `faint`.
         has_dots: Mark every point.
     """
@@ -36,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A horizontal line to compare with."""
+    """A horizontal reference line."""
 
     label: str
     value: float
@@ -47,11 +47,11 @@ class Axis:
     """One axis.
 
     Attributes:
-        label: What it shows, with its unit.
-        low: Its beginning.
-        high: Its end.
-        ticks: Values that are written out, with their texts.
-        is_log: Equal steps are equal factors.
+        label: Quantity and unit.
+        low: Lower end.
+        high: Upper end.
+        ticks: Labelled values, with their texts.
+        is_log: Logarithmic scale.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Axis:
     is_log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value lies, from 0 to 1; what lies outside is put on the border."""
+        """Position of a value, from 0 to 1; values outside are moved to the border."""
         low, high = self.low, self.high
         if self.is_log:
             low, high, value = math.log10(low), math.log10(high), math.log10(max(value, 1e-300))
@@ -69,7 +69,7 @@ class Axis:
 
 
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, rules: Sequence[Rule] = ()) -> Markup:
-    """Draw a chart; `title` is read out to those who can't see it."""
+    """Draw a chart; `title` is the text for screen readers."""
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         *_horizontal_grid(y),
@@ -129,7 +129,7 @@ def log_axis(label: str, low: float, high: float) -> Axis:
 
 
 def choice_axis(label: str, values: Sequence[int]) -> Axis:
-    """An axis of equal factors on which every one of a few values is written out."""
+    """A logarithmic axis on which each of a few values is labelled."""
     low, high = values[0], values[-1] if values[-1] > values[0] else values[0] * 2
     return Axis(label=label, low=low, high=high, ticks=tuple((value, str(value)) for value in values), is_log=True)
 

@@ -1,4 +1,4 @@
-"""The figures of the report: which numbers of a run are drawn, and how they are called."""
+"""The figures of the report: which numbers of a run are drawn, and their labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,8 +45,8 @@ class Bar:
     """One horizontal bar.
 
     Attributes:
-        label: What it measures.
-        value: As it is written.
+        label: Name of the quantity.
+        value: The value as text.
         share: Length, from 0 to 1.
         error: Half the length of its error bar, in the same unit.
         style: `accent` or `plain`.

@@ -1,4 +1,4 @@
-"""The dozen responses the report shows in full: some right, some wrong, some from training."""
+"""The dozen responses that the report shows in full: some right, some wrong, some from training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NUM_TRAINED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutCard:
-    """One response with everything needed to judge it."""
+    """One response with its context."""
 
     origin: str
     skill: str
@@ -25,7 +25,7 @@ class RolloutCard:
     right: str
     chosen: str | None
     reasoning: str
-    """What it thought, or the whole response when it can't be read."""
+    """Its reasoning, or the whole response if it can't be parsed."""
     answer: str | None
     reward: float | None
     advantage: float | None
@@ -49,17 +49,17 @@ def choose_cards(run: RunData) -> list[RolloutCard]:
 def choose_items(
     items: Sequence[Mapping[str, Any]], count: int, media: Mapping[str, set[str]]
 ) -> list[Mapping[str, Any]]:
-    """Right and wrong answers of every skill in turn; each medium once as long as there are enough.
+    """Right and wrong answers of every skill in turn; each medium at most once while there are enough.
 
     Args:
         items: Evaluated questions.
-        count: How many are wanted.
-        media: What each question is about, by its id.
+        count: Number of items to select.
+        media: The media of each question, by its id.
     """
     waiting: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for item in items:
         waiting.setdefault((item["skill"], item["correct"]), []).append(item)
-    # Right answers of all skills first, then wrong ones, and so on round.
+    # Right answers of all skills first, then wrong ones, and so on in rotation.
     order = sorted(waiting, key=lambda key: (not key[1], key[0]))
     chosen: list[Mapping[str, Any]] = []
     shown: set[str] = set()
@@ -75,7 +75,7 @@ def choose_items(
 
 
 def choose_responses(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
-    """The best and the worst response of a group of the first and of the last step; groups with a spread preferred."""
+    """The best and the worst response of a group of the first and of the last step; groups with spread preferred."""
     if not groups:
         return []
     chosen: list[tuple[Mapping[str, Any], int]] = []

@@ -1,4 +1,4 @@
-"""What a quickstart's folder holds, read once for the report. Computes nothing."""
+"""The contents of a quickstart's folder, read once for the report. Computes nothing."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class RunData:
     untrained: dict[str, Any]
     sft: dict[str, Any]
     grpo: dict[str, Any]
-    """The final model at the frames that all models are compared at."""
+    """The final model at the number of frames at which all models are compared."""
     blind: dict[str, Any]
     grpo_by_frames: dict[int, dict[str, Any]]
     """The final model at every number of frames, ascending."""
@@ -42,11 +42,11 @@ class RunData:
     grpo_steps: list[dict[str, Any]]
     rollouts: list[dict[str, Any]]
     records: dict[str, QuestionRecord]
-    """By question id."""
+    """Records by question id."""
 
     @property
     def dataset(self) -> Path:
-        """Where the videos are."""
+        """Folder of the videos."""
         return self.folder / "dataset"
 
     @property
@@ -59,10 +59,10 @@ def read_run(folder: Path) -> RunData:
     """Read a folder.
 
     Raises:
-        AppUsageError: It is no quickstart's folder, or a stage isn't finished.
+        AppUsageError: It isn't a quickstart's folder, or a stage isn't finished.
     """
     if not (folder / STAGES_NAME).is_dir():
-        raise AppUsageError(f"{folder}: no quickstart was run here; expected the --output of `longrl quickstart`")
+        raise AppUsageError(f"{folder}: not a quickstart's folder; expected the --output of `longrl quickstart`")
     stages: dict[str, FinishedStage] = {}
     for name in STAGE_NAMES:
         stage = read_finished(folder, name)

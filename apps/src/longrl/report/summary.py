@@ -1,4 +1,4 @@
-"""`report.json`: a contract whose keys other programs may rely on. New keys may come, none goes."""
+"""`report.json`: a contract whose keys other programs may rely on. Keys may be added, never removed."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
 
 
 def describe_environment() -> dict[str, Any]:
-    """The versions and the machine at hand."""
+    """The versions and the current machine."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -91,7 +91,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def count_parameters(folder: Path) -> int:
-    """Number of values in a checkpoint, from the headers of its safetensors files."""
+    """Number of parameters in a checkpoint, from the headers of its safetensors files."""
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Small pictures of the frames a model looked at, as data URIs."""
+"""Small images of the frames that a model saw, as data URIs."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from longvideo_reason_data.media.video_file import sample_frames
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import QuestionRecord
 
 MOST_FRAMES = 8
@@ -27,11 +27,11 @@ class Thumbnail:
     source: str
     """`data:image/jpeg;base64,…`"""
     is_evidence: bool
-    """Whether it lies in one of the question's evidence intervals."""
+    """Whether it is in one of the question's evidence intervals."""
 
 
 def draw_thumbnails(dataset: Path, record: QuestionRecord, num_frames: int) -> list[Thumbnail]:
-    """Up to eight of the frames that a model sees at this number of frames, of each medium as many, evidence first."""
+    """Up to eight of the frames that a model sees, as many of each medium, evidence first."""
     most = max(1, MOST_FRAMES // len(record.media))
     return [
         thumbnail for place in range(len(record.media)) for thumbnail in _draw(dataset, record, place, num_frames, most)
@@ -52,7 +52,7 @@ def _draw(dataset: Path, record: QuestionRecord, place: int, num_frames: int, mo
 
 
 def choose_frames(seen: Sequence[int], evidence: set[int], most: int = MOST_FRAMES) -> list[int]:
-    """At most `most` frames in order: evidence spread evenly, and others spread evenly over what is left."""
+    """At most `most` frames in order: evenly spread evidence, filled up with evenly spread others."""
     proof = spread([index for index in seen if index in evidence], most)
     others = spread([index for index in seen if index not in evidence], most - len(proof))
     return sorted([*proof, *others])
@@ -66,7 +66,7 @@ def spread(items: Sequence[int], count: int) -> list[int]:
 
 
 def is_evidence(record: QuestionRecord, seconds: float, place: int = 0) -> bool:
-    """Whether a moment of one of the record's media lies in one of its evidence intervals."""
+    """Whether a time in one of the record's media is in one of its evidence intervals."""
     own = [interval for interval in record.evidence if interval.medium == place]
     return any(interval.start_seconds <= seconds <= interval.end_seconds for interval in own)
 

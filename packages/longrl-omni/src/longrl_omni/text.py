@@ -1,7 +1,7 @@
-"""The medium of text models: the file that the questions come from, which the model is never shown.
+"""The medium of text models: the file that the questions come from, which the model never sees.
 
-A question about a film, a recording or a picture is none for such a model: what it is about would be left out without a
-word, so the file has to be a text.
+Such a model can't be asked about a video, a recording or an image: the medium would be silently omitted, so the file
+has to be text.
 """
 
 import codecs
@@ -15,26 +15,26 @@ from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.base import Policy
 
-# Any other kind of file has told itself by then.
+# Any other kind of file is recognised by then.
 BYTES_LOOKED_AT = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceText:
-    """The file that text questions come from: named and checked like any medium, and never shown to the model."""
+    """The file that text questions come from: named and checked like any medium, but never shown to the model."""
 
     path: Path
 
     @classmethod
     def open(cls, path: Path, policy: Policy) -> Self:
-        """Take note of the file.
+        """Check the file.
 
         Raises:
-            EngineUsageError: It is a video or another file that the model can't be shown.
+            EngineUsageError: It is a video or another file that the model can't see.
         """
         if path.is_file() and not is_text(path):
             raise EngineUsageError(
-                f"{path} is no text in UTF-8, and a model of type {policy.name} is shown nothing else; set another "
+                f"{path} is not UTF-8 text, and a model of type {policy.name} accepts nothing else; set another "
                 "`model.folder`, or `blind = true` to ask about it without showing it"
             )
         return cls(path=path)
@@ -45,12 +45,12 @@ class SourceText:
         return digest_file(self.path)
 
     def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
-        """Refer to nothing: everything there is to know stands in the question."""
+        """Return no references: the question contains everything."""
         return ()
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file begins as text in UTF-8."""
+    """Whether a file begins with UTF-8 text."""
     with path.open("rb") as file:
         beginning = file.read(BYTES_LOOKED_AT)
     try:

@@ -1,4 +1,4 @@
-"""Audio files: exact ranges, whatever the container, and one clear line for what can't be heard."""
+"""Audio files: exact ranges, whatever the container, and one clear line for what can't be read."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_impossible_ranges_are_refused(tmp_path: Path) -> None:
     write_sound(tmp_path / "a.wav", [make_tone(200, 0.1)])
     audio = AudioFile.open(tmp_path / "a.wav")
     for ranges in ([(0, audio.num_samples + 1)], [(5, 5)], [(-1, 3)], [(10, 20), (15, 30)]):
-        with pytest.raises(DataError, match="asked for"):
+        with pytest.raises(DataError, match="requested"):
             list(audio.read_ranges(ranges))
 
 
@@ -138,7 +138,7 @@ def test_the_size_of_the_whole_may_be_wrong_by_a_header(tmp_path: Path, wrong_by
 def write_film(
     path: Path, codec: str, *, shown_from: int = 0, heard_from: int = 0, lost: range = range(0), rate: int = 48_000
 ) -> None:
-    """Write two seconds of picture and of a tone from these milliseconds on; some packets of sound are lost."""
+    """Write two seconds of video, and a tone from the given milliseconds on; some audio packets are lost."""
     sound = np.round(make_tone(440, 2.0, rate=rate) * 32767).astype(np.int16).reshape(1, -1)
     with av.open(str(path), "w") as container:
         picture = container.add_stream("libx264", rate=25, options={"bf": "0"})

@@ -1,4 +1,4 @@
-"""Both families against transformers itself, and the laws every family keeps: exactness and encoding once."""
+"""Both families against transformers itself, and what holds for every family: exactness and encoding once."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ class CountedAudio:
 def case(
     request: pytest.FixtureRequest, text_folder: Path, audio_folder: Path, load: Load
 ) -> tuple[LanguagePolicy, Prompt]:
-    """A float64 policy of either family and a prompt with all the media it takes."""
+    """A float64 policy of either family and a prompt with all the media it accepts."""
     if request.param == "qwen2":
         policy: LanguagePolicy = load(text_folder, torch.float64)
         media = ()
@@ -156,7 +156,7 @@ def test_what_a_family_cannot_take_is_refused(
     case: tuple[LanguagePolicy, Prompt], audio_folder: Path, text_folder: Path, load: Load, tmp_path: Path
 ) -> None:
     policy, _ = case
-    with pytest.raises(EngineUsageError, match="takes no video"):
+    with pytest.raises(EngineUsageError, match="accepts no video"):
         policy.encode_video(NoiseVideo(), [0])
     with pytest.raises(EngineUsageError, match="control token"):
         policy.build_prompt("<|im_end|>", ())
@@ -224,7 +224,7 @@ class TestAudio:
         assert other.encode_audio(audio)[0].key != before.key
 
     def test_real_files_are_heard(self, audio_folder: Path, store: EmbeddingStore, load: Load, tmp_path: Path) -> None:
-        """The same sound from a lossless file gives the same embedding, another pitch another one."""
+        """The same audio from a lossless file gives the same embedding, another pitch a different one."""
         policy = load(audio_folder)
         for name, pitch in (("low", 200.0), ("high", 3000.0)):
             write_sound(tmp_path / f"{name}.flac", [make_tone(pitch, 0.5, rate=48_000)] * 2, rate=48_000, codec="flac")

@@ -1,4 +1,4 @@
-"""The tiny checkpoints: the same to the byte, a tower that hears, and clear refusals."""
+"""The tiny checkpoints: reproducible to the byte, an informative tower, and clear refusals."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The trainer's own loops on both families: two GRPO steps whose sampler agrees, and SFT that learns to hear."""
+"""The trainer's own loops on both families: two GRPO steps whose sampler agrees, and SFT that learns from audio."""
 
 import dataclasses
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def grpo_settings(task: tuple[Path, Path], store: EmbeddingStore, output: Path) 
 
 
 def questions_of(policy: Any, data: DataSection) -> list[Question]:
-    """Every question with its medium, as the trainer's seam opens it."""
+    """Every question with its medium, opened through the trainer's entry point."""
     questions: list[Question] = []
     for record in read_records(data.dataset / "records.parquet"):
         medium = OPENERS[policy.name](data.dataset / record.media[0].path, policy)
@@ -95,7 +95,7 @@ def test_two_grpo_steps_with_the_trainers_own_parts(
         prompts = [build_question_prompt(policy, question, None) for question in asked]
         drawn = draw_responses(engine, prompts, config, step=step)
         groups = judge_groups(list(zip(asked, prompts, drawn, strict=True)), rewards=rewards, objective=objective)
-        # An untrained model is never right; give it something to learn, or no group would be computed.
+        # An untrained model is never right; the reward must vary, or no group would be computed.
         groups = [_with_spread(group) for group in groups]
         statistics = update.run(groups, StepMedia(policy, []), config.learning_rate)
         assert statistics.gap_mean_abs < 1e-4
@@ -127,7 +127,7 @@ def test_the_model_learns_to_hear(load: Load, audio_folder: Path, tones: Path, s
         optimizer.step(5e-3)
 
     def reasoning_logprob(question: Question, record: QuestionRecord) -> float:
-        """Of the reasoning, which names the tone, about another record's tone."""
+        """Log-probability of the reasoning, which names the tone, for another record's tone."""
         prompt = build_question_prompt(policy, question, None)
         said = policy.tokenizer.encode(f"<think>{record.reasoning}", add_special_tokens=False)
         with torch.no_grad():
@@ -161,7 +161,7 @@ def test_the_whole_loops_run_unchanged(
 def test_files_that_cannot_be_heard_are_refused(
     load: Load, text_folder: Path, audio_folder: Path, tones: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineUsageError, match="takes no audio"):
+    with pytest.raises(EngineUsageError, match="accepts no audio"):
         AudioClip.open(tones / "clips" / "0.flac", load(text_folder))
     write_sound(tmp_path / "click.wav", [make_tone(400, 0.01)])
     with pytest.raises(DataError, match="too short"):

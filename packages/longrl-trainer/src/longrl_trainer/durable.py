@@ -1,7 +1,7 @@
-"""Writing files and folders so that a reader sees the old content or the new, never a half.
+"""Writing files and folders so that a reader sees either the old content or the new.
 
 Everything is written under a temporary name in the same folder, flushed to the disk and renamed. What a killed process
-leaves behind carries `PARTIAL_MARK` in its name, is read by nobody and is removed by the next run.
+leaves behind has `PARTIAL_MARK` in its name, is never read, and is removed by the next run.
 """
 
 import json
@@ -18,7 +18,7 @@ PARTIAL_MARK = ".partial-"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text, in one step."""
+    """Replace `path` with a file with this text, atomically."""
     partial = path.with_name(f"{path.name}{PARTIAL_MARK}{os.getpid()}")
     with readable_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by a JSON file with this value, in one step."""
+    """Replace `path` with a JSON file with this value, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -54,7 +54,7 @@ def new_folder(folder: Path) -> Generator[Path]:
                 _sync(path)
             _sync(partial)
             if folder.exists():
-                # A folder can't be renamed over a full one; the old one steps aside under a name that nobody reads.
+                # A folder can't be renamed over a non-empty one; the old one first gets a name that nobody reads.
                 retired = folder.with_name(f"{folder.name}{PARTIAL_MARK}{os.getpid()}-retired")
                 folder.rename(retired)
                 partial.rename(folder)
@@ -85,7 +85,7 @@ def remove_partial(folder: Path) -> None:
 
 @contextmanager
 def readable_write_errors(path: Path) -> Generator[None]:
-    """Turn the operating system's refusal to write into one line that names the place and the setting."""
+    """Turn an operating system's write error into one line that names the path and the setting."""
     try:
         yield
     except OSError as error:

@@ -4,12 +4,12 @@ from typing import ClassVar
 
 
 class TrainerError(Exception):
-    """Training or evaluation failed for a reason that lies outside the recipe."""
+    """Training or evaluation failed for a reason outside the recipe."""
 
     exit_code: ClassVar[int] = 1
 
 
 class TrainerUsageError(TrainerError):
-    """The recipe, a setting or the output folder asks for something that can't be done."""
+    """The recipe, a setting or the output folder requires something that can't be done."""
 
     exit_code: ClassVar[int] = 2

@@ -1,8 +1,8 @@
 """GRPO: the model answers questions, answers are compared within their group, better ones become more likely.
 
-One step, read top to bottom in `_train`: draw G responses per question from the sampler, let the rewards judge
-them, turn rewards into advantages, climb the clipped objective, hand the new weights to the sampler. Every pass over a
-group computes its long prompt once. What is measured on the way is in `step_metrics`.
+One step, read top to bottom in `_train`: draw G responses per question from the sampler, let the rewards judge them,
+turn rewards into advantages, ascend the clipped objective, give the new weights to the sampler. Every pass over a group
+computes its long prompt once. What is measured meanwhile is in `step_metrics`.
 
 Under torchrun every rank runs the same loop (`training.ranks`): it samples and judges its share of the prompts and
 computes its share of every row, and all make the same update.
@@ -39,7 +39,7 @@ from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoResult:
-    """What a finished run reports."""
+    """The report of a finished run."""
 
     model_folder: Path
     num_steps: int
@@ -48,9 +48,9 @@ class GrpoResult:
     logprob_gap_mean_abs: float
     """Largest of the steps' mean absolute differences between sampler and trainer."""
     logprob_gap_max_abs: float
-    """Largest difference of any token."""
+    """Largest difference for any token."""
     questions: dict[str, Any]
-    """Input, kept and dropped (by reason)."""
+    """Number of questions: input, kept and dropped (by reason)."""
 
 
 def train_grpo(
@@ -63,9 +63,9 @@ def train_grpo(
 
     Args:
         config: The resolved recipe.
-        policy: The model of `config.model`, if it is loaded already; it is trained in place.
+        policy: The model of `config.model`, if it is already loaded; it is trained in place.
         engine: A sampler to use instead of opening one; it stays open and ends with the final weights.
-        progress: Where to show how far it is.
+        progress: Where to show progress.
     """
     ranks = join_ranks(config.model)
     progress = progress if progress and ranks.is_first else SilentProgress()
@@ -84,7 +84,7 @@ def _train(
     progress: ProgressDisplay,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """All steps that are not done, and the final model; returns what is reported."""
+    """Run all remaining steps and save the final model; returns the report."""
     run.require_length(config.steps)
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
     questions = _load_questions(config, run, policy, progress, ranks)
@@ -151,7 +151,7 @@ def _train(
 def _load_questions(
     config: GrpoConfig, run: Run, policy: Policy, progress: ProgressDisplay, ranks: Ranks
 ) -> QuestionSet:
-    """The questions that rewards can judge, with their videos encoded; those that were dropped are written down."""
+    """The questions that rewards can judge, with their videos encoded; dropped ones are recorded."""
     with storing(policy, config):
         questions = load_questions(
             config.data,
@@ -168,7 +168,7 @@ def _load_questions(
 
 
 def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, ranks: Ranks) -> PolicyUpdate:
-    """What updates the policy in every step, as the recipe says; opens the reference if the objective needs it."""
+    """The policy update that the recipe specifies; loads the reference if the objective needs it."""
     objective = build_objective(config)
     return PolicyUpdate(
         policy=policy,
@@ -182,7 +182,7 @@ def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, rank
 
 
 def choose_questions(questions: Sequence[Question], config: GrpoConfig, *, step: int) -> list[Question]:
-    """A step's questions: every question once per epoch, in an order that each epoch shuffles anew."""
+    """A step's questions: every question once per epoch, in an order that is reshuffled for each epoch."""
     orders: dict[int, list[Question]] = {}
     chosen: list[Question] = []
     for position in range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step):
@@ -197,7 +197,7 @@ def choose_questions(questions: Sequence[Question], config: GrpoConfig, *, step:
 def draw_responses(
     engine: RolloutEngine, prompts: Sequence[Prompt], config: GrpoConfig, *, step: int
 ) -> list[list[Rollout] | Refusal]:
-    """G responses per prompt, or why there are none; the same again when the step is repeated."""
+    """G responses per prompt, or a refusal; the same when the step is repeated."""
     settings = SamplingSettings(
         temperature=config.temperature,
         max_tokens=config.max_response_tokens,

@@ -1,6 +1,6 @@
 """Numbers derived from a run's seed: the same for the same place in the run, whatever happened in between.
 
-Because every shuffle and every rollout has a seed of its own, a run continues from its step number alone.
+Because every shuffle and every rollout has its own seed, a run can continue from its step number alone.
 """
 
 import hashlib

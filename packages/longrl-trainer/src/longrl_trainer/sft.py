@@ -1,10 +1,9 @@
-"""CoT-SFT: the model learns to write the dataset's own reasoning and answers.
+"""CoT-SFT: the model learns to generate the dataset's own reasoning and answers.
 
-One video, or one tuple of media that several questions are shown, makes one packed row
-`[system + media | question 1 + response 1 | question 2 + response 2 | …]`, so that the long prompt is computed once for
-all its questions. Only responses are learned. The loss of a step is the mean over all response tokens of the step,
-whichever rows they are in. Under torchrun every rank computes its share of every row (`training.ranks`), and all make
-the same update.
+One video, or one tuple of media that several questions share, makes one packed row `[system + media | question 1 +
+response 1 | question 2 + response 2 | …]`, so that the long prompt is computed once for all its questions. Only
+responses are learned. The loss of a step is the mean over all response tokens of the step, whichever rows they are in.
+Under torchrun every rank computes its share of every row (`training.ranks`), and all make the same update.
 """
 
 import random
@@ -38,13 +37,13 @@ ItemT = TypeVar("ItemT")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftResult:
-    """What a finished run reports."""
+    """The report of a finished run."""
 
     model_folder: Path
     num_steps: int
     final_loss: float
     questions: dict[str, Any]
-    """Input, kept and dropped (by reason)."""
+    """Number of questions: input, kept and dropped (by reason)."""
     seconds: float
     """Time spent in steps since the run was last started."""
 
@@ -54,8 +53,8 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
 
     Args:
         config: The resolved recipe.
-        policy: The model of `config.model`, if it is loaded already; it is trained in place.
-        progress: Where to show how far it is.
+        policy: The model of `config.model`, if it is already loaded; it is trained in place.
+        progress: Where to show progress.
     """
     ranks = join_ranks(config.model)
     progress = progress if progress and ranks.is_first else SilentProgress()
@@ -67,7 +66,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
 def _train(
     config: SftConfig, run: Run, policy: Policy | None, progress: ProgressDisplay, ranks: Ranks
 ) -> dict[str, Any]:
-    """All steps that are not done, and the final model; returns what is reported."""
+    """Run all remaining steps and save the final model; returns the report."""
     policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
     with storing(policy, config):
         questions = load_questions(
@@ -134,7 +133,7 @@ def _train(
 
 
 def learning_rate_at(step: int, config: SftConfig, *, num_steps: int) -> float:
-    """The learning rate of a step (counted from 0) of a run of so many."""
+    """The learning rate of a step (counted from 0) of a run with `num_steps` steps."""
     return cosine_learning_rate(
         step,
         num_steps=num_steps,
@@ -145,7 +144,7 @@ def learning_rate_at(step: int, config: SftConfig, *, num_steps: int) -> float:
 
 
 def remark_schedule(run: Run, config: SftConfig, steps_per_epoch: int) -> None:
-    """Say so when the steps that are done had other learning rates than in a run begun with today's length."""
+    """Report if the completed steps had other learning rates than in a run started with the current length."""
     if run.lengthened is None:
         return
     was, now = run.lengthened.was * steps_per_epoch, config.epochs * steps_per_epoch
@@ -154,17 +153,17 @@ def remark_schedule(run: Run, config: SftConfig, steps_per_epoch: int) -> None:
         if before != after:
             run.remark(
                 f"step {step + 1} had the learning rate of a run of {was} steps, {before:.3g}; in one of {now} it is "
-                f"{after:.3g}, so the result is not that of a run begun with {config.epochs} epochs"
+                f"{after:.3g}, so the result is not that of a run started with {config.epochs} epochs"
             )
             return
 
 
 def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) -> list[list[list[Question]]]:
-    """Which questions share a row and which rows share a step, newly shuffled in every epoch.
+    """Which questions share a row and which rows share a step, reshuffled in every epoch.
 
     Returns:
-        Steps, each a list of rows, each a list of questions that are shown the same. Every question occurs once, and
-        every epoch has the same number of steps.
+        Steps, each a list of rows, each a list of questions with the same media. Every question occurs once, and every
+        epoch has the same number of steps.
     """
     order = random.Random(derive_seed(config.seed, "sft epoch", epoch))
     by_media: dict[tuple[str, ...], list[Question]] = {}
@@ -191,7 +190,7 @@ def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowSc
 
 
 def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:
-    """Take the media from some rows, others in each step."""
+    """Remove the media from some rows, different ones in each step."""
     blindness = random.Random(derive_seed(config.seed, "sft blind", step))
     return [
         [replace(question, media=()) for question in row] if blindness.random() < config.blind_fraction else [*row]
@@ -200,7 +199,7 @@ def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: 
 
 
 def pack_questions(policy: Policy, questions: Sequence[Question], config: SftConfig) -> PromptGroup:
-    """Tokenise questions that are shown the same: what is common once, then question and response of each."""
+    """Tokenise questions with the same media: the common part once, then question and response of each."""
     prompt, tail_of = policy.build_shared_prompt(questions[0].media, system=config.data.system)
     branches: list[Branch] = []
     for question in questions:
@@ -212,7 +211,7 @@ def pack_questions(policy: Policy, questions: Sequence[Question], config: SftCon
 
 
 def response_ids(policy: Policy, record: QuestionRecord, config: SftConfig) -> tuple[int, ...]:
-    """The tokens of a response to learn, the end token included."""
+    """The tokens of a response to learn, including the end token."""
     answer = record.answer
     if config.answer_form == "text" and record.options:
         answer = record.options[LETTERS.index(record.answer)]

@@ -1,4 +1,4 @@
-"""Recipes: every mistake is one line that names the file, the key, what is there and what may be."""
+"""Recipes: every mistake is one line that names the file, the key, its value and what is expected."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What an evaluation says: counted by hand on known responses, then with a real model."""
+"""Results of an evaluation: counted by hand on known responses, then with a real model."""
 
 import json
 import math
@@ -24,10 +24,10 @@ def test_counts_by_hand(world):
     assert (result.count, result.accuracy, result.unparsed_rate) == (8, 5 / 8, 3 / 8)
     assert result.well_formed_rate == 5 / 8
     assert result.chance == 0.25
-    # each film's two questions rotate the options, so letters are spread: count them plainly
+    # each video's two questions rotate the options, so letters are spread: count them directly
     letters = [record.answer for record in records]
     assert result.constant == max(map(letters.count, "ABCD")) / 8
-    # skills go round: questions 0 and 4 are of one skill, and so on
+    # skills rotate: questions 0 and 4 are of one skill, and so on
     assert list(result.accuracy_by_skill.values()) == pytest.approx([0.5, 0.5, 1.0, 0.5])
     assert [item.correct for item in result.items] == [True] * 3 + [False] * 3 + [True] * 2
     assert [item.status for item in result.items][3:6] == ["ambiguous", "no_answer", "no_answer"]
@@ -69,7 +69,7 @@ def test_a_model_that_sees_beats_the_same_model_blind(world, tmp_path):
     options = {"model__folder": trained.model_folder, "data__split": "train_sft", "max_response_tokens": 24}
     seeing = evaluate(world.evaluation(tmp_path / "seeing.json", **options))
     blind = evaluate(world.evaluation(tmp_path / "blind.json", blind=True, **options))
-    assert seeing.accuracy == 1.0  # learned by heart
+    assert seeing.accuracy == 1.0  # memorised
     assert blind.accuracy < 0.75
     assert blind.settings["blind"] is True
 

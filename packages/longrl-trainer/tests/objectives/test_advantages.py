@@ -1,4 +1,4 @@
-"""Advantages against numbers worked out by hand, and the rules that hold for every group."""
+"""Advantages against numbers computed by hand, and the rules that hold for every group."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Losses against numbers and gradients worked out by hand."""
+"""Losses against numbers and gradients computed by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""From settings to frames: counts, bounds and presets, and which of two that disagree counts."""
+"""From settings to frames: counts, bounds and presets, and which of two conflicting settings wins."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_presets_fill_in_what_is_not_set(checkpoint):
     assert resolved(preset="checkpoint", folder="older", fps=1.0) == {"fps": 1.0, "min_frames": 4, "max_frames": 768}
     for folder in ("text", "older"):
         with pytest.raises(
-            TrainerUsageError, match=r"name neither a number of frames nor a rate; set data\.num_frames"
+            TrainerUsageError, match=r"specify neither a number of frames nor a rate; set data\.num_frames"
         ):
             resolved(preset="checkpoint", folder=folder)
     assert resolved(num_frames=3) == {"num_frames": 3}

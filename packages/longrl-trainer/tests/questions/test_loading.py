@@ -1,4 +1,4 @@
-"""Kept + dropped = all, nothing is put in another's place, and every video is encoded exactly once."""
+"""Kept + dropped = all, nothing is substituted, and every video is encoded exactly once."""
 
 import hashlib
 
@@ -51,7 +51,7 @@ def test_broken_exchanged_missing_and_open_questions_are_dropped_with_their_reas
 
 
 def test_a_video_whose_frames_turn_out_to_be_damaged_is_dropped_too(new_world, tmp_path):
-    """It is opened and planned like any other, and fails when its frames are read to be encoded."""
+    """It is opened and planned like any other, but fails when its frames are read for encoding."""
     world = new_world(splits=[Split.TRAIN_SFT])
     path = world.dataset / "videos" / "train_sft-red.mp4"
     content = bytearray(path.read_bytes())
@@ -108,7 +108,7 @@ def test_training_goes_on_without_a_broken_video_and_reports_it(new_world, tmp_p
 
 def test_a_split_without_any_usable_question_is_one_line(new_world, tmp_path):
     world = new_world(splits=[Split.TRAIN_SFT])
-    with pytest.raises(TrainerUsageError, match=r"no question in the split 'train_rl'; set another `data\.split`"):
+    with pytest.raises(TrainerUsageError, match=r"no questions in the split 'train_rl'; set another `data\.split`"):
         train_grpo(world.grpo(tmp_path / "run"))
     for path in (world.dataset / "videos").iterdir():
         path.write_bytes(b"")
@@ -134,7 +134,7 @@ def test_every_video_is_encoded_once_in_all_stages_together(new_world, tmp_path)
 
 
 def test_an_encoder_that_fails_stops_the_run_in_one_line(new_world, tmp_path):
-    """Unlike a file that can't be read, which costs its own questions only."""
+    """Unlike a file that can't be read, which loses only its own questions."""
     config = new_world(splits=[Split.TRAIN_SFT]).sft(tmp_path / "run")
     policy = open_policy(config.model, "float32")
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_a_store_that_cannot_be_used_is_one_line(new_world, tmp_path):
     prompt = build_question_prompt(policy, question, None)
     every_second = torch.arange(0, prompt.length, 2)
     for embed in (lambda: policy.embed(prompt), lambda: policy.embed_rows(prompt, every_second)):
-        # Another model's embedding in the place of the right one, then none.
+        # Another model's embedding instead of the right one, then none.
         rows = torch.zeros(question.media[0].num_tokens, 7)
         with policy.store.lend({question.media[0].key: rows}), pytest.raises(EngineError, match=r"for another model$"):
             embed()

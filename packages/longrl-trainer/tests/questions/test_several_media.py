@@ -1,4 +1,4 @@
-"""Questions about several videos and pictures: shown in order, each file encoded once, none substituted."""
+"""Questions about several videos and images: shown in order, each file encoded once, none substituted."""
 
 from collections import Counter
 
@@ -64,8 +64,8 @@ def test_one_unusable_medium_drops_its_questions_and_names_the_file(new_album, t
     assert [question.record.question_id for question in loaded.kept] == ["train_sft-0", "train_sft-1"]
     details = {item.question_id: (item.reason, item.detail) for item in loaded.dropped}
     for number, reason, name in (
-        (2, "unreadable_video", missing.name),  # beside a film that is sound
-        (4, "unreadable_video", missing.name),  # of several unusable ones the first is told
+        (2, "unreadable_video", missing.name),  # next to an intact video
+        (4, "unreadable_video", missing.name),  # of several unusable ones the first is reported
         (6, "unreadable_video", damaged.name),
         (8, "digest_mismatch", exchanged.name),
     ):
@@ -142,7 +142,7 @@ def test_sft_and_grpo_learn_from_several_media(album, tmp_path, train_vision):
 
 
 def test_the_standard_error_knows_that_questions_share_a_medium(album, tmp_path):
-    """Films and pictures of the album connect all questions but those about one film twice, which shares it too."""
+    """Videos and images of the album connect all questions, including those about the same video twice."""
     result = evaluate(album.evaluation(tmp_path / "evaluation.json"))
     rights = [item.correct for item in result.items]
     assert 0 <= result.accuracy <= 1

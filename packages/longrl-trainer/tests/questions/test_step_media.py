@@ -1,4 +1,4 @@
-"""Training the vision too: what moves, how often the tower runs, what the sampler sees, and how a run goes on."""
+"""Training the vision too: what changes, how often the tower runs, what the sampler sees, and how a run continues."""
 
 import contextlib
 import importlib.util
@@ -33,7 +33,7 @@ def weights_of(folder):
 
 
 def parts_moved(before, after):
-    """Which of language model, projector and tower have other weights in two checkpoints."""
+    """Which of language model, projector and tower have different weights in two checkpoints."""
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     names = {
         "tower": {name for name in before if "visual" in name and "merger" not in name},
@@ -73,7 +73,7 @@ def test_two_steps_of_grpo(started, tmp_path, part):
     result = train_grpo(config)
     check_run(config, result.model_folder, result.logprob_gap_mean_abs, started.model)
     lines = read_json_lines(config.output / "metrics.jsonl")
-    # The reference goes on with the vision it began with; what it sees of a video stays the same.
+    # The reference keeps its initial vision; its embeddings of a video stay the same.
     assert all(line["kl"] > 0 for line in lines)
 
 
@@ -141,7 +141,7 @@ def test_an_interrupted_run_ends_with_the_same_vision(started, tmp_path):
 
 
 def train_on_ranks(*all_values):
-    """What a rank ends with, of several runs."""
+    """The final state of a rank, for several runs."""
     ends = []
     for values in all_values:
         config = GrpoConfig.model_validate_json(values)
@@ -203,5 +203,5 @@ def test_frames_may_be_kept_in_place_of_embeddings(started, tmp_path):
 
 def test_what_contradicts_itself_is_refused(started, tmp_path):
     config = started.grpo(tmp_path / "run", train_vision="all", stored="frames")
-    with pytest.raises(TrainerUsageError, match=r'^stored="frames" with train_vision="all".*leave `stored` away'):
+    with pytest.raises(TrainerUsageError, match=r'^stored="frames" with train_vision="all".*omit `stored`'):
         train_grpo(config)

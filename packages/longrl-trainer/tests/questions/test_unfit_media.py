@@ -1,4 +1,4 @@
-"""One video that a model can't take costs its own question, in every stage, and says why; nothing else stops."""
+"""A video that a model can't accept loses only its own question, in every stage, with a reason; all else continues."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ FILMS = {
     "thin": {"num_frames": 8, "height": 4, "width": 900},
     "speck": {"num_frames": 8, "height": 6, "width": 8},
 }
-# Frames asked for, positions of the model, and the reasons by film; everything else is kept.
+# Frames requested, positions of the model, and the reasons by video; everything else is kept.
 CASES = {
     "qwen2_5_vl": (60, 170, {"long": "prompt_too_long", "thin": "unfit_medium"}),
     "qwen3_vl": (60, 350, {"long": "prompt_too_long", "thin": "unfit_medium"}),
@@ -39,7 +39,7 @@ CASES = {
 
 
 class Listening(SilentProgress):
-    """Keeps what is said."""
+    """Keeps the lines shown."""
 
     def __init__(self):
         self.lines = []
@@ -50,7 +50,7 @@ class Listening(SilentProgress):
 
 @pytest.fixture(scope="module", params=CASES)
 def unfit(request, tmp_path_factory, film_world):
-    """A world of one family with videos that it can't take."""
+    """A world of one family with videos that it can't accept."""
     folder = tmp_path_factory.mktemp(request.param)
     num_frames, positions, reasons = CASES[request.param]
     sizes = dataclasses.replace(SIZES, max_position_embeddings=positions)
@@ -77,7 +77,7 @@ def test_every_stage_drops_it_with_its_reason_and_goes_on(unfit, tmp_path):
     assert ("data.frame_pixels" in line) == ("thin" in reasons)
     report = json.loads((tmp_path / "sft" / "questions.json").read_text())["dropped_questions"]
     assert {question["question_id"]: question["reason"] for question in report} == reasons
-    # What is too long is known before it is encoded.
+    # What is too long is known before encoding.
     assert EmbeddingStore(world.folder / "embeddings").counters.encodes == counts["kept"]
 
     assert train_grpo(world.grpo(tmp_path / "grpo", steps=1, **options)).questions == counts
@@ -135,7 +135,7 @@ def test_what_the_samplers_memory_cannot_hold_is_left_out(unfit, tmp_path):
 
 
 class Refusing(TransformersRolloutEngine):
-    """Samples, and has lost the embeddings of some prompts, as a sampler may."""
+    """A sampler that has lost the embeddings of some prompts."""
 
     refused: frozenset[int] = frozenset()
 

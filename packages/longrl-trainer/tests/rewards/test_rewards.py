@@ -101,10 +101,10 @@ def test_a_reward_whose_package_is_missing_is_one_line(monkeypatch):
 
 
 class LengthReward:
-    """1 for up to a number of words; judges all responses at once and remembers how many."""
+    """1 for up to a number of words; judges all responses at once and records how many."""
 
     class Settings(BaseModel):
-        """How long a response may be."""
+        """Maximum length of a response."""
 
         most_words: int = Field(ge=1)
         unit: str = "words"
@@ -143,8 +143,8 @@ def test_a_reward_has_settings_and_judges_all_responses_of_a_step_at_once(with_l
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"weight": 1.0}, r"rewards\.length\.most_words: Field required; known here: weight, most_words, unit"),
-        ({"weight": 1.0, "most_words": 2, "unitt": "x"}, r"rewards\.length\.unitt: .*not permitted; known here"),
+        ({"weight": 1.0}, r"rewards\.length\.most_words: Field required; valid here: weight, most_words, unit"),
+        ({"weight": 1.0, "most_words": 2, "unitt": "x"}, r"rewards\.length\.unitt: .*not permitted; valid here"),
         ({"weight": 1.0, "most_words": 0}, r"rewards\.length\.most_words: .*greater than or equal to 1"),
     ],
 )
@@ -169,8 +169,8 @@ class Faulty:
     ("results", "line"),
     [
         (ConnectionError("refused"), r"rewards\.judge: failed \(ConnectionError: refused\)"),
-        ([], r"rewards\.judge: gave 0 results for 2 responses"),
-        ([RewardResult(value=float("nan"), status=RewardStatus.OK)] * 2, r"rewards\.judge: gave nan, expected"),
+        ([], r"rewards\.judge: returned 0 results for 2 responses"),
+        ([RewardResult(value=float("nan"), status=RewardStatus.OK)] * 2, r"rewards\.judge: returned nan, expected"),
     ],
 )
 def test_a_reward_that_fails_is_named_in_one_line(results, line):

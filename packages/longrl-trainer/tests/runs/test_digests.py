@@ -1,4 +1,4 @@
-"""Everything that shapes a model counts: other weights anywhere in its folder make another run."""
+"""Everything that affects a model counts: different weights anywhere in its folder make another run."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def change(path: Path) -> None:
 
 
 def forget_folders(output: Path, model: Path) -> None:
-    """Leave the settings as a run began them that knew the uppermost files alone."""
+    """Write the settings of an older run, which recorded only top-level files."""
     settings = json.loads((output / SETTINGS_NAME).read_text())
     assert settings["inputs"]["model"] != digest_of_uppermost_files(model)
     settings["inputs"]["model"] = digest_of_uppermost_files(model)
@@ -53,7 +53,7 @@ def test_other_parts_are_another_run(world, model, tmp_path, part):
     begin(config)
     begin(config)
     change(model / part)
-    with pytest.raises(TrainerUsageError, match=r"holds another run: inputs\.model was") as caught:
+    with pytest.raises(TrainerUsageError, match=r"contains another run: inputs\.model was") as caught:
         begin(config)
     assert "\n" not in str(caught.value)
 
@@ -62,12 +62,12 @@ def test_a_part_more_or_under_another_name_is_another_run(world, model, tmp_path
     config = world.sft(tmp_path / "run", model__folder=model)
     begin(config)
     (model / "llm" / "merges.txt").rename(model / "llm" / "merges")
-    with pytest.raises(TrainerUsageError, match="holds another run"):
+    with pytest.raises(TrainerUsageError, match="contains another run"):
         begin(config)
 
 
 def test_what_is_no_part_of_the_model_may_change(world, model, tmp_path):
-    """A hub's notes, and what runs write when they lie in the model's folder."""
+    """A hub's metadata, and the files of runs inside the model's folder."""
     options = {"model__folder": model, "model__store": model / "embeddings"}
     config = world.sft(model / "runs" / "first", **options)
     begin(config)
@@ -87,7 +87,7 @@ def test_runs_begun_before_go_on_and_know_the_whole_model_from_then_on(world, mo
     begin(config)
     assert json.loads((config.output / SETTINGS_NAME).read_text()) == whole
     change(model / "llm" / "config.json")
-    with pytest.raises(TrainerUsageError, match="holds another run"):
+    with pytest.raises(TrainerUsageError, match="contains another run"):
         begin(config)
 
 
@@ -97,7 +97,7 @@ def test_runs_begun_before_are_refused_with_another_model(world, model, tmp_path
     forget_folders(config.output, model)
     before = (config.output / SETTINGS_NAME).read_bytes()
     change(model / "config.json")
-    with pytest.raises(TrainerUsageError, match=r"holds another run: inputs\.model was"):
+    with pytest.raises(TrainerUsageError, match=r"contains another run: inputs\.model was"):
         begin(config)
     assert (config.output / SETTINGS_NAME).read_bytes() == before
 

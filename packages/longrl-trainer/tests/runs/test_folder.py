@@ -1,4 +1,4 @@
-"""A run killed anywhere and started again ends with the same bits; a finished or changed one is not touched."""
+"""A run killed anywhere and restarted ends with the same bits; a finished or changed one is not touched."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
 
-# Trains like the command would, and dies without warning when the bar of the loop has advanced so many times.
+# Trains like the command, and dies without warning when the progress bar has advanced a given number of times.
 WORKER = """
 import json, os, signal, sys
 from contextlib import contextmanager
@@ -158,7 +158,7 @@ def test_inputs_may_move_but_not_change(world, tmp_path):
     assert train_sft(world.sft(tmp_path / "run", epochs=1, model__folder=moved)) == first
     settings = json.loads((moved / "generation_config.json").read_text())
     (moved / "generation_config.json").write_text(json.dumps(settings | {"top_k": 7}))
-    with pytest.raises(TrainerUsageError, match=r"holds another run: inputs\.model was"):
+    with pytest.raises(TrainerUsageError, match=r"contains another run: inputs\.model was"):
         train_sft(world.sft(tmp_path / "run", epochs=1, model__folder=moved))
 
 
@@ -186,7 +186,7 @@ def test_a_folder_of_another_stage_or_with_other_files_is_refused(world, tmp_pat
     (tmp_path / "mine" / "thesis.txt").write_text("…")
     (tmp_path / "file").write_text("…")
     for name in ("mine", "file"):
-        with pytest.raises(TrainerUsageError, match="holds no run"):
+        with pytest.raises(TrainerUsageError, match=r"no run of this trainer|not the folder of a run"):
             train_sft(world.sft(tmp_path / name))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "…"
 

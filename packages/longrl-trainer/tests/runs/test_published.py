@@ -1,4 +1,4 @@
-"""A published model goes through training unharmed: its number format, files and names come out as they went in."""
+"""A published model survives training: its dtypes, files and names stay the same."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +14,11 @@ from mrsp_engine.tiny.published import write_published
 
 
 class InterruptionError(Exception):
-    """Stands for whatever ends a run."""
+    """Represents whatever ends a run."""
 
 
 class Interruption(SilentProgress):
-    """Ends the loop when so many steps are done."""
+    """Ends the loop after a number of steps."""
 
     def __init__(self, after: int) -> None:
         self._left = after
@@ -36,7 +36,7 @@ class Interruption(SilentProgress):
 
 
 def others(folder: Path) -> dict[str, bytes]:
-    """All but the weights."""
+    """All files except the weights."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 

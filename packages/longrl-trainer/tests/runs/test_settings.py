@@ -1,4 +1,4 @@
-"""What may be other in a run that is found again: settings that shape nothing, its length, and nothing else."""
+"""What may change in an existing run: settings that don't affect the result, its length, and nothing else."""
 
 import hashlib
 import json
@@ -40,10 +40,10 @@ def changes_of(output: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def broken_off(started, tmp_path_factory) -> Path:
-    """A GRPO run whose third step of four found too large a gap, with a checkpoint after step 2. To be copied."""
+    """A GRPO run whose third step of four had too large a gap, with a checkpoint after step 2. To be copied."""
     output = tmp_path_factory.mktemp("broken off") / "run"
     train_grpo(started.grpo(output, steps=2))
-    with pytest.raises(TrainerError, match="raise it for coarse arithmetic"):
+    with pytest.raises(TrainerError, match="raise it for low-precision arithmetic"):
         train_grpo(started.grpo(output, steps=4, max_logprob_gap=1e-12))
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000002"]
     return output
@@ -85,7 +85,7 @@ def test_a_finished_grpo_run_made_longer_is_the_run_that_was_begun_longer(starte
 
 def test_fewer_steps_than_done_are_one_line(started, broken_off, tmp_path):
     shutil.copytree(broken_off, tmp_path / "run")
-    with pytest.raises(TrainerUsageError, match="2 steps are done, and 1 are asked for") as caught:
+    with pytest.raises(TrainerUsageError, match="2 steps are done, but 1 are requested") as caught:
         train_grpo(started.grpo(tmp_path / "run", steps=1))
     assert caught.value.exit_code == 2
     assert train_grpo(started.grpo(tmp_path / "run", steps=2)).num_steps == 2
@@ -106,11 +106,11 @@ def test_an_sft_run_made_longer_says_when_its_schedule_makes_it_another(world, t
     remarks = [line["remark"] for line in changes_of(tmp_path / "run") if "remark" in line]
     assert len(remarks) == len(caplog.records) == (0 if is_flat else 1)
     if not is_flat:
-        assert "the result is not that of a run begun with 3 epochs" in remarks[0]
+        assert "the result is not that of a run started with 3 epochs" in remarks[0]
 
 
 def test_a_run_of_an_older_version_goes_on(world, tmp_path):
-    """It says nothing of settings that came later, and has no history."""
+    """It lacks settings that were added later, and has no history."""
     config = world.sft(tmp_path / "run", epochs=1)
     first = train_sft(config)
     old = settings_of(config.output)
@@ -126,7 +126,7 @@ def test_a_run_of_an_older_version_goes_on(world, tmp_path):
         train_sft(world.sft(tmp_path / "run", epochs=1, blind=True))
 
 
-# All that an older version wrote under `settings` for the recipe of `world.grpo`.
+# Everything that an older version wrote under `settings` for the recipe of `world.grpo`.
 OLD_GRPO_SETTINGS: dict[str, Any] = {
     "seed": 0,
     "dtype": "float32",
@@ -198,7 +198,7 @@ def test_a_video_that_is_gone_when_a_run_goes_on_is_refused_by_name(new_world, t
     assert any("train_sft-0" in line.get("remark", "") for line in changes_of(tmp_path / "allowed"))
     (tmp_path / "away.mp4").rename(film)
     train_sft(world.sft(tmp_path / "run", epochs=2, **options))
-    with pytest.raises(TrainerUsageError, match=r"train_sft-0 couldn't be used then .* and can be now"):
+    with pytest.raises(TrainerUsageError, match=r"train_sft-0 couldn't be used before .* but can be now"):
         train_sft(world.sft(tmp_path / "allowed", epochs=3, **options))
 
 

@@ -104,7 +104,7 @@ def test_small_updates_of_coarse_weights_are_not_rounded_away():
     optimizer = Optimizer(model, weight_decay=0.0, max_gradient_norm=1.0)
     for _ in range(100):
         model.weight.grad = torch.ones_like(model.weight)
-        optimizer.step(1e-4)  # far below the distance of two bfloat16 numbers near 1
+        optimizer.step(1e-4)  # far below the spacing of bfloat16 numbers near 1
     assert model.weight.item() == pytest.approx(0.99, abs=0.004)
 
 

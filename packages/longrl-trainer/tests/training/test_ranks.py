@@ -1,4 +1,4 @@
-"""Training by two processes: the run that one process makes, each video encoded once, each frame decoded by one."""
+"""Training with two processes: the same run as with one, each video encoded once, each frame decoded by one."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ class StopError(Exception):
 
 
 class StoppingEngine(TransformersRolloutEngine):
-    """Lets two steps pass."""
+    """Allows two steps."""
 
     num_calls = 0
 
@@ -44,7 +44,7 @@ class StoppingEngine(TransformersRolloutEngine):
 
 
 class InTurns(TransformersRolloutEngine):
-    """One process that samples what two would, with the random numbers that they would draw."""
+    """One process that samples like two, with the random numbers that they would draw."""
 
     def generate(self, prompts: Any, sampling: Any) -> Any:
         shares = [
@@ -58,7 +58,7 @@ class InTurns(TransformersRolloutEngine):
 
 
 def train_on_ranks(sft_values: str, grpo_values: str) -> dict[str, Any]:
-    """SFT, then GRPO that is interrupted and continued; what this rank did and ended with."""
+    """SFT, then GRPO that is interrupted and continued; returns what this rank did and its final state."""
     decoded: list[tuple[str, int]] = []
     read = VideoFile.read
 
@@ -69,8 +69,8 @@ def train_on_ranks(sft_values: str, grpo_values: str) -> dict[str, Any]:
     VideoFile.read = note_and_read
     sft = train_sft(SftConfig.model_validate_json(sft_values))
     other = SftConfig.model_validate_json(sft_values).model_copy(update={"seed": 7})
-    with pytest.raises(TrainerUsageError, match=r"holds another run: settings\.seed was 0 and is now 7"):
-        train_sft(other)  # the first rank alone looks, and all of them stop
+    with pytest.raises(TrainerUsageError, match=r"contains another run: settings\.seed was 0 and is now 7"):
+        train_sft(other)  # only the first rank checks, and all of them stop
     decoded.clear()
 
     config = GrpoConfig.model_validate_json(grpo_values)
@@ -101,7 +101,7 @@ def weights_of(folder: Any) -> torch.Tensor:
 
 
 def comparable(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """All numbers of a journal but times, by their place."""
+    """All numbers of a journal except times, by their path."""
     found: dict[str, float] = {}
 
     def walk(place: str, value: Any) -> None:

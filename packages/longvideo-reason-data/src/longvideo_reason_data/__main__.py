@@ -1,4 +1,4 @@
-"""Where the process of `longvideo-data` begins."""
+"""Entry point of `python -m longvideo_reason_data`."""
 
 import sys
 

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from longrl_files import folders
+from longrl_files.messages import LINE_CHARACTERS, error_line, visible
 from longvideo_reason_data.commands.build import build
 from longvideo_reason_data.commands.exporting import export
 from longvideo_reason_data.commands.filter import filter_dataset
@@ -37,18 +39,18 @@ def timeline(
 ) -> None:
     """Render a seeded world to video files and ask questions about it.
 
-    Nothing is downloaded and no model is asked: events, answers, evidence and reasoning come from the world itself.
+    Nothing is downloaded and no model is used: events, answers, evidence and reasoning come from the world itself.
 
     Example: longvideo-data timeline --output world --videos 40 --seconds 32 --seed 0
 
     Args:
-        output: Folder of the dataset; made when it doesn't exist.
-        videos: How many videos to render, for all splits together.
+        output: Folder of the dataset; created if it doesn't exist.
+        videos: Number of videos to render, for all splits together.
         seconds: Length of each video.
-        seed: Another seed gives another world.
-        scenes: Scenes in each video; one for every eight seconds when not given.
+        seed: Seed of the world.
+        scenes: Scenes in each video; by default one for every eight seconds.
         frames_per_second: Frame rate of the videos.
-        questions_per_video: At most so many questions about each.
+        questions_per_video: Maximum number of questions per video.
     """
     from longvideo_reason_data.timeline.dataset import write_timeline_dataset
     from longvideo_reason_data.timeline.world import WorldSettings
@@ -69,10 +71,10 @@ def timeline(
     print(f"{output}: {len(records)} questions about {videos} videos")
 
 
-def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
-    """Hold a dataset to its rules: records, videos, splits, balance, shortcuts, repeated questions, benchmarks.
+def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool = False) -> None:
+    """Check a dataset: records, videos, splits, balance, shortcuts, repeated questions, evaluation sets.
 
-    Prints one line per problem and exits with 1 when there is any.
+    Prints one line per problem and exits with 1 if there is any.
 
     Example: longvideo-data check dataset
 
@@ -82,25 +84,31 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = ()) -> None:
         dataset: Folder of the dataset.
         benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
             TSV or Parquet.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    if follow_links:
+        folders.follow_links(dataset)
     problems = check_dataset(dataset, benchmarks)
     for path in benchmarks:
         print(f"{path}: {read_benchmark(path).summary} compared")
     for problem in problems:
-        print(problem)
+        print(visible(problem, LINE_CHARACTERS))
     if problems:
         raise DataError(f"{dataset}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
     print(f"{dataset}: sound")
 
 
-def stats(dataset: Folder) -> None:
-    """Print what a dataset holds, as JSON.
+def stats(dataset: Folder, follow_links: bool = False) -> None:
+    """Print statistics of a dataset as JSON.
 
     Example: longvideo-data stats dataset
 
     Args:
         dataset: Folder of the dataset.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    if follow_links:
+        folders.follow_links(dataset)
     print(json.dumps(describe_dataset(dataset), indent=2))
 
 
@@ -108,10 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: What was typed behind the name of the command; of this process when not given.
+        arguments: The arguments after the command's name; by default those of this process.
 
     Returns:
-        0, 1 when something failed, 2 when the request was wrong, 130 when interrupted, 141 when nobody reads on.
+        0, or 1 for a failure, 2 for a wrong request, 130 for an interruption, 141 for a closed output pipe.
     """
     return end_quietly(lambda: _run(arguments))
 
@@ -135,7 +143,7 @@ def _run(arguments: list[str] | None) -> int:
             config=(tyro.conf.EnumChoicesFromValues,),
         )
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return error.exit_code
     except ValidationError as error:
         print(f"error: {describe_invalid(error)}", file=sys.stderr)

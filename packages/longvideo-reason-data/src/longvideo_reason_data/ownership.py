@@ -17,7 +17,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
+from typing import cast
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.json_text import parse_json
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, UsageError
 
 OWNER_NAME = ".owner"
@@ -36,9 +40,10 @@ def own_folder(folder: Path) -> Generator[None]:
 
     Raises:
         UsageError: Another process, or another thread of this one, owns it.
-        DataError: The folder can't be written.
+        DataError: The folder can't be written, or holds a link to elsewhere.
     """
     with _own(folder, folder / OWNER_NAME):
+        ForeignFolder(folder, error=DataError).require_no_links()
         yield
 
 
@@ -71,7 +76,8 @@ def _own(place: Path, lock: Path) -> Generator[None]:
 def _take(place: Path, lock: Path) -> int:
     """Open the lock's file and lock it."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        with ForeignFolder(lock.parent, error=DataError).open_to_append(lock.name) as file:
+            descriptor = os.dup(file.fileno())
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,8 +113,8 @@ def _read_owner(descriptor: int) -> str:
     while not (content := os.pread(descriptor, 4096, 0)) and monotonic() < deadline:
         sleep(0.01)
     try:
-        owner = json.loads(content)
-        return f"process {owner['process']} on {owner['host']} since {owner['since']}"
+        owner = cast(dict[str, object], parse_json(content))
+        return visible(f"process {owner['process']} on {owner['host']} since {owner['since']}")
     except (ValueError, KeyError, TypeError):
         return "another process"
 

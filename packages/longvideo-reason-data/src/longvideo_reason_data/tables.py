@@ -1,40 +1,40 @@
-"""Tables of questions as others publish them: JSON, JSON lines, CSV, TSV and Parquet, read row by row.
+"""Reads published tables of questions row by row: JSON, JSON lines, CSV, TSV and Parquet.
 
-What a file is shows in its content where the ending doesn't say it. JSON may be a list of rows, rows by their ids
-(`{"q1": {…}}`), or a list under a name (`{"data": […]}`). Cells of CSV and TSV are texts, and empty ones aren't there.
-Columns with bytes, as of embedded videos, are passed over. Nothing here knows what is in a row.
+The content determines the format where the extension doesn't. JSON may be a list of rows, rows by their ids (`{"q1":
+{…}}`), or a list under a name (`{"data": […]}`). Cells of CSV and TSV are text, and empty ones are omitted. Columns
+with bytes, such as embedded videos, are ignored. The module is independent of the content of rows.
 """
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from longrl_files.json_text import UnfitJsonError, parse_json
+from longrl_files.regular_files import open_regular, read_bounded
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.parquet_rows import read_parquet_rows
 from longvideo_reason_data.text_encodings import decode_text
 
 Row = dict[str, Any]
 
+MAX_TABLE_BYTES = 2**30
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 ROW_KEY = "key"
-"""Under this name a row has the id by which it stands in a JSON object, unless it has a field of that name."""
+"""Name under which a row gets its key in a JSON object, unless it has a field with that name."""
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Read the rows of a table.
 
     Raises:
-        UsageError: When the file ends in none of `TABLE_SUFFIXES`.
-        DataError: When it can't be read, or holds something else than rows.
+        UsageError: When the file's extension isn't in `TABLE_SUFFIXES`.
+        DataError: When it can't be read, or doesn't contain rows.
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
-        raise UsageError(f"{path}: has to end in {', '.join(TABLE_SUFFIXES)}, found {suffix or 'no ending'}")
+        raise UsageError(f"{path}: must end in {', '.join(TABLE_SUFFIXES)}, found {suffix or 'no extension'}")
     if suffix == ".parquet":
         rows: Iterator[object] = _parquet_rows(path)
     elif suffix in (".csv", ".tsv"):
@@ -49,9 +49,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def _read_text(path: Path) -> str:
     try:
-        text, guessed = decode_text(path.read_bytes())
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: not readable as text ({getattr(error, 'strerror', None) or error})") from error
+        text, guessed = decode_text(read_bounded(path, error=DataError, max_bytes=MAX_TABLE_BYTES))
+    except UnicodeError as error:
+        raise DataError(f"{path}: not readable as text ({error})") from error
     if guessed:
         raise DataError(f"{path}: isn't UTF-8 (it may be {guessed}); save it as UTF-8")
     return text
@@ -60,22 +60,22 @@ def _read_text(path: Path) -> str:
 def _json_rows(path: Path, text: str) -> list[object]:
     try:
         try:
-            content: object = json.loads(text)
-        except json.JSONDecodeError:
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except UnfitJsonError:
+            return [parse_json(line) for line in text.split("\n") if line.strip()]
+    except UnfitJsonError as error:
         raise DataError(f"{path}: not readable as JSON or JSON lines ({error})") from error
     if isinstance(content, list):
         return cast(list[object], content)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds {type(content).__name__}, expected a list of rows")
+        raise DataError(f"{path}: contains {type(content).__name__}, expected a list of rows")
     table = cast(dict[str, object], content)
     if path.suffix.lower() != ".json":
         return [table]  # a file of one line
     if table and all(isinstance(row, dict) for row in table.values()):
         return [{ROW_KEY: key, **cast(Row, row)} for key, row in table.items()]
     lists = [cast(list[object], value) for value in table.values() if isinstance(value, list)]
-    # Beside its rows such a file has a version or a licence; a row by itself has other texts and hardly lists of rows.
+    # In addition to rows such a file has a version or a licence; a single row has other text and hardly lists of rows.
     of_rows = [rows for rows in lists if rows and all(isinstance(row, dict) for row in rows)]
     return of_rows[0] if len(of_rows) == 1 else [table]
 
@@ -93,16 +93,5 @@ def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-            for batch in file.iter_batches(batch_size=1000, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not readable as Parquet ({(str(error).splitlines() or [''])[0]})") from error
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return True
-    return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+    file = open_regular(path, error=DataError)
+    return read_parquet_rows(file, path, with_bytes=False)

@@ -157,7 +157,7 @@ def test_a_row_that_contradicts_itself_is_refused(tmp_path, records, name, colum
     rows = table.to_pylist()
     rows[0][column] = value
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    with pytest.raises(DataError, match=r"row 0 \(train_sft-0\): .* isn't that of its record"):
+    with pytest.raises(DataError, match=r"row 0 \(train_sft-0\): .* differs from its record"):
         read_export(output, name)
 
 
@@ -165,7 +165,7 @@ def test_a_row_that_contradicts_itself_is_refused(tmp_path, records, name, colum
 def test_words_that_a_trainer_takes_for_a_place_are_refused(tmp_path, records, name):
     changed = records[0].model_copy(update={"question": "What does the sign <video> say?"})
     write_records(tmp_path / "dataset" / "records.parquet", [changed])
-    with pytest.raises(DataError, match=r"train_sft-0: its words hold '<video>'"):
+    with pytest.raises(DataError, match=r"train_sft-0: its text contains '<video>'"):
         export_dataset(tmp_path / "dataset", tmp_path / "out", name)
     assert not (tmp_path / "out").exists()
 
@@ -184,7 +184,7 @@ def test_wrong_requests_are_told(tmp_path, records, capsys):
     assert (tmp_path / "dataset" / "exports" / "jsonl" / "README.md").is_file()
     capsys.readouterr()
     assert main(["export", dataset, "--to", "jsonl"]) == 2
-    assert "is already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["export", dataset, "--to", "hf", "--video-root", "elsewhere"]) == 2
     assert "--video-root elsewhere" in capsys.readouterr().err
     with pytest.raises(UsageError, match="expected an export with --to verl"):

@@ -299,7 +299,7 @@ def test_lines_are_read_as_an_array_is(tmp_path, videos, capsys):
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     assert "1 of 2 questions kept (video_missing 1)" in capsys.readouterr().out
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
-    assert "is already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_reasoning_has_to_lead_to_the_answer(tmp_path: Path, record: QuestionRec
     record = other  # what the server expects to be shown
     dropped = run(tmp_path, server.base_url, other, judge="seer", conditions=conditions).dropped
     assert [item.verdict.reason for item in dropped] == [Reason.REASONING_UNSUPPORTED]
-    with pytest.raises(UsageError, match="the judge is 'model' like the model itself"):
+    with pytest.raises(UsageError, match="the judge is 'model', the model itself"):
         run(tmp_path, server.base_url, other, judge="model")
 
 
@@ -450,7 +450,7 @@ def test_filtering_with_other_thresholds_starts_from_everything_and_asks_nobody(
         (["--model", "nobody"], "doesn't serve 'nobody'"),
         (["--model", "model", "--judge", "model"], "expected another one; change --judge"),
         (["--model", "model", "--benchmarks", "missing.jsonl"], "missing.jsonl: no such file"),
-        (["--model", "model", "--prompts", "missing"], "no prompts there"),
+        (["--model", "model", "--prompts", "missing"], "contains no prompts"),
         (["--model", "model", "--num-rollouts", "3"], "most_right_rollouts is 7"),
     ],
 )

@@ -25,10 +25,10 @@ from longvideo_reason_data.cli import main
 from longvideo_reason_data.filtering.decontamination import SAME_WORDING
 from longvideo_reason_data.filtering.near_duplicates import likeness, shingle
 from longvideo_reason_data.media.video_file import digest_file
-from longvideo_reason_data.pipeline.filter import REPORT_NAME
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.folder import hash_records
 from longvideo_reason_data.records.medium import RecordMedium
+from longvideo_reason_data.records.notes import FILTERS_NAME
 from longvideo_reason_data.records.pass_rates import Condition
 from longvideo_reason_data.records.record import Interval, QuestionRecord, Skill, Split, read_records, write_records
 from longvideo_reason_data.timeline.questions import create_questions, deal_letters
@@ -301,7 +301,7 @@ BRIEF = ["--num-full-frames", "20", "--num-evidence-frames", "6", "--num-few-fra
 
 def run_filter(stock: Stock, base_url: str, *more: str) -> dict[str, Any]:
     assert main(["filter", str(stock.folder), "--base-url", base_url, "--model", "model", *BRIEF, *more]) == 0
-    return json.loads((stock.folder / REPORT_NAME).read_text())
+    return json.loads((stock.folder / FILTERS_NAME).read_text())
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import json
 import random
+import tracemalloc
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -12,15 +14,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from one_video import make_record
 
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.filtering import near_duplicates
 from longvideo_reason_data.filtering.benchmark_files import read_benchmark
 from longvideo_reason_data.filtering.decontamination import Net, find_contamination, source_id_of
-from longvideo_reason_data.filtering.near_duplicates import find_repeated_questions, likeness, similar_pairs
+from longvideo_reason_data.filtering.near_duplicates import (
+    SAME_QUESTION,
+    find_repeated_questions,
+    likeness,
+    shingle,
+)
+from longvideo_reason_data.filtering.option_shortcuts import plain_words
+from longvideo_reason_data.filtering.similarity.evidence import shared_time
 from longvideo_reason_data.inspection.check import check_footage, check_questions
 from longvideo_reason_data.media.fingerprints import (
     SAME_FOOTAGE,
@@ -36,6 +44,7 @@ from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.rendering import draw_frame
 from longvideo_reason_data.timeline.world import World, WorldSettings, create_world
 
+NUM_QUESTIONS = 2000
 GOOD: dict[str, Any] = {
     "question_id": "q1",
     "video_path": f"videos/dQw4w9WgXcQ-{'a' * 12}.mp4",
@@ -60,26 +69,87 @@ def record(**changes: Any) -> QuestionRecord:
 # Wording.
 
 
-@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6).map(frozenset), max_size=25), st.integers(6, 10))
-def test_similar_pairs_are_the_pairs_that_an_exact_search_finds(sets: list[frozenset[str]], tenths: int) -> None:
-    at_least = tenths / 10
-    exact = {
-        (first, second)
-        for first, second in combinations(range(len(sets)), 2)
-        if likeness(sets[first], sets[second]) >= at_least
-    }
-    found = {(pair.first, pair.second) for pair in similar_pairs(sets, at_least=at_least)}
-    assert found <= exact
-    assert {pair for pair in exact if likeness(sets[pair[0]], sets[pair[1]]) > 0.65} <= found
+def compare_all(records: Sequence[QuestionRecord]) -> dict[str, tuple[str, float]]:
+    """Find repeated questions by comparing each with each; this is what a repeated question is."""
+
+    def answer_of(record: QuestionRecord) -> str:
+        return plain_words(record.options["ABCD".index(record.answer)] if record.options else record.answer)
+
+    repeated: dict[str, tuple[str, float]] = {}
+    for kept, other in combinations(sorted(records, key=lambda record: record.question_id), 2):
+        alike = likeness(shingle(kept.question, kept.options), shingle(other.question, other.options))
+        if kept.question_id in repeated or kept.digests != other.digests or answer_of(kept) != answer_of(other):
+            continue
+        if alike >= SAME_QUESTION and shared_time(kept.evidence, other.evidence) >= 0.5:
+            repeated.setdefault(other.question_id, (kept.question_id, alike))
+    return repeated
 
 
-def test_hashing_finds_nearly_all_pairs_among_thousands() -> None:
-    generator = random.Random(0)
-    words = [f"word{number}" for number in range(3000)]
-    sets = [frozenset(generator.sample(words, 20)) for _ in range(1500)]
-    near = [frozenset([*list(members)[4:], "new", "words"]) for members in sets]  # 16 of 22 shared: 0.73
-    found = similar_pairs([*sets, *near], at_least=0.6)
-    assert {(pair.first, pair.second) for pair in found} == {(number, number + 1500) for number in range(1500)}
+def draw_record(draw: random.Random, number: int, num_words: int) -> QuestionRecord:
+    """Draw a question of few words, so that many are alike."""
+    starts = [draw.choice([draw.randint(0, 8), draw.uniform(0, 8)]) for _ in range(draw.randint(0, 3))]
+    options = ["a", "b", "c", f"d {draw.randint(0, 1)}"]
+    draw.shuffle(options)
+    return record(
+        question_id=f"q{number:03}",
+        question=" ".join(f"word{draw.randrange(num_words)}" for _ in range(draw.randint(1, 9))),
+        options=draw.choice([[], options]),
+        answer=draw.choice("AB"),
+        video_digest=draw.choice("ab") * 64,
+        evidence=[
+            {"start_seconds": start, "end_seconds": start + draw.choice([1, 2, 4, draw.uniform(0.1, 3)])}
+            for start in starts
+        ],
+    )
+
+
+@pytest.mark.parametrize("num_words", [2, 3, 4])
+def test_repeated_questions_are_those_that_comparing_each_with_each_finds(num_words: int) -> None:
+    draw = random.Random(num_words)
+    num_repeated = 0
+    for _ in range(5):
+        records = [draw_record(draw, number, num_words) for number in range(100)]
+        draw.shuffle(records)
+        found = find_repeated_questions(records, {})
+        assert found == compare_all(records)
+        num_repeated += len(found)
+    assert num_repeated > 2
+
+
+KITCHEN = ("the cook", "the driver", "the neighbour", "nobody")
+DISTRIBUTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "nearly the same": lambda n: {"question": f"Who opens the green door number {n} in the hall?", "options": KITCHEN},
+    "the same at other times": lambda n: {"evidence": [{"start_seconds": n / 1000, "end_seconds": (n + 1) / 1000}]},
+    "all different": lambda n: {"question": " ".join(f"word{n}x{place}" for place in range(9))},
+    "one word in common": lambda n: {"question": f"Where does a{n} see b{n} with c{n}?", "options": [], "answer": "x"},
+    "half of the words in common": lambda n: {"question": f"What is it that we see there a{n} b{n} c{n} d{n} e{n}?"},
+}
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_work_and_memory_grow_with_the_questions_and_not_with_their_pairs(
+    distribution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = 0
+
+    def counted(first: frozenset[str], second: frozenset[str]) -> float:
+        nonlocal compared
+        compared += 1
+        return likeness(first, second)
+
+    monkeypatch.setattr(near_duplicates, "likeness", counted)
+    records = [
+        record(question_id=f"q{number:04}", **DISTRIBUTIONS[distribution](number)) for number in range(NUM_QUESTIONS)
+    ]
+    tracemalloc.start()
+    try:
+        repeated = find_repeated_questions(records, {})
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(repeated) == (NUM_QUESTIONS - 1 if distribution == "nearly the same" else 0)
+    assert compared <= 2 * NUM_QUESTIONS
+    assert peak_bytes < 8000 * NUM_QUESTIONS
 
 
 @pytest.mark.parametrize(
@@ -265,7 +335,7 @@ def test_parquet_and_json_benchmarks_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error", "words"),
     [
-        ("exam.txt", "question\n", UsageError, "has to end in .jsonl"),
+        ("exam.txt", "question\n", UsageError, "must end in .jsonl"),
         ("exam.csv", "question\n", UsageError, "0 questions compared"),
         ("exam.csv", 'question,video\n"Who?', DataError, "not readable as a table"),
         ("exam.csv", "question,video\nWho,what,why?,a.mp4\n", DataError, "more cells than the 2 names"),
@@ -278,7 +348,7 @@ def test_parquet_and_json_benchmarks_are_read(tmp_path: Path) -> None:
         ("exam.jsonl", '{"key": "dQw4w9WgXcQ", "qa": [{"ask": "Who?"}]}', UsageError, "found ask"),
         ("exam.jsonl", '{"score": 1}', UsageError, "no row with a question"),
         ("exam.json", "{}", UsageError, "0 questions compared"),
-        ("exam.parquet", "x", DataError, "not readable as Parquet"),
+        ("exam.parquet", "x", DataError, "not a readable Parquet file"),
         ("exam.jsonl", '{"question": {"a": 1}}', DataError, "row 1: question"),
     ],
 )

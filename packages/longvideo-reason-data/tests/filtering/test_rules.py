@@ -272,10 +272,10 @@ def test_prompts_can_be_replaced_and_change_the_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("caption.md", "what is $this", r"\$this is unknown here"),
+        ("caption.md", "what is $this", r"\$this is unknown"),
         ("caption.md", "costs $ 5", "write '\\$\\$'"),
         ("caption.md", " ", "empty"),
-        ("notes.md", "hello", "no prompts there"),
+        ("notes.md", "hello", "contains no prompts"),
     ],
 )
 def test_wrong_prompts_are_one_clear_line(tmp_path: Path, name: str, text: str, words: str) -> None:

@@ -244,7 +244,7 @@ def test_what_nobody_can_adapt_to_ends_with_one_line_after_a_few(
         ask(server, tmp_path, *(shown(2, max_tokens=number) for number in range(1, 40)), num_parallel=2, price=PRICE)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
-    assert len(server.bodies) <= 8
+    assert len(server.bodies) <= 12  # the few are put in two ways where the server doesn't say what is wrong
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     if status in (400, 422, 500):
         ended = [call for call in calls if call["event"] == "ended"]

@@ -186,7 +186,7 @@ def test_a_server_without_schemas_is_told_in_words(server: Any, tmp_path: Path) 
     server.reply = lambda body: '{"answer": "A"}'
     (reply,), _ = ask(server, tmp_path, request(schema=SCHEMA))
     assert reply.value == {"answer": "A"}
-    with_schema, in_words = server.bodies
+    with_schema, _, in_words = server.bodies
     assert [part["text"] for part in with_schema["messages"][0]["content"]] == ["hello"]
     assert json.dumps(SCHEMA) in in_words["messages"][0]["content"][-1]["text"]
 

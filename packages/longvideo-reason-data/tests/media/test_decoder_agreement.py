@@ -111,7 +111,7 @@ def test_one_place_off_is_seen(make_video: MakeVideo, wrong: set[int], step: int
         check_pictures(video.path, video.index, Misled(video, wrong, step), "x")
         return
     with pytest.raises(
-        DataError, match=r"x can't read it exactly \(it gives (frame \d+|another picture) for frame \d+\)"
+        DataError, match=r"x can't read it exactly \(it returns (frame \d+|different pixels) for frame \d+\)"
     ):
         check_pictures(video.path, video.index, Misled(video, wrong, step), "x")
 

@@ -66,22 +66,22 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 # What the extras can't read exactly, and what they say.
-NO_TIMES = "doesn't tell when frames are shown"
+NO_TIMES = "has no presentation times"
 HIDDEN = "it counts 56 frames, not 48"
 REFUSED: dict[str, dict[str, str]] = {
     "pyav": {},
     "decord": {
-        "mp4_open_groups": "stored behind a key frame and shown before it",
+        "mp4_open_groups": "stored after a key frame but shown before it",
         "webm_av1": "it can't open it",
         "avi_h264_b_frames": NO_TIMES,
-        "high_range_pq": "its light is written as pq",
-        "high_range_hlg": "its light is written as hlg",
+        "high_range_pq": "its dynamic range is pq",
+        "high_range_hlg": "its dynamic range is hlg",
         **{f"no_first_key_frame_{suffix}": HIDDEN for suffix in ("mp4", "mkv", "mov", "webm", "avi")},
     },
     "torchcodec": {
         "avi_h264_b_frames": NO_TIMES,
-        "high_range_pq": "its light is written as pq",
-        "high_range_hlg": "its light is written as hlg",
+        "high_range_pq": "its dynamic range is pq",
+        "high_range_hlg": "its dynamic range is hlg",
         "no_first_key_frame_avi": "it can't open it",
     },
 }
@@ -184,7 +184,7 @@ def test_a_large_plan_is_read_in_one_pass(make_video: MakeVideo, read_counter: R
     video = VideoFile.open(make_video(), decoder=decoder)
     assert [(place, read_counter(frame)) for place, frame in video.frames([3, 40, 41])] == [(3, 3), (40, 40), (41, 41)]
     assert list(video.frames([])) == []
-    with pytest.raises(UsageError, match="frame 3 is asked for after 3"):
+    with pytest.raises(UsageError, match="frame 3 is requested after 3"):
         next(video.frames([3, 3]))
 
 

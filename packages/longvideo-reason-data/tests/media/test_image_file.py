@@ -33,7 +33,7 @@ def test_a_picture_is_a_video_of_one_frame(tmp_path: Path, suffix: str) -> None:
     assert frames.shape == (2, SIZE[1], SIZE[0], 3)
     assert np.abs(frames[1].astype(int) - np.asarray(gradient())).mean() < 6
     assert [place for place, _ in image.frames([0])] == [0]
-    with pytest.raises(DataError, match="frame 1 of a picture"):
+    with pytest.raises(DataError, match="frame 1 of an image"):
         image.read([0, 1])
 
 
@@ -81,18 +81,18 @@ def test_what_is_no_still_picture_is_refused_in_one_line(tmp_path: Path, make_vi
     empty = tmp_path / "empty.png"
     empty.write_bytes(b"")
     for path, words in (
-        (moving, "it moves"),
+        (moving, "it is animated"),
         (fine, "expected 8 bits"),
-        (drawing, "not a picture"),
-        (empty, "not a picture"),
-        (make_video("video.png.mp4", num_frames=3), "not a picture"),
+        (drawing, "not an image"),
+        (empty, "not an image"),
+        (make_video("video.png.mp4", num_frames=3), "not an image"),
     ):
         with pytest.raises(DataError, match=words) as raised:
             ImageFile.open(path)
         assert str(path) in str(raised.value)
         assert "\n" not in str(raised.value)
     for path in (tmp_path, tmp_path / "none.png"):
-        with pytest.raises(UsageError, match="expected a picture"):
+        with pytest.raises(UsageError, match="expected an image"):
             ImageFile.open(path)
 
 
@@ -103,7 +103,7 @@ def test_a_cut_picture_is_refused(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(noise).save(path)
     whole = ImageFile.open(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match="damaged beyond reading"):
+    with pytest.raises(DataError, match="too damaged to be read"):
         ImageFile.open(path)
     with pytest.raises(DataError, match="can't be decoded"):
         whole.read([0])

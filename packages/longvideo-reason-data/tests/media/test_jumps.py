@@ -79,7 +79,7 @@ def test_falling_back_is_said_once(make_video: MakeVideo, caplog: pytest.LogCapt
         for video in videos:
             video.read([50, 3])
     assert [record.message.partition("; ")[0] for record in caplog.records] == [
-        f"{path}: a jump gives other frames than reading in sequence"
+        f"{path}: seeking gives other frames than reading in sequence"
     ]
     assert not any(video.index.seekable for video in videos)
 

@@ -142,7 +142,7 @@ def test_any_usual_encoding_is_read_and_a_guess_is_told(make_video: MakeVideo, e
     assert [cue.text for cue in subtitles.cues] == [WORDS[encoding], "Second line."]
     assert subtitles.problem == ""
     marked = encoding.startswith("utf") and not encoding.endswith(("-le", "-be"))
-    assert ("as its letters suggest" in subtitles.origin) is not marked
+    assert ("guessed from its content" in subtitles.origin) is not marked
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_names_as_people_have_them_and_which_goes_first(make_video: MakeVideo, t
     (tmp_path / "own" / "f.fr.forced.srt").write_text(SRT)
     assert [path.name for path in find_subtitle_files(video, tmp_path / "own")] == ["f.fr.forced.srt", *in_order]
     subtitles = read(video, tmp_path / "own")
-    assert subtitles.origin.startswith("f.fr.forced.srt; passed over: f.SRT, f.mp4.srt, ")
+    assert subtitles.origin.startswith("f.fr.forced.srt; ignored: f.SRT, f.mp4.srt, ")
     assert [cue.text for cue in subtitles.cues] == ["Good morning, everybody.", "- Who's there?"]
     assert len(find_subtitle_files(video, video.parent)) == len(in_order) + 1  # f.json, named by the folder
 

@@ -337,7 +337,7 @@ def test_a_foreign_dataset_is_not_written_over(server: Any, films: Path, tmp_pat
     run(server, films, tmp_path / "built")
     write_records(output / "records.parquet", read_dataset(tmp_path / "built"))
     before = (output / "records.parquet").read_bytes()
-    with pytest.raises(UsageError, match="holds a dataset that wasn't built here; choose another folder"):
+    with pytest.raises(UsageError, match="contains a dataset that wasn't made by a build; choose another folder"):
         run(server, films, output)
     (output / "shards").mkdir()
     pq.write_table(pq.read_table(output / "records.parquet").replace_schema_metadata({VERSION_KEY: "99"}), output / "r")

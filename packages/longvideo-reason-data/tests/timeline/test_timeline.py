@@ -183,7 +183,7 @@ def test_only_demonstrations_for_sft_are_guesses_and_say_so(tmp_path):
 
 
 def test_no_video_asked_for_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="0 videos asked for"):
+    with pytest.raises(UsageError, match="0 videos requested"):
         write_small(tmp_path, videos={Split.HELD_OUT: 0})
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ from several_media import write_album
 from longvideo_reason_data.cli import main
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
 from longvideo_reason_data.records.record import Interval, QuestionRecord, Skill, Split, write_records
+from longvideo_reason_data.view import page as written_page
 from longvideo_reason_data.view.contents import difficulty_of
 from longvideo_reason_data.view.page import render_page, write_page
 from longvideo_reason_data.view.thumbnails import SIDE_PIXELS, make_thumbnails
@@ -29,6 +31,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 SWITCHES = (
     *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
     *("disable-component-update", "disable-sync", "window-size=1300,900"),
+    "virtual-time-budget=20000",  # until parts are there
 )
 ATTACK = "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"><!--"
 NUM_VIDEOS, NUM_QUESTIONS = 30, 3000
@@ -192,10 +195,10 @@ def test_pictures_are_few_small_and_from_their_time(tmp_path, make_video):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("segments.jsonl", "{}\n", "has no 'video_digest'"),
+        ("segments.jsonl", "{}\n", "line 1: video_digest: Field required"),
         ("dropped.jsonl", "{nonsense\n", "line 1 isn't JSON"),
-        ("manifest.json", "[]", "is no object"),
-        ("filters.json", '{"items": [3]}', "an item is 3"),
+        ("manifest.json", "[]", "expected a JSON object"),
+        ("filters.json", '{"items": [3]}', "items: 0: expected an object"),
     ],
 )
 def test_a_damaged_file_is_told_in_one_line(tmp_path, capsys, name, text, words):
@@ -252,14 +255,12 @@ def test_a_browser_finds_and_filters(browse, page):
     everything = browse(page)
     assert num_found(everything) == NUM_QUESTIONS
     assert 5 < everything.count('role="option"') < 50  # of three thousand
-    both = browse(page, "search=door+lighthouse&skill=temporal&split=train_rl")
+    both = browse(page, "search=door+lighthouse&skill=goal&split=train_rl")
     expected = [
-        number
-        for number in range(NUM_QUESTIONS)
-        if number % NUM_VIDEOS == 7 and number % 4 == SKILLS.index(Skill.TEMPORAL)
+        number for number in range(NUM_QUESTIONS) if number % NUM_VIDEOS == 7 and number % 4 == SKILLS.index(Skill.GOAL)
     ]
     assert SPLITS[7 % 3] is Split.TRAIN_RL
-    assert num_found(both) == len(expected)
+    assert num_found(both) == len(expected) == 50
     assert num_found(browse(page, "view=dropped&reason=letters_unclear")) == 100
     assert "Nothing matches" in browse(page, "search=unicorn")
 
@@ -376,3 +377,122 @@ def test_a_browser_shows_all_media_of_a_question(browse, tmp_path, make_video):
     assert dom.count('aria-label="Timeline of') == 2
     assert "1. 0:00.4–0:01.4" in dom
     assert "3. 0:00.4–0:01.4" in dom
+
+
+# Datasets of many questions.
+
+
+@pytest.fixture(scope="module")
+def large(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same dataset as it is shown when there is more in it than one file should hold."""
+    path = tmp_path_factory.mktemp("large") / "view.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(written_page, "MOST_QUESTIONS_INSIDE", NUM_QUESTIONS - 1)
+        write_page(dataset, path)
+    return path
+
+
+def read_parts(page: Path, kind: str) -> list[dict[str, Any]]:
+    """Read the items of a page out of its parts, as a browser would."""
+    folder = page.parent / json.loads(Elements(page.read_text(encoding="utf-8")).scripts[0])["parts"]["folder"]
+    items: list[dict[str, Any]] = []
+    for number in range(len(list(folder.glob(f"{kind}-*.js")))):
+        script = (folder / f"{kind}-{number}.js").read_text(encoding="utf-8")
+        call = re.fullmatch(rf'takePart\("{kind}-{number}", (".*")\);\n', script)
+        assert call, script[:100]
+        assert "<" not in script
+        items += json.loads(json.loads(call[1]))
+    return items
+
+
+def test_parts_hold_what_one_file_would(page, large):
+    whole = json.loads(Elements(page.read_text(encoding="utf-8")).scripts[0])
+    text = large.read_text(encoding="utf-8")
+    listed = json.loads(Elements(text).scripts[0])
+    for kind in ("questions", "dropped", "media"):
+        assert read_parts(large, kind) == whole[kind]
+    for kind, names in (("questions", ("skill", "split", "difficulty")), ("dropped", ("reason", "stage", "skill"))):
+        assert listed[kind]["id"] == [item.get("id") or item["item"] for item in whole[kind]]
+        assert listed[kind]["media"] == [item.get("media", []) for item in whole[kind]]
+        for name in names:
+            column = listed[kind]["filters"][name]
+            assert [column["values"][place] for place in column["numbers"]] == [item.get(name) for item in whole[kind]]
+    assert {name: listed[name] for name in ("name", "counts", "manifest")} == {
+        name: whole[name] for name in ("name", "counts", "manifest")
+    }
+    assert len(text) < len(page.read_text(encoding="utf-8")) / 3
+    elements = Elements(text)
+    assert not [attributes for _, attributes in elements.found if "src" in attributes]
+    policy = next(attributes["content"] for _, attributes in elements.found if "http-equiv" in attributes)
+    assert policy
+    assert re.search(r"script-src 'sha256-[^']+' 'strict-dynamic'$", policy)
+    assert "unsafe" not in policy
+
+
+def test_parts_of_an_earlier_page_go_when_the_new_one_is_there(dataset, tmp_path, monkeypatch):
+    page, mine = tmp_path / "view.html", tmp_path / "view-parts-0123456789ab" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("kept")
+    monkeypatch.setattr(written_page, "MOST_QUESTIONS_INSIDE", 10)
+    folders: list[set[str]] = []
+    for num_questions in (20, 30, 30, 5):
+        write_records(tmp_path / "records.parquet", [make_question(number) for number in range(num_questions)])
+        write_page(tmp_path, page)
+        folders.append({path.name for path in tmp_path.iterdir() if path.is_dir()} - {mine.parent.name})
+    assert [len(names) for names in folders] == [1, 1, 1, 0]
+    assert folders[0] != folders[1] == folders[2]
+    assert mine.read_text() == "kept"
+
+
+def test_a_large_page_is_not_written_when_a_file_is_damaged(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(written_page, "MOST_QUESTIONS_INSIDE", 10)
+    write_records(tmp_path / "records.parquet", [make_question(number) for number in range(20)])
+    (tmp_path / "segments.jsonl").write_text("{}\n")
+    assert main(["view", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"records.parquet", "segments.jsonl"}
+
+
+def test_a_page_of_many_questions_is_written_in_little_memory(tmp_path):
+    write_records(
+        tmp_path / "records.parquet", (make_question(number, reasoning="a " * 2000) for number in range(6000))
+    )
+    tracemalloc.start()
+    try:
+        contents = write_page(tmp_path, tmp_path / "view.html", most_thumbnails=0)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert contents["counts"]["questions"] == 6000
+    assert peak_bytes < 24e6  # a thousand reasonings, of six thousand
+
+
+def test_a_browser_loads_the_part_of_what_it_shows(browse, large):
+    dom = browse(large, f"item=question-{NUM_QUESTIONS - 1:05d}&show=20-30")
+    assert num_found(dom) == NUM_QUESTIONS
+    assert re.search(r"<title>[^<]*dataset browser</title>", dom)
+    assert "<h2>&lt;/script&gt;&lt;script&gt;" in dom
+    assert "<img" not in dom
+    assert "Come in." in dom
+    assert "<script src" not in dom  # a part's script goes when it has run
+    dom = browse(large, "view=dropped&reason=blind_passed")
+    assert num_found(dom) == 1
+    assert "<h2>Why?</h2>" in dom
+    assert "videos/film-07.mp4" in dom
+
+
+def test_a_browser_searches_all_parts(browse, large):
+    dom = browse(large, "search=door+lighthouse&skill=goal&split=train_rl")
+    expected = [
+        number for number in range(NUM_QUESTIONS) if number % NUM_VIDEOS == 7 and number % 4 == SKILLS.index(Skill.GOAL)
+    ]
+    assert num_found(dom) == len(expected)
+    assert f"<h2>Who opens door {expected[0]}?</h2>" in dom
+    assert "Nothing matches" in browse(large, "search=unicorn")
+
+
+def test_a_browser_says_when_the_parts_are_gone(browse, large, tmp_path):
+    alone = Path(shutil.copy(large, tmp_path))
+    dom = browse(alone)
+    assert "A part of this view is missing." in dom
+    assert num_found(dom) == NUM_QUESTIONS

@@ -1,6 +1,7 @@
 """Multi-modal Reinforcement Sequence Parallelism.
 
-Videos are encoded once and referred to ever after; the prompt a group of responses shares is computed once; long rows
-are split over ranks. What a loop needs is in `families` (a checkpoint as a `Policy`), `logprobs` (scores with
-gradients), `rollout` (sampling) and `embeddings` (the store). Importing this package imports no sampler.
+Videos are encoded once and then referred to by name; the prompt that a group of responses shares is computed once; long
+rows are split across ranks. A training loop needs `families` (a checkpoint as a `Policy`), `logprobs`
+(log-probabilities with gradients), `rollout` (sampling) and `embeddings` (the store). Importing this package imports no
+sampler.
 """

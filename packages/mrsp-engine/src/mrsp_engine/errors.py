@@ -1,25 +1,25 @@
 """The errors a user of the engine may see.
 
-Each carries one line that names the value, what was expected and the setting to change, and the exit code a command
-line should end with. Anything else that escapes the engine is a defect of the engine.
+Each has one line that names the value, what was expected and the setting to change, and the exit code for a command
+line program. Any other exception that leaves the engine is a bug in the engine.
 """
 
 
 class EngineError(Exception):
-    """The engine was used rightly and could not do its work (a full disk, a damaged file, a dead sampler)."""
+    """The engine was used correctly but could not do its work (a full disk, a damaged file, a dead sampler)."""
 
     exit_code = 1
 
 
 class EngineUsageError(EngineError):
-    """The engine was asked for something it can't do (a checkpoint of an unknown family, a wrong setting)."""
+    """The engine was asked for something it does not support (a checkpoint of an unknown family, a wrong setting)."""
 
     exit_code = 2
 
 
 class UnfitMediumError(EngineUsageError):
-    """The model can't take this one medium, for its size or its length; others are not concerned."""
+    """The model can't accept this one medium, because of its size or its length; others are not affected."""
 
 
 class UnreadableMediumError(EngineError):
-    """A medium's reader can't give its frames: the file is at fault, and others can still be used."""
+    """A medium's frames can't be read: the file is at fault, and others can still be used."""

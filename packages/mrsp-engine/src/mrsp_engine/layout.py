@@ -1,8 +1,8 @@
-"""Who sees whom, and who owns what, in a packed row of groups `[prompt | branch 0 | branch 1 | …][prompt | …]…`.
+"""Visibility and ownership of tokens in a packed row of groups `[prompt | branch 0 | branch 1 | …][prompt | …]…`.
 
-Pure arithmetic over token indices: no tensors, no processes, no model. A branch sees the whole prompt of its group and
-itself, causally; it sees no other branch, and groups don't see each other. From that rule follow the attention calls
-that join any set of queries with any set of keys.
+Pure arithmetic over token indices: no tensors, no processes, no model. A branch attends causally to the whole prompt of
+its group and to itself, not to other branches or groups. From that rule follow the attention calls between any set of
+queries and any set of keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ class Branch:
 
     Attributes:
         token_ids: The tokens after the prompt.
-        scored_from: Tokens before this index are context only (the tail of a question); the rest is scored.
+        scored_from: Tokens before this index are only context (the tail of a question); the rest is scored.
     """
 
     token_ids: tuple[int, ...]
@@ -41,11 +41,11 @@ class TokenRange:
         return max(0, self.end - self.start)
 
     def within(self, other: "TokenRange") -> "TokenRange":
-        """The tokens that both have; empty if there are none."""
+        """The tokens in both ranges; empty if there are none."""
         return TokenRange(max(self.start, other.start), min(self.end, other.end))
 
     def moved(self, distance: int) -> "TokenRange":
-        """The same number of tokens, further on."""
+        """The same number of tokens, shifted by an offset."""
         return TokenRange(self.start + distance, self.end + distance)
 
 
@@ -54,10 +54,10 @@ class AttentionCall:
     """One block of attention: a run of queries against a run of keys.
 
     Attributes:
-        queries: Range in the queries' own order.
-        keys: Range in the keys' own order.
-        causal: Queries and keys are the same tokens, and each sees itself and what came before. Otherwise every query
-            sees every key.
+        queries: Range of indices into the queries.
+        keys: Range of indices into the keys.
+        causal: Queries and keys are the same tokens, and each attends to itself and to earlier ones. Otherwise every
+            query attends to every key.
     """
 
     queries: TokenRange
@@ -67,7 +67,7 @@ class AttentionCall:
 
 @dataclass(frozen=True, slots=True)
 class GroupLengths:
-    """Number of tokens of one group's prompt and of its branches."""
+    """Number of tokens of one group's prompt and of each of its branches."""
 
     prompt: int
     branches: tuple[int, ...]
@@ -86,7 +86,7 @@ class GroupLengths:
 
 @dataclass(frozen=True, slots=True)
 class GroupRanges:
-    """Where one group lies in its row."""
+    """The position of one group in its row."""
 
     prompt: TokenRange
     branches: tuple[TokenRange, ...]
@@ -109,7 +109,7 @@ class PackedLayout:
 
     @cached_property
     def ranges(self) -> tuple[GroupRanges, ...]:
-        """Where each group lies."""
+        """The position of each group."""
         found: list[GroupRanges] = []
         start = 0
         for group in self.groups:
@@ -128,7 +128,7 @@ class PackedLayout:
 
     @property
     def num_visible_pairs(self) -> int:
-        """Pairs of a query and a key it sees; what attention has to compute."""
+        """Number of query-key pairs that attention has to compute."""
         pairs = 0
         for group in self.groups:
             responses = sum(group.branches)
@@ -137,12 +137,12 @@ class PackedLayout:
         return pairs
 
     def split(self, token_ranks: int, head_ranks: int = 1) -> tuple[tuple[TokenRange, ...], ...]:
-        """Divide the row among `token_ranks × head_ranks` ranks: for each its ranges, in row order.
+        """Divide the row among `token_ranks × head_ranks` ranks: the ranges of each, in row order.
 
-        Every group's prompt is cut into twice as many pieces as there are token ranks and each takes one from either
-        end, which evens out causal attention (zigzag); the branches, whose tokens all cost about the same, are cut into
-        one piece per token rank. What a token rank owns is then cut evenly among its head ranks, which are neighbours:
-        rank = token rank × head_ranks + head rank. Pieces may be uneven and, in a short row, empty.
+        Every group's prompt is cut into twice as many pieces as there are token ranks, and each gets one from either
+        end, which balances causal attention (zigzag); the branches, whose tokens all cost about the same, are cut into
+        one piece per token rank. The tokens of a token rank are then cut evenly among its head ranks, which are
+        neighbours: rank = token rank × head_ranks + head rank. Pieces may be uneven and, in a short row, empty.
         """
         if token_ranks < 1 or head_ranks < 1:
             raise ValueError(f"token_ranks={token_ranks}, head_ranks={head_ranks}: expected at least one of each")
@@ -160,7 +160,7 @@ class PackedLayout:
     def attention_calls(
         self, queries: Sequence[TokenRange] | None = None, keys: Sequence[TokenRange] | None = None
     ) -> tuple[AttentionCall, ...]:
-        """The calls between two sets of row tokens; nothing said means the whole row.
+        """The calls between two sets of row tokens; by default the whole row.
 
         Causal calls come first. Where the keys contain the queries, those calls cover every query exactly once.
 
@@ -195,15 +195,15 @@ class PackedLayout:
 
 
 def pack_rows(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
-    """Put groups of the given lengths into rows of at most `row_tokens`: the indices of each row's groups.
+    """Pack groups of the given lengths into rows of at most `row_tokens`; returns the indices of each row's groups.
 
-    Longest first, each into the first row with room (first-fit decreasing); a group longer than a row gets its own.
+    Longest first, each into the first row with room (first-fit decreasing); a group longer than that gets its own row.
     Without a limit every group has its own row.
     """
     if row_tokens is None:
         return [[index] for index in range(len(lengths))]
     if row_tokens < 1:
-        raise EngineUsageError(f"row_tokens={row_tokens}: expected at least 1, or nothing for one group per row")
+        raise EngineUsageError(f"row_tokens={row_tokens}: expected at least 1, or None for one group per row")
     rows: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -223,7 +223,7 @@ def _cut(run: TokenRange, num_pieces: int) -> list[TokenRange]:
 
 
 def _joined(ranges: Sequence[TokenRange]) -> tuple[TokenRange, ...]:
-    """Drop empty ranges and join neighbours."""
+    """Drop empty ranges and merge adjacent ones."""
     joined: list[TokenRange] = []
     for run in ranges:
         if not len(run):
@@ -236,7 +236,7 @@ def _joined(ranges: Sequence[TokenRange]) -> tuple[TokenRange, ...]:
 
 
 def _numbered(ranges: Sequence[TokenRange]) -> list[tuple[TokenRange, int]]:
-    """Ranges with the distance from a row index to the index in the ranges' own order."""
+    """Ranges with the offset from a row index to the index within the concatenated ranges."""
     numbered: list[tuple[TokenRange, int]] = []
     offset = 0
     for run in ranges:
@@ -253,6 +253,6 @@ def _clipped(numbered: Sequence[tuple[TokenRange, int]], segment: TokenRange) ->
 
 
 def _taken(ranges: Sequence[TokenRange], part: TokenRange) -> tuple[TokenRange, ...]:
-    """The row tokens at the places `part` of the ranges' own order."""
+    """The row tokens at the indices `part` of the concatenated ranges."""
     taken = [part.within(run.moved(distance)).moved(-distance) for run, distance in _numbered(ranges)]
     return tuple(run for run in taken if len(run))

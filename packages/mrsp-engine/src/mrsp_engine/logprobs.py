@@ -1,13 +1,13 @@
 """Log-probabilities of responses, the prompt they share computed once.
 
-The G branches of a group form one packed row behind their prompt. Because attention is causal, what the prompt computes
-does not depend on any branch, so the one copy serves all of them, and gradients arriving from the branches add up: the
-result equals G separate rows exactly. `share_prompt=False` computes those separate rows instead; on one rank with the
-model's ordinary forward pass, the oracle that all else is tested against.
+The G branches of a group form one packed row after their prompt. Because attention is causal, the prompt's activations
+do not depend on any branch, so one copy serves all of them, and gradients from the branches add up: the result equals
+that of G separate rows exactly. `share_prompt=False` computes those separate rows instead; on one rank with the model's
+ordinary forward pass, which is the reference that everything else is tested against.
 
 With a sequence group every rank calls with the same arguments, computes the tokens it owns, and returns the complete
 result. The caller computes the same loss on every rank and calls backward on every rank; each then holds its share of
-the parameter gradients, and `collectives.sum_gradients` adds the shares. No factor is to be applied to the loss.
+the parameter gradients, and `collectives.sum_gradients` adds the shares. The loss must not be scaled.
 
 Shape legend: S tokens of a row, L tokens this rank owns, N scored tokens, D hidden size, V vocabulary.
 """
@@ -29,8 +29,10 @@ from mrsp_engine.prompts import Prompt
 from mrsp_engine.rows import PackedRow, PromptGroup
 
 LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 128 << 20}
-"""What one chunk's logits may take; what is computed from them takes a few times as much. Not less on CPUs: blocks
-below 32 MiB come from glibc's heap, which they fragment until the process holds many times what is in use."""
+"""Maximum bytes of one chunk's logits; what is computed from them takes a few times as much. Lower values are bad on
+CPUs: blocks below 32 MiB come from glibc's heap, which they fragment until the process holds many times the memory in
+use.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,7 +41,7 @@ class BranchScores:
 
     Attributes:
         logprobs: Log-probability of every scored token, differentiable.
-        entropies: Entropy of the distribution it was drawn from, in nats, without gradient.
+        entropies: Entropy of the distribution of each, in nats, without gradient.
     """
 
     logprobs: list[Tensor]
@@ -87,16 +89,16 @@ def score_groups(
     Args:
         policy: The model.
         groups: Prompts with their branches, of any lengths and with any media.
-        temperature: Divides the logits, as it did when the branches were sampled.
+        temperature: Divides the logits, as when the branches were sampled.
         share_prompt: Compute a prompt once; otherwise once per branch.
-        row_tokens: Pack groups into common rows of at most so many tokens; None gives every group its own row.
+        row_tokens: Pack groups into shared rows of at most this many tokens; None gives every group its own row.
         sequence_group: Ranks among which every row is split.
-        attention: How; what isn't set is chosen per row.
-        chunk_tokens: Scored tokens whose logits exist at the same time, chosen by the vocabulary if None; with more,
-            logits are recomputed in backward.
+        attention: Settings; what isn't set is chosen per row.
+        chunk_tokens: Scored tokens whose logits exist at the same time, chosen from the vocabulary size if None; with
+            more tokens, logits are recomputed in the backward pass.
 
     Raises:
-        EngineUsageError: The attention settings can't be kept on these ranks.
+        EngineUsageError: The attention settings are impossible on these ranks.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: expected a positive number (score greedy samples at 1.0)")
@@ -131,8 +133,8 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution: hidden [N, D], targets [N] to [N] and [N].
 
-    Logits exist for `chunk_tokens` tokens at a time, in float32 at least. With a single chunk they are kept for
-    backward; with more they are computed again there. `num_chunks` sets their number, so that ranks with unequal N can
+    Logits exist for `chunk_tokens` tokens at a time, in at least float32. With a single chunk they are kept for the
+    backward pass; with more they are recomputed there. `num_chunks` sets their number, so that ranks with unequal N can
     call the head equally often.
     """
     num_chunks = max(1, -(-len(targets) // chunk_tokens)) if num_chunks is None else num_chunks
@@ -196,7 +198,7 @@ def _score_packed(
 
 
 def _score_evenly(hidden: Tensor, row: PackedRow, shards: SequenceShards, head: _Head) -> tuple[Tensor, Tensor]:
-    """Score an equal share of the pairs on every rank, wherever their hidden states [L, D] are, and exchange results.
+    """Score an equal share of the tokens on every rank, wherever their hidden states [L, D] are, and exchange results.
 
     A rank may own no predicting token, or score none; it still takes part in every exchange, forward and backward.
     """
@@ -208,7 +210,7 @@ def _score_evenly(hidden: Tensor, row: PackedRow, shards: SequenceShards, head: 
     pieces = [hidden[local[share][owners[share] == group.rank].to(hidden.device)] for share in shares]
     own_share = shares[group.rank]
     rows: list[int] = torch.bincount(owners[own_share], minlength=group.size).tolist()
-    # They arrive rank by rank; `arrival` puts them in the order of the pairs.
+    # They arrive rank by rank; `arrival` restores their order.
     arrival = torch.argsort(torch.argsort(owners[own_share], stable=True)).to(hidden.device)
     chosen = torch.cat(swap(pieces, rows, group)).index_select(0, arrival)
     lengths = [share.stop - share.start for share in shares]
@@ -220,7 +222,7 @@ def _score_evenly(hidden: Tensor, row: PackedRow, shards: SequenceShards, head: 
 def _chunk_logprobs(
     hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float, entropies: list[Tensor]
 ) -> Tensor:
-    """Log-probabilities of a chunk. Entropies go to an empty list: once, not again when backward recomputes."""
+    """Log-probabilities of a chunk. Entropies are appended only to an empty list, so recomputation adds none."""
     logits = head(hidden)  # [N, V]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:

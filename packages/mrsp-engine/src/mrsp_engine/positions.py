@@ -1,8 +1,8 @@
-"""Rotary positions, made once and used by sampler and trainer alike.
+"""Rotary positions, computed once and used by both sampler and trainer.
 
-transformers (since 5.3) starts the text behind a video at the video's spatial extent; Qwen2.5-VL was trained, and vLLM
-samples, with text starting behind the largest index of any axis. For an hour of video the two lie thousands apart, so
-the engine makes positions itself and never asks the model for them.
+transformers (since 5.3) starts the text after a video at the video's spatial extent; Qwen2.5-VL was trained, and vLLM
+samples, with text starting after the largest index of any axis. For an hour of video the two are thousands apart, so
+the engine computes positions itself and never uses the model's.
 
 Shape legend: P prompt tokens, S tokens of a packed row.
 """
@@ -26,11 +26,11 @@ def qwen2_5_vl_positions(
     merge_size: int,
     tokens_per_second: float,
 ) -> Tensor:
-    """Lay an expanded prompt out in time, height and width: int64 [3, P].
+    """Positions of an expanded prompt in time, height and width: int64 [3, P].
 
     Text advances all three axes together. A medium's temporal axis advances by `seconds_per_grid × tokens_per_second`
     per temporal patch, truncated only after multiplying by the patch's index; its spatial axes count merged patches.
-    What follows starts one behind the largest index used so far.
+    What follows starts one after the largest index used so far.
     """
     pieces: list[npt.NDArray[np.int64]] = []
     cursor, start = 0, 0  # next token, next free index
@@ -48,17 +48,17 @@ def qwen2_5_vl_positions(
         cursor += piece.shape[1]
         start += int(piece.max()) + 1
     if cursor != len(expanded_ids) or next(remaining, None) is not None:
-        raise ValueError(f"{len(media)} media don't account for the placeholders of a {len(expanded_ids)}-token prompt")
+        raise ValueError(f"{len(media)} media don't match the placeholders of a {len(expanded_ids)}-token prompt")
     return torch.from_numpy(np.concatenate(pieces, axis=1)) if pieces else torch.empty((3, 0), dtype=torch.int64)
 
 
 def qwen3_vl_positions(
     expanded_ids: Sequence[int], media: Sequence[MediaReference], *, placeholder_ids: Collection[int], merge_size: int
 ) -> Tensor:
-    """Lay an expanded prompt of Qwen3-VL out: int64 [3, P].
+    """Positions of an expanded prompt of Qwen3-VL: int64 [3, P].
 
-    Time stands in the text between temporal patches, so every patch is placed like an image: its rows share one
-    temporal position, and what follows starts one behind its largest index.
+    Time is written as text between temporal patches, so every patch has positions like an image: its rows share one
+    temporal position, and what follows starts one after its largest index.
     """
     one = min(placeholder_ids)
     patches = [
@@ -69,7 +69,7 @@ def qwen3_vl_positions(
 
 
 def continue_positions(prompt_positions: Tensor, branch_lengths: Sequence[int]) -> Tensor:
-    """Positions of a whole packed row: [3, P] to [3, S]; every branch starts one behind the prompt's largest index."""
+    """Positions of a whole packed row: [3, P] to [3, S]; every branch starts one after the prompt's largest index."""
     start = int(prompt_positions.max()) + 1
     branches = [torch.arange(start, start + length, device=prompt_positions.device) for length in branch_lengths]
     rows = prompt_positions.shape[0]

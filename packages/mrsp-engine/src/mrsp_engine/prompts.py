@@ -1,4 +1,4 @@
-"""A prompt as sampler and trainer share it: tokens, positions and references to media, made once."""
+"""A prompt, shared by sampler and trainer: tokens, positions and references to media, built once."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ class Prompt:
     """One tokenised prompt. Compared by identity, since it holds a tensor.
 
     Attributes:
-        token_ids: One placeholder token per medium: what the sampler is given and expands by itself.
-        expanded_ids: One placeholder token per embedding row: what the trainer computes with. Length P.
+        token_ids: One placeholder token per medium: the sampler's input, which it expands itself.
+        expanded_ids: One placeholder token per embedding row: the trainer's input. Length P.
         positions: Rotary positions, int64, shape [3, P] (or [1, P] for families with one-dimensional positions).
         media: The media in the order of their placeholders.
     """
@@ -25,5 +25,5 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """Number of tokens P the model computes."""
+        """Number of tokens P that the model computes."""
         return len(self.expanded_ids)

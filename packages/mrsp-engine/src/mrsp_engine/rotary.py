@@ -1,12 +1,12 @@
-"""What config.json says about rotary positions: one rule for trainer and sampler.
+"""The rotary settings in config.json: one rule for trainer and sampler.
 
 The frequencies of a checkpoint are those that transformers computes from its config.json; YaRN's are then those of the
-paper (arXiv 2309.00071), where the length that the model was trained for decides which of them are stretched. A sampler
-is told settings from which it arrives at the same numbers.
+paper (arXiv 2309.00071), where the trained length decides which of them are stretched. A sampler gets settings from
+which it computes the same numbers.
 
-Refused is what can't be the same on both sides (frequencies that change with the length of a sequence, so that a shared
-prompt would have other ones than a long response), and settings that transformers drops without a word. The module
-reads settings and computes nothing.
+Two kinds of settings are refused: those that can't be the same on both sides (frequencies that change with the length
+of a sequence, so that a shared prompt's would differ from a long response's), and those that transformers ignores
+silently. The module only reads settings.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ __all__ = ["longest_context", "read_rope", "refuse_rotary"]
 _TYPES = ("default", "linear", "llama3", "yarn")
 _TYPES_OF_SEVERAL_AXES = ("default", "yarn")
 _KEYS = ("rope_scaling", "rope_parameters")
-"""In the order in which transformers takes them: of two, it forgets the second."""
+"""In the order of precedence in transformers: of two, it ignores the second."""
 _OLD_NAMES = {"mrope": "default", "su": "longrope"}
 _SECTIONS = "mrope_section"
 _LIMITS = ("max_position_embeddings", "model_max_length")
@@ -28,7 +28,7 @@ _STRETCHES = ("linear", "dynamic")
 
 
 def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a language model's part of config.json says about rotary positions, with `rope_type` by its present name."""
+    """The rotary settings in a language model's part of config.json, with `rope_type` under its current name."""
     found = next((config[key] for key in _KEYS if config.get(key)), {})
     values = dict(cast(Mapping[str, Any], found))
     name = str(values.get("rope_type", values.get("type", "default")))
@@ -36,13 +36,12 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def longest_context(config: Mapping[str, Any]) -> int:
-    """Positions that a language model's part of config.json allows, those to which its rotary scaling extends them.
+    """Number of positions that a language model's part of config.json allows, including those added by rotary scaling.
 
-    A sampler goes by `model_max_length` where it is named, which VILA's language models do, so the smaller number
-    counts.
+    A sampler uses `model_max_length` where it is set, as in VILA's language models, so the smaller number counts.
 
     Raises:
-        KeyError: The configuration names no limit.
+        KeyError: The configuration specifies no limit.
     """
     named = [int(config[name]) for name in _LIMITS if config.get(name) is not None]
     if not named:
@@ -57,26 +56,28 @@ def longest_context(config: Mapping[str, Any]) -> int:
 
 
 def refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a config.json whose rotary positions can't be had alike by trainer and sampler.
+    """Refuse a config.json whose rotary positions can't be the same in trainer and sampler.
 
     Args:
-        path: Where it was read, for the message.
-        config: All that it holds.
+        path: The file, for the message.
+        config: Its contents.
 
     Raises:
-        EngineUsageError: If so; names the setting.
+        EngineUsageError: The settings are refused; the message names the setting.
     """
     text = cast(Mapping[str, Any], config.get("text_config") or config)
     rope = read_rope(text)
     key = next((key for key in _KEYS if text.get(key)), _KEYS[1])
     if all(text.get(key) for key in _KEYS) and "rope_theta" not in {**text, **rope}:
         raise EngineUsageError(
-            f"{path}: has rope_scaling beside rope_parameters, whose rope_theta would be lost; put all of it into "
+            f"{path}: has rope_scaling in addition to rope_parameters, whose rope_theta would be lost; move everything "
+            f"into "
             "rope_parameters"
         )
     if text is not config and any(config.get(key) for key in _KEYS) and _differs(read_rope(config), rope):
         raise EngineUsageError(
-            f"{path}: has {next(key for key in _KEYS if config.get(key))} beside text_config, where it is not read; "
+            f"{path}: has {next(key for key in _KEYS if config.get(key))} outside text_config, where it is not read; "
+            f""
             "move it into text_config"
         )
     if _OLD_NAMES.get(str(old := rope.get("type")), old) not in (None, rope["rope_type"]):

@@ -1,7 +1,7 @@
-"""A packed row as tensors: its embeddings, its positions, and which token is predicted where.
+"""A packed row as tensors: its embeddings, its positions, and which position predicts which token.
 
-All of it is made once per row and for the whole row, before ranks take their shares, so that no shard can come to its
-own view of positions or labels.
+All of it is computed once for the whole row, before ranks take their shares, so that shards can't disagree on positions
+or labels.
 
 Shape legend: P prompt tokens, S tokens of the row, L tokens this rank owns, N scored tokens, D width of embeddings.
 """
@@ -21,12 +21,12 @@ from mrsp_engine.prompts import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptGroup:
-    """A prompt and what continues it.
+    """A prompt and its continuations.
 
     Attributes:
-        prompt: What all branches continue.
-        branches: Their tokens, in any lengths.
-        prompt_embeddings: Used instead of the policy's own, [P, D], to take gradients with respect to them.
+        prompt: The prompt that all branches continue.
+        branches: The continuations, of any lengths.
+        prompt_embeddings: Used instead of the policy's own, [P, D], for gradients with respect to them.
     """
 
     prompt: Prompt
@@ -50,11 +50,11 @@ class PackedRow:
     """One row.
 
     Attributes:
-        groups: What it is made of.
-        layout: Where each group lies.
+        groups: The groups of the row.
+        layout: The position of each group.
         positions: Rotary positions [3, S] (or [1, S]).
         predictors: Row indices of the tokens that predict a scored one, int64 [N], on the CPU; a prompt's last token
-            is there once for every branch that is scored from its first token.
+            occurs once for every branch that is scored from its first token.
         targets: The scored tokens, int64 [N].
         num_scored: Scored tokens of every branch of every group.
     """
@@ -68,7 +68,7 @@ class PackedRow:
 
     @classmethod
     def of(cls, groups: Sequence[PromptGroup], device: torch.device) -> "PackedRow":
-        """Lay groups out one behind the other."""
+        """Lay out groups one after the other."""
         layout = PackedLayout(tuple(group.lengths for group in groups))
         predictors: list[int] = []
         targets: list[int] = []
@@ -98,7 +98,7 @@ class PackedRow:
             places = _places(own_tokens, where.responses)
             pieces.append(policy.embed_tokens(responses if places is None else responses[places]))
         width = max(piece.shape[1] for piece in pieces)
-        # Where media bring more channels than tokens have (DeepStack), tokens have nothing to add in them.
+        # Where media have more channels than tokens (DeepStack), tokens have zeros there.
         return torch.cat([functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
 
 
@@ -109,7 +109,7 @@ def _embed_prompt(policy: Policy, group: PromptGroup, places: Tensor | None) -> 
 
 
 def _places(own_tokens: Tensor | None, run: TokenRange) -> Tensor | None:
-    """The own tokens that lie in `run`, counted from its start."""
+    """This rank's tokens within `run`, counted from its start."""
     if own_tokens is None:
         return None
     return own_tokens[(own_tokens >= run.start) & (own_tokens < run.end)] - run.start

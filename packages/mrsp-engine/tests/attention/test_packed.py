@@ -55,7 +55,7 @@ def test_equals_masked_softmax(name: str, num_key_heads: int, repeats: int) -> N
 
 
 def test_low_precision_accumulates_in_float32() -> None:
-    """Joining many parts costs no more precision than bfloat16 inputs do by themselves."""
+    """Joining many parts loses no more precision than bfloat16 inputs themselves."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, LAYOUT.total, 32).bfloat16().unbind(0)
     expected = plain_attention(query.double(), key.double(), value.double(), LAYOUT)

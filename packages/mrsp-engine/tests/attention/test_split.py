@@ -38,7 +38,7 @@ def test_every_query_head_gets_its_key_head(key: int, per_key: int, ranks: int, 
         length, rest = divmod(queries.stop - queries.start, len(runs))
         assert rest == 0
         served += [keys.start + head for head in runs for _ in range(length)]
-        # Nobody is sent a key head that none of its query heads looks at.
+        # No rank receives a key head that none of its query heads uses.
         assert set(runs) == set(range(keys.stop - keys.start))
     assert served == [head // per_key for head in range(heads.query)]
 
@@ -76,7 +76,7 @@ def seconds(heads: AttentionHeads, head_ranks: int, exchange: Exchange, rates: M
 
 
 def test_slow_links_prefer_what_sends_less() -> None:
-    """With 4 key heads a gather sends less than trading all 28 query heads; with 32 key heads heads win."""
+    """With 4 key heads a gather sends less than exchanging all 28 query heads; with 32, splitting by heads wins."""
     slow = MachineRates(flops_per_second=1e18, bytes_per_second=1e10, message_seconds=0)
     assert seconds(QWEN_7B, 1, "gather", slow) < seconds(MANY_KEYS, 1, "gather", slow) / 7.9
     assert seconds(MANY_KEYS, 8, "gather", slow) < seconds(MANY_KEYS, 1, "gather", slow)

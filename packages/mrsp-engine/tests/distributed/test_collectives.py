@@ -1,4 +1,4 @@
-"""Gathers over ranks and their gradients, with uneven and empty slices; and the tool that starts the ranks."""
+"""Gathers over ranks and their gradients, with uneven and empty slices; and the pool that starts the ranks."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ LENGTHS = (3, 0, 4)
 
 
 def exchange(group: SequenceGroup) -> dict[str, Tensor]:
-    """Trade pieces of other rows and widths for every pair of ranks; gather results, which every rank weighs alike."""
+    """Exchange pieces of different sizes for every pair of ranks; gather results, which every rank weights equally."""
     pieces = [torch.full((group.rank + to, to + 1), float(group.rank), dtype=torch.float64) for to in range(group.size)]
     for piece in pieces:
         piece.requires_grad_()

@@ -1,6 +1,7 @@
-"""Digests of files are remembered as long as the file stays as it is."""
+"""Digests of files are cached as long as the file is unchanged."""
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_every_change_is_seen(film: Path, tmp_path: Path) -> None:
     folder, times = tmp_path / "digests", film.stat()
     read_anew(folder, film)
     film.write_bytes(b"FRAMES" * 1000)
-    os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time of change
+    os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same modification time
     time.sleep(0.1)
     assert [read_anew(folder, film) for _ in range(2)] == [True, False]
     other = tmp_path / "other"
@@ -77,3 +78,75 @@ def test_a_reader_gets_the_digest_and_keeps_the_rest(film: Path, tmp_path: Path)
     assert (known.frame_count, known.height, known.width) == (video.frame_count, video.height, video.width)
     assert (known.timestamps == video.timestamps).all()
     assert (known.read([3]) == video.read([3])).all()
+
+
+def planted(folder: Path, path: Path, change: dict[str, object] | None = None) -> None:
+    """Make what is remembered of a file claim another digest, as somebody who can write there might."""
+    read_anew(folder, path)
+    (note,) = folder.iterdir()
+    content = json.loads(note.read_text())
+    note.write_text(json.dumps({**content, "sha256": "0" * 64, **(change or {})}))
+
+
+@pytest.mark.parametrize("seal", [None, "", 5, "0" * 64])
+def test_a_planted_digest_is_not_believed(film: Path, tmp_path: Path, seal: object) -> None:
+    folder = tmp_path / "digests"
+    planted(folder, film)
+    assert [read_anew(folder, film) for _ in range(2)] == [True, False]
+    planted(folder, film, {"seal": seal})
+    assert read_anew(folder, film)
+
+
+def test_what_another_user_or_machine_remembered_is_read_again(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "digests"
+    read_anew(folder, film)
+    assert not read_anew(folder, film)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other_user"))
+    assert [read_anew(folder, film) for _ in range(2)] == [True, False]
+    monkeypatch.setattr("mrsp_engine.embeddings.digests.platform.node", lambda: "elsewhere")
+    assert [read_anew(folder, film) for _ in range(2)] == [True, False]
+
+
+def test_a_note_of_another_file_is_not_believed(film: Path, tmp_path: Path) -> None:
+    """Sealed by this user, but for another path, whose name it was given."""
+    folder, other = tmp_path / "digests", tmp_path / "other.mp4"
+    other.hardlink_to(film)
+    time.sleep(0.1)
+    read_anew(folder, film)
+    (note,) = folder.iterdir()
+    note.rename(folder / f"{hashlib.sha256(os.fsencode(other)).hexdigest()}.json")
+    assert read_anew(folder, other)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder", "large", "deep"])
+def test_notes_that_are_no_files_cost_a_reading(film: Path, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "digests"
+    read_anew(folder, film)
+    (note,) = folder.iterdir()
+    note.rename(tmp_path / "note")
+    if kind == "link":
+        note.symlink_to(tmp_path / "note")
+    elif kind == "fifo":
+        os.mkfifo(note)
+    elif kind == "folder":
+        note.mkdir()
+    else:
+        note.write_text(" " * 2**17 + "{}" if kind == "large" else "[" * 1000)
+    before = (tmp_path / "note").read_bytes()
+    assert read_anew(folder, film)
+    assert (tmp_path / "note").read_bytes() == before
+
+
+def test_notes_are_not_written_through_a_link(film: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "digests").symlink_to(tmp_path / "outside")
+    assert read_anew(tmp_path / "digests", film)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_what_is_no_file_has_no_digest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "film.mp4")
+    with pytest.raises(EngineError, match="is a FIFO, expected a regular file"):
+        FileDigests(tmp_path / "digests").digest(tmp_path / "film.mp4")

@@ -1,7 +1,7 @@
 """Eight processes write and read the same entries while one after another is killed and files are damaged.
 
-What a reader gets is compared with what the key stands for, number by number. Readers take rows by `read_rows`, which
-is safe against files that change in place under their hands, and whole entries by `get`.
+What a reader gets is compared with the expected values of the key, number by number. Readers use `read_rows` for rows,
+which is safe against files that change in place while being read, and `get` for whole entries.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ NUM_PROCESSES, NUM_KILLS, NUM_KEYS = 8, 50, 12
 NUM_ROWS, ROW = 1500, 300  # two blocks
 SILENCE_SECONDS = 20.0
 
-# Fork after the imports: a new process in milliseconds instead of seconds. The parent is this script's, which knows
-# one thread, and children end by themselves when it does.
+# Fork after the imports: a new process in milliseconds instead of seconds. The parent is this script's, which knows one
+# thread, and children end when it does.
 NURSERY = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
@@ -46,7 +46,7 @@ def content(number: int) -> torch.Tensor:
 
 
 def work(folder: Path, seed: int) -> None:
-    """Write and read at random until the parent is gone; one line per entry, "WRONG" if it isn't the key's."""
+    """Write and read at random until the parent is gone; one line per entry, "WRONG" if it has wrong values."""
     choose = random.Random(seed)
     parent = os.getppid()
     while os.getppid() == parent:
@@ -65,7 +65,7 @@ def work(folder: Path, seed: int) -> None:
 
 
 def damage(path: Path, choose: random.Random) -> None:
-    """Flip a byte in place, cut the file in place, or put a shorter one there."""
+    """Flip a byte in place, truncate the file in place, or replace it with a shorter one."""
     kind = choose.randrange(3)
     size = path.stat().st_size
     if kind == 0:
@@ -137,7 +137,7 @@ def test_no_wrong_embedding_and_nothing_hangs(tmp_path: Path) -> None:
     assert outcomes["read"] >= 3 * NUM_KILLS
     assert num_damaged >= NUM_KILLS // 2
     assert found_damaged >= num_damaged // 4  # some are replaced before they are found, or by two finders at once
-    # Everything is still there or can be made again, and the dead left nothing behind.
+    # Everything is still there or can be recomputed, and killed processes left nothing behind.
     store = EmbeddingStore(tmp_path)
     for number in range(NUM_KEYS):
         if not store.contains(key(number)):

@@ -41,7 +41,7 @@ class TestRows:
             assert torch.equal(file.get_tensor("embeddings"), tensor)
 
     def test_a_rank_reads_its_share_of_the_file(self, tmp_path: Path) -> None:
-        """Bytes that the process reads, as the system counts them, follow the slice."""
+        """The bytes that the process reads, as the system counts them, are proportional to the slice."""
         EmbeddingStore(tmp_path).put(KEY, rows(64 * 1024))
         total = 64 << 20
 
@@ -97,7 +97,7 @@ class TestBudgets:
         store = EmbeddingStore(tmp_path, StoreLimits(host_bytes=2 * 100 * 1024))
         for number in range(3):
             store.put(key(number), rows(100, number))
-        for number in (0, 1, 0, 2):  # 1 leaves
+        for number in (0, 1, 0, 2):  # 1 is evicted
             store.get(key(number))
             if number == 0:
                 store.path(key(0)).unlink(missing_ok=True)
@@ -202,7 +202,7 @@ class TestBudgets:
         assert not store.contains(KEY)
 
 
-# A small file system of this process's own: a user namespace lets anybody mount one, where the system allows it.
+# A small file system of this process's own: a user namespace allows anybody to mount one, if the system permits it.
 FULL_DISK = """
 import logging, sys
 from pathlib import Path
@@ -234,7 +234,7 @@ def test_a_full_disk_is_one_line_and_the_embeddings_stay_in_memory(tmp_path: Pat
         mount = f"mount -t tmpfs -o size=400k tmpfs {tmp_path}"
         namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
         if subprocess.run([*namespace, mount], capture_output=True, check=False).returncode:
-            pytest.skip("this system lets nobody mount a file system")
+            pytest.skip("this system doesn't allow mounting a file system")
         command = [*namespace, f'{mount} && exec "$@"', "sh", *python]
     else:
         command = ["sh", "-c", 'ulimit -f 90; exec "$@"', "sh", *python]

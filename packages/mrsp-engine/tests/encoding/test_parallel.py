@@ -46,7 +46,7 @@ def media_of(policy: Any) -> tuple[list[PlannedMedium], list[NoiseVideo]]:
 
 
 def weigh(rows: torch.Tensor) -> torch.Tensor:
-    """A loss per row that treats all rows differently."""
+    """A loss per row that is different for every row."""
     return (rows.square() * torch.linspace(1, 2, rows.numel(), dtype=rows.dtype).view_as(rows)).sum(1)
 
 
@@ -79,7 +79,7 @@ def encode_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
 
     policy.encoder.parts.requires_grad_(True)
     live = encode_live(policy.encoder, media, group)
-    for rows in live.values():  # each rank's loss knows its share of the rows, as in a row split over ranks
+    for rows in live.values():  # each rank's loss uses its share of the rows, as in a row split over ranks
         bounds = [len(rows) * rank // group.size for rank in range(group.size + 1)]
         weigh(rows)[bounds[group.rank] : bounds[group.rank + 1]].sum().backward(retain_graph=True)
     sum_gradients(policy.encoder.parts, group)
@@ -119,7 +119,7 @@ def test_ranks_share_the_work_and_agree_with_one_process(tiny_folder: Path, tmp_
         for found in (seen["held"], seen["live"], [shared.get(key) for key in alone]):
             for rows, right in zip(found, expected, strict=True):
                 torch.testing.assert_close(rows, right, atol=1e-12, rtol=1e-9)
-    # Every frame is decoded once, and by no means all of them by one rank.
+    # Every frame is decoded once, and not all of them by one rank.
     assert sum(seen["num_read"] for seen in ranks) == 30 + 9 + 2 + 1
     assert max(seen["num_read"] for seen in ranks) <= 42 / num_ranks + 5
 
@@ -191,7 +191,7 @@ def test_lent_rows_reach_the_tower_from_every_response(tiny_folder: Path, tmp_pa
 
 
 def test_a_rank_that_owns_no_lent_row_takes_part_in_their_backward(tiny_folder: Path, tmp_path: Path) -> None:
-    """Rows gathered with gradients are waited for by all ranks, so backward must come to them on every one."""
+    """All ranks wait for rows gathered with gradients, so every rank's backward pass must visit them."""
     policy: Any = load_policy(tiny_folder, dtype=torch.float64, store=EmbeddingStore(tmp_path))
     plan = policy.encoder.plan(NoiseVideo(frame_count=6), range(6))
     prompt = policy.build_prompt("Which shape left first?", [plan.reference])

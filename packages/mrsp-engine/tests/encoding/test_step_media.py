@@ -1,7 +1,7 @@
 """Trained projectors and towers: the gradients of plain transformers, one encoding, names that no other weights have.
 
-The oracle computes every response by itself, from pixels, with the classes of transformers and their own order of
-window, merger and level.
+The reference computes every response separately, from pixels, with transformers' classes and their own order of
+windows, mergers and levels.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def load(folder: Path, store: EmbeddingStore) -> tuple[Policy, FrameEncoder]:
 
 
 def media_of(encoder: FrameEncoder, family: str) -> list[PlannedMedium]:
-    """A video whose frames have several windows, the last of them without a second for its pair, and an image."""
+    """A video whose frames have several windows and whose last frame has no pair, and an image."""
     video = NoiseVideo(height=168, width=224) if family != "vila" else NoiseVideo()
     image = NoiseVideo(seed=2, frame_count=1, height=120, width=70)
     num_frames = 6 if family == "vila" else 5
@@ -85,14 +85,14 @@ def branches(seed: int) -> list[Branch]:
 
 
 def weigh(logprobs: Tensor) -> Tensor:
-    """A loss that treats all tokens differently."""
+    """A loss that is different for every token."""
     return (logprobs * torch.linspace(-1, 1, len(logprobs), dtype=logprobs.dtype)).sum()
 
 
 def gradients_of_a_step(
     policy: Policy, encoder: FrameEncoder, media: Sequence[PlannedMedium], part: Any, group: SequenceGroup | None = None
 ) -> dict[str, Tensor]:
-    """Gradients of one step in which two questions are asked about the same media, in rows of their own."""
+    """Gradients of one step with two questions about the same media, in separate rows."""
     policy.train_vision(part)
     step = StepMedia(policy, rename_plans(policy, [medium.plan for medium in media]), group)
     with step.lend(with_gradients=True):
@@ -111,7 +111,7 @@ def prompts_of(policy: Policy, step: StepMedia) -> list[Prompt]:
 def plain_gradients(
     folder: Path, policy: Policy, prompts: Sequence[Prompt], media: Sequence[PlannedMedium]
 ) -> dict[str, Any]:
-    """Gradients of the same loss by transformers alone, every response a row of its own."""
+    """Gradients of the same loss with plain transformers, every response in its own row."""
     model = load_vila(folder) if policy.name == "vila" else load_qwen(folder, policy.name)
     use_exact_norms(model)
     for number, prompt in enumerate(prompts):
@@ -130,7 +130,7 @@ def plain_gradients(
 
 
 class PlainQwen(nn.Module):
-    """A model of transformers, fed with pixels."""
+    """A transformers model with pixels as input."""
 
     def __init__(self, whole: Any, processor: Any) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def test_gradients_are_those_of_plain_transformers(family: str, folders: Path, t
 def test_what_is_made_in_a_step_is_what_would_have_been_stored(
     family: str, content: Any, folders: Path, tmp_path: Path
 ) -> None:
-    """To the bit; every frame decoded once, and through the tower once or once in every step."""
+    """Equal to the bit; every frame is decoded once, and goes through the tower once or once per step."""
     policy, encoder = load(folders / family, EmbeddingStore(tmp_path))
     stored = encode_media(encoder, media_of(encoder, family), policy.store)
     encoder.content = content
@@ -285,7 +285,7 @@ def test_ranks_have_the_gradients_of_one_process(folders: Path, tmp_path: Path) 
 
 
 def test_another_policy_lends_its_own_embeddings_under_the_same_names(folders: Path, tmp_path: Path) -> None:
-    """As the reference does, whose vision isn't trained."""
+    """Like the reference, whose vision isn't trained."""
     policy, encoder = load(folders / "qwen3_vl", EmbeddingStore(tmp_path))
     reference, frozen = load(folders / "qwen3_vl", EmbeddingStore(tmp_path))
     (own, _) = encode_media(frozen, media_of(frozen, reference.name), reference.store)
@@ -305,7 +305,7 @@ def test_another_policy_lends_its_own_embeddings_under_the_same_names(folders: P
     width = of_policy.shape[1] // 3
     assert torch.equal(of_policy[:, :width], of_reference[:, :width])
     assert all((of_policy != of_reference)[:, width:].any(0))
-    assert policy.store.get(name) is None  # given back behind the block
+    assert policy.store.get(name) is None  # released after the block
 
 
 @pytest.mark.parametrize("family", SEEING)
@@ -379,6 +379,6 @@ def test_parts_that_a_model_lacks_are_refused(folders: Path, tmp_path: Path) -> 
     with pytest.raises(EngineUsageError, match=r'train_vision="all": a model of type qwen2 has no vision'):
         blind.train_vision("all")
     policy, encoder = load(folders / "vila", EmbeddingStore(tmp_path))
-    encoder._projector = ()  # as a family says that has none of its own
+    encoder._projector = ()  # as for a family without a projector of its own
     with pytest.raises(EngineUsageError, match=r'train_vision="projector": the projector of .* vila is not separate'):
         policy.train_vision("projector")

@@ -1,4 +1,4 @@
-"""What is saved is what was published, with other weights: same files, names, shards and number formats."""
+"""What is saved is what was published, with new weights: same files, names, shards and dtypes."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def weights(folder: Path) -> dict[tuple[str, str], Tensor]:
-    """By file and name."""
+    """Weights by file and name."""
     return {
         (str(path.relative_to(folder)), name): tensor
         for path in folder.rglob("*.safetensors")
@@ -62,7 +62,7 @@ def weights(folder: Path) -> dict[tuple[str, str], Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_is_the_same_to_the_byte(folders: Path, kind: str, store: EmbeddingStore, tmp_path: Path) -> None:
-    """Weights too, since float32 holds every number of bfloat16."""
+    """Weights too, because float32 represents every bfloat16 number."""
     load(folders / kind, store).save(tmp_path / "saved")
     assert contents(tmp_path / "saved") == contents(folders / kind)
 
@@ -100,7 +100,7 @@ def test_an_exact_copy_loses_nothing(folders: Path, kind: str, store: EmbeddingS
         sizes = [tensor.nbytes for file in path.parent.glob("*.safetensors") for tensor in load_file(file).values()]
         assert index["metadata"]["total_size"] == sum(sizes)
 
-    # Whoever continues from there ends with the published layout.
+    # Resuming from there ends with the published layout.
     again.source = folders / kind
     again.save(tmp_path / "continued")
     policy.save(tmp_path / "straight")
@@ -108,7 +108,7 @@ def test_an_exact_copy_loses_nothing(folders: Path, kind: str, store: EmbeddingS
 
 
 def test_a_snapshot_of_links(folders: Path, store: EmbeddingStore, tmp_path: Path) -> None:
-    """A hub's cache holds files under their digests, and a snapshot of links to them, here read-only as there."""
+    """A hub's cache has files under their digests, and a snapshot of links to them, here read-only as well."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
     for number, name in enumerate(contents(folders / "nvila_lite_2b")):
         blob = blobs / str(number)
@@ -123,15 +123,24 @@ def test_a_snapshot_of_links(folders: Path, store: EmbeddingStore, tmp_path: Pat
     (tmp_path / "saved" / "README.md").write_text("mine")
 
 
-def test_folders_that_are_links(folders: Path, store: EmbeddingStore, tmp_path: Path) -> None:
-    """As VILA's own conversion makes them; one that leads back to where it lies ends nowhere."""
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for item in (folders / "longvila_r1_7b").iterdir():
-        (linked / item.name).symlink_to(item)
-    (linked / "again").symlink_to(linked)
-    load(linked, store).save(tmp_path / "saved")
-    assert contents(tmp_path / "saved") == contents(folders / "longvila_r1_7b")
+@pytest.mark.parametrize("name", ["config.json", "llm", "LICENSE", "docs/plan"])
+def test_nothing_is_copied_through_a_link(folders: Path, store: EmbeddingStore, tmp_path: Path, name: str) -> None:
+    """Neither a file nor a folder of another place, were it there before the model was loaded or came later."""
+    folder, outside = tmp_path / "own", tmp_path / "outside"
+    shutil.copytree(folders / "longvila_r1_7b", folder)
+    policy = load(folder, store)
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    if (folder / name).exists():
+        (folder / name).rename(outside / "moved")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside / ("moved" if (outside / "moved").exists() else "secret"))
+    with pytest.raises(EngineError, match="is a link") as caught:
+        policy.save(tmp_path / "saved")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(EngineError, match="is a link"):
+        checkpoint_files(folder)
 
 
 def test_what_goes_along_and_what_stays(own: Callable[[str], Path], store: EmbeddingStore, tmp_path: Path) -> None:
@@ -174,7 +183,7 @@ def test_saving_inside_and_over_the_source(own: Callable[[str], Path]) -> None:
 
 
 def test_a_tied_head_with_a_place_of_its_own(own: Callable[[str], Path], store: EmbeddingStore, tmp_path: Path) -> None:
-    """Some tied models are published with the head written out, and with tensors that no class knows."""
+    """Some tied models are published with a written head, and with tensors that no class has."""
     folder = own("qwen2_5_1_5b")
     path = folder / "model.safetensors"
     content = load_file(path)
@@ -199,13 +208,13 @@ def test_a_tied_head_with_a_place_of_its_own(own: Callable[[str], Path], store: 
 
 
 def test_weights_in_another_form(own: Callable[[str], Path], store: EmbeddingStore, tmp_path: Path) -> None:
-    """Without safetensors to take the layout from there is one file, with each weight once."""
+    """Without safetensors to copy the layout from, there is one file with each weight once."""
     folder = own("qwen3_4b")
     content = {name: tensor for (_, name), tensor in weights(folder).items()}
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
         path.unlink()
     torch.save(content, folder / "pytorch_model.bin")
-    policy = load(folder, store)
+    policy = load_policy(folder, store=store, allow_pickle_weights=True)
     policy.save(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert saved.keys() == content.keys()
@@ -231,7 +240,7 @@ class TestRefusals:
         folder = own(kind)
         policy = load(folder, store)
         shutil.rmtree(folder)
-        self.refuse(policy, tmp_path / "saved", r"own: can't be read any more .* put that back and start again")
+        self.refuse(policy, tmp_path / "saved", r"own: can't be read any more .* restore that and start again")
 
     @pytest.mark.parametrize("name", ["README.md", "tokenizer.json"])
     def test_a_link_to_nothing(
@@ -241,7 +250,7 @@ class TestRefusals:
         policy = load(folder, store)
         (folder / name).rename(tmp_path / name)
         (folder / name).symlink_to(tmp_path / "nothing")
-        self.refuse(policy, tmp_path / "saved", f"own/{name}: can't be read any more")
+        self.refuse(policy, tmp_path / "saved", rf"own: can't be read any more \(.*own/{name}: is a link")
 
     def test_damaged_weights(self, own: Callable[[str], Path], store: EmbeddingStore, tmp_path: Path) -> None:
         folder = own("qwen3_4b")
@@ -249,9 +258,9 @@ class TestRefusals:
         (folder / "model-00002-of-00003.safetensors").unlink()
         self.refuse(policy, tmp_path / "saved", "model-00002-of-00003.safetensors: can't be read any more")
         (folder / INDEX).write_text("{}")
-        self.refuse(policy, tmp_path / "saved", "index.json: can't be read any more")
+        self.refuse(policy, tmp_path / "saved", r"own: can't be read any more \(.*index.json: names no weight_map")
         (folder / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": "../model.safetensors"}}))
-        self.refuse(policy, tmp_path / "saved", "names files in other folders")
+        self.refuse(policy, tmp_path / "saved", r"names the file \.\./model\.safetensors; expected names of files")
 
     def test_another_model(self, folders: Path, store: EmbeddingStore, tmp_path: Path) -> None:
         policy = load(folders / "qwen2_5_7b", store)

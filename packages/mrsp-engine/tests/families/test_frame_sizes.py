@@ -1,4 +1,4 @@
-"""Sizes of frames: those of transformers' processors to the pixel, within every budget, and readable without torch."""
+"""Sizes of frames: equal to transformers' processors to the pixel, within every budget, and computed without torch."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def test_a_budget_shrinks_frames_no_more_than_it_must(frames: QwenFrames) -> Non
     assert 0.8 * 128 * 28 * 28 < rows * columns <= 128 * 28 * 28
     rows, columns = frames.size(720, 1280, 128, FrameBudget(video_tokens=8192))
     assert 0.8 * 8192 < frames.num_tokens(rows, columns, 128) <= 8192
-    # Below the least pixels of the checkpoint too.
+    # Below the checkpoint's minimum pixels too.
     assert frames.size(20, 30, 2, FrameBudget(frame_pixels=frames.factor**2)) == (frames.factor, frames.factor)
     with pytest.raises(UnfitMediumError, match=r"64 embeddings, .*at most video_tokens=63; lower the number of frames"):
         frames.size(720, 1280, 128, FrameBudget(video_tokens=63))

@@ -1,7 +1,7 @@
-"""Saved models are read by other versions of transformers as by ours: weights, rotary angles, tokens, processors.
+"""Other versions of transformers read saved models like ours does: weights, rotary angles, tokens, processors.
 
-Readers live in environments of their own, made here; without a way to install them these tests are skipped. Most
-programs around published VILA and Qwen models run on transformers 4.
+Readers have separate environments, created here; if they can't be installed, these tests are skipped. Most programs for
+published VILA and Qwen models use transformers 4.
 """
 
 import json
@@ -87,7 +87,7 @@ for folder in sorted(root.iterdir()):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One trained and saved model of every kind in `models`, and beside that what towers are shown."""
+    """One trained and saved model of every kind in `models`, and next to it the inputs of towers."""
     root = tmp_path_factory.mktemp("readers")
     generator = torch.Generator().manual_seed(0)
     for kind in PUBLISHED_KINDS:
@@ -114,7 +114,7 @@ def _write_inputs(path: Path, vision: dict[str, Any], generator: torch.Generator
 
 
 def install(place: Path, version: str) -> Path:
-    """The Python of an environment with a version of transformers; skips the test where there can't be one."""
+    """The Python of an environment with a version of transformers; skips the test if it can't be created."""
     uv = shutil.which("uv")
     if uv is None:
         pytest.skip("uv isn't installed")
@@ -155,7 +155,7 @@ def test_another_version_reads_what_was_saved(root: Path, version: str, tmp_path
 
 @torch.no_grad()
 def of_policy(policy: LanguagePolicy, inputs: Path) -> dict[str, Tensor]:
-    """What the reader writes, from the engine's own model."""
+    """The reader's output, computed with the engine's own model."""
     axes = policy.build_prompt(QUESTION, []).positions.shape[0]
     positions = torch.arange(len(TOKENS)).expand(axes, -1)
     hidden = policy.hidden_states(policy.embed_tokens(TOKENS), positions)

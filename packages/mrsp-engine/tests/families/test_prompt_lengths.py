@@ -1,4 +1,4 @@
-"""The length of a prompt is known without laying it out, for every family, number of frames and shape of picture."""
+"""The length of a prompt is known without building it, for every family, number of frames and image shape."""
 
 from pathlib import Path
 

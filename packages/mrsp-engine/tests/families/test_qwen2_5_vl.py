@@ -24,7 +24,7 @@ QUESTION = "Which shape left first?"
 
 
 def processed(folder: Path, video: NoiseVideo, indices: range | list[int]) -> dict[str, torch.Tensor]:
-    """Pixels as the checkpoint's own processor makes them, all frames at once."""
+    """Pixels from the checkpoint's own processor, all frames at once."""
     processor = Qwen2_5_VLProcessor.from_pretrained(folder)
     frames = torch.from_numpy(video.read(list(indices))).permute(0, 3, 1, 2)
     return processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
@@ -60,7 +60,7 @@ class TestEmbeddings:
 
     @pytest.mark.parametrize("num_frames", [1, 5, 64, 131])
     def test_stretches_equal_the_whole(self, policy: Policy, tiny_folder: Path, num_frames: int) -> None:
-        """Long videos are encoded in stretches, odd ones completed by their last frame, as the processor does."""
+        """Long videos are encoded in parts, odd ones completed with their last frame, like the processor does."""
         video = NoiseVideo(frame_count=131, height=56, width=84)
         reference = policy.encode_video(video, range(num_frames))
         inputs = processed(tiny_folder, video, range(num_frames))
@@ -77,7 +77,7 @@ class TestEmbeddings:
     def test_size_is_foreseen(
         self, tiny_folder: Path, tmp_path: Path, height: int, width: int, num_frames: int, cap: bool
     ) -> None:
-        """The grid, worked out without decoding, is the one the processor arrives at, with and without its cap."""
+        """The grid, computed without decoding, equals the processor's, with and without its cap."""
         folder = shutil.copytree(tiny_folder, tmp_path / "capped", dirs_exist_ok=True)
         path = folder / "processor_config.json"
         config = json.loads(path.read_text())
@@ -235,10 +235,17 @@ class TestBadFolders:
         (folder / "config.json").write_text("{")
         self.refuse(folder, store, "can't be read as JSON")
 
-    @pytest.mark.parametrize("config", ["[]", "{}", '{"model_type": 3}'])
-    def test_no_model_type(self, folder: Path, store: EmbeddingStore, config: str) -> None:
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ("[]", "expected a JSON object"),
+            ("{}", "names no model_type"),
+            ('{"model_type": 3}', "model_type=3: expected a text"),
+        ],
+    )
+    def test_no_model_type(self, folder: Path, store: EmbeddingStore, config: str, message: str) -> None:
         (folder / "config.json").write_text(config)
-        self.refuse(folder, store, "names no model_type")
+        self.refuse(folder, store, message)
 
     def test_another_family(self, folder: Path, store: EmbeddingStore) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -252,7 +259,7 @@ class TestBadFolders:
     def test_truncated_weights(self, folder: Path, store: EmbeddingStore) -> None:
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:1000])
-        self.refuse(folder, store, "can't be loaded as qwen2_5_vl")
+        self.refuse(folder, store, "not a file of tensors")
 
     def test_a_missing_weight(self, folder: Path, store: EmbeddingStore) -> None:
         path = folder / "model.safetensors"

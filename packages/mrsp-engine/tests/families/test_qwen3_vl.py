@@ -84,7 +84,7 @@ def test_a_row_holds_what_every_level_saw(policy: Qwen3VlPolicy) -> None:
 
 
 def test_times_stand_between_the_frames(policy: Qwen3VlPolicy, folder: Path) -> None:
-    """As the processor writes them, without the second pair of markers around all."""
+    """As the processor writes them, without the second pair of markers around everything."""
     video = NoiseVideo(frames_per_second=0.4)
     medium = policy.encode_video(video, range(5))
     assert medium.grid_seconds == (1.25, 6.25, 10.0)
@@ -101,7 +101,7 @@ def test_times_stand_between_the_frames(policy: Qwen3VlPolicy, folder: Path) -> 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 24])
 @pytest.mark.parametrize("size", [(84, 112), (300, 33), (20, 20), (480, 640)])
 def test_size_is_foreseen(policy: Qwen3VlPolicy, folder: Path, num_frames: int, size: tuple[int, int]) -> None:
-    """The grid, worked out without decoding, is the one the processor arrives at; it refuses single frames."""
+    """The grid, computed without decoding, equals the processor's; it refuses single frames."""
     video = NoiseVideo(height=size[0], width=size[1])
     assert policy.encoder is not None
     grid = policy.encoder.plan(video, range(num_frames)).layout.grid_thw

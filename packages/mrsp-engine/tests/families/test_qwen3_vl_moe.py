@@ -1,4 +1,4 @@
-"""Experts, whose matrices lie one way round in published checkpoints and the other in transformers' class."""
+"""Experts, whose matrices are transposed between published checkpoints and transformers' class."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Real vLLM samples what every family's policy computes, before and after an update of the weights."""
+"""Real vLLM agrees with every family's policy, before and after a weight update."""
 
 import json
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> Non
 
 @contextmanager
 def least_lead(policy: Policy) -> Iterator[list[float]]:
-    """By how much, at every layer, the last expert that was picked led the next one where that was least."""
+    """The smallest margin, at every layer, of the last selected expert over the next one."""
     leads: list[float] = []
 
     def note(router: Any, _: object, output: tuple[Tensor, ...]) -> None:
@@ -74,7 +74,7 @@ def least_lead(policy: Policy) -> Iterator[list[float]]:
 
 
 def test_the_sampler_picks_the_experts_of_the_trainer(tmp_path: Path) -> None:
-    """Which experts come next to each other by less than rounding is chance: prompts with such a token don't count."""
+    """Within rounding, the selection of experts is random: prompts with such a token don't count."""
     build_tiny(WITH_EXPERTS, tmp_path / "model")
     policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
     policy.freeze_vision()
@@ -105,7 +105,7 @@ def test_the_sampler_picks_the_experts_of_the_trainer(tmp_path: Path) -> None:
 
 
 def test_media_beyond_the_embedding(tmp_path: Path) -> None:
-    """NVILA-8B's tokens of media have no rows in its embedding, and vLLM takes no token that has none."""
+    """NVILA-8B's media tokens have no rows in its embedding, and vLLM accepts no such token."""
     write_published("nvila_8b", tmp_path / "model")
     policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
     policy.freeze_vision()
@@ -125,7 +125,7 @@ def test_media_beyond_the_embedding(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_vl_4b", "qwen3_vl_8b", "nvila_lite_2b", "longvila_r1_7b"])
 def test_long_videos_of_published_models(kind: str, tmp_path: Path) -> None:
-    """256 frames; heads tied and not, and files that ask for another temperature, few tokens and a penalty."""
+    """256 frames; heads tied and not, and files that set another temperature, few tokens and a penalty."""
     write_published(kind, tmp_path / "model")
     [generation] = (tmp_path / "model").rglob("generation_config.json")
     assert {"temperature", "top_k", "top_p", "repetition_penalty"} <= json.loads(generation.read_text()).keys()

@@ -102,14 +102,14 @@ def test_rows_of_the_first_release_stand_column_by_column(tmp_path: Path, store:
 
 
 def test_frames_stand_for_all_scales(tmp_path: Path, store: EmbeddingStore) -> None:
-    """With weights that read the first scale alone a model of three scales gives what one of a single scale gives."""
+    """With weights that use only the first scale, a model of three scales gives the same as one of a single scale."""
     create_tiny_vila(tmp_path / "single")
     create_tiny_vila(tmp_path / "scaled", num_scales=3)
     policy = load(tmp_path / "single", store)
     path = tmp_path / "scaled" / "mm_projector" / "model.safetensors"
     weights, single = load_file(path), load_file(tmp_path / "single" / "mm_projector" / "model.safetensors")
     width = single["layers.1.weight"].shape[0] // 4
-    # A row is four neighbours, each with its channels three times over. Their mean and spread are those of one scale.
+    # A row is four neighbours, each with its channels repeated three times. Mean and variance are those of one scale.
     first = torch.cat([torch.arange(width) + 3 * width * neighbour for neighbour in range(4)])
     for name in ("layers.2.weight", "layers.1.weight", "layers.1.bias"):
         weights[name] = torch.zeros_like(weights[name])
@@ -121,7 +121,7 @@ def test_frames_stand_for_all_scales(tmp_path: Path, store: EmbeddingStore) -> N
     assert found is not None
     assert expected is not None
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(EngineUsageError, match="image for a model of family vila that takes none"):
+    with pytest.raises(EngineUsageError, match="image for a model of family vila that accepts none"):
         scaled.encode_image(NoiseVideo(frame_count=1))
     scaled.save(tmp_path / "saved")
     again = load(tmp_path / "saved", store)
@@ -129,7 +129,7 @@ def test_frames_stand_for_all_scales(tmp_path: Path, store: EmbeddingStore) -> N
 
 
 def test_cached_equals_live(folder: Path, store: EmbeddingStore) -> None:
-    """Logits from the store equal those of the three parts put together by hand, a line break behind every frame."""
+    """Logits from the store equal those of the three parts combined by hand, with a line break after every frame."""
     policy = load(folder, store)
     video, picture = NoiseVideo(), NoiseVideo(seed=1, frame_count=1)
     media = [policy.encode_video(video, range(3)), policy.encode_image(picture)]
@@ -182,7 +182,7 @@ def test_pooled_frames_are_means(folder: Path, store: EmbeddingStore, tmp_path: 
     expected = frames.unflatten(0, (3, 4, 9)).mean(1).flatten(0, 1)
     torch.testing.assert_close(means, expected, atol=1e-6, rtol=1e-6)
     assert pooled.build_prompt(QUESTION, [medium]).length == plain.build_prompt(QUESTION, []).length + 3 * 10 - 0
-    with pytest.raises(EngineUsageError, match="10 frames: this checkpoint joins 4"):
+    with pytest.raises(EngineUsageError, match="10 frames: this checkpoint pools 4"):
         pooled.encode_video(NoiseVideo(), range(10))
 
 
@@ -205,14 +205,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"dynamic_s2": True, "s2_scales": "large"}, "s2_scales='large': expected sides of images"),
+            ({"dynamic_s2": True, "s2_scales": "large"}, "s2_scales='large': expected side lengths of images"),
             ({"dynamic_s2": True, "s2_scales": "448,896,1344"}, "weight layers.1.bias has shape"),
             ({"s2": True}, "s2=True: frames in several scales"),
             ({"mm_vision_select_layer": "last"}, "mm_vision_select_layer='last'"),
             ({"video_encoder": {"_target_": "os.system"}}, "expected frames one after another"),
             ({"video_encoder": '{"_target_": "os.system"}'}, "expected frames one after another"),
-            ({"video_encoder": '{"_target_": "llava'}, "expected an object, as such or as JSON text"),
-            ({"image_encoder": ["BasicImageEncoder"]}, "expected an object, as such or as JSON text"),
+            ({"video_encoder": '{"_target_": "llava'}, "expected an object, directly or as JSON text"),
+            ({"image_encoder": ["BasicImageEncoder"]}, "expected an object, directly or as JSON text"),
             ({"video_encoder": {"_target_": "x.TSPVideoEncoder", "pool_sizes": [[4, 1, 1], [8, 2, 2]]}}, "one pool"),
             ({"video_encoder": {"_target_": "x.TSPVideoEncoder", "pool_sizes": [[0, 1, 1]]}}, "one pool"),
         ],
@@ -241,13 +241,13 @@ class TestRefusals:
         change(own, image_aspect_ratio="dynamic")
         policy = load(own, store)
         policy.encode_video(NoiseVideo(), range(2))
-        with pytest.raises(EngineUsageError, match="image for a model of family vila that takes none"):
+        with pytest.raises(EngineUsageError, match="image for a model of family vila that accepts none"):
             policy.encode_image(NoiseVideo(frame_count=1))
 
     def test_frames_of_another_size(self, own: Path, store: EmbeddingStore) -> None:
         path = own / "vision_tower" / "preprocessor_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": 64, "width": 64}}))
-        self.refuse(own, store, "makes frames of 64×64, the tower takes 80×80")
+        self.refuse(own, store, "makes frames of 64×64, the tower expects 80×80")
 
 
 def test_the_model_type_of_vilas_own_trainer(folder: Path, store: EmbeddingStore, tmp_path: Path) -> None:
@@ -268,14 +268,14 @@ def test_the_model_type_of_vilas_own_trainer(folder: Path, store: EmbeddingStore
     ],
 )
 def test_encoders_in_text(folder: Path, tmp_path: Path, written: str, pool: tuple[int, int, int]) -> None:
-    """The default of VILA's own class is JSON text; it says what an object says."""
+    """The default of VILA's own class is JSON text; it means the same as an object."""
     shutil.copytree(folder, tmp_path / "model")
     change(tmp_path / "model", video_encoder=written, image_encoder=written)
     assert VilaConfig.read(tmp_path / "model").video == MediaSyntax(start="", end="\n", pool=pool)
 
 
 class TestMediaBeyondTheEmbedding:
-    """VILA's own code makes the embedding longer on loading; what it adds is never read."""
+    """VILA's own code extends the embedding on loading; the added rows are never read."""
 
     @pytest.fixture
     def own(self, tmp_path: Path) -> Path:
@@ -305,7 +305,7 @@ class TestMediaBeyondTheEmbedding:
         assert again.model.get_parameter("llm.model.embed_tokens.weight").shape == rows.shape
 
     def test_tokens_that_only_the_code_adds(self, own: Path, store: EmbeddingStore) -> None:
-        """Some folders' tokenizer files lack the tokens of media; VILA's code adds them on loading."""
+        """Some folders' tokenizer files lack the media tokens; VILA's code adds them on loading."""
         whole = load(own, store)
         medium = whole.encode_video(NoiseVideo(), range(3))
         ids = whole.build_prompt(QUESTION, [medium]).expanded_ids

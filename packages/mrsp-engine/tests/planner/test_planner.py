@@ -1,4 +1,4 @@
-"""The planner against figures worked out by hand, against its own monotony, and against what can't be done."""
+"""The planner: figures computed by hand, monotonicity, and refusals."""
 
 import subprocess
 import sys
@@ -152,8 +152,8 @@ def test_a_plan_fits_and_saves_no_more_than_it_must() -> None:
     ("changed", "words"),
     [
         ({"shape": MODELS["Qwen2.5-VL-72B"], "num_devices": 4}, "doesn't fit on 4 devices of 80 GB.*most of it"),
-        ({"num_frames": 100_000}, "take more devices.*lower --frames"),
-        ({"shape": MODELS["Qwen2.5-7B"]}, "expected 0 for a model that only reads"),
+        ({"num_frames": 100_000}, "use more devices.*lower --frames"),
+        ({"shape": MODELS["Qwen2.5-7B"]}, "expected 0 for a text-only model"),
         ({"num_devices": 0}, "num_devices=0: expected 1 or more"),
         ({"memory_bytes": 0}, "memory_bytes=0"),
     ],

@@ -1,4 +1,4 @@
-"""The planner counts a video's tokens as the run does, for every family, size, number of frames and budget."""
+"""The planner counts a video's tokens like a run does, for every family, size, number of frames and budget."""
 
 import re
 import subprocess
@@ -86,7 +86,7 @@ def test_public_models_by_name_count_as_their_published_files_say(tmp_path: Path
 
 
 def test_qwens_tokens_of_what_stands_around_a_video() -> None:
-    # As the published tokenizer writes them: signs, single digits, and a word with its blank.
+    # As in the published tokenizer: punctuation, single digits, and a word with its space.
     assert [count_as_qwen(text) for text in ("<0.5 seconds>", "<12.5 seconds>", "\n", "", "<1234.0 seconds>")] == [
         6,
         7,

@@ -1,4 +1,4 @@
-"""Real vLLM on CUDA devices: asleep it gives its memory back, awake it has the trainer's weights; one model on two."""
+"""Real vLLM on CUDA devices: asleep it frees memory, awake it has the trainer's weights; one model on two devices."""
 
 from pathlib import Path
 from typing import Any

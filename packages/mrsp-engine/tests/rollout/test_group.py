@@ -1,4 +1,4 @@
-"""Real vLLM on several ranks of a process group: one model split over them, or one on each, beside the trainer."""
+"""Real vLLM on several ranks of a process group: one model split over them, or one each, in the trainer's processes."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def changed_policy(folder: Path, store: EmbeddingStore) -> Policy:
 
 
 def sample(policy: Policy, prompts: list[Prompt], engine: VllmRolloutEngine) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """Draw responses: their gaps, and their tokens."""
+    """Draw responses; returns their gaps and their tokens."""
     groups = [require_rollouts(outcome) for outcome in engine.generate(prompts, SAMPLING)]
     gaps = logprob_gaps(policy, prompts, groups, temperature=SAMPLING.temperature)
     return gaps, [rollout.token_ids for group in groups for rollout in group]
@@ -114,7 +114,7 @@ def one_on_each_rank(folder: str, store_folder: str, message: str) -> None:
     _, ours = sample(policy, [same], engine)
     everybody: list[Any] = [None, None]
     dist.all_gather_object(everybody, ours)
-    assert everybody[0] != everybody[1]  # replicas draw their own numbers
+    assert everybody[0] != everybody[1]  # replicas have their own random numbers
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
@@ -141,7 +141,7 @@ def test_a_model_split_over_ranks_agrees_before_and_after_an_update(folder: Path
 @pytest.mark.slow
 def test_replicas_sample_together_and_a_killed_one_is_told_by_the_others(folder: Path, tmp_path: Path) -> None:
     message = tmp_path / "message"
-    with pytest.raises(RankError, match="rank 1 failed: died without a word"):
+    with pytest.raises(RankError, match="rank 1 failed: died without a report"):
         run_on_ranks(one_on_each_rank, 2, str(folder), str(tmp_path / "store"), str(message), timeout_seconds=400)
     line = message.read_text()
     assert "vLLM failed while sampling" in line

@@ -1,4 +1,4 @@
-"""A checkpoint's own generation settings shape nothing that is sampled here but where a response ends."""
+"""A checkpoint's own generation settings affect nothing that is sampled here except where a response ends."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SAMPLING = SamplingSettings(temperature=1.0, max_tokens=40, num_samples=48, seed
 
 @pytest.fixture(params=["qwen2_5_vl", "vila"])
 def folder(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path: Path) -> Path:
-    """A checkpoint whose files ask for one and the same token every time, and name two end tokens."""
+    """A checkpoint whose files require the same token every time, and name two end tokens."""
     folder = tmp_path / "model"
     if request.param == "vila":
         build_tiny("vila", folder)
@@ -67,10 +67,10 @@ def test_only_the_end_tokens_count(
         )[0]
     finally:
         engine.close()
-    # Neither the temperature nor the nucleus of the files: responses differ, and have the trainer's probabilities.
+    # Neither the temperature nor the top-p of the files: responses differ, and have the trainer's probabilities.
     assert len({rollout.token_ids for rollout in rollouts}) > 40
     assert logprob_gaps(policy, [prompt], [rollouts], temperature=1.0).max() <= 1e-4
-    # No penalty either: the likeliest token has the trainer's log-probability, repeated or not.
+    # No penalty either: the most likely token has the trainer's log-probability, repeated or not.
     assert logprob_gaps(policy, [prompt], [[greedy]], temperature=1.0).max() <= 1e-4
     last = {rollout.token_ids[-1] for rollout in rollouts if rollout.finished}
     assert last == set(policy.end_token_ids)

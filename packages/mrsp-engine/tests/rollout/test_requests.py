@@ -1,4 +1,4 @@
-"""What is handed to vLLM: names that cover everything, no embedding where the store is read, one refusal per sample."""
+"""Requests for vLLM: names that cover everything, no embedding where the store is read, one refusal per sample."""
 
 import dataclasses
 from pathlib import Path

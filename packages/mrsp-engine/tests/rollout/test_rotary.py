@@ -1,4 +1,4 @@
-"""Trainer and vLLM turn by the same angles, with every scaling of rotary positions that is taken."""
+"""Trainer and vLLM rotate by the same angles, with every supported rotary scaling."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def kind_of(rope: Mapping[str, Any]) -> str:
 
 
 def build_scaled(family: str, folder: Path, rope: Mapping[str, Any]) -> None:
-    """A tiny checkpoint whose config.json has these rotary settings, written as published files have them."""
+    """A tiny checkpoint whose config.json has these rotary settings, written as in published files."""
     build_tiny(family, folder)
     path = folder / ("llm" if family == "vila" else "") / "config.json"
     config = json.loads(path.read_text())
@@ -100,7 +100,7 @@ def test_prompts_longer_than_the_trained_positions_agree(family: str, rope: dict
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen2"])
 def test_yarn_stretches_what_turns_less_than_once_within_the_trained_length(family: str, tmp_path: Path) -> None:
-    """As in the paper: pairs of channels that turn 32 times keep their frequency, whatever else is kept ready."""
+    """As in the paper: pairs of channels that rotate 32 times keep their frequency, whatever vLLM precomputes."""
     build_scaled(family, tmp_path / "model", YARN)
     embedding: Any = open_policy(tmp_path / "model").decoder.get_submodule("rotary_emb")
     base = embedding.config.rope_parameters["rope_theta"]
@@ -124,7 +124,7 @@ def test_a_context_longer_than_the_settings_reach_is_refused(tmp_path: Path) -> 
     build_scaled("qwen2", tmp_path / "model", YARN | {"factor": 2})
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": MAX_MODEL_LEN}))
-    with pytest.raises(EngineUsageError, match=r"max_model_len=512: .* reach to 256 positions; lower it"):
+    with pytest.raises(EngineUsageError, match=r"max_model_len=512: .* cover 256 positions; lower it"):
         open_engine(tmp_path / "model", open_policy(tmp_path / "model"))
 
 

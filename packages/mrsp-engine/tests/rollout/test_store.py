@@ -1,4 +1,4 @@
-"""Real vLLM that reads the store itself: as if the request had carried the embeddings, however long a video is."""
+"""Real vLLM that reads the store itself: the same result as with embeddings in the request, however long a video is."""
 
 import dataclasses
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def test_short_of_memory_it_computes_again_and_dying_it_says_so(
             group = require_rollouts(engine.generate(prompts[:1], crowded)[0])
         assert len(group) == 6
         assert logprob_gaps(policy, prompts[:1], [group], temperature=0.9).max() < 1e-4
-        # All would be in the middle of their responses when the memory is full: some were put off and began again.
+        # All would be in the middle of their responses when the memory is full: some were preempted and restarted.
         shared = prompts[0].length // 128 * 128
         without_loss = shared + sum(prompts[0].length - shared + len(rollout.token_ids) - 1 for rollout in group)
         assert sum(counts) > without_loss

@@ -1,4 +1,4 @@
-"""Real vLLM samples from what each step's projector makes, for families with DeepStack or unknown to vLLM."""
+"""Real vLLM samples with each step's projector, for families with DeepStack or unknown to vLLM."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ SAMPLING = SamplingSettings(temperature=0.9, max_tokens=12, num_samples=4, seed=
 
 
 def gap(engine: VllmRolloutEngine, policy: Policy, media: StepMedia) -> float:
-    """Largest distance of the sampler's log-probs from the trainer's."""
+    """Largest difference between the sampler's log-probs and the trainer's."""
     prompt = policy.build_prompt("Which shape left first?", [plan.reference for plan in media.plans])
     with media.lend():
         (outcome,) = engine.generate([prompt], SAMPLING)

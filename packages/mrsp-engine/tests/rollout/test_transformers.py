@@ -1,4 +1,4 @@
-"""Sampling with transformers alone: drawn from the distribution the trainer scores."""
+"""Sampling with plain transformers: drawn from the distribution that the trainer scores."""
 
 import dataclasses
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Real vLLM in this process, fed from the embedding store: agreement with the trainer, before and after updates."""
+"""Real vLLM in this process, with stored embeddings: agreement with the trainer, before and after updates."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ gaps = partial(logprob_gaps, temperature=SAMPLING.temperature)
 
 
 class Shelf:
-    """An embedding source that holds what a test puts on it and the store otherwise."""
+    """An embedding source with the test's own embeddings on top of the store."""
 
     def __init__(self, store: EmbeddingStore) -> None:
         self.folder = store.folder
@@ -77,7 +77,7 @@ def trained(tiny_folder: Path, shelf: Shelf, engine: VllmRolloutEngine) -> Polic
 @pytest.fixture
 def prompts(trained: Policy) -> list[Prompt]:
     medium = trained.encode_video(NoiseVideo(), range(24))
-    assert medium.num_tokens > 128  # vLLM's prefix cache works in blocks of 128; a shorter prompt would never meet it
+    assert medium.num_tokens > 128  # vLLM's prefix cache works in blocks of 128; a shorter prompt would never use it
     texts = ("Which shape left first?", "Who met the blue square?")
     return [*(trained.build_prompt(text, [medium]) for text in texts), trained.build_prompt("Blind?", [])]
 
@@ -150,7 +150,7 @@ def test_nucleus_logprobs_are_of_the_cut_distribution(
     sampling = dataclasses.replace(SAMPLING, top_p=0.3)
     groups = engine.generate(prompts, sampling)
     sampled = torch.cat([torch.tensor(rollout.logprobs) for group in groups for rollout in group])
-    whole = gaps(trained, prompts, groups)  # cutting adds about log 1/0.3 to each
+    whole = gaps(trained, prompts, groups)  # top-p adds about log 1/0.3 to each
     assert sampled.max() <= 0
     assert torch.allclose(whole, torch.full_like(whole, 1.2), atol=0.25)
 
@@ -158,7 +158,7 @@ def test_nucleus_logprobs_are_of_the_cut_distribution(
 def test_finished_responses_end_with_the_end_token(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
 ) -> None:
-    with torch.no_grad():  # an output table in which the end token is a little likelier
+    with torch.no_grad():  # an output table in which the end token is slightly more likely
         trained.language_model_head.weight[trained.end_token_ids[0]] *= 8
     engine.update_weights(trained)
     rollouts = [rollout for group in engine.generate(prompts, SAMPLING) for rollout in group]
@@ -243,7 +243,7 @@ def test_samples_of_a_prompt_share_its_computation(
     # Full blocks of 128 tokens are computed once; the rest of the prompt, and all of a response but its last token,
     # are each sample's own.
     assert sum(counts) == 128 + 8 * (prompts[0].length - 128) + 8 * 3
-    with count_tokens(engine) as counts:  # another question about the same video, found already
+    with count_tokens(engine) as counts:  # another question about the same video, already looked up
         engine.generate(prompts[1:2], dataclasses.replace(sampling, num_samples=1))
     assert sum(counts) < prompts[1].length - 120
 

@@ -25,7 +25,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def weight_names(folder: Path) -> dict[str, str]:
-    """Number format by name, of all files in a folder."""
+    """Dtype by name, of all files in a folder."""
     found: dict[str, str] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""The tiny checkpoint: accepted by transformers, the same to the byte, and its tower sees."""
+"""The tiny checkpoint: accepted by transformers, reproducible to the byte, with an informative tower."""
 
 import subprocess
 import sys
@@ -86,7 +86,7 @@ def test_tokenizer_knows_the_words_of_its_corpus(folder: Path) -> None:
 
 
 def test_tower_tells_colours_and_places_apart(folder: Path) -> None:
-    """A linear reading of the random tower's tokens finds colour and place of a square in pictures it wasn't fit to."""
+    """A linear reading of the random tower's tokens finds colour and place of a square in images it wasn't fit to."""
     processor: Any = AutoProcessor.from_pretrained(folder)
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     generator = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def test_tower_tells_colours_and_places_apart(folder: Path) -> None:
     with torch.no_grad():
         tower = model.model.visual
         tokens = tower(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]).pooler_output
-    assert 0.1 < tokens.pow(2).mean().sqrt().item() < 3  # these pictures are plainer than the ones it was scaled on
+    assert 0.1 < tokens.pow(2).mean().sqrt().item() < 3  # these images are simpler than those it was scaled on
     readable = tokens / tokens.pow(2).mean().sqrt()  # so that the ridge below means the same at any scale
     features = torch.cat([readable.view(1000, -1), torch.ones(1000, 1)], dim=1).double()
     targets = torch.nn.functional.one_hot(torch.tensor(labels), 20).double()

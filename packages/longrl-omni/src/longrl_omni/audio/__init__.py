@@ -1,1 +1,1 @@
-"""Families beside the engine's own: one module and one entry point in the group `mrsp_engine.families` each."""
+"""Families in addition to the engine's: each one module and one entry point in the group `mrsp_engine.families`."""

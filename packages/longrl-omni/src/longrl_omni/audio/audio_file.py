@@ -1,12 +1,12 @@
-"""Audio files: probe, and read exact ranges of samples as one channel at one rate.
+"""Audio files: probing, and reading exact ranges of samples as one channel at one rate.
 
-A sample is named by its place in the file's signal after mixing to mono and resampling, so a range always holds the
-same numbers, however it is reached. Probing decodes the file once from end to end: only that tells how many samples
-there are and that none of them is damaged. The module knows no model and keeps no signal in memory.
+A sample is identified by its index in the file's signal after mixing to mono and resampling, so a range always has the
+same values, however it is read. Probing decodes the whole file once: only that shows how many samples there are and
+that none of them is damaged. The module is independent of models and keeps no signal in memory.
 
-The signal is on the film's clock: sample 0 is at the first picture's time, or at the first sound where there are no
-pictures. Where the file's times leave a gap, there is silence; where sound begins before the picture, it is cut. That
-is as exact as the times are; a gap shorter than half a packet is taken for rounding.
+The signal uses the video's clock: sample 0 is at the time of the first frame, or of the first sound if there are no
+frames. A gap in the file's timestamps becomes silence; sound before the first frame is cut. This is as exact as the
+timestamps are; a gap shorter than half a packet is treated as rounding.
 """
 
 import logging
@@ -40,11 +40,11 @@ _logger = logging.getLogger(__name__)
 
 
 class AudioSource(Protocol):
-    """What an encoder needs to know of a sound; `AudioFile` is one."""
+    """What an encoder needs from audio, such as an `AudioFile`."""
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 (hex) of what the samples come from; equal digests mean equal samples."""
+        """SHA-256 (hex) of the source of the samples; equal digests mean equal samples."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class AudioSource(Protocol):
 
     @property
     def fillings(self) -> Sequence[tuple[int, int]]:
-        """First sample and end of each silence that isn't in the file; a first one before 0 stands for what is cut."""
+        """First sample and end of each silence that isn't in the file; a first one before 0 represents what is cut."""
         ...
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
@@ -69,17 +69,17 @@ class AudioSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioFile:
-    """A probed audio file, or the sound of a video file. It holds no open file, so it may be kept and shared.
+    """A probed audio file, or the audio of a video file. It holds no open file, so it may be kept and shared.
 
     Attributes:
         path: The file.
-        sample_rate: Samples per second that reading gives out.
-        num_samples: How many there are.
+        sample_rate: Samples per second when read.
+        num_samples: Number of samples.
         source_rate: Samples per second as stored.
         num_channels: Channels as stored.
         codec: Name of the codec.
-        fillings: First sample and end of each silence that the file's times ask for; one that ends at 0 and begins
-            before it stands for sound before the first picture, which is cut away.
+        fillings: First sample and end of each silence required by the file's timestamps; one that begins before 0 and
+            ends there represents sound before the first frame, which is cut.
     """
 
     path: Path
@@ -95,12 +95,12 @@ class AudioFile:
         """Probe a file by decoding it once.
 
         Args:
-            path: Any container and codec that PyAV's FFmpeg reads; of several sounds the main one counts.
-            sample_rate: Samples per second to read it at.
+            path: Any container and codec that PyAV's FFmpeg reads; of several audio streams the main one is used.
+            sample_rate: Samples per second when read.
 
         Raises:
-            UsageError: When there is no such file.
-            DataError: When it is empty, truncated, damaged, silent by having no sound at all, or no recording.
+            UsageError: There is no such file.
+            DataError: The file is empty, truncated, damaged, has no audio stream, or is no recording.
         """
         path = Path(path)
         if sample_rate <= 0:
@@ -116,15 +116,15 @@ class AudioFile:
         fillings: list[tuple[int, int]] = []
         num_samples = sum(len(part) for part in _decode(path, sample_rate, fillings))
         if not num_samples:
-            raise DataError(f"{path}: its sound holds no samples; expected at least one")
-        # Two frames of tolerance for what encoders trim; a cut file lacks far more or sounds the same.
+            raise DataError(f"{path}: its audio has no samples; expected at least one")
+        # Two frames of tolerance for what encoders trim; a truncated file lacks far more or sounds the same.
         if declared - num_samples / sample_rate > 0.05:
             raise DataError(
-                f"{path}: truncated, {num_samples / sample_rate:.2f} of {declared:.2f} seconds are there; copy it again"
+                f"{path}: truncated, has {num_samples / sample_rate:.2f} of {declared:.2f} seconds; copy it again"
             )
         if header_seconds - num_samples / sample_rate > 0.05:
             _logger.warning(
-                "%s: its header says %.2f seconds, %.2f are there; it may have been cut off",
+                "%s: its header says %.2f seconds, but it has %.2f; it may be truncated",
                 path,
                 header_seconds,
                 num_samples / sample_rate,
@@ -141,19 +141,19 @@ class AudioFile:
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 of the file's bytes; computed once per process as long as size and time of change stay."""
+        """SHA-256 of the file's bytes; computed once per process while size and modification time are unchanged."""
         return digest_file(self.path)
 
     @property
     def duration_seconds(self) -> float:
-        """How long the signal is."""
+        """Length of the signal in seconds."""
         return self.num_samples / self.sample_rate
 
     def read(self, start: int = 0, end: int | None = None) -> NDArray[np.float32]:
-        """Decode samples `start` to `end` (exclusive; the file's end unless given): float32 [end - start] in -1 to 1.
+        """Decode samples `start` to `end` (exclusive; the file's end by default): float32 [end - start] in -1 to 1.
 
         Raises:
-            DataError: When the range is outside the signal, or can't be decoded.
+            DataError: The range is outside the signal, or can't be decoded.
         """
         return next(self.read_ranges([(start, self.num_samples if end is None else end)]))
 
@@ -167,13 +167,13 @@ class AudioFile:
             The samples of each range, float32 [end - first], in the order of the ranges.
 
         Raises:
-            DataError: When a range is outside the signal or before its predecessor, or can't be decoded.
+            DataError: A range is outside the signal or before its predecessor, or can't be decoded.
         """
         previous_end = 0
         for start, end in ranges:
             if not previous_end <= start < end <= self.num_samples:
                 raise DataError(
-                    f"{self.path}: samples {start} to {end} asked for, expected a range within {previous_end} to "
+                    f"{self.path}: samples {start} to {end} requested, expected a range within {previous_end} to "
                     f"{self.num_samples}"
                 )
             previous_end = end
@@ -182,7 +182,7 @@ class AudioFile:
     def _cut(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
         """Collect the parts of the decoded signal that fall into the ranges."""
         parts = _decode(self.path, self.sample_rate)
-        part, position = np.empty(0, np.float32), 0  # the part at hand and the place of its first sample
+        part, position = np.empty(0, np.float32), 0  # the current part and the index of its first sample
         for start, end in ranges:
             samples = np.empty(end - start, np.float32)
             filled = 0
@@ -202,7 +202,7 @@ class AudioFile:
 
 
 def _open_audio(path: Path) -> AbstractContextManager[tuple[InputContainer, AudioStream]]:
-    """Open the main sound of a file."""
+    """Open the main audio stream of a file."""
     return open_stream(path, "an audio file", CONTAINER_NAMES | AUDIO_CONTAINER_NAMES, _main_stream)
 
 
@@ -214,7 +214,7 @@ def _main_stream(container: InputContainer) -> AudioStream | None:
 def _decode(
     path: Path, sample_rate: int, fillings: list[tuple[int, int]] | None = None
 ) -> Generator[NDArray[np.float32]]:
-    """Yield the whole signal in order, in parts of no particular length; note in `fillings` what isn't in the file."""
+    """Yield the whole signal in order, in parts of any length; record in `fillings` what isn't in the file."""
     with _open_audio(path) as (container, stream):
         noted = [] if fillings is None else fillings
         lead = round(_seconds_behind_picture(container, stream) * sample_rate)
@@ -239,7 +239,7 @@ def _decode(
 def _parts(
     container: InputContainer, stream: AudioStream, sample_rate: int, path: Path
 ) -> Generator[tuple[bool, NDArray[np.float32]]]:
-    """Yield the sounds, and silence where the file's times leave a gap: whether it is a gap, and its samples."""
+    """Yield the audio, and silence for gaps in the file's timestamps: whether it is a gap, and its samples."""
     resampler = AudioResampler(format="fltp", rate=sample_rate)
     end: Fraction | None = None
     num_decoded = 0
@@ -270,7 +270,7 @@ def _silence(num_samples: int) -> Iterator[NDArray[np.float32]]:
 
 
 def _seconds_behind_picture(container: InputContainer, stream: AudioStream) -> Fraction:
-    """How long after the first picture the sound begins; 0 where there is no film, or by no more than rounding."""
+    """Delay of the audio after the first frame; 0 if there is no video, or if the delay is only rounding."""
     picture = main_video_stream(container)
     times = [(some.start_time, some.time_base) for some in (stream, picture) if some is not None]
     known = [(start * base, base) for start, base in times if start is not None and base is not None]

@@ -1,4 +1,4 @@
-"""How long a sound is by its file's header. A header may be wrong, or a placeholder; nothing is decoded here."""
+"""The length of audio according to its file's header, which may be wrong or a placeholder; nothing is decoded here."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ from av.container import InputContainer
 
 from longvideo_reason_data.media.streams import format_names
 
-# Their headers say how long the signal is, so a file cut short can be told from a short one.
+# Their headers give the length of the signal, so a truncated file can be distinguished from a short one.
 _NAMES_WITH_LENGTH = frozenset({"wav", "w64", "flac", "aiff", "au", "caf"})
 
-# From here on a length in a WAV header is no length: programs that write to a pipe leave the largest number they know.
+# From this value on, a length in a WAV header is a placeholder: programs that write to a pipe use a very large number.
 _LEAST_PLACEHOLDER = 0x7FFFF000
 
 
 def missing_wave_bytes(path: Path) -> int:
-    """Count the bytes that a WAV file's samples lack by its header; 0 for other files and unknown lengths.
+    """Number of bytes that a WAV file lacks according to its header; 0 for other files and unknown lengths.
 
-    The size of the whole is not looked at: many programs write it wrong by some bytes of header.
+    The header's total size is ignored: in many files it is wrong by a few bytes.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -33,7 +33,7 @@ def missing_wave_bytes(path: Path) -> int:
 
 
 def mp3_header_seconds(path: Path, stream: AudioStream) -> float:
-    """Length by the header that encoders put in front of an MP3 stream; 0 for other files and without one."""
+    """Length according to the header that encoders put before an MP3 stream; 0 for other files and without one."""
     if stream.codec_context.name not in ("mp3", "mp3float") or stream.duration is None or stream.time_base is None:
         return 0.0
     with path.open("rb") as file:
@@ -42,7 +42,7 @@ def mp3_header_seconds(path: Path, stream: AudioStream) -> float:
 
 
 def declared_seconds(container: InputContainer, stream: AudioStream) -> float:
-    """Length by the header; 0 where headers don't say, or only estimate it."""
+    """Length according to the header; 0 where headers don't state it, or only estimate it."""
     if stream.duration is None or stream.time_base is None or not _NAMES_WITH_LENGTH & format_names(container):
         return 0.0
     return float(stream.duration * stream.time_base)

@@ -1,8 +1,8 @@
-"""From samples to embeddings, as the checkpoint's own feature extractor and audio tower make them.
+"""From samples to embeddings, with the checkpoint's own feature extractor and audio tower.
 
-The tower hears one window at a time (30 seconds in the published checkpoints). A longer recording is divided evenly
-into as few windows as it takes, each a medium of its own; nothing is left out and no window ends up too short to be
-heard. Nothing is decoded when the store already holds the embeddings.
+The tower encodes one window at a time (30 seconds in the published checkpoints). A longer recording is divided evenly
+into the smallest number of windows, each a medium of its own; nothing is omitted and no window is too short for the
+tower. Nothing is decoded when the store already holds the embeddings.
 
 Shape legend: M mel bins, T mel frames, N embedding rows, D hidden size.
 """
@@ -29,16 +29,16 @@ MEL_FRAMES_PER_TOKEN = 4
 """The second convolution and the pooling after the last layer halve time once each."""
 
 LEAST_MEL_FRAMES = 3
-"""Fewer than these leave no token."""
+"""Minimum number of mel frames; fewer give no token."""
 
 
 class AudioEncoder:
-    """Encodes sound with one checkpoint's feature extractor, tower and projector.
+    """Encodes audio with one checkpoint's feature extractor, tower and projector.
 
     Args:
         model: The Hugging Face model.
         feature_extractor: The checkpoint's feature extractor.
-        family: Name that goes into the key.
+        family: Name used in the key.
     """
 
     def __init__(self, model: Any, feature_extractor: Any, family: str) -> None:
@@ -53,21 +53,21 @@ class AudioEncoder:
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second the encoder takes."""
+        """Samples per second that the encoder expects."""
         return int(self._extractor.sampling_rate)
 
     @property
     def window_samples(self) -> int:
-        """Longest stretch it hears at a time."""
+        """Maximum number of samples of a window."""
         return int(self._extractor.n_samples)
 
     @property
     def least_samples(self) -> int:
-        """Shortest stretch that leaves a token."""
+        """Minimum number of samples that give a token."""
         return (LEAST_MEL_FRAMES - 1) * int(self._extractor.hop_length) + 1
 
     def plan_windows(self, num_samples: int) -> tuple[tuple[int, int], ...]:
-        """Divide a signal evenly into as few windows as it takes: first sample and end of each."""
+        """Divide a signal evenly into the smallest number of windows: first sample and end of each."""
         count = -(-num_samples // self.window_samples)
         bounds = [num_samples * place // count for place in range(count + 1)]
         return tuple(pairwise(bounds))
@@ -75,14 +75,14 @@ class AudioEncoder:
     def refer(
         self, audio: AudioSource, windows: Sequence[tuple[int, int]], store: EmbeddingStore
     ) -> tuple[MediaReference, ...]:
-        """Refer to the embeddings of the given windows, making those that the store lacks in one pass over the sound.
+        """Return references to the embeddings of the given windows, encoding missing ones in one pass over the audio.
 
         Raises:
-            EngineUsageError: The sound has another sample rate, or a window isn't one the tower can hear.
+            EngineUsageError: The audio has another sample rate, or a window is too short or too long for the tower.
         """
         if audio.sample_rate != self.sample_rate:
             raise EngineUsageError(
-                f"audio at {audio.sample_rate} samples per second: this checkpoint takes {self.sample_rate}; "
+                f"audio at {audio.sample_rate} samples per second: this checkpoint expects {self.sample_rate}; "
                 "open the file with that sample_rate"
             )
         keys = [self._key(audio, start, end) for start, end in windows]
@@ -94,7 +94,7 @@ class AudioEncoder:
         return tuple(self._reference(key) for key in keys)
 
     def _key(self, audio: AudioSource, start: int, end: int) -> EmbeddingKey:
-        """Key of one window: its samples stand where a video has frames, its spectrogram where a frame has pixels."""
+        """Key of one window: samples correspond to a video's frames, the spectrogram to a frame's pixels."""
         if not 0 <= start < end <= audio.num_samples:
             raise EngineUsageError(
                 f"samples {start} to {end}: expected a range within 0 to {audio.num_samples}; change the range"
@@ -104,7 +104,7 @@ class AudioEncoder:
                 f"a window of {end - start} samples: expected {self.least_samples} to {self.window_samples}; "
                 "change the range"
             )
-        fillings = [place for filling in audio.fillings for place in filling]  # none in a file whose sound is all there
+        fillings = [place for filling in audio.fillings for place in filling]  # none in a file with complete audio
         return EmbeddingKey(
             content_digest=audio.content_digest,
             frame_indices=(start, end, *fillings),
@@ -151,7 +151,7 @@ class AudioEncoder:
         return embedding.cpu()
 
     def _mask(self, mel_frames: int, padded_frames: int) -> Tensor | None:
-        """Keep the layers, which run at half the rate, from attending to the padding behind the sound."""
+        """Prevent the layers, which run at half the rate, from attending to the padding after the audio."""
         length = (mel_frames - 1) // 2 + 1
         width = (padded_frames - 1) // 2 + 1
         dummy = torch.empty((1, width, 1), dtype=self._tower.dtype, device=self._tower.device)
@@ -162,7 +162,7 @@ class AudioEncoder:
         return -(-num_samples // int(self._extractor.hop_length))
 
     def _fingerprint(self) -> str:
-        """Fingerprint of the encoder as it is now; remembered only while nothing may train it."""
+        """Fingerprint of the encoder's current weights; cached only while they aren't trained."""
         if any(parameter.requires_grad for parameter in self.parts.parameters()):
             self._frozen_fingerprint = None
             return encoder_fingerprint(self.parts)

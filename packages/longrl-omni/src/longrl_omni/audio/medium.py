@@ -1,7 +1,7 @@
-"""What the trainer does with the file a question is about, where that file is no video.
+"""How the trainer handles a question's file if it is audio.
 
-Each class is an entry point in the group `longrl_trainer.media`, under the name of the family that takes such files.
-The trainer opens the file with it, compares its digest with the record's, and asks it for references to embeddings.
+Each class is an entry point in the group `longrl_trainer.media`, under the name of the family for such files. The
+trainer opens the file with it, compares its digest with the record's, and gets references to embeddings from it.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from mrsp_engine.families.base import Policy
 
 @dataclass(frozen=True, kw_only=True)
 class AudioClip:
-    """A recording, heard whole: one medium per window of the audio tower."""
+    """A complete recording: one medium per window of the audio tower."""
 
     audio: AudioFile
     policy: Qwen2AudioPolicy
 
     @classmethod
     def open(cls, path: Path, policy: Policy) -> Self:
-        """Probe a recording (or the sound of a video) at the rate the policy takes.
+        """Probe a recording (or the audio of a video) at the policy's sample rate.
 
         Raises:
-            DataError: When it can't be read, or is too short to be heard.
-            EngineUsageError: When the policy doesn't hear.
+            DataError: It can't be read, or is too short for the tower.
+            EngineUsageError: The policy doesn't support audio.
         """
         if not isinstance(policy, Qwen2AudioPolicy):
-            raise EngineUsageError(f"a model of type {policy.name} takes no audio; set another model folder")
+            raise EngineUsageError(f"a model of type {policy.name} accepts no audio; set another model folder")
         audio = AudioFile.open(path, sample_rate=policy.sample_rate)
         if audio.num_samples < policy.least_samples:
             raise DataError(f"{path}: {audio.num_samples} samples are too short; expected {policy.least_samples}")
@@ -45,5 +45,5 @@ class AudioClip:
         return self.audio.content_digest
 
     def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
-        """Refer to all of it; `num_frames` is a setting of videos and has no meaning here."""
+        """Return references to all of it; `num_frames` applies to videos only."""
         return self.policy.encode_audio(self.audio)

@@ -1,4 +1,4 @@
-"""Qwen2-Audio: a language model that hears, with a frozen audio tower behind the engine's embedding store."""
+"""Qwen2-Audio: a language model for audio, with a frozen audio tower whose output is kept in the embedding store."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,23 +44,23 @@ class Qwen2AudioPolicy(LanguagePolicy):
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that `encode_audio` takes."""
+        """Samples per second that `encode_audio` expects."""
         return self._audio_encoder.sample_rate
 
     @property
     def least_samples(self) -> int:
-        """Shortest recording that `encode_audio` takes."""
+        """Minimum number of samples for `encode_audio`."""
         return self._audio_encoder.least_samples
 
     def encode_audio(
         self, audio: AudioSource, windows: Sequence[tuple[int, int]] | None = None
     ) -> tuple[MediaReference, ...]:
-        """Refer to a recording, encoding only what the store does not hold yet.
+        """Return references to a recording, encoding only what the store does not hold yet.
 
         Args:
             audio: The recording, at this checkpoint's sample rate.
-            windows: First sample and end of each stretch to hear, ascending, none longer than the tower's window; the
-                whole recording in even windows unless given.
+            windows: First sample and end of each window, ascending, none longer than the tower's window; by default the
+                whole recording in even windows.
 
         Returns:
             One medium per window, in order.
@@ -74,10 +74,10 @@ class Qwen2AudioPolicy(LanguagePolicy):
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write configuration and weights, the weights under the names of published checkpoints.
+    """Write configuration and weights, with the weight names of published checkpoints.
 
-    transformers' own renaming when saving is not the inverse of the one when loading: it renames the language model
-    twice, and then no other program finds its weights.
+    transformers' renaming when saving is not the inverse of that when loading: it renames the language model twice, so
+    that no other program finds its weights.
     """
     weights = {Qwen2AudioPolicy.checkpoint_name(name): tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights, save_original_format=False)
@@ -89,7 +89,13 @@ class Qwen2AudioFamily:
     model_type = MODEL_TYPE
 
     def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
     ) -> Qwen2AudioPolicy:
         """See `Family.load_policy`.
 
@@ -98,7 +104,12 @@ class Qwen2AudioFamily:
         """
         attention = {"text_config": register_attention(), "audio_config": "sdpa"}
         model = load_model(
-            folder, MODEL_TYPE, model_class=Qwen2AudioForConditionalGeneration, dtype=dtype, attention=attention
+            folder,
+            MODEL_TYPE,
+            model_class=Qwen2AudioForConditionalGeneration,
+            dtype=dtype,
+            attention=attention,
+            allow_pickle_weights=allow_pickle_weights,
         )
         processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen2AudioProcessor)
         return Qwen2AudioPolicy(folder, model.to(device).eval(), processor, store)

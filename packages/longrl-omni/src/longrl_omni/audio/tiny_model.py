@@ -1,8 +1,8 @@
-"""A real Qwen2-Audio checkpoint of a few million parameters, built on the spot.
+"""A real Qwen2-Audio checkpoint of a few million parameters, built on demand.
 
-It is to audio what `mrsp_engine.tiny.qwen2_5_vl` is to video: transformers and vLLM load the folder unchanged, the
-tokenizer is trained on the caller's texts, and the randomly initialised audio tower is calibrated so that what it hears
-reaches the language model. A folder depends on the arguments alone, to the byte.
+The audio counterpart of `mrsp_engine.tiny.qwen2_5_vl`: transformers and vLLM load the folder unchanged, the tokenizer
+is trained on the caller's texts, and the randomly initialised audio tower is calibrated so that its output is
+informative for the language model. The bytes of a folder depend only on the arguments.
 """
 
 import math
@@ -62,12 +62,12 @@ class AudioSizes:
     """Dimensions of a tiny audio tower.
 
     Attributes:
-        hidden_size: Width.
+        hidden_size: Hidden size.
         num_layers: Number of layers.
         num_heads: Attention heads.
         num_mel_bins: Bins of the spectrogram.
-        window_seconds: How much it hears at a time.
-        token_scale: Root mean square of its tokens over varied sounds.
+        window_seconds: Length of a window.
+        token_scale: Root mean square of its tokens over varied audio.
     """
 
     hidden_size: int = 96
@@ -98,15 +98,15 @@ def create_tiny_qwen2_audio(
     """Write a complete, randomly initialised Qwen2-Audio checkpoint in the ordinary Hugging Face layout.
 
     Args:
-        folder: Where it goes; it must not exist or be empty.
-        corpus: Texts on which the tokenizer is trained (prompts and answers as the model will meet them).
+        folder: The output folder; it must not exist or be empty.
+        corpus: Texts on which the tokenizer is trained (prompts and answers like those the model will see).
         seed: Seed of the weights.
         sizes: Dimensions of the language model.
         audio: Dimensions of the audio tower.
 
     Raises:
-        EngineUsageError: If the folder isn't empty.
-        EngineError: If the folder can't be written.
+        EngineUsageError: The folder isn't empty.
+        EngineError: The folder can't be written.
     """
     require_empty(folder)
     sizes, audio = sizes or LanguageSizes(), audio or AudioSizes()
@@ -145,10 +145,10 @@ def create_tiny_qwen2_audio(
 
 @torch.no_grad()
 def _calibrate(model: Any, extractor: WhisperFeatureExtractor, audio: AudioSizes) -> None:
-    """Centre and scale the tower's tokens over varied sounds.
+    """Centre and scale the tower's tokens over varied audio.
 
-    Fresh weights give tokens that are nearly alike (their common mean dominates) and tiny; without it, and at the size
-    of token embeddings, the difference between two sounds reaches the language model.
+    Fresh weights give tokens that are tiny and nearly identical (their common mean dominates); without the mean, and at
+    the size of token embeddings, the language model can distinguish two sounds.
     """
     projector = model.model.multi_modal_projector.linear
     torch.nn.init.normal_(projector.weight, std=1 / math.sqrt(projector.in_features))

@@ -1,7 +1,7 @@
-"""The smallest things to learn for a model that hears and for one that reads: the pitch of a tone, and small sums.
+"""The smallest tasks for an audio model and for a text model: the pitch of a tone, and small sums.
 
 Machines without downloaded data still need questions with known answers about real files. Both datasets are complete
-folders of `longvideo_reason_data` and depend on their arguments alone. The module knows no model.
+folders of `longvideo_reason_data` and depend only on their arguments. The module is independent of models.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SAMPLES_PER_FRAME = 1024
 
 
 def make_tone(pitch: float, seconds: float, *, rate: int = SAMPLE_RATE, seed: int = 0) -> NDArray[np.float32]:
-    """A sine in faint noise, float32 [samples]; the seed decides phase and noise."""
+    """A sine with faint noise, float32 [samples]; the seed determines phase and noise."""
     time = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(seed).normal(0, 0.01, len(time))
     return (0.4 * np.sin(2 * np.pi * pitch * time + seed) + noise).astype(np.float32)
@@ -34,7 +34,7 @@ def make_tone(pitch: float, seconds: float, *, rate: int = SAMPLE_RATE, seed: in
 def write_sound(
     path: Path, channels: Sequence[NDArray[np.float32]], *, rate: int = SAMPLE_RATE, codec: str = "pcm_s16le"
 ) -> None:
-    """Write one or two channels of samples from -1 to 1 into a real file; its name decides the container."""
+    """Write one or two channels of samples from -1 to 1 to a real file; its name determines the container."""
     path.parent.mkdir(parents=True, exist_ok=True)
     layout = "stereo" if len(channels) == 2 else "mono"
     samples_CS = np.clip(np.round(np.stack(channels) * 32767), -32768, 32767).astype(np.int16)
@@ -50,7 +50,7 @@ def write_sound(
 
 
 def write_tone_questions(folder: Path, *, clips_per_pitch: int = 2, split: Split = Split.TRAIN_RL) -> None:
-    """Write recordings of one tone each and a question about each; every letter is right equally often."""
+    """Write recordings of one tone each and a question about each; every letter is correct equally often."""
     names = list(PITCHES)
     records: list[QuestionRecord] = []
     for number in range(len(names) * clips_per_pitch):
@@ -63,7 +63,7 @@ def write_tone_questions(folder: Path, *, clips_per_pitch: int = 2, split: Split
 
 
 def write_sum_questions(folder: Path, *, num_questions: int = 8, split: Split = Split.TRAIN_RL) -> None:
-    """Write questions for small sums; the file they name is the list they come from."""
+    """Write questions for small sums; the file they refer to is the list they come from."""
     folder.mkdir(parents=True, exist_ok=True)
     sums = [(number, number // 2) for number in range(num_questions)]
     (folder / "sums.txt").write_text("".join(f"{first} + {second}\n" for first, second in sums))
@@ -76,7 +76,7 @@ def write_sum_questions(folder: Path, *, num_questions: int = 8, split: Split = 
 
 
 def corpus_of(records: Sequence[QuestionRecord]) -> list[str]:
-    """Prompts and responses as a model will meet them, to train a tokenizer on."""
+    """Prompts and responses like those a model will see, to train a tokenizer on."""
     return [
         format_prompt(record.question, record.options) + "\n" + format_response(record.reasoning, record.answer)
         for record in records

@@ -1,7 +1,7 @@
-"""What a setting does to the result of a run, and which settings of a run that is found again are other than before.
+"""How a setting affects the result of a run, and which settings have changed since a run was started.
 
-The effect of a setting stands in the annotation of its field; without one it shapes the result. Knows nothing of where
-settings are kept.
+The effect of a setting is in the annotation of its field; without one it affects the result. Independent of where
+settings are stored.
 """
 
 from collections.abc import Generator, Mapping
@@ -14,21 +14,21 @@ from pydantic.fields import FieldInfo
 
 
 class Effect(Enum):
-    """What another value of a setting does."""
+    """The effect of changing a setting."""
 
     SHAPES = "shapes"
-    """The result is another: a run can't go on with it."""
+    """The result is different: a run can't continue with it."""
     LENGTH = "length"
-    """There are more steps, or fewer, of the same kind."""
+    """There are more steps, or fewer, but of the same kind."""
     NONE = "none"
-    """The result is the same; only how, how fast, or whether it is reached may differ."""
+    """The result is the same; only how, how fast, or whether it is reached may change."""
     PLACE = "place"
-    """The same thing lies elsewhere: what lies there is compared, and not its name."""
+    """The path of an input: its contents are compared, not the path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A setting that is other than before."""
+    """A setting that has changed."""
 
     setting: str
     """Dotted key."""
@@ -43,7 +43,7 @@ def effect_of(field: FieldInfo) -> Effect:
 
 
 def named_settings(config: BaseModel) -> dict[str, Any]:
-    """All settings as plain values, resolved as the model resolves them, but for places."""
+    """All settings except paths as plain values, resolved like in the model."""
     resolved = config.model_dump(mode="json")
     named: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
@@ -54,9 +54,9 @@ def named_settings(config: BaseModel) -> dict[str, Any]:
 
 
 def find_differences(saved: Mapping[str, Any], config: BaseModel, prefix: str = "") -> Generator[Difference]:
-    """The settings that are other than they were saved, in the order of their names.
+    """The settings that differ from the saved ones, in the order of their names.
 
-    A setting that wasn't there when the others were saved had its default.
+    A setting that didn't exist when the others were saved counts as having its default.
     """
     current = named_settings(config)
     fields = type(config).model_fields
@@ -72,7 +72,7 @@ def find_differences(saved: Mapping[str, Any], config: BaseModel, prefix: str = 
 
 
 def _default(config: BaseModel, name: str) -> Any:
-    """What a setting is when nobody sets it; what it is now if it has no default."""
+    """The default of a setting; its current value if it has no default."""
     field = type(config).model_fields[name]
     if field.is_required():
         return named_settings(config)[name]

@@ -1,6 +1,6 @@
-"""Reading recipes (TOML) into the models of `config`, with one clear line for every mistake; saving what was used.
+"""Reading recipes (TOML) into the models of `config`, with one clear line for every mistake; saving the settings used.
 
-Knows the models only by their pydantic interface, so other packages read their own recipes with it.
+Uses only the models' pydantic interface, so other packages can read their own recipes with it.
 """
 
 import difflib
@@ -22,7 +22,7 @@ CONFIG_NAME = "config.json"
 
 
 def load_recipe(path: Path, model: type[ConfigT]) -> ConfigT:
-    """Read a recipe. Every mistake is a `TrainerUsageError` naming the file, the key, what is there and what may be."""
+    """Read a recipe. Every mistake is a `TrainerUsageError` with the file, the key, its value and what is expected."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -35,12 +35,12 @@ def load_recipe(path: Path, model: type[ConfigT]) -> ConfigT:
 
 
 def parse_config(values: dict[str, Any], model: type[ConfigT], *, source: str) -> ConfigT:
-    """Check plain values against a configuration model; `source` is what the error line calls them."""
+    """Check plain values against a configuration model; `source` names them in the error line."""
     try:
-        # By way of JSON: strict about types, yet a string may become a path. A TOML date becomes a string here.
+        # Via JSON: strict about types, but a string may become a path. A TOML date becomes a string here.
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        # A misspelt key is the cause, and the missing key its consequence: the cause goes first.
+        # A misspelt key is the cause, and the missing key its consequence: the cause comes first.
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         line = describe_problem(problems[0], model)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -55,7 +55,7 @@ def describe_problem(problem: Any, model: type[BaseModel]) -> str:
         known = sorted(_section_at(model, location[:-1]).model_fields)
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{key}: unknown key; {hint}known here: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}valid here: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{key}: missing; this setting has no default"
     if problem["type"] == "value_error":
@@ -96,7 +96,7 @@ def _section_at(model: type[BaseModel], location: tuple[str, ...]) -> type[BaseM
 
 
 def _expected(message: str) -> str:
-    """Pydantic's message without its opening words."""
+    """Pydantic's message without its standard prefix."""
     return message.removeprefix("Input should be ").removeprefix("a ").removeprefix("valid ") or message
 
 

@@ -1,4 +1,4 @@
-"""Sections that the recipes of several stages have in common: model, data, sampler, ranks.
+"""Sections shared by the recipes of several stages: model, data, sampler, ranks.
 
 Every setting's docstring is its help text.
 """
@@ -35,7 +35,7 @@ SplitName = Literal["train_sft", "train_rl", "held_out"]
 
 
 class Section(BaseModel):
-    """Common rules: no unknown key, no silent conversion, no change after reading."""
+    """Common rules: no unknown key, no silent conversion, no changes after reading."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -43,35 +43,40 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """Which model, and where its video embeddings are kept."""
+    """The model, and where its video embeddings are stored."""
 
     folder: Path
     """Checkpoint folder in the Hugging Face layout."""
     store: Path = Path("embeddings")
     """Folder of the embedding store; share it between all stages of one model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the trainer computes; `auto` takes a GPU if there is one."""
+    """Device of the trainer; `auto` uses a GPU if there is one."""
+    allow_pickle_weights: Annotated[bool, Effect.NONE] = False
+    """Load weights from pickles (`pytorch_model.bin`) where a checkpoint has no safetensors. torch reads nothing but
+    tensors from them; the sampler never takes them."""
 
 
 class FrameSettings(Section):
-    """How a video is looked at: how many of its frames, and how large they may be."""
+    """How a video is sampled: how many frames, and how large they may be."""
 
     num_frames: int | None = Field(default=None, ge=1)
-    """Frames per video, spread evenly; a shorter video gives all it has."""
+    """Frames per video, spread evenly; all frames of a shorter video."""
     fps: float | None = Field(default=None, gt=0)
-    """Frames per second of video, spread evenly, in place of a fixed number."""
+    """Frames per second of video, spread evenly, instead of a fixed number."""
     min_frames: int | None = Field(default=None, ge=1)
-    """With `fps`: no fewer of a short video, unless it has fewer."""
+    """With `fps`: minimum number of frames of a video, unless it has fewer."""
     max_frames: int | None = Field(default=None, ge=1)
-    """With `fps`: no more of a long video."""
+    """With `fps`: maximum number of frames of a video."""
     frame_pixels: int | None = Field(default=None, ge=1)
-    """Most pixels of a frame as the model sees it; the checkpoint's own limit unless set. Without meaning for models
-    that take frames of one size."""
+    """Maximum pixels of a frame as the model sees it; by default the checkpoint's own limit. Ignored for models that
+    accept one frame size only.
+    """
     video_tokens: int | None = Field(default=None, ge=1)
-    """Most embeddings of a whole video; frames shrink until they keep to it."""
+    """Maximum embeddings of a whole video; frames are shrunk until they fit."""
     preset: PresetName | None = None
-    """Values for all of this that isn't set: `checkpoint` for what the checkpoint's own files say, `longvila_r1` and
-    `longvila_r1_hour` for what the paper trained with."""
+    """Values for those of these settings that aren't set: `checkpoint` for the values in the checkpoint's own files,
+    `longvila_r1` and `longvila_r1_hour` for the paper's training settings.
+    """
 
     @model_validator(mode="after")
     def _counts_frames_one_way(self) -> Self:
@@ -85,23 +90,23 @@ class FrameSettings(Section):
 
     @property
     def counts_frames(self) -> bool:
-        """Whether anything says how many frames."""
+        """Whether any setting determines the number of frames."""
         return self.num_frames is not None or self.fps is not None or self.preset is not None
 
     def or_frames(self, num_frames: int) -> Self:
-        """The same settings, with so many frames if nothing says how many."""
+        """The same settings, with this number of frames if none determines it."""
         return self if self.counts_frames else self.model_copy(update={"num_frames": num_frames})
 
 
 class DataSection(FrameSettings):
-    """Which questions, and how their videos are looked at."""
+    """The questions, and how their videos are sampled."""
 
     dataset: Annotated[Path, Effect.PLACE]
-    """Dataset folder: `records.parquet` and the videos it names."""
+    """Dataset folder: `records.parquet` and the videos it refers to."""
     split: SplitName
-    """Which of the dataset's splits."""
+    """The split of the dataset."""
     system: str | None = None
-    """System message in front of the video; none unless set."""
+    """System message before the video; none by default."""
 
     @model_validator(mode="after")
     def _counts_frames(self) -> Self:
@@ -111,32 +116,33 @@ class DataSection(FrameSettings):
 
 
 class SamplerSection(Section):
-    """Who writes the responses."""
+    """What generates the responses."""
 
     engine: Literal["vllm", "transformers"] = "vllm"
     """`vllm`, or a plain sampling loop where vLLM can't be installed."""
     memory_bytes: Annotated[int, Effect.NONE] = Field(default=512 * 1024**2, ge=1024**2)
     """vLLM's memory for keys and values."""
     max_num_seqs: Annotated[int, Effect.NONE] = Field(default=256, ge=1)
-    """Responses that vLLM writes at the same time."""
+    """Responses that vLLM generates at the same time."""
 
 
 RewardSettings = dict[str, bool | int | float | str]
-"""A reward's weight and its own settings, which only the reward itself knows."""
+"""A reward's weight and its own settings, which only the reward itself defines."""
 
 
 class ParallelSection(Section):
-    """How the processes that torchrun starts divide a row; what isn't set is chosen for every row."""
+    """How the processes started by torchrun divide a row; what isn't set is chosen for every row."""
 
     row_tokens: int | None = Field(default=None, ge=1)
-    """Put short prompts with their responses together into rows of at most this many tokens; each has its own row
-    unless set."""
+    """Pack short prompts with their responses into rows of at most this many tokens; by default each has its own
+    row.
+    """
     head_ranks: int | None = Field(default=None, ge=1)
-    """Processes that split the attention heads among themselves; the others split the tokens."""
+    """Number of processes that split the attention heads; the others split the tokens."""
     exchange: Literal["gather", "ring"] | None = None
-    """How processes that split the tokens get each other's keys and values."""
+    """How processes that split the tokens exchange keys and values."""
 
 
 def records_path(data: DataSection) -> Path:
-    """Where a dataset folder keeps its questions."""
+    """The file with the questions of a dataset folder."""
     return data.dataset / "records.parquet"

@@ -1,9 +1,9 @@
-"""What can be set: one frozen model per stage, made of sections that the stages share.
+"""The settings: one frozen model per stage, made of sections that the stages share.
 
-The models check what a value is (type, range, known key). What only a run can know (does the folder exist, which
-rewards are installed) is checked where it is used. What another value does to the result of a run that is begun stands
-in the annotation (`config.effects`). Paths are relative to the folder the command is started in. Imports nothing heavy,
-so that a command can show its settings at once.
+The models check values (type, range, known key). What only a run can know (whether a folder exists, which rewards are
+installed) is checked where it is used. How changing a value affects a run that has begun is in the annotation
+(`config.effects`). Paths are relative to the working directory. Imports nothing heavy, so that a command can show its
+settings at once.
 """
 
 import json
@@ -29,20 +29,20 @@ from longrl_trainer.config.sections import (
 )
 
 GAP_LIMITS: dict[DtypeName, float] = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.05}
-"""`max_logprob_gap` unless it is set."""
+"""Default of `max_logprob_gap`, by dtype."""
 
 
 class TrainingConfig(Section):
-    """What every stage with a training loop shares."""
+    """Settings of every stage with a training loop."""
 
     output: Annotated[Path, Effect.PLACE]
     """Folder of this run: settings, journal, checkpoints and the final model."""
     seed: int = Field(default=0, ge=0)
-    """Decides every shuffle and every sampled token."""
+    """Determines every shuffle and every sampled token."""
     dtype: DtypeName = "float32"
-    """Type of the model's weights while training (the optimizer keeps its own in float32 at least)."""
+    """Dtype of the model's weights while training (the optimizer keeps its own in at least float32)."""
     checkpoint_every_steps: Annotated[int, Effect.NONE] = Field(default=50, ge=1)
-    """How often the state of the run is saved; an interrupted run repeats at most this many steps."""
+    """Steps between saves of the run's state; an interrupted run repeats at most this many steps."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     optimizer: OptimizerName = "adamw"
@@ -50,48 +50,52 @@ class TrainingConfig(Section):
     muon_learning_rate_ratio: float = Field(default=5.0, gt=0)
     """Muon's learning rate as a multiple of AdamW's."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decay of weight matrices; biases and norms have none."""
+    """Weight decay of matrices; biases and norms have none."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Longer gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this norm."""
     train_vision: VisionName = "frozen"
-    """What is trained of what turns frames into embeddings: nothing, so that each video is encoded once for all runs;
-    `projector`, which is run in every step on what the tower made once; or `all`, encoding each video once per step."""
+    """The trained part of the vision encoder: `frozen` for none, so that each video is encoded once for all runs;
+    `projector`, which runs in every step on stored features of the tower; or `all`, encoding each video once per
+    step.
+    """
     stored: Annotated[StoredName, Effect.NONE] = "embeddings"
-    """What the store keeps of videos while vision is frozen: embeddings; `frames`, to be encoded in every step that
-    needs them; or whichever of both is `smaller`."""
+    """What the store keeps for videos while vision is frozen: embeddings; `frames`, which are encoded in every step
+    that needs them; or the `smaller` of the two.
+    """
     share_prompt: Annotated[bool, Effect.NONE] = True
-    """Compute each video's prompt once for all its questions or responses; false repeats it, with the same result."""
+    """Compute each video's prompt once for all its questions or responses; `false` repeats it, with the same result."""
     blind: bool = False
-    """Train without showing the videos; a model that can't see asks for it."""
+    """Train without showing the videos; required for a model without vision."""
     questions_may_change: Annotated[bool, Effect.NONE] = False
-    """Go on with an interrupted run although other questions can be used than when it began."""
+    """Continue an interrupted run even if the usable questions have changed since it began."""
     parallel: Annotated[ParallelSection, Effect.NONE] = ParallelSection()
 
 
 class SftConfig(TrainingConfig):
-    """CoT-SFT: learn to write the dataset's own reasoning and answers."""
+    """CoT-SFT: learn to generate the dataset's own reasoning and answers."""
 
     model: Annotated[ModelSection, Effect.PLACE]
     data: DataSection
     epochs: Annotated[int, Effect.LENGTH] = Field(default=1, ge=1)
-    """How often every question is seen."""
+    """Number of times that every question is seen."""
     rows_per_step: int = Field(default=8, ge=1)
     """Packed rows (one video each) per optimizer step."""
     questions_per_row: int = Field(default=8, ge=1)
-    """At most this many questions share one row; a video with more gets several rows."""
+    """At most this many questions share one row; a video with more questions gets several rows."""
     blind_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the rows shown without their video, so that a blind evaluation measures what the words give away and
-    not the surprise of a prompt without a video."""
+    """Share of the rows shown without their video, so that a blind evaluation measures what the text gives away and not
+    the effect of an unfamiliar prompt.
+    """
     answer_form: Literal["letter", "text"] = "letter"
-    """What stands in the answer block: the option's letter, or its text, which a small model learns much sooner."""
+    """Content of the answer block: the option's letter, or its text, which a small model learns much faster."""
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises to its peak."""
     min_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Where the cosine ends, as a share of the peak."""
+    """Final value of the cosine, as a share of the peak."""
 
 
 class GrpoConfig(TrainingConfig):
-    """GRPO and its family: learn from rewards on the model's own responses."""
+    """GRPO and variants: learn from rewards for the model's own responses."""
 
     model: Annotated[ModelSection, Effect.PLACE]
     data: DataSection
@@ -104,7 +108,7 @@ class GrpoConfig(TrainingConfig):
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; log-probabilities are taken at the same temperature."""
     max_response_tokens: int = Field(default=1024, ge=1)
-    """A response is cut here and then counts as unfinished."""
+    """Maximum tokens of a response; a longer one is cut off and counts as unfinished."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises to its peak; constant afterwards."""
     updates_per_batch: int = Field(default=1, ge=1)
@@ -116,14 +120,15 @@ class GrpoConfig(TrainingConfig):
     advantage: AdvantageName = "grpo"
     """`grpo` divides by the group's standard deviation, `dr_grpo` does not, `rloo` compares with the others' mean."""
     aggregation: AggregationName = "token"
-    """What a response counts in the loss: by its tokens, all the same, or by tokens over a constant."""
+    """Weight of a response in the loss: by its number of tokens, equal for all, or by its tokens over a constant."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the divergence from the starting model; 0 needs no reference pass."""
+    """Weight of the KL divergence from the starting model; 0 needs no reference pass."""
     rewards: dict[str, float | RewardSettings] = Field(default={"answer": 0.9, "format": 0.1})
     """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
     max_logprob_gap: Annotated[float | None, Effect.NONE] = Field(default=None, gt=0)
-    """The run stops when sampler and trainer disagree by more (mean absolute log-probability). Unless set 1e-5, which
-    is far more than rounding makes of the same weights, and 0.05 in bfloat16, which rounds coarsely."""
+    """The run stops when sampler and trainer differ by more than this (mean absolute log-probability). By default 1e-5,
+    which is far more than rounding causes with the same weights, and 0.05 in bfloat16, which rounds coarsely.
+    """
     journal_groups: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
     sampler: SamplerSection = SamplerSection()
@@ -142,7 +147,7 @@ class GrpoConfig(TrainingConfig):
 
     @property
     def logprob_gap_limit(self) -> float:
-        """`max_logprob_gap`, or what the dtype allows."""
+        """`max_logprob_gap`, or the dtype's default."""
         return GAP_LIMITS[self.dtype] if self.max_logprob_gap is None else self.max_logprob_gap
 
     @field_serializer("max_logprob_gap")
@@ -151,22 +156,22 @@ class GrpoConfig(TrainingConfig):
 
 
 class EvaluateConfig(Section):
-    """Accuracy on one split, with everything needed to judge it."""
+    """Accuracy on one split, with everything needed to interpret it."""
 
     model: ModelSection
     data: DataSection
     output: Path
     """The JSON file to write."""
     blind: bool = False
-    """Ask without showing the video."""
+    """Evaluate without showing the video."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 takes the most probable token."""
+    """Sampling temperature; 0 selects the most probable token."""
     max_response_tokens: int = Field(default=1024, ge=1)
-    """A response is cut here."""
+    """Maximum tokens of a response; a longer one is cut off."""
     limit: int | None = Field(default=None, ge=1)
     """Ask at most this many questions, spread evenly over the split."""
     seed: int = Field(default=0, ge=0)
-    """Decides the sampled tokens when the temperature is not 0."""
+    """Determines the sampled tokens when the temperature is not 0."""
     dtype: DtypeName = "float32"
-    """Type of the model's weights."""
+    """Dtype of the model's weights."""
     sampler: SamplerSection = SamplerSection()

@@ -1,8 +1,8 @@
-"""Accuracy of a model on one split, with what is needed to judge the number.
+"""Accuracy of a model on one split, with what is needed to interpret it.
 
-Beside the accuracy stand chance, the best constant letter, the share of responses without a readable answer (they
-count as wrong), the questions that had to be dropped, a standard error that knows that questions about one video are
-not independent, and every response. Answers are read by the same grammar that rewards use.
+In addition to the accuracy the result has chance, the best constant letter, the share of responses without a readable
+answer (they count as wrong), the questions that had to be dropped, a standard error that accounts for questions about
+one video not being independent, and every response. Answers are parsed with the same grammar as in rewards.
 """
 
 import math
@@ -40,7 +40,7 @@ class EvaluatedQuestion:
 
     question_id: str
     media: tuple[str, ...]
-    """Paths of what it is about."""
+    """Paths of the media that it is about."""
     skill: str
     response: str
     finished: bool
@@ -52,7 +52,7 @@ class EvaluatedQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedQuestion:
-    """A question that the sampler gave no response to."""
+    """A question for which the sampler returned no response."""
 
     question_id: str
     reason: str
@@ -68,7 +68,7 @@ class EvaluationResult:
     """Clustered by media: questions that share one belong together."""
     accuracy_by_skill: dict[str, float]
     unparsed_rate: float
-    """Share of responses from which no single answer could be read."""
+    """Share of responses from which no single answer could be parsed."""
     well_formed_rate: float
     finished_rate: float
     chance: float
@@ -76,9 +76,9 @@ class EvaluationResult:
     """Accuracy of the best constant letter on the same questions."""
     count: int
     questions: dict[str, Any]
-    """Input, kept and dropped (by reason)."""
+    """Number of questions: input, kept and dropped (by reason)."""
     prompts_refused: dict[str, int]
-    """Kept questions that the sampler refused, by reason; they count neither as right nor as wrong."""
+    """Kept questions that the sampler refused, by reason; they count as neither right nor wrong."""
     settings: dict[str, Any]
     items: list[EvaluatedQuestion]
     refused: list[RefusedQuestion]
@@ -94,13 +94,13 @@ def evaluate(
 
     Args:
         config: The resolved recipe.
-        policy: The model of `config.model`, if it is loaded already.
+        policy: The model of `config.model`, if it is already loaded.
         engine: A sampler to use instead of opening one; it gets the policy's weights and stays open.
-        progress: Where to show how far it is.
+        progress: Where to show progress.
     """
     ranks = join_ranks(config.model)
     progress = progress if progress and ranks.is_first else SilentProgress()
-    with readable_write_errors(config.output):  # found out before the work, not after it
+    with readable_write_errors(config.output):  # checked before the work, not after it
         config.output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as owned:
         ranks.ask_first(lambda: owned.enter_context(own_file(config.output)))
@@ -110,7 +110,7 @@ def evaluate(
 def _evaluate(
     config: EvaluateConfig, policy: Policy, engine: RolloutEngine | None, progress: ProgressDisplay, ranks: Ranks
 ) -> EvaluationResult:
-    """Ask, count and write."""
+    """Sample, count and write."""
     questions = load_questions(
         config.data,
         policy,
@@ -163,7 +163,7 @@ def summarise(
     """Count the first response per record, and what was refused.
 
     Raises:
-        TrainerError: All of it was.
+        TrainerError: All prompts were refused.
     """
     answered = [
         (record, outcome[0])
@@ -218,7 +218,7 @@ def summarise(
 
 
 def clustered_standard_error(values: Sequence[float], clusters: Sequence[str]) -> float:
-    """Standard error of the mean when values of one cluster belong together.
+    """Standard error of the mean for clustered values.
 
     `sqrt(sum over clusters of (sum of the cluster's deviations)^2) / n`; with clusters of one value it is the ordinary
     standard error with divisor n. Miller, "Adding Error Bars to Evals" (arXiv 2411.00640), section 2.2.

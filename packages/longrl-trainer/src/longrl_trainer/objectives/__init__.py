@@ -1,1 +1,1 @@
-"""Pure mathematics of reinforcement: advantages, losses of tokens, weights of responses."""
+"""Pure mathematics of reinforcement learning: advantages, token losses, response weights."""

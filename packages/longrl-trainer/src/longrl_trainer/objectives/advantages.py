@@ -1,11 +1,11 @@
-"""How much better each response of a group was than its siblings: pure functions of the group's rewards.
+"""How much better each response of a group is than the others: pure functions of the group's rewards.
 
     grpo     A_i = (r_i - mean(r)) / (std(r) + 1e-6)     DeepSeekMath (arXiv 2402.03300), eq. 3 and section 4.1.2
     dr_grpo  A_i = r_i - mean(r)                         Understanding R1-Zero-Like Training (arXiv 2503.20783), eq. 2
     rloo     A_i = r_i - mean(r without r_i)             Back to Basics (arXiv 2402.14740), eq. 7
 
 `std` is the sample standard deviation (divisor G - 1). A response whose reward is None was not judged: it has no
-advantage, and its siblings are compared without it. Knows nothing of tokens, prompts or where rewards come from.
+advantage, and the others are compared without it. Independent of tokens, prompts and the source of rewards.
 """
 
 import math
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from longrl_trainer.config.sections import AdvantageName
 
 STANDARD_DEVIATION_FLOOR = 1e-6
-# Rewards are short sums of weights; what differs by less than this differs only by rounding.
+# Rewards are short sums of weights; smaller differences than this are rounding.
 EQUAL_REWARDS = 1e-9
 
 

@@ -1,8 +1,8 @@
-"""What a reinforcement step minimises, built once from the recipe and handed to whoever needs it.
+"""What a reinforcement learning step minimises, built once from the recipe and passed to all that need it.
 
-An objective says how responses to one question are compared, what each token of a response loses, what a response
-counts in the loss of its step, and how far the policy may move away from the reference. A new loss is a module with a
-`TokenLoss` and a case in `build_objective`; nothing else knows which one is chosen.
+An objective defines how responses to one question are compared, the loss of each token of a response, the weight of a
+response in the loss of its step, and how far the policy may move away from the reference. A new loss is a module with a
+`TokenLoss` and a case in `build_objective`; nothing else depends on the choice.
 
 Shape legend: R tokens of a response.
 """
@@ -23,7 +23,7 @@ __all__ = ["Objective", "ResponseLoss", "TokenLoss", "build_objective"]
 
 
 class TokenLoss(Protocol):
-    """What each token of one response loses, given one advantage for the whole response."""
+    """The loss of each token of one response, given one advantage for the whole response."""
 
     def __call__(self, logprobs_R: Tensor, old_logprobs_R: Tensor, advantage: float) -> PolicyLoss:
         """The losses [R], and where the token has no gradient."""
@@ -32,10 +32,10 @@ class TokenLoss(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseLoss:
-    """What one response loses, term by term."""
+    """The loss of one response, term by term."""
 
     losses: Tensor
-    """Loss of every token with the divergence from the reference, to be minimised, shape [R]."""
+    """Loss of every token including the divergence from the reference, to be minimised, shape [R]."""
     is_clipped: Tensor
     """Where the clip was active, shape [R]."""
     kl: Tensor | None
@@ -47,11 +47,11 @@ class Objective:
     """What a step minimises.
 
     Attributes:
-        token_loss: What each token of a response loses.
+        token_loss: Loss of each token of a response.
         advantage: How responses to one question are compared.
-        aggregation: What a response counts in the loss of its step.
+        aggregation: Weight of a response in the loss of its step.
         kl_coefficient: Weight of the divergence from the reference.
-        max_response_tokens: The sampler's limit, which one of the aggregations divides by.
+        max_response_tokens: The sampler's limit, by which one of the aggregations divides.
     """
 
     token_loss: TokenLoss
@@ -70,7 +70,7 @@ class Objective:
         return group_advantages(rewards, self.advantage)
 
     def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
-        """What each token of every response counts, given the lengths of all responses of the step by group."""
+        """Weight of each token of every response, given the lengths of all responses of the step by group."""
         flat = iter(
             response_weights(
                 [length for of_group in lengths for length in of_group],
@@ -83,7 +83,7 @@ class Objective:
     def lose(
         self, logprobs_R: Tensor, old_logprobs_R: Tensor, advantage: float, reference_logprobs_R: Tensor | None
     ) -> ResponseLoss:
-        """What one response loses, token by token; without a reference there is no divergence."""
+        """The loss of one response, token by token; without a reference there is no divergence."""
         policy = self.token_loss(logprobs_R, old_logprobs_R, advantage)
         if reference_logprobs_R is None:
             return ResponseLoss(losses=policy.losses, is_clipped=policy.is_clipped, kl=None)
@@ -92,7 +92,7 @@ class Objective:
 
 
 def build_objective(config: GrpoConfig) -> Objective:
-    """The objective that a recipe asks for."""
+    """The objective that a recipe specifies."""
     return Objective(
         token_loss=ClippedLoss(clip_low=config.clip_low, clip_high=config.clip_high),
         advantage=config.advantage,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss:
-    """What the tokens of one response lose."""
+    """The losses of the tokens of one response."""
 
     losses: Tensor
     """Loss of every token, to be minimised, shape [R]."""

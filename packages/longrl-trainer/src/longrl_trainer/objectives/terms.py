@@ -1,7 +1,7 @@
 """The objectives of both stages, token by token: pure functions of log-probabilities.
 
-Shapes: R response tokens of one branch. Every function here returns one value per token; `response_weights` says what
-each response counts, so that a step's loss is `sum_i weight_i * sum_t loss_{i,t}` and its groups may be computed one
+Shapes: R response tokens of one branch. Every function here returns one value per token; `response_weights` gives the
+weight of each response, so that a step's loss is `sum_i weight_i * sum_t loss_{i,t}` and its groups may be computed one
 after the other, in any order, with the same result.
 """
 
@@ -24,14 +24,14 @@ def kl_divergence_k3(logprobs_R: Tensor, reference_logprobs_R: Tensor) -> Tensor
 
 
 def response_weights(lengths: Sequence[int], aggregation: AggregationName, *, max_response_tokens: int) -> list[float]:
-    """What every token of each response counts in the loss of a step.
+    """Weight of every token of each response in the loss of a step.
 
     token      1 / (all tokens of the step): long responses count more. DAPO (arXiv 2503.14476), eq. 12.
     sequence   1 / (responses x own length): every response counts the same. DeepSeekMath (arXiv 2402.03300), eq. 3.
     constant   1 / (responses x max_response_tokens): no length bias. Dr. GRPO (arXiv 2503.20783), section 3.2.
 
     Args:
-        lengths: Number of tokens of every judged response of the step, of groups without spread too.
+        lengths: Number of tokens of every judged response of the step, including groups without spread.
         aggregation: One of the three names.
         max_response_tokens: The sampler's limit; only "constant" uses it.
     """

@@ -1,7 +1,7 @@
-"""Opening and encoding the media that a split's questions are about, divided among the ranks.
+"""Opening and encoding the media of a split's questions, divided among the ranks.
 
 Each file is opened once, by one rank; its frames are encoded by all ranks together. Questions that share a file are
-decided together, so that a file which only questions that are too long need is never encoded.
+decided together, so that a file needed only by questions that are too long is never encoded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ from mrsp_engine.encoding.parallel import PlannedMedium, UnusableMedium, encode_
 from mrsp_engine.errors import EngineError, UnfitMediumError
 from mrsp_engine.families.base import Policy
 
-# Enough to divide the files evenly among ranks that open them, few enough for a moving progress bar.
+# Enough to divide the files evenly among the ranks, few enough for a moving progress bar.
 FILES_PER_RANK = 4
 
 File = tuple[str, ...]
-"""What tells one file from another before it is opened."""
+"""What identifies a file before it is opened."""
 Shown = tuple[MediaReference | PlannedMedium, ...]
-"""What one file shows."""
+"""The media of one file."""
 
 
 def encode_questions(
@@ -39,10 +39,10 @@ def encode_questions(
     progress: ProgressDisplay,
     ranks: Ranks,
 ) -> tuple[list[Question], list[DroppedQuestion], dict[str, EncodingPlan]]:
-    """Encode every distinct file that a question can be asked about; questions and their media keep their order.
+    """Encode every distinct file of the usable questions; questions and their media keep their order.
 
     Returns:
-        Questions, what was dropped, and the plans of media of which the store doesn't have the embeddings.
+        Questions, what was dropped, and the plans of media whose embeddings aren't in the store.
     """
     outcomes: dict[str, tuple[MediaReference, ...] | DroppedMedium] = {}
     plans: dict[str, EncodingPlan] = {}
@@ -82,7 +82,7 @@ def encode_questions(
 
 
 def _batches(records: Sequence[QuestionRecord], least_files: int) -> Iterator[list[QuestionRecord]]:
-    """Questions that share files, directly or over others, together, until there are enough files to divide."""
+    """Batches that keep questions with shared files together, directly or transitively, with enough files to divide."""
     roots = connect_media(record.digests for record in records)
     connected: dict[str, list[QuestionRecord]] = {}
     for record in records:
@@ -106,7 +106,7 @@ def _file_of(medium: RecordMedium) -> File:
 def _find_problem(
     record: QuestionRecord, opened: Mapping[File, Shown | DroppedMedium], lengths: PromptLengths
 ) -> DroppedMedium | None:
-    """Say why a question can't be asked, if one of its media is lost or its prompt would be too long."""
+    """Return why a question can't be used, if one of its media is unusable or its prompt would be too long."""
     references: list[MediaReference] = []
     for medium in record.media:
         shown = opened[_file_of(medium)]
@@ -119,7 +119,7 @@ def _find_problem(
 def _joined(
     outcomes: Sequence[tuple[MediaReference, ...] | DroppedMedium],
 ) -> tuple[MediaReference, ...] | DroppedMedium:
-    """What all media of a question show, or the first that is lost."""
+    """All media of a question, or the first that is unusable."""
     references: list[MediaReference] = []
     for outcome in outcomes:
         if isinstance(outcome, DroppedMedium):
@@ -129,11 +129,11 @@ def _joined(
 
 
 def _open_medium(data: DataSection, policy: Policy, medium: RecordMedium, opener: OpenMedium) -> Shown | DroppedMedium:
-    """What one file shows, or why it can't be used."""
+    """The media of one file, or why it can't be used."""
     try:
         opened = opener(resolve_medium(data.dataset, medium), policy)
         if opened.content_digest != medium.digest:
-            detail = f"{medium.path} is another file than the question was written for"
+            detail = f"{medium.path} is not the file that the question was written for"
             return DroppedMedium(reason=DropReason.DIGEST_MISMATCH, detail=detail)
         return opened.encode(data)
     except DataError as error:
@@ -156,10 +156,10 @@ def _encode_together(
     frames: Sequence[PlannedMedium],
     ranks: Ranks,
 ) -> list[tuple[MediaReference, ...] | DroppedMedium]:
-    """Encode the frames among what was opened, each by one rank.
+    """Encode the planned frames of opened files, each frame on one rank.
 
     Raises:
-        EngineError: Frames were read and can't be encoded or stored.
+        EngineError: Frames were read but can't be encoded or stored.
     """
     encoded: dict[str, MediaReference | UnusableMedium] = {}
     if frames and policy.encoder is not None:

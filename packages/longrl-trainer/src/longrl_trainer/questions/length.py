@@ -1,8 +1,8 @@
-"""How long a prompt may be, and which questions are longer.
+"""The maximum length of a prompt, and which questions exceed it.
 
-A prompt and its response have to lie within the positions that the model was trained for and, while sampling, within
-the memory that the sampler keeps for keys and values. Lengths are exact and known before anything is encoded, so a
-question that is too long costs nothing but its own line.
+A prompt and its response must fit the positions that the model was trained for and, while sampling, the sampler's
+memory for keys and values. Lengths are exact and known before anything is encoded, so a question that is too long costs
+nothing except its own line.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,22 +16,22 @@ from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.families.base import Policy
 
 PAGE_TOKENS = 128
-"""Tokens of a page of vLLM's memory on CPUs, its largest; it holds one page back."""
+"""Tokens of a page of vLLM's memory on CPUs, where pages are largest; it reserves one page."""
 
 ResponseTokens = Callable[[QuestionRecord], int]
-"""Most tokens that the response to a question takes."""
+"""Maximum tokens of the response to a question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthLimit:
-    """Most tokens of a prompt with its response, and what they are the limit of."""
+    """Maximum tokens of a prompt with its response, and what sets this limit."""
 
     tokens: int
     meaning: str
 
     @classmethod
     def of(cls, policy: Policy, sampler: SamplerSection | None) -> "LengthLimit":
-        """The model's limit or, where it is lower, that of the sampler."""
+        """The model's limit or, if lower, the sampler's."""
         limit = cls(tokens=policy.max_positions, meaning="positions the model was trained for")
         if sampler is None or sampler.engine != "vllm":
             return limit
@@ -43,13 +43,13 @@ class LengthLimit:
 
 
 class PromptLengths:
-    """Measures prompts, and remembers the longest that fits and the longest that doesn't.
+    """Measures prompts, and records the longest that fits and the longest that doesn't.
 
     Args:
-        policy: Whose prompts they are.
-        data: How they are built.
-        limit: How long they may be, with their responses.
-        response_tokens: How long those are.
+        policy: Builds the prompts.
+        data: Settings of the prompts.
+        limit: Maximum length including the response.
+        response_tokens: Maximum length of a response.
     """
 
     def __init__(self, policy: Policy, data: DataSection, limit: LengthLimit, response_tokens: ResponseTokens) -> None:
@@ -61,7 +61,7 @@ class PromptLengths:
         self.longest_refused = 0
 
     def find_problem(self, record: QuestionRecord, media: Sequence[MediaReference]) -> DroppedMedium | None:
-        """Say what is wrong with the length of a question about these media, if anything is."""
+        """Return what is wrong with the length of a question about these media, if anything is."""
         text = format_prompt(record.question, record.options)
         prompt = self._policy.prompt_length(text, media, system=self._data.system)
         response = self._response_tokens(record)
@@ -76,17 +76,17 @@ class PromptLengths:
         return DroppedMedium(reason=DropReason.PROMPT_TOO_LONG, detail=detail)
 
     def describe_refused(self, count: int, total: int) -> str:
-        """One line about all questions that are too long."""
+        """One line for all questions that are too long."""
         return (
             f"{count} of {total} questions are too long: up to {self.longest_refused} tokens with the response, more "
             f"than the {self.limit.tokens} {self.limit.meaning}; {self.describe_cure()}"
         )
 
     def describe_cure(self) -> str:
-        """Which settings make prompts shorter."""
+        """The settings that make prompts shorter."""
         encoder = self._policy.encoder
         if encoder is None:
-            return "take a model for longer sequences"
+            return "use a model for longer sequences"
         settings = ["data.max_frames" if self._data.num_frames is None else "data.num_frames"]
         if not encoder.has_one_size:
             settings.append("data.frame_pixels")

@@ -1,9 +1,9 @@
-"""From a dataset's split to questions whose media are encoded: what every stage starts with.
+"""From a dataset's split to questions with encoded media: the start of every stage.
 
-Each file is opened once per frame plan, by one rank, and checked against the digest its records carry; its frames are
-encoded by all ranks together, unless the embedding store holds them. A question of whose media one can't be used is
-dropped with a reason that names the file; nothing takes its place. Kept and dropped questions together are always all
-questions of the split.
+Each file is opened once per frame plan, by one rank, and checked against the digest in its records; its frames are
+encoded by all ranks together, unless the embedding store holds them. A question with an unusable medium is dropped with
+a reason that names the file; it is never replaced. Kept and dropped questions together are always all questions of the
+split.
 """
 
 from collections.abc import Sequence
@@ -40,14 +40,14 @@ def load_questions(
     Args:
         data: Which questions and how many frames.
         policy: Encodes what its store lacks.
-        progress: Shows one bar over the videos.
-        blind: Leave the media alone; every question comes without media.
+        progress: Shows one bar for the videos.
+        blind: Don't open the media; every question has none.
         choice_only: Drop questions without options.
-        learn_responses: Drop questions whose reasoning and answer are no well-formed response.
+        learn_responses: Drop questions whose reasoning and answer don't form a well-formed response.
         limit: Take at most this many questions, spread evenly over the split.
-        response_tokens: Most tokens of the response to a question; prompt and response must fit the model together.
-        sampler: Who writes the responses, if anybody does; they must fit its memory too.
-        ranks: Processes that share the work; all call this together and get the same.
+        response_tokens: Maximum tokens of the response to a question; prompt and response must fit the model together.
+        sampler: What generates the responses, if anything; they must fit its memory too.
+        ranks: Processes that share the work; all call this together and get the same result.
 
     Raises:
         TrainerUsageError: The split is empty, or no question is short enough.
@@ -56,7 +56,9 @@ def load_questions(
     data = resolve_frames(data, policy.folder)
     records = [record for record in read_records(records_path(data)) if record.split == Split(data.split)]
     if not records:
-        raise TrainerUsageError(f"{data.dataset} has no question in the split {data.split!r}; set another `data.split`")
+        raise TrainerUsageError(
+            f"{data.dataset} has no questions in the split {data.split!r}; set another `data.split`"
+        )
     if limit is not None and limit < len(records):
         records = [records[index * len(records) // limit] for index in range(limit)]
     control_tokens = tuple(str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special)
@@ -92,7 +94,7 @@ def load_questions(
 def _ask_blind(
     records: Sequence[QuestionRecord], lengths: PromptLengths
 ) -> tuple[list[Question], list[DroppedQuestion]]:
-    """Questions without media, and those that are too long even so."""
+    """Questions without media, and those that are still too long."""
     kept: list[Question] = []
     dropped: list[DroppedQuestion] = []
     for record in records:
@@ -109,7 +111,7 @@ def _ask_blind(
 def _find_problem(
     record: QuestionRecord, control_tokens: Sequence[str], *, choice_only: bool, learn_responses: bool
 ) -> tuple[DropReason, str] | None:
-    """Say what makes the texts of a record useless for a stage, if anything does."""
+    """Return what makes the texts of a record unusable for a stage, if anything does."""
     if choice_only and not record.options:
         return DropReason.OPEN_ENDED, "it has no options"
     response = format_response(record.reasoning, record.answer) if learn_responses else ""
@@ -118,5 +120,5 @@ def _find_problem(
     if found is not None:
         return DropReason.CONTROL_TOKEN, f"its text contains {found!r}, a control token of the model"
     if learn_responses and not parse_response(response, record.options).well_formed:
-        return DropReason.MALFORMED_RESPONSE, "its reasoning is empty, or holds a tag of the answer grammar"
+        return DropReason.MALFORMED_RESPONSE, "its reasoning is empty, or contains a tag of the answer grammar"
     return None

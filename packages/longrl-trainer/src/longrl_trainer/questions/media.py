@@ -1,8 +1,8 @@
-"""A file a question is about, as a stage meets it: opened, told by its digest, encoded.
+"""A question's media file as a stage uses it: opened, identified by its digest, encoded.
 
-Videos and still pictures are the trainer's own case: their frames are planned here and encoded later, by all ranks
-together. A family that takes something else brings its medium through an entry point in the group
-`longrl_trainer.media`, under the family's name; nothing here names one.
+The trainer itself handles videos and images: their frames are planned here and encoded later, by all ranks together. A
+family for other media provides its medium through an entry point in the group `longrl_trainer.media`, under the
+family's name; nothing here names one.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,14 +38,14 @@ class Medium(Protocol):
         ...
 
     def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
-        """Refer to what the model is shown of it, encoding what the policy's store lacks; may be nothing.
+        """Return references to what the model sees of it, encoding what the policy's store lacks; may be empty.
 
-        Frames are only planned, and encoded later by all ranks together. Of all ranks, one alone calls this. The
-        settings have no preset any more.
+        Frames are only planned here, and encoded later by all ranks together. Only one rank calls this. The settings'
+        preset has already been applied.
 
         Raises:
             DataError: The file can't be used.
-            UnfitMediumError: The model can't take it.
+            UnfitMediumError: The model can't accept it.
         """
         ...
 
@@ -55,7 +55,7 @@ OpenMedium = Callable[[Path, Policy], Medium]
 
 
 class DatasetVideo(FileVideo):
-    """A dataset's video, whose faults the engine hears under its own name for them."""
+    """A dataset's video, whose errors are converted to the engine's own error type."""
 
     def read(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
         """See `Video.read`."""
@@ -67,7 +67,7 @@ class DatasetVideo(FileVideo):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoMedium:
-    """A video, of which evenly spread frames are shown."""
+    """A video, shown as evenly spread frames."""
 
     video: VideoFile
     policy: Policy
@@ -83,7 +83,7 @@ class VideoMedium:
         return self.policy.store.digests.digest(self.video.path)
 
     def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
-        """One medium of the frames that the settings choose."""
+        """One medium with the frames that the settings select."""
         known = DatasetVideo(self.video, self.video.path, self.policy.store.digests)
         frame_indices, budget = plan_frames(self.video, data), frame_budget(data)
         encoder = self.policy.encoder
@@ -94,14 +94,14 @@ class VideoMedium:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMedium:
-    """A still picture, shown whole."""
+    """An image."""
 
     image: ImageFile
     policy: Policy
 
     @classmethod
     def open(cls, path: Path, policy: Policy) -> Self:
-        """Probe a picture."""
+        """Probe an image."""
         return cls(image=ImageFile.open(path), policy=policy)
 
     @property
@@ -110,7 +110,7 @@ class ImageMedium:
         return self.policy.store.digests.digest(self.image.path)
 
     def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
-        """One medium; the frames that the settings choose are those of videos and mean nothing here."""
+        """One medium; the settings for frames apply to videos only."""
         known = DatasetVideo(self.image, self.image.path, self.policy.store.digests)
         encoder = self.policy.encoder
         if encoder is None:
@@ -119,7 +119,7 @@ class ImageMedium:
 
 
 def opener_for(policy: Policy, kind: MediumKind) -> OpenMedium:
-    """How files of a kind are opened for a policy: pictures as such, others as its family says, or as videos."""
+    """How files of a kind are opened for a policy: images as images, others as its family specifies, or as videos."""
     if kind is MediumKind.IMAGE:
         return ImageMedium.open
     entry = next((entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == policy.name), None)

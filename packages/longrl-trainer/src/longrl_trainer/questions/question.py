@@ -1,4 +1,4 @@
-"""A question with its encoded media, why one is dropped, and the prompt that is made of it."""
+"""A question with its encoded media, the reasons for dropping one, and its prompt."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ class DropReason(StrEnum):
     """Why a question was dropped."""
 
     UNREADABLE_VIDEO = "unreadable_video"
-    """A video or picture is missing, outside the dataset, of another kind, or damaged."""
+    """A video or image is missing, outside the dataset, of another kind, or damaged."""
     DIGEST_MISMATCH = "digest_mismatch"
-    """A file is not the one the question was written for."""
+    """A file is not the one that the question was written for."""
     OPEN_ENDED = "open_ended"
-    """The question has no options, and this stage needs a letter to compare with."""
+    """The question has no options, but this stage needs a letter to compare with."""
     UNFIT_MEDIUM = "unfit_medium"
-    """The model can't take a video or picture: its kind, frames of such a shape, or so many of them."""
+    """The model can't accept a video or image, because of its kind, its shape or its number of frames."""
     PROMPT_TOO_LONG = "prompt_too_long"
-    """With its response longer than the model was trained for, or than the sampler has room for."""
+    """With its response, longer than the model was trained for, or than the sampler has memory for."""
     CONTROL_TOKEN = "control_token"
     """A text contains a control token of the model."""
     MALFORMED_RESPONSE = "malformed_response"
@@ -35,7 +35,7 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A record and its encoded media in the order in which they are shown; none when it is asked blind."""
+    """A record and its encoded media in the order in which they are shown; no media when it is asked blind."""
 
     record: QuestionRecord
     media: tuple[MediaReference, ...]
@@ -65,12 +65,12 @@ class QuestionSet:
     kept: tuple[Question, ...]
     dropped: tuple[DroppedQuestion, ...]
     plans: Mapping[str, EncodingPlan]
-    """How media are encoded whose embeddings aren't stored, by the key of their references."""
+    """Plans for encoding media whose embeddings aren't stored, by the key of their references."""
     longest_prompt: int
-    """Tokens of the longest prompt that is built of them."""
+    """Tokens of the longest prompt built from them."""
 
     def counts(self) -> dict[str, Any]:
-        """How many there were: `input` = `kept` + the sum of `dropped` over its reasons."""
+        """Number of questions: `input` = `kept` + the sum of `dropped` over its reasons."""
         return {
             "input": len(self.kept) + len(self.dropped),
             "kept": len(self.kept),
@@ -83,6 +83,6 @@ class QuestionSet:
 
 
 def build_question_prompt(policy: Policy, question: Question, system: str | None) -> Prompt:
-    """The prompt of one question, as sampler and trainer both use it."""
+    """The prompt of one question, used by both sampler and trainer."""
     record = question.record
     return policy.build_prompt(format_prompt(record.question, record.options), question.media, system=system)

@@ -1,8 +1,8 @@
-"""What of the vision is trained, and how the videos of a step get embeddings when the store has none to give.
+"""Which part of the vision is trained, and how a step's videos get embeddings when the store has none.
 
 With frozen vision the store holds embeddings, and questions refer to them for the whole run. Otherwise it holds what
-the weights under training don't change: features where the projector is trained, frames where the tower is too. A step
-then makes the embeddings it needs, once, and its questions refer to those.
+doesn't depend on trained weights: features where the projector is trained, frames where the tower is trained too. A
+step then computes the embeddings it needs, once, and its questions refer to those.
 """
 
 from collections.abc import Generator, Sequence
@@ -21,16 +21,16 @@ from mrsp_engine.families.base import Policy
 
 @contextmanager
 def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
-    """Let the store keep, of videos that are loaded within the block, what the recipe needs of them.
+    """Let the store keep what the recipe needs, for videos that are loaded within the block.
 
     Raises:
-        TrainerUsageError: The recipe asks for two things at once.
+        TrainerUsageError: The recipe's settings contradict each other.
         EngineUsageError: The model has no such part to train.
     """
     if config.train_vision != "frozen" and config.stored != "embeddings":
         raise TrainerUsageError(
-            f'stored="{config.stored}" with train_vision="{config.train_vision}", which decides what is stored; '
-            "leave `stored` away, or freeze the vision"
+            f'stored="{config.stored}" with train_vision="{config.train_vision}", which determines what is stored; '
+            "omit `stored`, or freeze the vision"
         )
     policy.train_vision(config.train_vision)  # refused before a video is opened
     policy.freeze_vision()
@@ -48,16 +48,17 @@ def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
 def open_step(
     policy: Policy, rows: Sequence[Sequence[Question]], known: QuestionSet, ranks: Ranks
 ) -> tuple[list[list[Question]], StepMedia]:
-    """Make the embeddings that the questions of a step need and the store doesn't have; all ranks call it together.
+    """Compute the embeddings that a step's questions need and the store lacks; all ranks call this together.
 
     Args:
-        policy: The model under training.
+        policy: The model in training.
         rows: The questions of the step.
-        known: Where they are from.
+        known: The loaded questions that they come from.
         ranks: Processes that share the work.
 
     Returns:
-        The rows, their questions referring to embeddings of this step's weights, and what makes and lends these.
+        The rows, with questions that refer to embeddings under this step's weights, and the object that computes and
+        lends these.
     """
     media = [medium for row in rows for question in row for medium in question.media]
     keys = dict.fromkeys(medium.key for medium in media if medium.key in known.plans)
@@ -71,5 +72,5 @@ def open_step(
 
 
 def count_frames_encoded(policy: Policy) -> int:
-    """Frames that have gone through the policy's tower so far, in this process."""
+    """Number of frames that have gone through the policy's tower in this process."""
     return 0 if policy.encoder is None else policy.encoder.frames_encoded

@@ -1,4 +1,4 @@
-"""Reward for the right letter, read by the grammar that filters and evaluation use too."""
+"""Reward for the correct letter, parsed with the same grammar as in filters and evaluation."""
 
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longvideo_reason_data.records.answers import ParsedAnswer, ParseStatus, parse_response
@@ -12,7 +12,7 @@ STATUS_OF_PARSE = {
 
 
 class AnswerReward:
-    """1 for the right letter, 0 for a wrong, missing or ambiguous one."""
+    """1 for the correct letter, 0 for a wrong, missing or ambiguous one."""
 
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
         """Judge one response to a question with options; others have no letter to compare with."""
@@ -26,5 +26,5 @@ class AnswerReward:
 
 
 def is_correct(parsed: ParsedAnswer, record: QuestionRecord) -> bool:
-    """Whether a parsed response gives the record's letter; an ambiguous or missing answer is wrong."""
+    """Whether a parsed response has the record's letter; an ambiguous or missing answer is wrong."""
     return parsed.status is ParseStatus.OK and parsed.letter == record.answer

@@ -1,7 +1,7 @@
-"""What a reward is: a judgement of responses, one by one or all of a step together.
+"""The interface of a reward: a judgement of responses, one by one or all of a step together.
 
-A reward that can't judge (its judge is unreachable, the question is of a kind it doesn't know) returns no value. Such
-a response is omitted from its group; it is never scored 0, which would teach the model that it was wrong.
+A reward that can't judge (its judge is unreachable, or it doesn't support this kind of question) returns no value. Such
+a response is omitted from its group; it is never scored 0, which would teach the model that the response was wrong.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from longvideo_reason_data.records.record import QuestionRecord
 
 
 class RewardStatus(StrEnum):
-    """How a judgement came about."""
+    """Outcome of a judgement."""
 
     OK = "ok"
     NO_ANSWER = "no_answer"
-    """The response gives no answer."""
+    """The response contains no answer."""
     AMBIGUOUS = "ambiguous"
-    """The response gives several answers."""
+    """The response contains several answers."""
     TRUNCATED = "truncated"
     """The response was cut at the token limit before it was complete."""
     VERIFIER_ERROR = "verifier_error"
@@ -36,30 +36,30 @@ class RewardResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardRequest:
-    """One response to be judged."""
+    """One response to judge."""
 
     response_text: str
     finished: bool
-    """Whether the model ended it itself."""
+    """Whether the model ended the response itself."""
     record: QuestionRecord
     """The question that it answers."""
 
 
 class Reward(Protocol):
-    """What an entry point in the group `longrl_trainer.rewards` provides: a class with this shape.
+    """The interface of the classes behind the entry points in the group `longrl_trainer.rewards`.
 
-    It is made without arguments. One with settings of its own has them as a nested pydantic model called `Settings` and
-    is made with them; recipes then give them beside the weight.
+    The class is created without arguments. One with settings of its own has a nested pydantic model called `Settings`
+    and is created with an instance of it; recipes then set them next to the weight.
     """
 
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
-        """Judge one response; `finished` tells whether the model ended it itself."""
+        """Judge one response; `finished` says whether the model ended it itself."""
         ...
 
 
 @runtime_checkable
 class BatchReward(Protocol):
-    """A reward that judges all responses of a step together, such as one that asks a server for many at once."""
+    """A reward that judges all responses of a step together, such as with many requests to a server at once."""
 
     def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
         """Judge responses, one result each, in their order."""

@@ -6,7 +6,7 @@ from longvideo_reason_data.records.record import QuestionRecord
 
 
 class FormatReward:
-    """1 for a complete and well-formed response, 0 otherwise; never for one that was cut."""
+    """1 for a complete and well-formed response, 0 otherwise; always 0 for one that was cut off."""
 
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
         """Judge one response."""

@@ -16,7 +16,7 @@ ENTRY_POINT_GROUP = "longrl_trainer.rewards"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedReward:
-    """A reward, its name in the recipe and what it counts."""
+    """A reward, its name in the recipe and its weight."""
 
     name: str
     reward: Reward | BatchReward
@@ -26,7 +26,7 @@ class WeightedReward:
         """Judge responses in their order.
 
         Raises:
-            TrainerError: The reward failed, or gave something else than one result for each.
+            TrainerError: The reward failed, or didn't return one result for each.
         """
         try:
             if isinstance(self.reward, BatchReward):
@@ -39,10 +39,10 @@ class WeightedReward:
         except Exception as error:
             raise TrainerError(f"rewards.{self.name}: failed ({type(error).__name__}: {error})") from error
         if len(results) != len(requests):
-            raise TrainerError(f"rewards.{self.name}: gave {len(results)} results for {len(requests)} responses")
+            raise TrainerError(f"rewards.{self.name}: returned {len(results)} results for {len(requests)} responses")
         for result in results:
             if result.value is not None and not math.isfinite(result.value):
-                raise TrainerError(f"rewards.{self.name}: gave {result.value}, expected a finite number or None")
+                raise TrainerError(f"rewards.{self.name}: returned {result.value}, expected a finite number or None")
         return results
 
 
@@ -60,10 +60,10 @@ def known_rewards() -> dict[str, EntryPoint]:
 
 
 def load_rewards(recipe: Mapping[str, float | Mapping[str, Any]]) -> list[WeightedReward]:
-    """The rewards a recipe names, in its order.
+    """The rewards in a recipe, in its order.
 
     Args:
-        recipe: By name the weight, or the weight and the reward's own settings.
+        recipe: The weight, or the weight and the reward's own settings, by name.
 
     Raises:
         TrainerUsageError: A reward isn't installed, a setting is wrong, or nothing has a weight.
@@ -123,4 +123,4 @@ def _create(name: str, entry_point: EntryPoint, settings: Mapping[str, Any]) -> 
         problem = error.errors()[0]
         key = ".".join(map(str, ("rewards", name, *problem["loc"])))
         known = ", ".join(["weight", *model.model_fields])
-        raise TrainerUsageError(f"{key}: {problem['msg']}; known here: {known}") from None
+        raise TrainerUsageError(f"{key}: {problem['msg']}; valid here: {known}") from None

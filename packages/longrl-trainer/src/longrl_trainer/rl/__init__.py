@@ -1,1 +1,1 @@
-"""The parts of one reinforcement step: groups of judged responses, the update, what is measured."""
+"""The parts of one GRPO step: groups of judged responses, the update, the metrics."""

@@ -1,7 +1,7 @@
 """The group record: one question, one prompt that refers to its media, G responses, their rewards and advantages.
 
-Whatever travels from the sampler to the optimizer is in here. Media are references into the embedding store; they are
-not repeated per response.
+It contains everything that is passed from the sampler to the optimizer. Media are references to the embedding store;
+they are not repeated per response.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class RolloutGroup:
     rollouts: tuple[Rollout, ...]
     scores: tuple[ResponseScore, ...]
     advantages: tuple[float | None, ...]
-    """None where the response could not be judged; such a response takes no part in training."""
+    """None where the response could not be judged; such a response is not used in training."""
 
     @property
     def rewards(self) -> tuple[float | None, ...]:
@@ -37,20 +37,20 @@ class RolloutGroup:
 
     @property
     def has_spread(self) -> bool:
-        """Whether there is anything to learn: some response was better than another."""
+        """Whether there is anything to learn: some responses were better than others."""
         return has_spread(self.rewards)
 
     def judged(self) -> list[tuple[Rollout, float]]:
-        """The responses that take part in training, with their advantages."""
+        """The responses used in training, with their advantages."""
         pairs = zip(self.rollouts, self.advantages, strict=True)
         return [(rollout, advantage) for rollout, advantage in pairs if advantage is not None]
 
     def branches(self) -> list[Branch]:
-        """The judged responses as branches behind the shared prompt; every token is scored."""
+        """The judged responses as branches of the shared prompt; every token is scored."""
         return [Branch(token_ids=rollout.token_ids) for rollout, _ in self.judged()]
 
     def as_prompt_group(self) -> PromptGroup:
-        """What the engine scores."""
+        """The group in the engine's form, for scoring."""
         return PromptGroup(prompt=self.prompt, branches=self.branches())
 
 
@@ -61,13 +61,14 @@ def judge_groups(
     objective: Objective,
     ranks: Ranks = ALONE,
 ) -> list[RolloutGroup]:
-    """Score the responses to every question and compare them with each other; one rank alone judges a response.
+    """Score the responses to every question and compare them with each other; only one rank judges a response.
 
     Args:
         answered: Questions with their prompts and responses.
-        rewards: The recipe's.
+        rewards: The recipe's rewards.
         objective: Compares the responses to one question.
-        ranks: Processes that share the work, so that a judge who changes its mind can't divide them.
+        ranks: Processes that share the work; each response is judged once, so a nondeterministic judge can't make them
+            disagree.
     """
 
     def judge(share: Sequence[tuple[Question, Prompt, Sequence[Rollout]]]) -> list[tuple[ResponseScore, ...]]:

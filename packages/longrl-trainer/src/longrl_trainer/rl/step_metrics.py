@@ -1,4 +1,4 @@
-"""What a GRPO step is measured by: time per stage, what the responses were like, what the update did to the tokens."""
+"""Metrics of a GRPO step: time per stage, statistics of the responses, effects of the update on tokens."""
 
 import math
 from collections import Counter
@@ -23,14 +23,14 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
-        """Count the block's time for `stage`."""
+        """Add the block's time to `stage`."""
         started = perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - started
 
 
 class TokenStatistics:
-    """Sums over the tokens of a step, gathered one response at a time."""
+    """Sums over the tokens of a step, accumulated one response at a time."""
 
     def __init__(self) -> None:
         self.loss = 0.0
@@ -49,23 +49,23 @@ class TokenStatistics:
         return self._gap_sum / self._num_compared
 
     def compare_with_sampler(self, trainer_logprobs_R: Tensor, sampler_logprobs: Sequence[float]) -> None:
-        """Take in both log-probabilities of one response."""
+        """Add both log-probabilities of one response."""
         sampler_R = torch.tensor(sampler_logprobs, dtype=torch.float64)
         gap_R = (trainer_logprobs_R.detach().to("cpu", torch.float64) - sampler_R).abs()
         self._num_compared += gap_R.numel()
         self._gap_sum += gap_R.sum().item()
-        # A plain `max` would lose a NaN, which must reach the gate.
+        # A plain `max` could lose a NaN, which must reach the check.
         self._gap_max = float(torch.maximum(gap_R.max(), torch.tensor(self._gap_max, dtype=torch.float64)))
 
     def add_response(self, *, is_clipped_R: Tensor, entropies_R: Tensor, kl_R: Tensor | None) -> None:
-        """Take in what the objective saw of one response."""
+        """Add the objective's terms of one response."""
         self._num_tokens += is_clipped_R.numel()
         self._num_clipped += int(is_clipped_R.sum())
         self._entropy_sum += entropies_R.detach().sum().item()
         self._kl_sum += kl_R.detach().sum().item() if kl_R is not None else 0.0
 
     def metrics(self) -> dict[str, Any]:
-        """The step's line in the journal; without trained tokens the means over tokens are None."""
+        """The step's line in the journal; if no tokens were trained, the means over tokens are None."""
         num_tokens = self._num_tokens
 
         def per_token(total: float) -> float | None:
@@ -82,7 +82,7 @@ class TokenStatistics:
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
-    """What the responses of a step were like."""
+    """Statistics of the responses of a step."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scores = [score for group in groups for score in group.scores]
     parsed = [
@@ -110,7 +110,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
 
 
 def summarise_steps(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the journal of a whole run says in a few numbers."""
+    """Summary of the journal of a whole run."""
     return {
         "num_steps": len(lines),
         "rewards": [line["reward"] for line in lines],
@@ -120,7 +120,7 @@ def summarise_steps(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe_group(group: RolloutGroup) -> dict[str, Any]:
-    """A group as people read it: the question and every response with its answer and rewards."""
+    """A group in human-readable form: the question and every response with its answer and rewards."""
     record = group.question.record
     return {
         "question_id": record.question_id,

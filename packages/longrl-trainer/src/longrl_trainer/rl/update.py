@@ -1,6 +1,6 @@
 """From judged groups to new weights: the update of one step.
 
-The loop around it is `longrl_trainer.grpo`; here nothing is sampled or judged, and nothing is written to disk.
+The loop around it is `longrl_trainer.grpo`; this module samples and judges nothing, and writes nothing to disk.
 
 Shape legend: R tokens of a response.
 """
@@ -24,16 +24,16 @@ from mrsp_engine.logprobs import BranchScores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyUpdate:
-    """What updates the policy of a run, the same in every step.
+    """Updates the policy of a run, in the same way in every step.
 
     Attributes:
-        policy: The model under training.
-        optimizer: Of its parameters.
-        objective: What is minimised.
-        scoring: How rows are scored, at the temperature that responses are sampled with.
+        policy: The model in training.
+        optimizer: The optimizer of its parameters.
+        objective: The objective to minimise.
+        scoring: How rows are scored, at the sampling temperature.
         reference: The starting model, if the objective needs it.
         num_updates: Optimizer steps on the same rollouts.
-        max_logprob_gap: How far sampler and trainer may disagree (mean absolute log-probability).
+        max_logprob_gap: Maximum difference between sampler and trainer (mean absolute log-probability).
     """
 
     policy: Policy
@@ -47,8 +47,8 @@ class PolicyUpdate:
     def run(self, groups: Sequence[RolloutGroup], media: StepMedia, learning_rate: float) -> TokenStatistics:
         """One or several optimizer steps on the same rollouts.
 
-        Where the vision is trained too, the gradients of all rows meet in the step's embeddings, and then go through
-        the encoder once. The reference makes its own of the same videos.
+        Where the vision is trained too, the gradients of all rows add up in the step's embeddings, and then go through
+        the encoder once. The reference computes its own embeddings of the same videos.
 
         A group without spread has only zero advantages. Unless there is a KL term it adds nothing to the gradient and
         is omitted from the computation, but not from the weights. The gap between sampler and trainer is measured on
@@ -60,7 +60,7 @@ class PolicyUpdate:
         statistics = TokenStatistics()
         judged = [group for group in groups if group.judged()]
         if not judged:
-            raise TrainerError("no response of this step could be judged; look at the rewards' verifiers")
+            raise TrainerError("no response of this step could be judged; check the rewards' verifiers")
         weights = dict(zip(map(id, judged), weigh_groups(judged, self.objective), strict=True))
         trained = [group for group in judged if group.has_spread or self.reference is not None]
         rows = [[trained[index] for index in row] for row in self.scoring.plan([g.as_prompt_group() for g in trained])]
@@ -112,14 +112,15 @@ class PolicyUpdate:
         return [scores.logprobs for scores in self._score(policy, row)]
 
     def _measure_gap(self, statistics: TokenStatistics, group: RolloutGroup, logprobs: Sequence[Tensor]) -> None:
-        """Compare sampler and trainer token by token, and stop the run when they are not the same model."""
+        """Compare sampler and trainer token by token, and stop the run if they differ too much."""
         for (rollout, _), logprobs_R in zip(group.judged(), logprobs, strict=True):
             statistics.compare_with_sampler(logprobs_R, rollout.logprobs)
         if not statistics.gap_mean_abs <= self.max_logprob_gap:
             raise TrainerError(
                 f"sampler and trainer disagree: mean absolute log-probability gap {statistics.gap_mean_abs:.2e}, "
-                f"`max_logprob_gap` allows {self.max_logprob_gap:.2e}; raise it for coarse arithmetic, otherwise the "
-                "sampler's weights, positions or embeddings are not the trainer's"
+                f"`max_logprob_gap` allows {self.max_logprob_gap:.2e}; raise it for low-precision arithmetic, "
+                f"otherwise the "
+                "sampler's weights, positions or embeddings differ from the trainer's"
             )
 
 
@@ -132,7 +133,7 @@ def group_loss(
     weights: Sequence[float],
     statistics: TokenStatistics,
 ) -> Tensor:
-    """A group's share in the loss of its step."""
+    """A group's share of the loss of its step."""
     loss = scores.logprobs[0].new_zeros(())
     for index, (_, advantage) in enumerate(group.judged()):
         reference_R = None if reference_logprobs is None else reference_logprobs[index]
@@ -143,5 +144,5 @@ def group_loss(
 
 
 def weigh_groups(groups: Sequence[RolloutGroup], objective: Objective) -> list[list[float]]:
-    """What each token of the judged responses counts, over the whole step, by group."""
+    """Weight of each token of the judged responses, over the whole step, by group."""
     return objective.weigh([[len(rollout.token_ids) for rollout, _ in group.judged()] for group in groups])

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its journals, and the bars that show how far it is."""
+"""A run on disk: its folder, its journals, and progress bars."""

@@ -1,8 +1,8 @@
-"""Digests of what a run begins with, so that it doesn't go on with something else.
+"""Digests of a run's inputs, so that it doesn't continue with different ones.
 
-A model counts with everything that shapes it: all files of its checkpoint, those in folders below included, for there
-lie the language model, the tower and the projector of some. Runs begun before that knew the uppermost files alone; they
-go on as long as those are the same.
+A model's digest covers everything that affects it: all files of its checkpoint, including those in subfolders, where
+some models have their language model, tower and projector. Older runs recorded only the top-level files; they continue
+as long as those are the same.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ def digest_of(path: Path, setting: str, *, outside: Sequence[Path] = ()) -> str:
 
     Args:
         path: The file or the checkpoint.
-        setting: Where it is named, for the message.
-        outside: Folders that are no part of the checkpoint, wherever they lie.
+        setting: The setting with this path, for the message.
+        outside: Folders that are not part of the checkpoint, wherever they are.
 
     Raises:
-        TrainerUsageError: There is nothing.
+        TrainerUsageError: The path doesn't exist.
     """
     if not path.exists():
         raise TrainerUsageError(f"{path} does not exist; set {setting} to an existing place")
@@ -35,7 +35,7 @@ def digest_of(path: Path, setting: str, *, outside: Sequence[Path] = ()) -> str:
 
 
 def digest_of_uppermost_files(folder: Path) -> str:
-    """The digest of a model as runs recorded it that didn't know of folders below."""
+    """The digest of a model as recorded by older runs, which ignored subfolders."""
     return _digest_files(folder, sorted(path.relative_to(folder) for path in folder.iterdir()))
 
 

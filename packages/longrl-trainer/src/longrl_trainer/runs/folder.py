@@ -1,15 +1,15 @@
-"""A run's folder: what it was asked to do, how far it is, and what came out.
+"""A run's folder: its settings, its progress, and its results.
 
-    settings.json    the resolved settings with their history, and digests of what the run began with (`settings`)
-    metrics.jsonl    one line per step (with rollouts.jsonl beside it in GRPO)
-    questions.json   how many questions were kept, and which were dropped for what reason
+    settings.json    the resolved settings with their history, and digests of the run's inputs (`settings`)
+    metrics.jsonl    one line per step (in GRPO also rollouts.jsonl)
+    questions.json   how many questions were kept, and which were dropped and why
     checkpoints/     the state to continue from
     model/           the final model
     result.json      written last: the run is finished
 
-Started again with the same settings a run continues or, when finished, only reports its result. Asked for more steps
-it goes on from its last checkpoint, finished or not. One process at a time owns the folder. With several ranks the
-first one owns it and writes all this, and the others see the same folder.
+Started again with the same settings, a run continues or, if finished, only reports its result. With a larger number of
+steps it continues from its last checkpoint, finished or not. One process at a time owns the folder. With several ranks
+the first one owns it and writes everything, and the others see the same folder.
 """
 
 import json
@@ -45,15 +45,15 @@ _logger = logging.getLogger(__name__)
 
 
 class Run:
-    """One stage's output folder, new or found again.
+    """One stage's output folder, new or existing.
 
     Attributes:
         folder: The folder.
-        checkpoint: Where it continues; None for the beginning.
-        result: What the finished run reported; None while it is not finished.
+        checkpoint: The checkpoint to continue from; None at the beginning.
+        result: The report of the finished run; None while it is not finished.
         metrics: The journal of steps.
         rollouts: The journal of responses.
-        lengthened: The change of its length, if another was asked for before.
+        lengthened: The change of the run's length, if it was different before.
     """
 
     def __init__(self, config: TrainingConfig, described: dict[str, Any], ranks: Ranks) -> None:
@@ -66,12 +66,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Steps that need not be repeated."""
+        """Number of steps that need not be repeated."""
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
     def model_folder(self) -> Path:
-        """Where the final model goes."""
+        """Folder of the final model."""
         return self.folder / "model"
 
     def restore(self, optimizer: Optimizer) -> None:
@@ -85,10 +85,10 @@ class Run:
             save_checkpoint(self.folder / "checkpoints", step=step, policy=policy, optimizer=optimizer)
 
     def save_questions(self, report: dict[str, Any]) -> None:
-        """Write which questions were kept and dropped; all ranks call this together.
+        """Record which questions were kept and dropped; all ranks call this together.
 
         Raises:
-            TrainerUsageError: A run that goes on began with other questions, and the recipe doesn't allow it.
+            TrainerUsageError: A continued run began with other questions, and the recipe doesn't allow it.
         """
 
         def save() -> None:
@@ -97,17 +97,17 @@ class Run:
                 change = describe_other_questions(json.loads(path.read_text(encoding="utf-8")), report)
                 if change is not None and not self._questions_may_change:
                     raise TrainerUsageError(
-                        f"{self.folder}: other questions than in the {self.step} steps that are done: {change}; put "
-                        "the file right, or set `questions_may_change = true` to go on with these"
+                        f"{self.folder}: the {self.step} completed steps used other questions: {change}; restore "
+                        "the file, or set `questions_may_change = true` to continue with these"
                     )
                 if change is not None:
-                    self.remark(f"other questions: {change}")
+                    self.remark(f"questions changed: {change}")
             write_json(path, report)
 
         self._ranks.ask_first(save)
 
     def remark(self, text: str) -> None:
-        """Say what the steps to come have that those before had not, here and in the history of the settings."""
+        """Report what changes from the next step on, here and in the history of the settings."""
         if self._ranks.is_first:
             _logger.warning("%s: %s", self.folder, text)
             saved = read_settings(self.folder) or {}
@@ -115,10 +115,10 @@ class Run:
             write_settings(self.folder, {**saved, "changes": [*saved.get("changes", []), line]})
 
     def require_length(self, num_steps: int) -> None:
-        """Refuse to end before what is done already."""
+        """Refuse to end before the steps that are already done."""
         if num_steps < self.step:
             raise TrainerUsageError(
-                f"{self.folder}: {self.step} steps are done, and {num_steps} are asked for; expected at least as many, "
+                f"{self.folder}: {self.step} steps are done, but {num_steps} are requested; expected at least as many, "
                 "or another `output`"
             )
 
@@ -136,12 +136,12 @@ class Run:
     def _find(
         self, config: TrainingConfig, described: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, Checkpoint | None, Difference | None]:
-        """What there is: the result, or else the checkpoint, the journals cut off behind it; and another length."""
+        """Load what exists: the result, or the checkpoint and the journals up to it; and a changed length."""
         saved = read_settings(self.folder)
         if saved is None:
             if any(PARTIAL_MARK not in path.name and path.name != OWNER_NAME for path in self.folder.iterdir()):
                 raise TrainerUsageError(
-                    f"{self.folder} is not empty and holds no run of this trainer; choose another `output`"
+                    f"{self.folder} is not empty and contains no run of this trainer; choose another `output`"
                 )
             write_settings(self.folder, saved := described)
         saved = with_whole_model(self.folder, saved, described)
@@ -157,7 +157,7 @@ class Run:
                     f"{self.folder} is finished: {length.setting} was {length.was} and is now {length.now}; expected "
                     "at least as many, or another `output`"
                 )
-            path.unlink()  # before the settings: a kill in between leaves the run as it was before its end
+            path.unlink()  # before the settings: a kill in between leaves the run as before its end
         checkpoint = latest_checkpoint(self.folder / "checkpoints")
         after_step = checkpoint.step if checkpoint else 0
         for journal in (self.metrics, self.rollouts):
@@ -171,10 +171,10 @@ class Run:
 def open_run(
     stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection, ranks: Ranks = ALONE
 ) -> Generator[Run]:
-    """Own the run's folder while the block runs, new or checked to hold the same run; all ranks call this together.
+    """Own the run's folder within the block, new or checked to contain the same run; all ranks call this together.
 
     Raises:
-        TrainerUsageError: The folder holds something else, or an input is missing.
+        TrainerUsageError: The folder contains something else, or an input is missing.
         DataError: Another process owns the folder.
     """
     with ExitStack() as owned:
@@ -183,7 +183,7 @@ def open_run(
             described = describe_run(stage, config, model=model, data=data)
             folder = config.output
             if folder.is_file():
-                raise TrainerUsageError(f"{folder} is a file and holds no run of this trainer; choose another `output`")
+                raise TrainerUsageError(f"{folder} is a file, not the folder of a run; choose another `output`")
             with readable_write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             owned.enter_context(own_folder(folder))
@@ -193,7 +193,7 @@ def open_run(
 
 
 def describe_other_questions(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first question that was kept and is dropped now, or the other way round; None when there is none."""
+    """The first question that was kept and is dropped now, or vice versa; None if there is none."""
     dropped_before, dropped_now = (
         {question["question_id"]: question["detail"] for question in report["dropped_questions"]}
         for report in (before, now)
@@ -201,5 +201,5 @@ def describe_other_questions(before: dict[str, Any], now: dict[str, Any]) -> str
     for question_id in sorted(dropped_before.keys() ^ dropped_now.keys()):
         if question_id in dropped_now:
             return f"{question_id} can't be used now ({dropped_now[question_id]})"
-        return f"{question_id} couldn't be used then ({dropped_before[question_id]}) and can be now"
+        return f"{question_id} couldn't be used before ({dropped_before[question_id]}) but can be now"
     return None

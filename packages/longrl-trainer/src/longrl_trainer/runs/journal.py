@@ -1,7 +1,7 @@
 """The journal of a run: one JSON object per line, one line per step, valid after a kill at any point.
 
-A training step is repeated after an interruption when its checkpoint had not been written; `JsonLines.keep_until`
-forgets the lines of such steps (and a torn last line) before the run goes on.
+A training step is repeated after an interruption if its checkpoint had not been written; `JsonLines.keep_until` removes
+the lines of such steps (and an incomplete last line) before the run continues.
 """
 
 import json
@@ -18,7 +18,7 @@ class JsonLines:
 
     Args:
         path: The file.
-        is_writer: Whether this process is the one that adds lines; for others `append` does nothing.
+        is_writer: Whether this process adds lines; for others `append` does nothing.
     """
 
     def __init__(self, path: Path, *, is_writer: bool = True) -> None:
@@ -40,14 +40,14 @@ class JsonLines:
         return read_json_lines(self.path)
 
     def keep_until(self, step: int) -> None:
-        """Forget every line of a later step, and a last line that was never finished."""
+        """Remove every line of a later step, and an incomplete last line."""
         if self.path.exists():
             kept = [line for line in read_json_lines(self.path) if line["step"] <= step]
             write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a journal, in order; none when the file doesn't exist."""
+    """All complete lines of a journal, in order; none if the file doesn't exist."""
     if not path.exists():
         return []
     complete, _, _torn = path.read_text(encoding="utf-8").rpartition("\n")

@@ -1,4 +1,4 @@
-"""What a loop says about how far it is: a small protocol, a rich progress bar for people, silence for tests."""
+"""How a loop reports progress: a small protocol, a rich progress bar for people, silence for tests."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ class ProgressTask(Protocol):
     """One bar."""
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:
-        """Count `amount` more as done; `note` says how it goes (for example the loss)."""
+        """Count `amount` more as done; `note` is a status (for example the loss)."""
         ...
 
 
 class ProgressDisplay(Protocol):
-    """A place for bars."""
+    """A display for bars."""
 
     @contextmanager
     def task(self, description: str, *, total: int, done: int = 0) -> Generator[ProgressTask]:
@@ -25,7 +25,7 @@ class ProgressDisplay(Protocol):
         ...
 
     def say(self, line: str) -> None:
-        """Show a line that should be read before the run."""
+        """Show a line that the user should read before the run."""
         ...
 
 

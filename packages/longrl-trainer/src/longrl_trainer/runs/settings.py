@@ -1,11 +1,11 @@
-"""What a run was asked for: `settings.json`, and whether what is asked now is the same run.
+"""The settings of a run: `settings.json`, and whether the current settings describe the same run.
 
-    stage, settings, inputs    what shapes the result: by value, and files by the digest of what lay there
-    places                     where it lay; it may have moved
-    changes                    what became other later, each with the number of steps that were done before
+    stage, settings, inputs    what affects the result: by value, and files by the digest of their contents
+    places                     where those files were; they may have moved
+    changes                    what was changed later, each with the number of steps done before
 
-Settings that shape no result may change, and the length of a run too (`config.effects`); the file holds those that
-apply now. With anything else it is another run, and refused: a run must not be half one thing and half another.
+Settings that don't affect the result may change, and so may the length of a run (`config.effects`); the file has the
+current ones. Any other change makes it another run and is refused: one run must not mix two configurations.
 """
 
 import json
@@ -25,7 +25,7 @@ SETTINGS_NAME = "settings.json"
 
 
 def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, data: DataSection) -> dict[str, Any]:
-    """Everything that a run was asked for, where its inputs were found, and the digest of what lay there."""
+    """All settings of a run, where its inputs were found, and digests of their contents."""
     inputs = {
         "model": digest_of(model.folder, "`model.folder`", outside=(config.output, model.store, data.dataset)),
         "records": digest_of(records_path(data), "`data.dataset`"),
@@ -35,7 +35,7 @@ def describe_run(stage: str, config: TrainingConfig, *, model: ModelSection, dat
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What an output folder was used for; None when it holds no run."""
+    """The settings of the run in an output folder; None if it contains no run."""
     path = folder / SETTINGS_NAME
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -44,12 +44,12 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def write_settings(folder: Path, described: dict[str, Any]) -> None:
-    """Save what the run is asked for."""
+    """Save the settings of the run."""
     write_json(folder / SETTINGS_NAME, described)
 
 
 def with_whole_model(folder: Path, saved: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that knew its model's uppermost files alone, now with all that shapes the model."""
+    """The settings of an older run, whose model digest covered only top-level files, updated to cover all files."""
     recorded, current = saved.get("inputs"), described["inputs"]
     if not isinstance(recorded, dict) or recorded.get("model") == current["model"]:
         return saved
@@ -63,7 +63,7 @@ def with_whole_model(folder: Path, saved: dict[str, Any], described: dict[str, A
 def find_changes(
     folder: Path, saved: dict[str, Any], described: dict[str, Any], config: TrainingConfig
 ) -> list[Difference]:
-    """What the run in a folder was asked for otherwise than now, as far as it may be.
+    """The permitted changes since the run in a folder was started.
 
     Raises:
         TrainerUsageError: It is another run.
@@ -79,7 +79,7 @@ def find_changes(
         difference = first_difference({"inputs": saved.get("inputs")}, {"inputs": described["inputs"]})
     if difference is not None:
         raise TrainerUsageError(
-            f"{folder} holds another run: {difference}; choose another `output`, or remove the folder to start over"
+            f"{folder} contains another run: {difference}; choose another `output`, or remove the folder to start over"
         )
     return changes
 
@@ -87,7 +87,7 @@ def find_changes(
 def log_changes(
     folder: Path, saved: dict[str, Any], described: dict[str, Any], changes: Sequence[Difference], *, after_step: int
 ) -> None:
-    """Save what is asked for now, and that it was otherwise in the steps before."""
+    """Save the current settings, and that they were different in the steps before."""
     lines = [
         {
             "after_step": after_step,

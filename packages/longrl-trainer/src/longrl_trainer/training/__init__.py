@@ -1,1 +1,1 @@
-"""What all training needs: opened models, optimizers, ranks, the scoring of rows, checkpoints."""
+"""Shared by all training: loaded models, optimizers, ranks, the scoring of rows, checkpoints."""

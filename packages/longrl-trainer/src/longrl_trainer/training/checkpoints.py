@@ -1,13 +1,13 @@
 """The state of a training run on disk: the model, the optimizer's tensors, the step. No pickle.
 
     checkpoints/step-000120/
-        model/                  the model as it is published, its weights in the type they are trained in
+        model/                  the model in its published layout, with weights in their training dtype
         optimizer.safetensors   moments and step counts
         state.json              {"format_version": 1, "step": 120}
 
-A checkpoint gets its name only when it is complete, so a run killed while saving continues from the one before. What
-else a loop needs (the order of questions, the seed of every rollout) it derives from seed and step; there is no state
-of a random generator to keep.
+A checkpoint gets its name only when it is complete, so a run killed while saving continues from the one before.
+Everything else that a loop needs (the order of questions, the seed of every rollout) is derived from seed and step;
+there is no random state to save.
 """
 
 import json
@@ -74,12 +74,12 @@ def list_checkpoints(checkpoints: Path) -> list[Checkpoint]:
 
 
 def restore_optimizer(checkpoint: Checkpoint, optimizer: Optimizer) -> None:
-    """Give the optimizer the state it had when the checkpoint was saved."""
+    """Restore the optimizer state of the checkpoint."""
     try:
         state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(checkpoint.folder / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise TrainerError(f"the checkpoint {checkpoint.folder} is damaged ({error}); remove it to go on") from error
+        raise TrainerError(f"the checkpoint {checkpoint.folder} is damaged ({error}); remove it to continue") from error
     if state != {"format_version": FORMAT_VERSION, "step": checkpoint.step}:
-        raise TrainerError(f"the checkpoint {checkpoint.folder} is of another format or step: {state}")
+        raise TrainerError(f"the checkpoint {checkpoint.folder} has another format or step: {state}")
     optimizer.load_state_tensors(tensors)

@@ -1,4 +1,4 @@
-"""One sampler on every rank: each writes the responses to its share of the prompts, and all get all of them."""
+"""One sampler on every rank: each generates the responses to its share of the prompts, and all get all of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +10,10 @@ from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSe
 
 
 class JointSampler:
-    """A rollout engine made of those of all ranks; see `RolloutEngine`. All ranks call it together, and alike.
+    """A rollout engine made of the engines of all ranks; see `RolloutEngine`. All ranks make the same calls together.
 
     Args:
-        engine: This rank's.
+        engine: This rank's engine.
         ranks: The ranks.
     """
 
@@ -22,7 +22,7 @@ class JointSampler:
         self._ranks = ranks
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
-        """See `RolloutEngine.generate`; every rank draws numbers of its own."""
+        """See `RolloutEngine.generate`; every rank has its own random numbers."""
         if sampling.seed is not None:
             sampling = replace(sampling, seed=derive_seed(sampling.seed, "rank", self._ranks.rank))
         return self._ranks.divide(prompts, lambda share: self._engine.generate(share, sampling))

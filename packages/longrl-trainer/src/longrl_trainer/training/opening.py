@@ -1,4 +1,4 @@
-"""Opening what a stage works with: the policy in the trainer's precision, and the sampler that writes responses."""
+"""Loads the models of a stage: the policy in the trainer's precision, and the sampler that generates responses."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -25,22 +25,28 @@ TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
 
 
 def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
-    """Load the model a recipe names."""
+    """Load the recipe's model."""
     store = EmbeddingStore(model.store)
-    return load_policy(model.folder, dtype=TORCH_DTYPES[dtype], store=store, device=choose_device(model))
+    return load_policy(
+        model.folder,
+        dtype=TORCH_DTYPES[dtype],
+        store=store,
+        device=choose_device(model),
+        allow_pickle_weights=model.allow_pickle_weights,
+    )
 
 
 def open_training_policy(
     model: ModelSection, dtype: DtypeName, *, policy: Policy | None, checkpoint: Checkpoint | None
 ) -> Policy:
-    """The policy at the point where training begins or continues, with the encoder of media frozen.
+    """The policy at the point where training begins or continues, with the media encoder frozen.
 
-    Wherever it continues, what it saves has the layout of the model that it started from.
+    Saved models always have the layout of the model that training started from.
 
     Args:
         model: The model to start from.
         dtype: Type of its weights.
-        policy: The same model, if the caller has it loaded already.
+        policy: The same model, if the caller has already loaded it.
         checkpoint: Where an interrupted run continues.
     """
     if checkpoint is None:
@@ -57,7 +63,7 @@ def open_training_policy(
 
 
 def create_optimizer(policy: Policy, config: TrainingConfig) -> Optimizer:
-    """The optimizer a recipe asks for, over what the policy trains."""
+    """The recipe's optimizer for the trained parameters of the policy."""
     return Optimizer(
         policy.model,
         weight_decay=config.weight_decay,
@@ -81,13 +87,13 @@ def open_engine(
     """A sampler with the policy's weights, for as long as the block runs.
 
     Args:
-        sampler: Which one, and its limits.
-        policy: Whose weights it must sample with.
+        sampler: The kind of sampler, and its limits.
+        policy: The policy with the weights to sample with.
         folder: A checkpoint folder with those weights.
-        engine: A sampler of the caller's to use instead; it gets the policy's weights and stays open.
-        max_model_len: Longest prompt with its response.
+        engine: The caller's own sampler to use instead; it gets the policy's weights and stays open.
+        max_model_len: Maximum tokens of a prompt with its response.
         dtype: Type of its weights.
-        ranks: Processes that each open one; together they are the sampler.
+        ranks: Processes that each open a sampler; together they form the sampler.
     """
     if engine is not None:
         engine.update_weights(policy)

@@ -1,10 +1,10 @@
 """AdamW or Muon over a model's trainable parameters, learning rates over time, and the state as plain tensors.
 
 Muon (Jordan et al. 2024, torch.optim.Muon) updates the matrices inside the network along an orthogonalised momentum;
-embeddings, head, norms and biases stay with AdamW. Small models learn to look things up several times faster with it.
+embeddings, head, norms and biases use AdamW. Small models learn retrieval several times faster with it.
 
-Weights coarser than float32 get a float32 copy that the optimizer works on: at small learning rates an update of a
-bfloat16 weight is otherwise rounded away. Knows nothing of losses or of where the state is kept.
+Weights with lower precision than float32 get a float32 copy that the optimizer updates: at small learning rates an
+update of a bfloat16 weight is otherwise rounded away. Independent of losses and of where the state is stored.
 """
 
 import math
@@ -21,7 +21,7 @@ MASTER = "master"
 
 
 class Optimizer:
-    """AdamW, or Muon with AdamW beside it, with gradient clipping; one `step` per update also clears the gradients."""
+    """AdamW, or Muon combined with AdamW, with gradient clipping; one `step` per update also clears the gradients."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Optimizer:
 
     @property
     def num_parameters(self) -> int:
-        """Number of trained values."""
+        """Number of trained parameters."""
         return sum(weight.numel() for weight in self._parameters.values())
 
     def step(self, learning_rate: float) -> float:
@@ -74,7 +74,7 @@ class Optimizer:
                 master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
         norm = float(nn.utils.clip_grad_norm_(self._masters.values(), self.max_gradient_norm))
         if not math.isfinite(norm):
-            raise TrainerError(f"the gradient's norm is {norm}; lower `learning_rate` or look at the data of this step")
+            raise TrainerError(f"the gradient's norm is {norm}; lower `learning_rate` or check the data of this step")
         for optimizer, _, ratio in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * ratio
@@ -85,7 +85,7 @@ class Optimizer:
         return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything a later process needs to go on: moments, step counts, and float32 copies where there are any."""
+        """Everything a later process needs to continue: moments, step counts, and any float32 copies."""
         tensors: dict[str, Tensor] = {}
         for optimizer, names, _ in self._optimizers:
             for index, values in optimizer.state_dict()["state"].items():
@@ -96,7 +96,7 @@ class Optimizer:
         return tensors
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave in an earlier process for the same model."""
+        """Load what `state_tensors` returned in an earlier process for the same model."""
         remaining = dict(tensors)
         masters = {name: remaining.pop(f"{MASTER}/{name}", None) for name in self._coarse_names()}
         states: list[dict[int, dict[str, Tensor]]] = []
@@ -129,14 +129,14 @@ class Optimizer:
 
 
 def warmup_learning_rate(step: int, *, peak: float, warmup_steps: int) -> float:
-    """Rise in a line over the first steps (counted from 0), then stay at the peak."""
+    """Rise linearly over the first steps (counted from 0), then stay at the peak."""
     return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
 
 
 def cosine_learning_rate(
     step: int, *, num_steps: int, peak: float, warmup_steps: int, min_learning_rate_fraction: float
 ) -> float:
-    """Rise in a line over the first steps (counted from 0), then fall along half a cosine to a share of the peak."""
+    """Rise linearly over the first steps (counted from 0), then fall along half a cosine to a share of the peak."""
     if step < warmup_steps:
         return warmup_learning_rate(step, peak=peak, warmup_steps=warmup_steps)
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
@@ -149,7 +149,7 @@ def _master_of(weight: nn.Parameter) -> nn.Parameter:
 
 
 def _matrices_of_linear_layers(model: nn.Module) -> set[str]:
-    """Weights of linear layers, without those that are tied to an embedding or stand at the end of the model."""
+    """Weights of linear layers, except those that are tied to an embedding or are the model's head."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return {
         f"{prefix}.weight"

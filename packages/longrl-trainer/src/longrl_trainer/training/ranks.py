@@ -1,9 +1,8 @@
-"""The processes of a run: one alone, or all that torchrun started, which work on every step together.
+"""The processes of a run: a single one, or all that torchrun started, which work on every step together.
 
 All ranks form one sequence group: they split the frames of the videos, the tokens of every row and the prompts to
 sample among themselves, end every step with the same gradient, and so keep equal weights. What is decided or written
-once is decided or written by the first rank. Everything a rank hands to others here is a plain object; tensors travel
-in the engine.
+once is decided or written by the first rank. Ranks exchange only plain objects here; the engine exchanges tensors.
 """
 
 import os
@@ -25,23 +24,23 @@ from mrsp_engine.distributed.process_groups import SequenceGroup, create_sequenc
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# Ranks wait for each other while one saves a checkpoint or writes longer responses; that one died is noticed sooner.
+# Ranks wait for each other while one saves a checkpoint or generates longer responses; a dead one is noticed sooner.
 PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """This process among those of the run.
+    """This process's place among the processes of the run.
 
     Attributes:
-        group: All of them; None where it is alone.
+        group: All processes; None for a single one.
     """
 
     group: SequenceGroup | None = None
 
     @property
     def rank(self) -> int:
-        """This process's place."""
+        """This process's rank."""
         return 0 if self.group is None else self.group.rank
 
     @property
@@ -51,38 +50,38 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the run's folder and speaks for all."""
+        """Whether this process writes the run's folder and the output."""
         return self.rank == 0
 
     def exchange(self, value: ResultT) -> list[ResultT]:
-        """What every rank gives, in rank order; all ranks call it together."""
+        """The value of every rank, in rank order; all ranks call this together."""
         return exchange_objects(value, self.group)
 
     def divide(self, items: Sequence[ItemT], work: Callable[[Sequence[ItemT]], Sequence[ResultT]]) -> list[ResultT]:
-        """Let every rank do its share of some work; all get all results, in the order of the items.
+        """Let every rank do its share of the work; all get all results, in the order of the items.
 
         Args:
             items: The same on every rank.
-            work: One result for every item that it is given; a rank may be given none.
+            work: Returns one result per given item; a rank may get none.
         """
         shares = self._attempt(lambda: work(items[self.rank :: self.size]))
         return [shares[place % self.size][place // self.size] for place in range(len(items))]
 
     def ask_first(self, work: Callable[[], ResultT]) -> ResultT:
-        """What `work` returns on the first rank, which alone does it; the others wait."""
+        """The result of `work` on the first rank; only that one runs it, and the others wait."""
         return cast(ResultT, self._attempt(lambda: work() if self.is_first else None)[0])
 
     def wait(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have arrived."""
         self.exchange(None)
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add up what the ranks have of the gradients; each of them then holds the whole."""
+        """Sum the ranks' gradients; afterwards each rank has the total."""
         if self.group is not None:
             sum_gradients(model, self.group)
 
     def _attempt(self, work: Callable[[], ResultT]) -> list[ResultT]:
-        """What `work` returns on every rank; if it fails on one, that is an error on all, told in the same words."""
+        """The results of `work` on every rank; if it fails on one, all raise the same error."""
         value, error = None, None
         try:
             value = work()
@@ -105,14 +104,14 @@ ALONE = Ranks()
 
 
 def choose_device(model: ModelSection) -> str:
-    """Where the trainer computes: "cpu" or "cuda"."""
+    """Device of the trainer: "cpu" or "cuda"."""
     if model.device != "auto":
         return model.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def join_ranks(model: ModelSection) -> Ranks:
-    """Take this process's place among those that torchrun started, or among those that are joined already.
+    """Join the processes that torchrun started, or use an existing process group.
 
     Raises:
         TrainerUsageError: There are more processes than GPUs.
@@ -131,12 +130,12 @@ def join_ranks(model: ModelSection) -> Ranks:
             torch.cuda.set_device(place)
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=PATIENCE)
-        # Finalizers run in reverse order of their making: at exit, whoever works in the group (vLLM) leaves it first.
+        # Finalizers run in reverse order of creation: at exit, users of the group (vLLM) leave it first.
         weakref.finalize(dist, _leave_ranks)
     return Ranks(group=create_sequence_group(dist.get_world_size()))
 
 
 def _leave_ranks() -> None:
-    """Part from the other processes; harmless when that is done."""
+    """Leave the process group; calling it again is harmless."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Rows of prompts with what continues them, scored as the recipe says, by all ranks of the run together."""
+"""Rows of prompts with their continuations, scored with the recipe's settings, by all ranks of the run together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from mrsp_engine.rows import PromptGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowScoring:
-    """How rows are laid out and scored; the same for a whole run.
+    """How rows are packed and scored; the same for a whole run.
 
     Attributes:
-        parallel: How long a row may be, and how ranks divide it.
-        share_prompt: Whether a prompt is computed once for all that continues it.
-        temperature: At which log-probabilities are taken.
+        parallel: Maximum length of a row, and how ranks divide it.
+        share_prompt: Whether a prompt is computed once for all its continuations.
+        temperature: Temperature of the log-probabilities.
         ranks: Processes that share every row.
     """
 
@@ -31,7 +31,7 @@ class RowScoring:
 
     @classmethod
     def of(cls, config: TrainingConfig, ranks: Ranks = ALONE, *, temperature: float = 1.0) -> "RowScoring":
-        """What a recipe asks for."""
+        """The recipe's settings."""
         return cls(parallel=config.parallel, share_prompt=config.share_prompt, temperature=temperature, ranks=ranks)
 
     def plan(self, groups: Sequence[PromptGroup]) -> list[list[int]]:
@@ -39,7 +39,7 @@ class RowScoring:
         return pack_rows([group.lengths.total for group in groups], self.parallel.row_tokens)
 
     def score(self, policy: Policy, groups: Sequence[PromptGroup]) -> list[BranchScores]:
-        """Score the groups of one row; every rank gets all scores, and from their loss its share of the gradients."""
+        """Score the groups of one row; every rank gets all scores, and its share of the gradients of their loss."""
         return score_groups(
             policy,
             groups,

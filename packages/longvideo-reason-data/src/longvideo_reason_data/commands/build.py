@@ -1,4 +1,4 @@
-"""The command `build`: what it can be told. What it does is loaded when it is called."""
+"""The command `build`: its options. The implementation is loaded when it is called."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,18 +28,19 @@ def build(
     benchmarks: tuple[Path, ...] = (),
     filters: FilterSettings = FilterSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
+    follow_links: bool = False,
 ) -> None:
     """Turn video files into a dataset with the help of a language model.
 
-    Videos are cut into segments, each segment is described with what is said in it, and from the descriptions
-    questions with options or without, evidence and reasoning are written, checked and balanced. Then the captioner
-    really answers each question under several conditions, and those that need no video or can't be answered with it are
-    dropped, as by longvideo-data filter. Subtitles are taken from FILM.srt, FILM.en.vtt, FILM.ass or the like beside a
-    video or in the folder of --subtitles, or from a text track inside it; those that can't be read are told, and the
-    video is used without them. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
+    Videos are cut into segments, each segment is described using its subtitles, and from the descriptions questions
+    with or without options, evidence and reasoning are generated, checked and balanced. Then the captioner answers each
+    question under several conditions, and those that don't need the video or can't be answered with it are dropped,
+    like by longvideo-data filter. Subtitles are read from FILM.srt, FILM.en.vtt, FILM.ass or similar files next to a
+    video or in the folder of --subtitles, or from a text track inside it; unreadable ones are reported, and the video
+    is used without them. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
 
-    Every answer of the model is kept in OUTPUT/responses.jsonl before it is used. Start the same command again after
-    an interruption: what was answered is not asked again. The API key is read from OPENAI_API_KEY.
+    Every answer of the model is saved in OUTPUT/responses.jsonl before it is used. After an interruption, start the
+    same command again: answered requests are not repeated. The API key is read from OPENAI_API_KEY.
 
     Example: longvideo-data build --videos films --output dataset --base-url http://localhost:8000/v1 --model my-model
 
@@ -49,32 +50,40 @@ def build(
 
     Args:
         videos: Video files, or folders that are searched for them.
-        output: Folder of the dataset; made when it doesn't exist.
+        output: Folder of the dataset; created if it doesn't exist.
         base_url: Address of a server that speaks the OpenAI protocol, up to and including /v1.
         model: Name of the model that writes the questions.
-        captioner: Name of the model that sees the pictures; the same when not given.
-        prompts: Folder with prompts (caption.md, question.md, rewrite.md, answer.md, …) to be used in place of the
-            built-in ones.
-        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; videos and the
+        captioner: Name of the model that sees the frames; by default the same.
+        prompts: Folder with prompts (caption.md, question.md, rewrite.md, answer.md, …) to use instead of the built-in
+            ones.
+        engine: "ray" distributes the work over a Ray cluster, that of RAY_ADDRESS or one started here; videos and the
             output must have the same paths on all its machines.
         filter: "answers" has each question answered by the captioner and keeps those that need their video; "none"
             keeps all, for instance to run longvideo-data filter with another model.
-        judge: Name of another model than the captioner, for instance the reasoner; it compares open answers and
-            answers from the reasoning alone.
-        policy: Name of the model to be trained; its rollouts tell how difficult questions are.
+        judge: Name of a model other than the captioner, for instance the reasoner; it compares open answers and answers
+            from the reasoning alone.
+        policy: Name of the model to be trained; its rollouts measure the difficulty of questions.
         benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
             TSV or Parquet.
         filters: How questions are answered, and what is kept.
-        settings: Further settings.
+        settings: Other settings.
+        follow_links: Follow links in the output, and those that are subtitles, which may lead anywhere; without it they
+            are refused.
     """
+    from longrl_files import folders
     from longvideo_reason_data.filtering.benchmark_files import read_benchmark
     from longvideo_reason_data.filtering.by_answers import FilterModels
     from longvideo_reason_data.pipeline.build import build as build_dataset
     from longvideo_reason_data.pipeline.filter import filter_folder
-    from longvideo_reason_data.pipeline.losses import read_dropped, refuse_empty
+    from longvideo_reason_data.pipeline.losses import refuse_empty
     from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
+    from longvideo_reason_data.records.folder import DROPPED_NAME
+    from longvideo_reason_data.records.notes import DroppedNote, read_notes
 
-    # What the filters can't work with is refused before anything is paid for.
+    if follow_links:
+        for folder in (output, *videos, *(video.parent for video in videos)):
+            folders.follow_links(folder)
+    # What the filters don't support is refused before anything is paid.
     models = FilterModels(answerer=captioner or model, judge=judge, policy=policy)
     load_prompts(prompts, ANSWERING_PROMPTS)
     for path in benchmarks:
@@ -97,7 +106,8 @@ def build(
     )
     _print_built(output, manifest)
     num_questions, num_kept = manifest["input"]["questions"], manifest["kept"]["questions"]
-    refuse_empty(output, num_questions, num_kept, read_dropped(output))
+    dropped = (note for _, note in read_notes(output, DROPPED_NAME, DroppedNote))
+    refuse_empty(output, num_questions, num_kept, dropped)
     if filter == "none":
         return
     manifest = filter_folder(
@@ -116,7 +126,7 @@ def build(
 
 
 def _print_built(output: Path, manifest: Mapping[str, Any]) -> None:
-    """Say in a few lines what was kept and what was asked."""
+    """Print in a few lines what was kept and what was requested."""
     console = Console()
     for stage, count in manifest["input"].items():
         dropped = manifest["stages"][stage]["dropped"]

@@ -1,6 +1,5 @@
-"""The command `filter`: what it can be told. What it does is loaded when it is called."""
+"""The command `filter`: its options. The implementation is loaded when it is called."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,13 +23,14 @@ def filter_dataset(
     engine: Engine = "local",
     client: Annotated[ClientSettings, tyro.conf.arg(name="")] = ClientSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[FilterSettings, tyro.conf.arg(name="")] = FilterSettings(),  # noqa: B008 - tyro shows it as the default
+    follow_links: bool = False,
 ) -> None:
     """Drop questions that don't need their video, that can't be answered with it, or that repeat others.
 
-    Each question is really answered by a model: without the video, from one picture, from the full video, from its
-    evidence, and more; the record keeps how often each was right. DATASET/filters.json says what was dropped and why,
-    DATASET/unfiltered.parquet keeps it. Every answer is in DATASET/responses.jsonl before it is used: start again after
-    an interruption, or with other thresholds, and nothing is asked twice.
+    A model answers each question: without the video, from one frame, from the full video, from its evidence, and more;
+    the record keeps how often each was right. DATASET/filters.json says what was dropped and why,
+    DATASET/unfiltered.parquet keeps it. Every answer is saved in DATASET/responses.jsonl before it is used: after an
+    interruption, or with other thresholds, no request is repeated.
 
     Example: longvideo-data filter dataset --base-url http://localhost:8000/v1 --model seer --judge reasoner
 
@@ -40,21 +40,25 @@ def filter_dataset(
     Args:
         dataset: Folder of the dataset.
         base_url: Address of a server that speaks the OpenAI protocol, up to and including /v1.
-        model: Name of the model that answers; it has to see pictures.
+        model: Name of the model that answers; it must accept images.
         judge: Name of another model, which compares open answers and answers from the reasoning alone.
-        policy: Name of the model to be trained; its rollouts tell how difficult questions are.
+        policy: Name of the model to be trained; its rollouts measure the difficulty of questions.
         benchmarks: Files with questions or videos that must not be in the dataset: JSON, JSON lines, CSV,
             TSV or Parquet.
-        prompts: Folder with prompts (answer.md, same_answer.md, support.md) to be used in place of the built-in ones.
-        seed: Decides the order of options when letters are balanced again.
-        engine: "ray" spreads the work over a Ray cluster, that of RAY_ADDRESS or one started here; the dataset must
+        prompts: Folder with prompts (answer.md, same_answer.md, support.md) to use instead of the built-in ones.
+        seed: Determines the order of options when letters are rebalanced.
+        engine: "ray" distributes the work over a Ray cluster, that of RAY_ADDRESS or one started here; the dataset must
             have the same path on all its machines.
-        client: How the server is asked, and what may be spent on this dataset.
-        settings: Further settings.
+        client: Settings of the client, and the maximum cost of this dataset.
+        settings: Other settings.
+        follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
+    from longrl_files import folders
     from longvideo_reason_data.filtering.by_answers import FilterModels
     from longvideo_reason_data.pipeline.filter import filter_folder
 
+    if follow_links:
+        folders.follow_links(dataset)
     manifest = filter_folder(
         dataset,
         base_url=base_url,
@@ -70,25 +74,24 @@ def filter_dataset(
 
 
 def report_filtered(dataset: Path, manifest: Mapping[str, Any]) -> None:
-    """Say in a few lines what filtering left and what it asked.
+    """Print in a few lines what filtering kept and what was requested.
 
     Raises:
-        DataError: When it left nothing.
+        DataError: When it kept nothing.
     """
-    from longvideo_reason_data.pipeline.filter import REPORT_NAME
     from longvideo_reason_data.pipeline.losses import refuse_empty
+    from longvideo_reason_data.records.notes import FILTERS_NAME, read_filtered
 
     report = manifest["filter"]
     calls = report["calls"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
     print(f"filtered: {report['kept']} of {report['input']} kept{f' ({reasons})' if reasons else ''}")
     print_adaptations(manifest)
-    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / REPORT_NAME}")
-    items = json.loads((dataset / REPORT_NAME).read_text(encoding="utf-8"))["items"]
-    refuse_empty(dataset, report["input"], report["kept"], items)
+    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / FILTERS_NAME}")
+    refuse_empty(dataset, report["input"], report["kept"], read_filtered(dataset))
 
 
 def print_adaptations(manifest: Mapping[str, Any]) -> None:
-    """Say how models were asked otherwise than they were meant to be."""
+    """Print how requests were adapted to the server."""
     for model, counts in manifest["adaptations"].items():
         print(f"asked: {model} {', '.join(f'{change} ({count} answers)' for change, count in counts.items())}")

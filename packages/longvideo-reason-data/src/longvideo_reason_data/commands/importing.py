@@ -1,4 +1,4 @@
-"""The command `import`: what it can be told. What it does is loaded when it is called."""
+"""The command `import`: its options. The implementation is loaded when it is called."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,14 +29,14 @@ def import_published(
 
     Args:
         file: The published questions: JSON, JSON lines, CSV, TSV or Parquet.
-        layout: How they are laid out.
-        videos: Folder that the paths of videos in the file are relative to.
-        output: Folder of the dataset; made when it doesn't exist.
-        skill: Skill of questions that don't say theirs; such questions are dropped when not given.
-        source: Where the videos are from, for the records; what the file says, or the layout, when not given.
-        license: Under which licence the videos are, for the records.
+        layout: Their layout.
+        videos: Folder to which the paths of videos in the file are relative.
+        output: Folder of the dataset; created if it doesn't exist.
+        skill: Skill of questions without one; by default such questions are dropped.
+        source: Source of the videos, for the records; by default what the file says, or the layout.
+        license: Licence of the videos, for the records.
         splits: Shares of the splits.
-        seed: Decides which video is in which split.
+        seed: Determines the split of each video.
     """
     from longvideo_reason_data.exchange.importing import ImportSettings, import_dataset
 

@@ -1,11 +1,11 @@
-"""How one question looks in each layout, and how it is read back.
+"""The form of one question in each layout, and how it is read back.
 
-Every layout carries the record itself beside what its program asks for, so nothing is lost: TRL and EasyR1 hand further
-columns to reward functions, verl keeps them in `extra_info`. Reading back takes the record from there, and compares all
-the rest with what that record would be written as; a row that was changed in one place only is refused.
+Every layout contains the record itself in addition to what its program requires, so nothing is lost: TRL and EasyR1
+pass additional columns to reward functions, verl keeps them in `extra_info`. Reading back uses this record, and
+compares everything else with what would be written for it; a row that was changed in only one of the two is refused.
 
-Media stand in the order of the record: as blocks, or as `<video>` and `<image>` in front of the words, in whose places
-programs put the next of `videos` and of `images`.
+Media are in the order of the record: as blocks, or as `<video>` and `<image>` placeholders before the text, which
+programs replace with the next entries of `videos` and `images`.
 
 | layout | file | a row |
 |---|---|---|
@@ -15,10 +15,10 @@ programs put the next of `videos` and of `images`.
 | `verl` | Parquet | `data_source`, `prompt`, `videos`, `images`, `ability`, `reward_model`, `extra_info` |
 | `easyr1` | Parquet | `problem`, `answer`, `videos` or `images`, and the record |
 
-TRL's rows are no Parquet on purpose: a content block has the keys of its type and no others, which columns can't say.
-Every split has a `completion`, because `datasets` gives all splits the same columns; GRPO doesn't look at it. A list is
-left away where no question has such media: EasyR1 looks at `videos` only where there is no column `images`, so it takes
-datasets of one kind of media.
+TRL's rows are deliberately not Parquet: a content block has only the keys of its type, which columns can't express.
+Every split has a `completion`, because `datasets` gives all splits the same columns; GRPO ignores it. A list is omitted
+if no question has such media: EasyR1 uses `videos` only if there is no column `images`, so it supports datasets with
+one kind of media.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,7 +30,8 @@ import pyarrow as pa
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.answers import format_prompt, format_response
 from longvideo_reason_data.records.medium import MediumKind
-from longvideo_reason_data.records.record import RECORDS_SCHEMA, QuestionRecord
+from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.versions import RECORDS_SCHEMA
 
 Row = dict[str, Any]
 LayoutName = Literal["hf", "jsonl", "trl", "verl", "easyr1"]
@@ -48,13 +49,13 @@ class Layout:
 
     Attributes:
         name: Its name.
-        suffix: Of its files: "parquet" or "jsonl".
-        names_media: Whether rows hold places of media that a program opens as they are.
-        mixes_kinds: Whether its program takes videos and pictures in one dataset.
-        write_row: Makes a row of a record, the places of its media and its number in the file.
+        suffix: Extension of its files: "parquet" or "jsonl".
+        names_media: Whether rows contain paths of media that a program opens directly.
+        mixes_kinds: Whether its program supports videos and images in one dataset.
+        write_row: Creates a row from a record, the paths of its media and its number in the file.
         find_record: Finds the fields of the record in a row.
-        find_places: Finds the places of the media of a record in its row.
-        make_schema: Makes the columns for media of some kinds; for Parquet.
+        find_places: Finds the paths of a record's media in its row.
+        make_schema: Creates the columns for the given kinds of media; for Parquet.
     """
 
     name: LayoutName
@@ -104,28 +105,29 @@ def _easyr1_row(record: QuestionRecord, places: Sequence[str], number: int) -> R
 
 
 def _lists_of(record: QuestionRecord) -> dict[MediumKind, str]:
-    """Names of the lists in which the record's media stand."""
+    """Names of the lists that contain the record's media."""
     return {kind: name for kind, name in _LISTS.items() if any(medium.kind is kind for medium in record.media)}
 
 
 def _places_of(record: QuestionRecord, places: Sequence[str], kind: MediumKind) -> list[str]:
-    """The places of the media of a kind."""
+    """The paths of the media of a kind."""
     return [place for medium, place in zip(record.media, places, strict=True) if medium.kind is kind]
 
 
 def _places_in_order(record: QuestionRecord, lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """The places in the order of the record, from lists of videos and of pictures."""
+    """The paths in the order of the record, from lists of videos and images."""
     remaining = {kind: iter(lists[name]) for kind, name in _LISTS.items()}
     return [next(remaining[medium.kind], "") for medium in record.media]
 
 
 def _with_places(record: QuestionRecord) -> str:
-    """Write the question behind the places where the program puts the media."""
+    """Write the question after the placeholders that the program replaces with the media."""
     prompt = format_prompt(record.question, record.options)
     if found := [place for place in _RESERVED if place in prompt]:
         raise DataError(
-            f"{record.question_id}: its words hold {found[0]!r}, which the program would take for the place of a file; "
-            "leave the question out or reword it"
+            f"{record.question_id}: its text contains {found[0]!r}, which the program would replace with a file; "
+            f""
+            "remove or reword the question"
         )
     return "".join(PLACES[medium.kind] for medium in record.media) + prompt
 

@@ -1,11 +1,11 @@
-"""Writing a dataset in another layout, as a folder that can be published, and reading it back.
+"""Writes a dataset in another layout, as a folder that can be published, and reads it back.
 
     README.md                  the dataset card
     data/SPLIT.parquet|jsonl   the questions
-    videos/                    the videos and pictures
+    videos/                    the videos and images
     videos.jsonl               source, licence and digest of each
 
-The folder is put together under another name and renamed, so a half-written one is never published.
+The folder is written under a temporary name and renamed, so an incomplete one is never published.
 """
 
 import json
@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.exchange.export_layouts import LAYOUTS, Layout, LayoutName, Row
 from longvideo_reason_data.generation.sources import place_file
 from longvideo_reason_data.inspection.card import VIDEOS_LIST_NAME, list_sources, write_card
-from longvideo_reason_data.records.folder import RECORDS_NAME, read_dataset, read_manifest
+from longvideo_reason_data.parquet_rows import read_parquet_rows
+from longvideo_reason_data.records.folder import RECORDS_NAME, read_dataset, read_lines, read_manifest
 from longvideo_reason_data.records.medium import resolve_medium
 from longvideo_reason_data.records.record import QuestionRecord, Split, describe_invalid
 from longvideo_reason_data.records.versions import SCHEMA_VERSION
@@ -42,24 +44,28 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
         dataset: Its folder.
         output: The folder to write; it must not exist yet or be empty.
         name: The layout.
-        video_root: Where the program that reads it finds the dataset's folder. Then no file is brought along; without
-            it they are, and their places are relative to `output`.
+        video_root: Location of the dataset's folder for the program that reads the export. If given, no media are
+            copied; otherwise they are, with paths relative to `output`.
 
     Returns:
-        How many questions are in each split.
+        The number of questions in each split.
 
     Raises:
-        UsageError: When there is no such dataset, or the output is taken.
+        UsageError: When there is no such dataset, or the output already exists.
         DataError: When a record or video is damaged, or something can't be written.
     """
     layout = LAYOUTS[name]
     if video_root is not None and not layout.names_media:
-        raise UsageError(f"--video-root {video_root}: the layout {name} keeps videos inside its folder; leave it out")
+        raise UsageError(
+            f"--video-root {video_root}: the layout {name} keeps videos inside its folder; omit this option"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output}: is already there; remove it or choose another folder with --output")
+        raise UsageError(f"{output}: already exists; remove it or choose another folder with --output")
+    if output.parent.parent == dataset:
+        ForeignFolder(dataset, error=DataError).names(output.parent.name)  # no link to elsewhere
     records = read_dataset(dataset)
     if not records:
-        raise DataError(f"{dataset / RECORDS_NAME}: no questions in it, nothing to export")
+        raise DataError(f"{dataset / RECORDS_NAME}: contains no questions to export")
     kinds = {medium.kind for record in records for medium in record.media}
     if len(kinds) > 1 and not layout.mixes_kinds:
         raise UsageError(
@@ -97,15 +103,20 @@ def read_export(folder: Path, name: LayoutName) -> list[QuestionRecord]:
         The records, split by split in the order of `Split`.
 
     Raises:
-        UsageError: When there is nothing of this layout in the folder.
+        UsageError: When the folder has no export in this layout.
         DataError: When a row breaks the rules or contradicts itself.
     """
     layout = LAYOUTS[name]
-    paths = [folder / DATA_NAME / f"{split}.{layout.suffix}" for split in Split]
-    existing = [path for path in paths if path.is_file()]
+    names = [f"{DATA_NAME}/{split}.{layout.suffix}" for split in Split]
+    export = ForeignFolder(folder, error=DataError)
+    existing = [name for name in names if folder.is_dir() and export.has(name)]
     if not existing:
         raise UsageError(f"{folder}: no {DATA_NAME}/SPLIT.{layout.suffix} in it; expected an export with --to {name}")
-    return [_read_row(layout, path, number, row) for path in existing for number, row in enumerate(_read_rows(path))]
+    return [
+        _read_row(layout, folder / name, number, row)
+        for name in existing
+        for number, row in enumerate(_read_rows(folder, name))
+    ]
 
 
 def _write_splits(
@@ -138,15 +149,11 @@ def _write_rows(path: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
-def _read_rows(path: Path) -> Iterator[Row]:
-    try:
-        if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as file:
-                yield from (json.loads(line) for line in file)
-        else:
-            yield from pq.read_table(path).to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not readable ({(str(error).splitlines() or ['damaged'])[0]})") from error
+def _read_rows(folder: Path, name: str) -> Iterator[Row]:
+    if name.endswith(".jsonl"):
+        yield from (line.content for line in read_lines(folder, name))
+    else:
+        yield from read_parquet_rows(ForeignFolder(folder, error=DataError).open(name), folder / name)
 
 
 def _read_row(layout: Layout, path: Path, number: int, row: Row) -> QuestionRecord:
@@ -155,7 +162,7 @@ def _read_row(layout: Layout, path: Path, number: int, row: Row) -> QuestionReco
         fields = layout.find_record(row)
         if fields.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
-                f"{place}: of version {fields['schema_version']}, this program reads exports of version "
+                f"{place}: has version {fields['schema_version']}, but this program reads exports of version "
                 f"{SCHEMA_VERSION}; export the dataset again"
             )
         record = QuestionRecord.model_validate(fields)
@@ -163,14 +170,14 @@ def _read_row(layout: Layout, path: Path, number: int, row: Row) -> QuestionReco
     except ValidationError as error:
         raise DataError(f"{place}: {describe_invalid(error)}") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DataError(f"{place}: isn't of the layout {layout.name} ({error!r}); export the dataset again") from error
+        raise DataError(f"{place}: isn't in the layout {layout.name} ({error!r}); export the dataset again") from error
     if len(media) != len(record.media):
-        raise DataError(f"{place} ({record.question_id}): {len(media)} media, its record has {len(record.media)}")
+        raise DataError(f"{place} ({record.question_id}): {len(media)} media, but its record has {len(record.media)}")
     expected = layout.write_row(record, media, number)
     # A column that other rows need is null in this one.
     changed = [name for name in expected | row if row.get(name) != expected.get(name)]
     if not all(found.endswith(medium.path) for found, medium in zip(media, record.media, strict=True)):
         changed.append("the place of a medium")
     if changed:
-        raise DataError(f"{place} ({record.question_id}): {changed[0]} isn't that of its record; export it again")
+        raise DataError(f"{place} ({record.question_id}): {changed[0]} differs from its record; export it again")
     return record

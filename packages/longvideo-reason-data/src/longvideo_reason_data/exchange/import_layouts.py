@@ -1,4 +1,4 @@
-"""How one published question looks in each layout, and how it is read.
+"""The form of one published question in each layout, and how it is read.
 
 | | LongVideo-Reason | Video-R1 |
 |---|---|---|
@@ -8,10 +8,10 @@
 | reasoning | `reasoning` | `process`, in `<think>` |
 | media | `videos` and `images`, a path or a list of them | `path`, and what it is in `data_type` |
 
-Options are read as `longvideo_reason_data.records.options` reads them. Places such as `<video>` around a question say
-in which order several media are shown (`longvideo_reason_data.exchange.published_media`) and are taken off, as are
-other programs' tokens there; inside a question they say something that a record can't, and drop it. Neither layout has
-evidence or, in most files, a skill; questions get the skill that the user names, or are dropped.
+Options are parsed by `longvideo_reason_data.records.options`. Placeholders such as `<video>` before or after a question
+give the order of several media (`longvideo_reason_data.exchange.published_media`) and are removed, as are other
+programs' tokens there; inside a question they mean something that a record can't express, and the question is dropped.
+Neither layout has evidence or, in most files, a skill; questions get the skill given by the user, or are dropped.
 """
 
 import re
@@ -28,7 +28,7 @@ from longvideo_reason_data.records.record import NUM_OPTIONS, Skill
 ImportLayout = Literal["longvideo-reason", "video-r1"]
 
 _TAGGED = re.compile(r"<(think|answer)>(.*?)</\1>", re.DOTALL)
-# `<video>`, `<image_1>`, `<|video_pad|>`, `<|vision_start|>`, `<im_start>` and their like.
+# `<video>`, `<image_1>`, `<|video_pad|>`, `<|vision_start|>`, `<im_start>` and similar tokens.
 _PLACE = r"<\|?/?(?:video|image|img|audio|vision|im_start|im_end)(?:[\s_-]?\w+)*\|?>"
 _PLACES_AROUND = re.compile(rf"^(?:\s*{_PLACE})+|(?:{_PLACE}\s*)+$", re.IGNORECASE)
 _SOME_PLACE = re.compile(_PLACE, re.IGNORECASE)
@@ -36,7 +36,7 @@ _FIELDS = {  # of the answer and the reasoning
     "longvideo-reason": ("answer", "reasoning"),
     "video-r1": ("solution", "process"),
 }
-# So that a letter shows itself as one where there are no options.
+# To recognise a letter where there are no options.
 _ANY_OPTIONS = tuple(f"\0{letter}" for letter in LETTERS[:10])
 _SKILLS = {
     "temporal": Skill.TEMPORAL,
@@ -55,15 +55,15 @@ _SKILL_NAMES = ("skill", "question_type", "problem_type", "category")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedQuestion:
-    """A published question, as far as it doesn't hang on its media.
+    """The part of a published question that doesn't depend on its media files.
 
     Attributes:
         media: Kind and path of each medium, as the file gives it, in the order in which they are shown.
-        question: Its words.
+        question: Its text.
         options: Four, or none.
-        answer: A letter, or words when there are no options.
-        reasoning: What leads there; may be empty.
-        skill: What it asks of the viewer.
+        answer: A letter, or text if there are no options.
+        reasoning: The reasoning; may be empty.
+        skill: The skill that it tests.
     """
 
     media: tuple[tuple[MediumKind, str], ...]
@@ -75,12 +75,12 @@ class PublishedQuestion:
 
 
 def read_question(row: Mapping[str, Any], layout: ImportLayout, skill: Skill | None) -> PublishedQuestion:
-    """Understand one row.
+    """Parse one row.
 
     Args:
         row: The row.
-        layout: How it is laid out.
-        skill: Of questions that don't say theirs; None drops them.
+        layout: Its layout.
+        skill: Skill of questions without one; None drops them.
 
     Raises:
         UnusableError: When it can't become a record.
@@ -92,7 +92,7 @@ def read_question(row: Mapping[str, Any], layout: ImportLayout, skill: Skill | N
     answer = _read_answer(answer, options)
     skill = next((_SKILLS[name] for name in _named_skills(row) if name in _SKILLS), skill)
     if skill is None:
-        raise UnusableError("skill_unknown", "no skill is given; --skill names one for such questions")
+        raise UnusableError("skill_unknown", "it has no skill; set one for such questions with --skill")
     reasoning = _untag(str(row.get(reasoning_name) or ""), "think")
     return PublishedQuestion(
         media=order_media(places, named),
@@ -105,29 +105,29 @@ def read_question(row: Mapping[str, Any], layout: ImportLayout, skill: Skill | N
 
 
 def _read_words(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], list[MediumKind]]:
-    """Read a question, its options, and the places of media around the question and behind the options."""
+    """Read a question, its options, and the placeholders around the question and after the options."""
     front, words, behind = take_places(_text(row, "problem"))
     question, at_its_end = split_options(_PLACES_AROUND.sub("", words).strip())
     also_front, question, also_behind = take_places(question)
     question = _PLACES_AROUND.sub("", question).strip()
     options = read_options(row) or at_its_end
     if at_its_end and at_its_end != options:
-        raise UnusableError("options_unclear", "the options at the end of its words aren't those of its field")
+        raise UnusableError("options_unclear", "the options at the end of its text differ from those of its field")
     if options and len(options) != NUM_OPTIONS:
         raise UnusableError("options_not_four", f"{len(options)} options, expected {NUM_OPTIONS} or none")
     for text in (question, *options):
         if place := _SOME_PLACE.search(text):
-            raise UnusableError("placeholder_inside", f"the place {place[0]!r} stands inside its words")
+            raise UnusableError("placeholder_inside", f"the placeholder {place[0]!r} is inside its text")
     return question, options, [*front, *also_front, *also_behind, *behind]
 
 
 def _read_answer(answer: str, options: tuple[str, ...]) -> str:
-    """Find the letter of the right option, or leave the words of an open question as they are."""
+    """Find the letter of the right option, or return the answer to an open question unchanged."""
     parsed = parse_response(f"<answer>{answer}</answer>", options or _ANY_OPTIONS)
     if options and parsed.letter is None:
         raise UnusableError("answer_unclear", f"the answer {answer[:60]!r} is none of the options")
     if not options and parsed.status is not ParseStatus.NO_ANSWER:
-        raise UnusableError("options_missing", f"the answer {answer[:60]!r} is a letter, and no options can be read")
+        raise UnusableError("options_missing", f"the answer {answer[:60]!r} is a letter, but no options can be parsed")
     return parsed.letter or answer
 
 
@@ -146,6 +146,6 @@ def _named_skills(item: Mapping[str, Any]) -> list[str]:
 
 
 def _untag(text: str, tag: str) -> str:
-    """Take what stands in a tag, or the text itself when the tag isn't there."""
+    """Return the content of a tag, or the text itself if there is no such tag."""
     found = [match[2] for match in _TAGGED.finditer(text) if match[1] == tag]
     return (found[-1] if found else text).strip()

@@ -1,8 +1,8 @@
-"""Datasets that others published, turned into records: the layouts of LongVideo-Reason and Video-R1.
+"""Converts published datasets to records: the layouts of LongVideo-Reason and Video-R1.
 
-A file is any table of `longvideo_reason_data.tables`, and `longvideo_reason_data.exchange.import_layouts` says
-how its rows are read. Media come separately and rarely all; a question whose media aren't there, or that isn't one this
-package can hold, is dropped with its reason, never mended by guessing.
+A file is any table of `longvideo_reason_data.tables`, and `longvideo_reason_data.exchange.import_layouts` says how its
+rows are read. Media come separately and are rarely complete; a question whose media are missing, or that can't become a
+record, is dropped with its reason, never repaired by guessing.
 """
 
 import json
@@ -19,6 +19,7 @@ from longvideo_reason_data.exchange.import_layouts import ImportLayout, Publishe
 from longvideo_reason_data.exchange.published_media import MediaFolder, UnusableError
 from longvideo_reason_data.generation.shards import Dropped, make_dropped
 from longvideo_reason_data.generation.sources import place_file
+from longvideo_reason_data.ownership import own_folder
 from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, RECORDS_NAME, hash_records
 from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, describe_invalid, write_records
@@ -30,12 +31,12 @@ class ImportSettings(BaseModel):
     """How published questions become records.
 
     Attributes:
-        layout: Of the file.
+        layout: Layout of the file.
         skill: Of questions that don't say theirs; None drops them.
-        source: Where the videos are from.
-        license: Under which licence they are.
+        source: Source of the videos.
+        license: Licence of the videos.
         splits: Shares of the splits.
-        seed: Decides splits.
+        seed: Determines splits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,16 +54,16 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
 
     Args:
         file: A table of questions.
-        videos: The folder that the paths in it are relative to.
+        videos: The folder to which the paths in it are relative.
         output: The dataset's folder, new or empty.
-        settings: How.
+        settings: Settings of the import.
 
     Returns:
         The manifest, as it is written.
 
     Raises:
-        UsageError: When a file or folder is missing, or the output is taken.
-        DataError: When nothing of it can be used, or something can't be written.
+        UsageError: When a file or folder is missing, or the output is taken or in use.
+        DataError: When no question can be used, or something can't be written.
     """
     if not file.is_file():
         raise UsageError(f"{file}: no such file; expected the questions of {settings.layout}")
@@ -90,9 +91,7 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         raise DataError(f"{file}: none of its {num_items} questions can be used{first}")
     records = assign_splits(records, settings.splits, seed=settings.seed)
     used = {medium for record in records for medium in record.media}
-    for (_, path), medium in folder.found.items():
-        if isinstance(medium, RecordMedium) and medium in used:
-            place_file(path, output / medium.path)
+    places = {medium.path: path for (_, path), medium in folder.found.items() if medium in used}
     counts = dict(sorted(Counter(item.reason for item in dropped).items()))
     manifest: dict[str, Any] = {
         "input": {"questions": num_items},
@@ -102,10 +101,13 @@ def import_dataset(file: Path, videos: Path, output: Path, settings: ImportSetti
         "imported": {"file": file.name, "layout": settings.layout},
         "dataset_hash": hash_records(records),
     }
-    lines = "".join(json.dumps(item.model_dump(mode="json"), ensure_ascii=False) + "\n" for item in dropped)
-    write_text_atomic(output / DROPPED_NAME, lines)
-    write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-    write_records(output / RECORDS_NAME, records)
+    with own_folder(output):
+        for name, path in places.items():
+            place_file(path, output / name)
+        lines = "".join(json.dumps(item.model_dump(mode="json"), ensure_ascii=False) + "\n" for item in dropped)
+        write_text_atomic(output / DROPPED_NAME, lines)
+        write_text_atomic(output / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+        write_records(output / RECORDS_NAME, records)
     return manifest
 
 
@@ -116,7 +118,7 @@ def _make_record(
     media: tuple[RecordMedium, ...],
     settings: ImportSettings,
 ) -> QuestionRecord:
-    """Make a record; its split is decided when all are known."""
+    """Create a record; its split is determined when all are known."""
     try:
         return QuestionRecord(
             question_id=question_id,

@@ -1,6 +1,6 @@
-"""The media of published questions: what a question names, in which order, and where the files lie.
+"""The media of published questions: the media of a question, their order, and their files.
 
-Media are shown in the order of the `<video>` and `<image>` that stand before or behind the words; without these, videos
+Media are shown in the order of the `<video>` and `<image>` placeholders before or after the text; without these, videos
 come first.
 """
 
@@ -25,7 +25,7 @@ class UnusableError(Exception):
     """A question that can't become a record.
 
     Args:
-        reason: Why, in one word that can be counted.
+        reason: The reason, as one word that can be counted.
         detail: What exactly is wrong.
     """
 
@@ -35,10 +35,10 @@ class UnusableError(Exception):
 
 
 class MediaFolder:
-    """The videos and pictures that came with a file; each is opened once.
+    """The videos and images of a published file; each is opened once.
 
     Args:
-        folder: Where they are.
+        folder: Their folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +46,7 @@ class MediaFolder:
         self.found: dict[tuple[MediumKind, Path], RecordMedium | DataError] = {}
 
     def find(self, kind: MediumKind, name: str) -> RecordMedium:
-        """Find a medium by the path that a question gives.
+        """Find a medium by the path in a question.
 
         Raises:
             UnusableError: When the path leads outside, or there is no readable file of this kind.
@@ -55,7 +55,7 @@ class MediaFolder:
             path = (self._folder / name).resolve()
             is_file = path.is_file()
         except (OSError, ValueError, RuntimeError) as error:
-            raise UnusableError(f"{kind}_missing", f"{name!r} is no path ({error})") from error
+            raise UnusableError(f"{kind}_missing", f"{name!r} isn't a path ({error})") from error
         if not path.is_relative_to(self._folder):
             raise UnusableError(f"{kind}_outside", f"{name!r} leads outside the folder of videos")
         if not is_file:
@@ -72,7 +72,7 @@ class MediaFolder:
 
 
 def _probe(kind: MediumKind, path: Path) -> RecordMedium:
-    """Find out what a file is, and name its place in the dataset."""
+    """Probe a file, and determine its path in the dataset."""
     if kind is MediumKind.IMAGE:
         digest = ImageFile.open(path).content_digest
         return RecordMedium(kind=kind, path=f"{IMAGES_NAME}/{file_name(path, digest)}", digest=digest)
@@ -86,7 +86,7 @@ def named_media(
     """Find the paths of each kind of medium that a published question names.
 
     Raises:
-        UnusableError: When it names none, or something else.
+        UnusableError: When it names none, or something invalid.
     """
     kind = item.get("data_type", "video")
     if kind not in set(MediumKind):
@@ -109,7 +109,7 @@ def _paths(item: Mapping[str, Any], name: str) -> list[str]:
 
 
 def take_places(words: str) -> tuple[list[MediumKind], str, list[MediumKind]]:
-    """Take the places of media off both ends: those in front, the words between, and those behind."""
+    """Split off the placeholders at both ends: those before the text, the text, and those after it."""
     front = _PLACES_IN_FRONT.match(words)
     words = words[front.end() :] if front else words
     behind = _PLACES_BEHIND.search(words)
@@ -121,16 +121,16 @@ def take_places(words: str) -> tuple[list[MediumKind], str, list[MediumKind]]:
 def order_media(
     places: Sequence[MediumKind], named: Mapping[MediumKind, Sequence[str]]
 ) -> tuple[tuple[MediumKind, str], ...]:
-    """Bring media into the order of their places; without places, and for one medium alone, as they are named.
+    """Order media by their placeholders; without placeholders, or for a single medium, keep the given order.
 
     Raises:
-        UnusableError: When the places aren't as many as the media.
+        UnusableError: When the numbers of placeholders and media differ.
     """
     in_given_order = tuple((kind, path) for kind, paths in named.items() for path in paths)
     if not places or (len(in_given_order) == 1 and len(places) == 1):
         return in_given_order
     if any(places.count(kind) != len(named.get(kind, ())) for kind in MediumKind):
         given = ", ".join(f"{len(paths)} {kind}s" for kind, paths in named.items())
-        raise UnusableError("media_unclear", f"{len(places)} places of media in its words for {given}")
+        raise UnusableError("media_unclear", f"{len(places)} placeholders in its text for {given}")
     paths = {kind: iter(of_kind) for kind, of_kind in named.items()}
     return tuple((kind, next(paths[kind])) for kind in places)

@@ -1,8 +1,8 @@
-"""Having a question answered several times under one condition, and counting what comes.
+"""Has a question answered several times under one condition, and counts the answers.
 
-The options are turned by one place from each answer to the next, so that a model that always names the same letter is
-right once in four times, not always or never. An answer that never came (a server that failed, a damaged picture) isn't
-a wrong answer: the question is then left unmeasured, and whoever asked says so.
+The options are rotated by one position for each answer, so that a model that always names the same letter is right once
+in four times, not always or never. A missing answer (a failed server, a damaged frame) isn't a wrong answer: the
+question is then not measured, and the caller reports it.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from longvideo_reason_data.records.answers import LETTERS, ParseStatus, format_p
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
 from longvideo_reason_data.records.record import QuestionRecord
 
-# What a model does of its own accord; the other outcomes are the server's.
+# Outcomes caused by the model; the others are caused by the server.
 _SAID_SOMETHING = frozenset({Outcome.ANSWERED, Outcome.TRUNCATED, Outcome.REFUSED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmeasured:
-    """A condition under which a question couldn't be measured, and why."""
+    """A condition under which a question couldn't be measured, and the reason."""
 
     condition: Condition
     detail: str
@@ -34,7 +34,7 @@ class Unmeasured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
-    """One answer: the place of the chosen option in the record's order, whether it is right, whether it is one."""
+    """One answer: index of the chosen option in the record's order, whether it is right, whether it is an answer."""
 
     place: int | None
     is_right: bool
@@ -45,10 +45,10 @@ class Answerer:
     """Has questions answered.
 
     Args:
-        client: Whom to ask.
+        client: The client of the server.
         prompts: The prompts, of which `answer` is used.
-        settings: How often and how long.
-        judge: Compares the answers to open questions; without it they have to be the right words.
+        settings: Number of answers and limits on length.
+        judge: Compares the answers to open questions; without it they must match exactly.
     """
 
     def __init__(self, client: Asks, prompts: Prompts, settings: FilterSettings, judge: Judge | None = None) -> None:
@@ -61,8 +61,8 @@ class Answerer:
 
         Args:
             record: The question.
-            condition: What the material is.
-            material: What the model is given.
+            condition: The condition of the material.
+            material: The model's material.
             model: Name of the model that answers.
 
         Raises:
@@ -79,7 +79,7 @@ class Answerer:
                     model=model,
                     temperature=temperature,
                     sample_index=number,
-                    turn=0 if is_policy else number,  # a policy is trained with the options as they stand
+                    turn=0 if is_policy else number,  # a policy is trained with the options in their order
                 )
                 for number in range(num_samples)
             )
@@ -111,7 +111,7 @@ class Answerer:
         sample_index: int,
         turn: int,
     ) -> _Answer | Reply:
-        """Ask once; a reply of the server when nothing came."""
+        """Ask once; returns the server's reply if there is no answer."""
         num_options = len(record.options)
         order = [(place + turn) % num_options for place in range(num_options)]
         options = [record.options[place] for place in order]
@@ -152,10 +152,10 @@ def _chosen(record: QuestionRecord, place: int | None) -> _Answer:
 def _count(
     record: QuestionRecord, condition: Condition, model: str, answers: Sequence[_Answer | Reply]
 ) -> PassRate | Unmeasured:
-    """Sum up the answers to one question."""
+    """Summarise the answers to one question."""
     failed = [answer for answer in answers if isinstance(answer, Reply)]
     if len(failed) < len(answers) and all(reply.outcome is Outcome.ONLY_REASONING for reply in failed):
-        # A model that now and then thinks for too long fails; one that always does was given too few tokens.
+        # A model that sometimes thinks for too long fails; one that always does has too few tokens.
         silent = _Answer(place=None, is_right=False, is_answer=False)
         answers, failed = [silent if isinstance(answer, Reply) else answer for answer in answers], []
     came = [answer for answer in answers if isinstance(answer, _Answer)]

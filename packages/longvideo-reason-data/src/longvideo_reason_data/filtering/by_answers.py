@@ -1,8 +1,8 @@
-"""Filtering questions by having them really answered.
+"""Filters questions by having models answer them.
 
-What costs nothing comes first (`longvideo_reason_data.filtering.by_words`). Then each question is answered under one
-condition after the other, and is asked no more as soon as its answers drop it: most unfit questions cost eight short
-requests without a picture. Questions that stay are answered under all conditions, and their record says how.
+Free checks come first (`longvideo_reason_data.filtering.by_words`). Then each question is answered under one condition
+after the other, until its answers cause it to be dropped: most unsuitable questions cost eight short requests without
+frames. Kept questions are answered under all conditions, and their records have the results.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from longvideo_reason_data.media.decoders.base import DecoderName
 from longvideo_reason_data.prompts.pictures import VideoPictures
 from longvideo_reason_data.prompts.templates import Prompts
 from longvideo_reason_data.records.drop_reasons import Reason, Verdict
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
 from longvideo_reason_data.records.record import QuestionRecord, Split, list_media
 
@@ -48,9 +48,9 @@ class FilterModels:
     """Who is asked.
 
     Attributes:
-        answerer: Answers under every condition but the last two.
-        judge: Compares open answers and answers from the reasoning; another model than the answerer.
-        policy: Whose rollouts tell how difficult a question is.
+        answerer: Answers under every condition except the last two.
+        judge: Compares open answers and answers from the reasoning; must differ from the answerer.
+        policy: Its rollouts measure the difficulty of questions.
 
     Raises:
         UsageError: When the judge is the answerer.
@@ -62,7 +62,7 @@ class FilterModels:
 
     def __post_init__(self) -> None:
         if self.judge is not None and self.judge == self.answerer:
-            raise UsageError(f"the judge is {self.judge!r} like the model itself, expected another one; change --judge")
+            raise UsageError(f"the judge is {self.judge!r}, the model itself; expected another one; change --judge")
 
 
 @dataclass(kw_only=True)
@@ -74,11 +74,11 @@ class QuestionFilter:
         models: Who is asked.
         prompts: Those that `prompt_files.ANSWERING_PROMPTS` names.
         settings: Everything else.
-        captions: What is seen and said in each video, line by line, by its digest; where there are no lines, that
-            condition isn't measured.
+        captions: Descriptions and subtitles of each video, line by line, by its digest; without any, that condition
+            isn't measured.
         on_question: Called after each question, for a progress bar.
-        decoder: Which library makes the pictures.
-        num_videos_at_once: Videos (or sets of media that are shown together) whose pictures are in memory at a time.
+        decoder: The decoding library.
+        num_videos_at_once: Videos (or sets of media shown together) whose frames are in memory at a time.
     """
 
     client: Asks
@@ -104,8 +104,8 @@ class QuestionFilter:
         """Filter the questions of a dataset.
 
         Args:
-            folder: The dataset, in which the videos are.
-            records: The questions; pass rates that they have are measured anew, from the journal where it knows them.
+            folder: The dataset's folder.
+            records: The questions; existing pass rates are measured again, using answers in the journal.
             benchmarks: What must not be among them.
 
         Raises:
@@ -126,7 +126,7 @@ class QuestionFilter:
         return known.join(chain.from_iterable(measured))
 
     async def check_judge(self) -> None:
-        """Try the judge, if there is one, on answers whose worth is known.
+        """Test the judge, if there is one, on answers with known verdicts.
 
         Raises:
             DataError: When it can't be relied on.
@@ -135,10 +135,10 @@ class QuestionFilter:
             await self._judge.check()
 
     async def measure_video(self, folder: Path, records: Sequence[QuestionRecord]) -> list[MeasuredQuestion]:
-        """Have the questions that are shown the same answered.
+        """Have questions with the same media answered.
 
         Args:
-            folder: The dataset, in which their media are.
+            folder: The dataset's folder.
             records: The questions; all have the same media in the same order.
 
         Returns:
@@ -197,7 +197,7 @@ class QuestionFilter:
     async def _measure_under(
         self, condition: Condition, record: QuestionRecord, pictures: Sequence[VideoPictures]
     ) -> PassRate | Unmeasured | None:
-        """Measure one condition; None where it has nothing to show."""
+        """Measure one condition; None if it doesn't apply."""
         if condition is Condition.REASONING and self._judge is not None:
             return await self._answerer.measure_reasoning(record, self._judge)
         lines = [self.captions.get(digest, ()) for digest in record.digests]
@@ -209,7 +209,7 @@ class QuestionFilter:
 
 
 async def _run_all(works: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
-    """Run side by side; the first failure ends all of them."""
+    """Run in parallel; the first failure ends all of them."""
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(work) for work in works]

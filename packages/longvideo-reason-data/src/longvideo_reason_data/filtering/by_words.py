@@ -1,7 +1,7 @@
-"""Filtering questions without asking anybody: by their words, against each other, and against benchmarks.
+"""Filters questions without using a model: by their text, against each other, and against evaluation sets.
 
-What is left is for models to answer, one video after the other, in one process or on a cluster
-(`longvideo_reason_data.filtering.by_answers`); here it is also put together again.
+Models answer the rest, one video after the other, in one process or on a cluster
+(`longvideo_reason_data.filtering.by_answers`); this module also combines the results.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,12 +29,12 @@ class RejectedQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filtered:
-    """What came of filtering; kept and dropped together are all questions.
+    """The result of filtering; kept and dropped together are all questions.
 
     Attributes:
         kept: Questions with their pass rates, in order of their ids.
         dropped: The others, in order of their ids.
-        decontamination: What was found of the benchmarks.
+        decontamination: What was found of the evaluation sets.
     """
 
     kept: tuple[QuestionRecord, ...]
@@ -44,12 +44,12 @@ class Filtered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SortedQuestions:
-    """What is known of questions before anybody is asked.
+    """The result of filtering without a model.
 
     Attributes:
-        dropped: The unfit ones.
-        remaining: The others, those that are shown the same together.
-        decontamination: What was found of the benchmarks.
+        dropped: The unsuitable questions.
+        remaining: The others, grouped by their media.
+        decontamination: What was found of the evaluation sets.
     """
 
     dropped: tuple[RejectedQuestion, ...]
@@ -57,7 +57,7 @@ class SortedQuestions:
     decontamination: DecontaminationReport
 
     def join(self, measured: Iterable[MeasuredQuestion]) -> Filtered:
-        """Put these and the measured ones together."""
+        """Combine these with the measured ones."""
         kept: list[QuestionRecord] = []
         dropped = list(self.dropped)
         for record, verdict in measured:
@@ -75,11 +75,11 @@ class SortedQuestions:
 def sort_questions(
     records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], benchmarks: Sequence[Benchmark] = ()
 ) -> SortedQuestions:
-    """Drop the questions that are unfit without asking anybody.
+    """Drop the questions that are unsuitable, without using a model.
 
     Args:
         records: The questions.
-        fingerprints: Of their media, by digest.
+        fingerprints: Fingerprints of their media, by digest.
         benchmarks: What must not be among them.
     """
     verdicts, report = _judge_words(records, fingerprints, benchmarks)
@@ -100,15 +100,15 @@ def sort_questions(
 def _judge_words(
     records: Sequence[QuestionRecord], fingerprints: Mapping[str, Fingerprint], benchmarks: Sequence[Benchmark]
 ) -> tuple[dict[str, Verdict], DecontaminationReport]:
-    """Find the questions that are unfit without asking anybody.
+    """Find the questions that are unsuitable, without using a model.
 
     Args:
         records: The questions.
-        fingerprints: Of their media, by digest.
+        fingerprints: Fingerprints of their media, by digest.
         benchmarks: What must not be among them.
 
     Returns:
-        The verdict on each unfit question by its id, and what was found of the benchmarks.
+        The verdict on each unsuitable question by its id, and what was found of the evaluation sets.
     """
     verdicts: dict[str, Verdict] = {}
     report = find_contamination(records, fingerprints, benchmarks)
@@ -119,7 +119,7 @@ def _judge_words(
         reasons = check_question(record, record.longest_seconds)
         if reasons and record.question_id not in verdicts:
             verdicts[record.question_id] = Verdict(reason=reasons[0], detail=", ".join(reasons))
-    # Only among the fit ones, or a question would be dropped for the sake of one that is dropped itself.
+    # Only among the suitable ones; otherwise a question could be dropped because of one that is dropped itself.
     fit = [record for record in records if record.question_id not in verdicts]
     for question_id, (kept, alike) in find_repeated_questions(fit, find_same_footage(fingerprints)).items():
         verdicts[question_id] = Verdict(

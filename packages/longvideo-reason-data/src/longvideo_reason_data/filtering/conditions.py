@@ -1,8 +1,8 @@
-"""What a model is given besides the question, under each condition.
+"""What a model gets in addition to the question, under each condition.
 
-A picture is preceded by its time, because reasoning and evidence speak of times; under SCRAMBLED neither the order nor
-the times are true to the video, so they are omitted. Captions are those of the build, if there are any. Of several
-media all are shown, in their order, each behind its name.
+A frame is preceded by its time, because reasoning and evidence mention times; under SCRAMBLED the order is random, so
+times are omitted. Captions are those of the build, if there are any. Several media are all shown, in their order, each
+after its name.
 """
 
 import random
@@ -20,11 +20,11 @@ from longvideo_reason_data.records.record import Interval, QuestionRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What stands before the question.
+    """What comes before the question.
 
     Attributes:
-        parts: Pictures with their times, in the order in which they are sent.
-        text: What is said about them.
+        parts: Images with their times, in the order in which they are sent.
+        text: Text about them.
     """
 
     parts: tuple[str | Picture, ...]
@@ -38,18 +38,17 @@ def material_for(
     captions: Sequence[Sequence[str]],
     settings: FilterSettings,
 ) -> Material | None:
-    """Choose what a model is given.
+    """Choose what a model gets.
 
     Args:
-        condition: Any but REASONING, which isn't about what is shown.
+        condition: Any except REASONING, which doesn't show media.
         record: The question.
-        shown: The pictures of its media, in their order.
-        captions: What is seen and said in each of them, one line per segment; empty where there are none.
-        settings: How many pictures, of all videos together.
+        shown: The frames of its media, in their order.
+        captions: Description and subtitles of each of them, one line per segment; empty if there are none.
+        settings: Number of frames, for all videos together.
 
     Returns:
-        The material, or None where there is nothing that the condition could show: no captions, no evidence, or no
-        video of which less could be shown.
+        The material, or None if the condition doesn't apply: no captions, no evidence, or no video to show less of.
     """
     names = describe_media(shown)
     match condition:
@@ -88,14 +87,14 @@ _FRAMES = "frames of it, each at its time"
 
 
 def describe_media(shown: Sequence[VideoPictures]) -> str:
-    """Say how many videos and pictures there are: "a video", "2 videos and a picture"."""
+    """Describe the number of videos and images: "a video", "2 videos and a picture"."""
     num_images = sum(pictures.is_image for pictures in shown)
     counts = ((len(shown) - num_images, "video"), (num_images, "picture"))
     return " and ".join(f"a {name}" if count == 1 else f"{count} {name}s" for count, name in counts if count)
 
 
 def evidence_frames(video: FrameTimes, evidence: Sequence[Interval], *, num_frames: int) -> tuple[int, ...]:
-    """Plan frames of the evidence, shared out by the length of its intervals.
+    """Plan frames of the evidence, distributed by the length of its intervals.
 
     Args:
         video: The video.
@@ -115,14 +114,14 @@ def evidence_frames(video: FrameTimes, evidence: Sequence[Interval], *, num_fram
 
 
 def _plan(shown: Sequence[VideoPictures], num_frames: int) -> list[tuple[int, ...]]:
-    """Spread frames evenly over each video, all videos having the same share; a picture is shown as it is."""
+    """Spread frames evenly over each video, with the same share for all videos; an image is shown as it is."""
     num_videos = sum(not pictures.is_image for pictures in shown)
     share = max(1, num_frames // max(1, num_videos))
     return [sample_frames(pictures.video, num_frames=share) for pictures in shown]
 
 
 def _plan_evidence(record: QuestionRecord, shown: Sequence[VideoPictures], num_frames: int) -> list[tuple[int, ...]]:
-    """Spread frames over the evidence in each video, by its length; a picture is shown as it is."""
+    """Spread frames over the evidence in each video, by its length; an image is shown as it is."""
     seconds = [span.end_seconds - span.start_seconds for span in record.evidence]
     plan: list[tuple[int, ...]] = []
     for place, pictures in enumerate(shown):
@@ -134,20 +133,20 @@ def _plan_evidence(record: QuestionRecord, shown: Sequence[VideoPictures], num_f
 
 
 def _at_most(num_frames: int, shown: Sequence[VideoPictures], alone: str, frames: str) -> Material | None:
-    """Show less of each video than there is; None where there is no video."""
+    """Show only a part of each video; None if there is no video."""
     if all(pictures.is_image for pictures in shown):
         return None
     return _in_order(shown, _plan(shown, num_frames), alone, frames)
 
 
 def _in_order(shown: Sequence[VideoPictures], plan: Sequence[Sequence[int]], alone: str, frames: str) -> Material:
-    """Show frames of all media in the order of these, and name each where there are several.
+    """Show frames of all media in their order, and name each if there are several.
 
     Args:
-        shown: The pictures of the media.
-        plan: Which frames of each.
-        alone: What is said of a video that stands alone; gets its length.
-        frames: What is said of the frames that follow the name of a video.
+        shown: The frames of the media.
+        plan: The frames of each to show.
+        alone: Text about a single video; gets its length.
+        frames: Text about the frames that follow the name of a video.
     """
     if len(shown) == 1 and not shown[0].is_image:
         text = alone.format(shown[0].video.duration_seconds)
@@ -174,7 +173,7 @@ def _pictures_of(shown: Sequence[VideoPictures], plan: Sequence[Sequence[int]]) 
 
 
 def _with_times(pictures: VideoPictures, indices: Sequence[int]) -> list[str | Picture]:
-    """Put each picture behind its time."""
+    """Put each frame after its time."""
     times = pictures.video.timestamps
     parts: list[str | Picture] = []
     for index, picture in zip(indices, pictures.pictures(indices), strict=True):
@@ -183,7 +182,7 @@ def _with_times(pictures: VideoPictures, indices: Sequence[int]) -> list[str | P
 
 
 def _scrambled(pictures: Sequence[Picture], name: str) -> list[Picture]:
-    """Put pictures in another order, the same in every run."""
+    """Shuffle frames, in the same way in every run."""
     shuffled = list(pictures)
     random.Random(f"scrambled {name}").shuffle(shuffled)
     is_same = [picture.identity for picture in shuffled] == [picture.identity for picture in pictures]

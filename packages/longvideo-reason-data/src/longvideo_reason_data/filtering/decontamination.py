@@ -5,6 +5,7 @@ it was cut), and the wording of the question (unless it was rewritten). A wordin
 videos is a template, says nothing about any of them, and doesn't convict a question by itself.
 """
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +19,11 @@ from typing import Any
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filtering.benchmark_files import Benchmark
-from longvideo_reason_data.filtering.near_duplicates import shingle, similar_pairs
+from longvideo_reason_data.filtering.near_duplicates import likeness, shingle
+from longvideo_reason_data.filtering.similarity.set_index import RankedSets, SetIndex
 from longvideo_reason_data.media.decoders.base import DecoderName
 from longvideo_reason_data.media.fingerprints import Fingerprint, find_footage, fingerprint_video
-from longvideo_reason_data.records.medium import RecordMedium
-from longvideo_reason_data.records.opening import kind_of, open_file, open_medium
+from longvideo_reason_data.records.medium import RecordMedium, kind_of, open_file, open_medium
 from longvideo_reason_data.records.record import QuestionRecord, list_media
 
 SAME_WORDING = 0.8
@@ -180,12 +181,12 @@ def _likeness(match: tuple[int, float]) -> float:
 
 
 def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list[Contamination]:
-    asked: defaultdict[frozenset[str], list[QuestionRecord]] = defaultdict(list)
+    asked: defaultdict[bytes, list[QuestionRecord]] = defaultdict(list)
     for record in records:
-        asked[shingle(record.question, record.options)].append(record)
+        asked[_digest(shingle(record.question, record.options))].append(record)
     own = [
-        members
-        for members, group in asked.items()
+        group
+        for group in asked.values()
         if len(set(chain.from_iterable(record.digests for record in group))) < _FEWEST_TEMPLATE_VIDEOS
     ]
     rows: dict[frozenset[str], int] = {}
@@ -193,15 +194,30 @@ def _by_wording(records: Sequence[QuestionRecord], benchmark: Benchmark) -> list
         if item.question:
             rows.setdefault(shingle(item.question, item.options or ()), row)
     theirs = list(rows)
-    found: dict[int, tuple[float, int]] = {}
-    for first, second, alike in similar_pairs([*own, *theirs], at_least=SAME_WORDING):
-        if first < len(own) <= second and alike > found.get(first, (0.0, 0))[0]:
-            found[first] = (alike, rows[theirs[second - len(own)]])
-    return [
-        _contamination(record, benchmark.name, row, Net.WORDING, alike)
-        for place, (alike, row) in found.items()
-        for record in asked[own[place]]
-    ]
+    sets = RankedSets(chain(theirs, (_shingles_of(group) for group in own)))
+    known = SetIndex(sets, SAME_WORDING)
+    for place in range(len(theirs)):
+        known.add(place)
+    found: list[Contamination] = []
+    for place, group in enumerate(own, start=len(theirs)):
+        members = _shingles_of(group)
+        alike, likest = max(
+            ((likeness(members, theirs[other]), -other) for other in known.find(place)), default=(0.0, 0)
+        )
+        if alike >= SAME_WORDING:
+            row = rows[theirs[-likest]]
+            found += [_contamination(record, benchmark.name, row, Net.WORDING, alike) for record in group]
+    return found
+
+
+def _shingles_of(group: Sequence[QuestionRecord]) -> frozenset[str]:
+    """The shingles of questions that have the same ones."""
+    return shingle(group[0].question, group[0].options)
+
+
+def _digest(members: frozenset[str]) -> bytes:
+    """Stands for a set in less memory."""
+    return hashlib.blake2b("\n".join(sorted(members)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _contamination(record: QuestionRecord, benchmark: str, row: int, net: Net, alike: float) -> Contamination:

@@ -1,13 +1,14 @@
-"""Asking another model for its judgement: whether an open answer is right, and where the reasoning leads.
+"""Uses another model as a judge: whether an open answer is right, and which answer the reasoning leads to.
 
-Judges can be talked round: some take an empty answer, a lone colon or a sentence about itself for right. So one sees
-the extracted answer only, marked as data and cut to a length, and before it judges anything it has to refuse a set of
-such answers and to accept a plain right one. The reasoning is judged by answering from it, not by asking whether it is
-good: what it leads to is read by the same grammar as every other answer.
+Judges can be manipulated: some accept an empty answer, a single colon or a sentence that claims to be right. So a judge
+sees only the extracted answer, marked as data and cut to a maximum length, and before it judges anything it has to
+reject a set of such answers and accept a right one. The reasoning is judged by answering from it, not by asking whether
+it is good: the answer is parsed with the same grammar as every other answer.
 """
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.language_model.requests import Asks, Outcome, Reply, Request
@@ -16,7 +17,7 @@ from longvideo_reason_data.prompts.templates import Prompts
 from longvideo_reason_data.records.answers import ParseStatus, format_prompt, parse_response
 from longvideo_reason_data.records.record import QuestionRecord
 
-_LONGEST_ANSWER = 500  # characters; who writes more hasn't answered in a few words
+_LONGEST_ANSWER = 500  # characters; longer answers aren't a few words
 _SCHEMA = {
     "type": "object",
     "additionalProperties": False,
@@ -42,13 +43,13 @@ class _Comparison(BaseModel):
 
 
 class Judge:
-    """A model that judges what another one wrote.
+    """A model that judges another model's output.
 
     Args:
         client: Whom to ask.
         model: Name of the judge.
         prompts: The prompts, of which `same_answer` and `support` are used.
-        settings: How long an answer may be.
+        settings: Limits on the length of an answer.
 
     Attributes:
         model: Name of the judge.
@@ -59,37 +60,37 @@ class Judge:
         self._client, self._prompts, self._settings = client, prompts, settings
 
     async def check(self) -> None:
-        """Hold the judge to answers whose worth is known; asked once per judge and prompt, then read from the journal.
+        """Test the judge on answers with known verdicts; once per judge and prompt, then read from the journal.
 
         Raises:
-            DataError: When it takes a wrong one for right, refuses the right one, or says nothing.
+            DataError: When it accepts a wrong one, rejects the right one, or gives no verdict.
         """
         for given, expected in ((_TRIAL_RIGHT, True), *((wrong, False) for wrong in _TRIAL_WRONG)):
             said = await self._compare(_TRIAL_QUESTION, _TRIAL_RIGHT, given)
             if said is not expected:
                 if isinstance(said, Reply):
                     raise DataError(
-                        f"judge {self.model}: no judgement ({said.outcome}: {said.text}); run again to go on"
+                        f"judge {self.model}: no judgement ({said.outcome}: {visible(said.text)}); run again to go on"
                     )
                 found = "right" if said else "wrong"
                 raise DataError(
-                    f"judge {self.model}: finds {given!r} {found} where {_TRIAL_RIGHT!r} is asked for; "
+                    f"judge {self.model}: finds {given!r} {found}, although {_TRIAL_RIGHT!r} is the right answer; "
                     "choose another --judge"
                 )
 
     async def same_answer(self, record: QuestionRecord, given: str) -> bool | Reply:
-        """Say whether an open answer means the right one.
+        """Return whether an open answer means the same as the right one.
 
         Returns:
-            The judgement, or the reply of the server when there is none.
+            The judgement, or the server's reply if there is none.
         """
         return await self._compare(record.question, record.answer, given)
 
     async def supported_letter(self, record: QuestionRecord, *, sample_index: int) -> str | Reply | None:
-        """Find out which option the recorded reasoning leads to.
+        """Determine which option the recorded reasoning leads to.
 
         Returns:
-            A letter; None when it leads to none, or to several; the reply of the server when there is no answer.
+            A letter; None if it leads to none, or to several; the server's reply if there is no answer.
         """
         text = self._prompts.fill(
             "support", question=format_prompt(record.question, record.options), reasoning=record.reasoning
@@ -128,4 +129,4 @@ class Judge:
         try:
             return _Comparison.model_validate(extract_json(reply.text)).same
         except (ValueError, ValidationError):
-            return Reply(outcome=Outcome.INVALID, text=reply.text[:200])
+            return Reply(outcome=Outcome.INVALID, text=visible(reply.text))

@@ -1,8 +1,8 @@
-"""Options that give the answer away by their words: in one question, and over a whole dataset.
+"""Options whose wording gives the answer away: in one question, and over a whole dataset.
 
-What one question can't show, many do: if the longest option is right in half of them, a policy learns to count letters
-instead of watching. So simple strategies that never look at the video are played over all questions, and one that wins
-more often than chance allows is named.
+Some shortcuts only show over many questions: if the longest option is right in half of them, a policy learns to count
+letters instead of watching. So simple strategies that ignore the video are applied to all questions, and those that are
+right more often than chance allows are reported.
 """
 
 import math
@@ -13,7 +13,7 @@ from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.drop_reasons import Reason
 from longvideo_reason_data.records.record import QuestionRecord
 
-# An option may be this many times as long as the longest of the others before its length tells.
+# An option may be this many times as long as the longest of the others before its length is a cue.
 _LONGEST_RATIO = 1.5
 _SHORTEST_TELLING = 20  # characters; among brief options length is no cue
 # How many standard deviations above chance a strategy may win; four happen once in thirty thousand.
@@ -25,12 +25,12 @@ _ABOUT_OPTIONS = re.compile(
 
 
 def check_options(question: str, options: Sequence[str], right: int) -> list[Reason]:
-    """Look for options that are the same, that speak of each other, or that give the answer away.
+    """Find options that are equal, that refer to each other, or that give the answer away.
 
     Args:
         question: The question.
-        options: Its options; none for an open question, in which nothing can be found.
-        right: Place of the right one.
+        options: Its options; none for an open question, which has no such problems.
+        right: Index of the right one.
     """
     if not options:
         return []
@@ -55,10 +55,10 @@ def check_options(question: str, options: Sequence[str], right: int) -> list[Rea
 
 
 def find_shortcuts(records: Sequence[QuestionRecord]) -> list[str]:
-    """Play strategies that never look at a video, and describe those that win too often.
+    """Apply strategies that ignore the video, and describe those that are right too often.
 
     Returns:
-        One line per strategy that is right more often than chance allows; none for a sound dataset.
+        One line per strategy that is right more often than chance allows; none for a good dataset.
     """
     choices = [record for record in records if record.options]
     problems: list[str] = []
@@ -67,8 +67,8 @@ def find_shortcuts(records: Sequence[QuestionRecord]) -> list[str]:
         for record in choices:
             best = _best_places(score(record.question, record.options))
             if len(best) == len(record.options):
-                continue  # the strategy sees no difference and has nothing to say
-            # Of several best options one is drawn: the chance to be right is the same for all of them.
+                continue  # the strategy doesn't distinguish the options
+            # Of several best options one is drawn: each has the same chance of being right.
             chance = 1 / len(record.options)
             won += (LETTERS.index(record.answer) in best) / len(best)
             expected += chance
@@ -91,14 +91,14 @@ def _content_words(plain: str) -> set[str]:
 
 
 def _echoes(asked: str, plain: Sequence[str], right: int) -> bool:
-    """Say whether two or more words of the question stand in the right option and none in the others."""
+    """Return whether two or more words of the question are in the right option and none in the others."""
     asked_words = _content_words(asked)
     shared = [len(_content_words(option) & asked_words) for option in plain]
     return shared[right] >= 2 and not any(count for place, count in enumerate(shared) if place != right)
 
 
 def _stands_out(options: Sequence[str], right: int) -> bool:
-    """Say whether the right option alone is written in another form than all others."""
+    """Return whether only the right option has a different form."""
     forms: list[Callable[[str], bool]] = [
         lambda option: option.rstrip()[-1:] in ".!",
         lambda option: option.lstrip()[:1].isupper(),
@@ -130,7 +130,7 @@ def _echoed(question: str, options: Sequence[str]) -> list[float]:
 
 
 def _typical(question: str, options: Sequence[str]) -> list[float]:
-    """Score how many words an option shares with the others: distractors are often varied from the answer."""
+    """Score how many words an option shares with the others: distractors are often variations of the answer."""
     words = [set(plain_words(option).split()) for option in options]
     return [sum(len(own & other) for other in words) for own in words]
 

@@ -1,4 +1,4 @@
-"""Whether reasoning is about its video and leads to its answer, as far as its words alone can tell."""
+"""Whether reasoning is about its video and leads to its answer, judged by its text alone."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from longvideo_reason_data.records.answers import ParseStatus, parse_response
 from longvideo_reason_data.records.drop_reasons import Reason
 
 SHORTEST_WORDS = 7
-# Writers round; a time this far behind the end is still the end.
+# Models round; a time this far after the end is still the end.
 TOLERANCE_SECONDS = 1.0
 
 _CLOCK = re.compile(r"(?<![\d:.])(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d(?:\.\d{1,6})?)(?![\d:])")
@@ -20,7 +20,7 @@ _TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
 
 def times_in(text: str) -> list[float]:
-    """Find the moments that a text names, in seconds: `12.5 s`, `3 to 5 seconds`, `2 minutes`, `1:02:03`."""
+    """Find the times that a text mentions, in seconds: `12.5 s`, `3 to 5 seconds`, `2 minutes`, `1:02:03`."""
     found = [
         int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in _CLOCK.findall(text)
     ]
@@ -34,13 +34,13 @@ def times_in(text: str) -> list[float]:
 def check_reasoning(
     reasoning: str, options: Sequence[str], answer: str, duration_seconds: float | None
 ) -> list[Reason]:
-    """Look at whether the reasoning is one, is about this video and doesn't contradict the answer.
+    """Check that the reasoning isn't empty, is about this video and doesn't contradict the answer.
 
     Args:
-        reasoning: What was written.
-        options: The options of the question; empty for an open one, whose conclusion words can't be compared.
+        reasoning: The reasoning.
+        options: The options of the question; empty for an open one, whose conclusion isn't checked.
         answer: The right letter or text.
-        duration_seconds: Length of the video; None where there are pictures only, and so no times to name.
+        duration_seconds: Length of the video; None if there are only images, which have no times.
     """
     reasons: list[Reason] = []
     if len(reasoning.split()) < SHORTEST_WORDS:

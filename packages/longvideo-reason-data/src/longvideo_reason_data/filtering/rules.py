@@ -1,7 +1,7 @@
-"""Which questions are unfit, and why: by their words, and by how models answered them.
+"""Which questions are unsuitable, and why: by their text, and by models' answers.
 
-Everything here is a pure function. What a question says is checked before anybody is asked about it; what its pass
-rates say is checked after each condition, so that a question that is already lost costs no more.
+Everything here is a pure function. The text of a question is checked before any request; its pass rates are checked
+after each condition, so that a question that fails costs no more.
 """
 
 import math
@@ -20,21 +20,21 @@ from longvideo_reason_data.records.record import QuestionRecord, Split
 _ABOUT_CAPTIONS = re.compile(
     r"\bcaptions?\b|\b(?:the|given|provided|these|this) (?:descriptions?|transcripts?)\b", re.IGNORECASE
 )
-# The right option and its rival have at least this share of the answers when a question is ambiguous; somebody who
-# guesses spreads the answers over all options.
+# In an ambiguous question the right option and its rival have at least this share of the answers; guesses spread over
+# all options.
 _SHARE_OF_TWO = 0.9
 
 
 def check_question(question: QuestionDraft | QuestionRecord, duration_seconds: float | None) -> tuple[Reason, ...]:
-    """Say everything that is wrong with the words of a question.
+    """List everything that is wrong with the text of a question.
 
     Args:
-        question: A draft, or a record. A record without reasoning is not asked for one.
-        duration_seconds: Length of its video, of the longest of several; None for a question about pictures only, which
-            isn't asked for times.
+        question: A draft, or a record. A record without reasoning isn't checked for it.
+        duration_seconds: Length of its video, or of the longest of several; None for a question about images only,
+            which isn't checked for times.
 
     Returns:
-        The reasons to drop it in a fixed order; none for a fit one.
+        The reasons to drop it in a fixed order; none for a suitable one.
     """
     right = LETTERS.index(question.answer) if question.options else 0
     reasons = check_options(question.question, question.options, right)
@@ -50,15 +50,15 @@ def check_question(question: QuestionDraft | QuestionRecord, duration_seconds: f
 
 
 def decide(record: QuestionRecord, rates: Sequence[PassRate], thresholds: Thresholds) -> Verdict | None:
-    """Judge a question by how it was answered so far.
+    """Judge a question by its answers so far.
 
     Args:
-        record: The question; its own pass rates aren't looked at.
-        rates: How it was answered. What isn't among them isn't held against the question.
-        thresholds: Which pass rates it may have.
+        record: The question; its own pass rates are ignored.
+        rates: How it was answered. Missing conditions don't count against the question.
+        thresholds: Limits on pass rates.
 
     Returns:
-        Why it is dropped, or None.
+        The reason to drop it, or None.
     """
     found = {rate.condition: rate for rate in rates}
     for condition, most, reason in (
@@ -75,7 +75,7 @@ def decide(record: QuestionRecord, rates: Sequence[PassRate], thresholds: Thresh
     if reasoning and reasoning.rate < thresholds.min_reasoning_rate:
         return Verdict(reason=Reason.REASONING_UNSUPPORTED, detail=_shown(reasoning))
     rollouts = found.get(Condition.ROLLOUTS)
-    # What a policy always or never gets right has no gradient in reinforcement learning; elsewhere it is of use.
+    # What a policy always or never gets right has no gradient in reinforcement learning; elsewhere it is useful.
     if rollouts and record.split is Split.TRAIN_RL:
         if rollouts.num_right > thresholds.most_right_rollouts:
             return Verdict(reason=Reason.TOO_EASY, detail=_shown(rollouts))
@@ -85,7 +85,7 @@ def decide(record: QuestionRecord, rates: Sequence[PassRate], thresholds: Thresh
 
 
 def _judge_seen(record: QuestionRecord, seen: Sequence[PassRate], thresholds: Thresholds) -> Verdict | None:
-    """Judge a question by how it was answered with the video in view."""
+    """Judge a question by its answers with the video shown."""
     shown = ", ".join(_shown(rate) for rate in seen)
     passes = max(rate.rate for rate in seen) >= thresholds.min_seen_rate
     if record.options and all(rate.num_chosen for rate in seen):

@@ -1,4 +1,4 @@
-"""What the filters can be told, as strict models that load nothing heavy."""
+"""The settings of the filters, as strict models that load nothing heavy."""
 
 from typing import Annotated, Self
 
@@ -13,17 +13,17 @@ Number = Annotated[int, Field(ge=1)]
 class Thresholds(BaseModel):
     """Which pass rates a question may have.
 
-    Somebody who guesses one of four options is right six times of eight in 4 of 1,000 questions, and five times in 27;
-    so five of eight is still a question that couldn't be answered.
+    Guessing one of four options is right six times of eight in 4 of 1,000 questions, and five times in 27; so five of
+    eight still counts as a question that couldn't be answered.
 
     Attributes:
-        max_blind_rate: Highest share of right answers without the video.
-        max_single_frame_rate: Highest share of right answers from the picture in the middle.
-        max_captions_rate: Highest share of right answers from descriptions; 1 to measure only.
-        min_seen_rate: Lowest share of right answers in the better of the full video and the evidence.
-        min_rival_rate: Share of answers from which on a second option makes the question ambiguous, when it and the
-            right one have all but a tenth of the answers.
-        min_reasoning_rate: Share of the judge's answers that has to follow from the reasoning.
+        max_blind_rate: Maximum share of right answers without the video.
+        max_single_frame_rate: Maximum share of right answers from the middle frame.
+        max_captions_rate: Maximum share of right answers from descriptions; 1 to only measure it.
+        min_seen_rate: Minimum share of right answers with the better of the full video and the evidence.
+        min_rival_rate: Minimum share of answers for a second option that makes the question ambiguous, if together with
+            the right one it has at least nine tenths of the answers.
+        min_reasoning_rate: Minimum share of the judge's answers that must follow from the reasoning.
         fewest_right_rollouts: With fewer right ones a question is too hard for reinforcement learning.
         most_right_rollouts: With more right ones it is too easy.
     """
@@ -53,18 +53,18 @@ class FilterSettings(BaseModel):
     """Settings of the filters that have a default.
 
     Attributes:
-        conditions: Under which conditions questions are answered; those that decide come first whatever the order here.
-        num_samples: Answers per question and condition; the options are turned by one place from each to the next.
-        num_judge_samples: Answers of the judge about a reasoning.
-        num_rollouts: Answers of the policy.
-        num_full_frames: Pictures of the whole video.
-        num_few_frames: Pictures of the whole video when there shall be few.
-        num_evidence_frames: Pictures of all evidence intervals together, at least one for each.
-        max_side: Longest side of a picture in pixels; larger ones are made smaller.
-        jpeg_quality: Quality of a picture, of 100.
-        max_tokens: Longest answer, reasoning included.
-        temperature: 0 for the likeliest answer.
-        rollout_temperature: That of the policy's answers, as in training.
+        conditions: Conditions under which questions are answered; decisive ones come first, whatever the order here.
+        num_samples: Answers per question and condition; the options are rotated by one position for each.
+        num_judge_samples: Answers of the judge per reasoning.
+        num_rollouts: Answers of the policy per question.
+        num_full_frames: Frames of the whole video.
+        num_few_frames: Frames of the whole video in the condition with few frames.
+        num_evidence_frames: Frames of all evidence intervals together, at least one for each.
+        max_side: Longest side of a frame in pixels; larger ones are shrunk.
+        jpeg_quality: JPEG quality of a frame, up to 100.
+        max_tokens: Maximum tokens of an answer, including reasoning.
+        temperature: Sampling temperature; 0 for the most likely answer.
+        rollout_temperature: Sampling temperature of the policy's answers, as in training.
         thresholds: Which pass rates a question may have.
     """
 

@@ -1,1 +1,1 @@
-"""From one video to drafts of questions: its segments, captions, questions and reasoning."""
+"""From one video to question drafts: its segments, captions, questions and reasoning."""

@@ -1,7 +1,8 @@
-"""Describing a video segment by segment: frames, what is said, and the description before go in, words come out.
+"""Describes a video segment by segment, from frames, subtitles and the previous description.
 
-A video's segments are asked about one after the other, because each needs the one before; several videos go side by
-side. A segment that can't be described is dropped with its reason, and the chain goes on from the last description.
+A video's segments are described one after the other, because each needs the previous description; several videos are
+processed in parallel. A segment that can't be described is dropped with its reason, and the chain continues from the
+last description.
 """
 
 import asyncio
@@ -9,9 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.settings import CaptionSettings
 from longvideo_reason_data.language_model.requests import Asks, Outcome, Request, without_reasoning
 from longvideo_reason_data.media.segments import Segment, frames_in_segment
@@ -20,7 +18,7 @@ from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.prompts.pictures import VideoPictures
 from longvideo_reason_data.prompts.templates import Prompts
 from longvideo_reason_data.records.folder import SEGMENTS_NAME
-from longvideo_reason_data.records.record import describe_invalid
+from longvideo_reason_data.records.notes import SegmentNote, read_notes
 
 _NOTHING_BEFORE = "(nothing: this is the beginning)"
 _NOTHING_SAID = "(nothing)"
@@ -28,7 +26,7 @@ _NOTHING_SAID = "(nothing)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caption:
-    """What a segment shows, and the words that are said in it."""
+    """The description of a segment, and what is said in it."""
 
     segment: Segment
     text: str
@@ -37,7 +35,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostSegment:
-    """A segment without a description, and why."""
+    """A segment without a description, and the reason."""
 
     segment: Segment
     outcome: Outcome
@@ -58,17 +56,17 @@ async def caption_segments(
     """Describe the segments of a video in order.
 
     Args:
-        language_model: Whom to ask.
+        language_model: The client of the server.
         video: The video.
         segments: Its segments in order.
-        cues: Its subtitles.
+        cues: The video's subtitles.
         model: Name of the captioner.
         prompts: The prompts, of which `caption` is used.
-        settings: How segments are shown.
+        settings: How segments are shown to the model.
         on_segment: Called after each segment, for a progress bar.
 
     Returns:
-        The descriptions, and the segments that have none.
+        The descriptions, and the segments without one.
 
     Raises:
         DataError: When the server can't be used at all, or a frame can't be decoded.
@@ -77,7 +75,7 @@ async def caption_segments(
     lost: list[LostSegment] = []
     digest = await asyncio.to_thread(lambda: video.content_digest)
     for segment in segments:
-        # Of each segment anew, so that the pictures of an hour aren't kept.
+        # One per segment, so that the images of an hour aren't kept.
         shown = VideoPictures(video, digest, max_side=settings.max_side, jpeg_quality=settings.jpeg_quality)
         pictures = shown.pictures(frames_in_segment(video, segment, num_frames=settings.num_frames))
         speech = speech_between(cues, segment.start_seconds, segment.end_seconds)
@@ -97,7 +95,7 @@ async def caption_segments(
             prompt_digest=prompts.digest_of("caption"),
         )
         reply = await language_model.ask(request)
-        # A description that was cut off is still one; only its last sentence may be half.
+        # A truncated description is still usable; only its last sentence may be incomplete.
         words = " ".join(without_reasoning(reply.text).split())
         if reply.outcome not in (Outcome.ANSWERED, Outcome.TRUNCATED):
             lost.append(LostSegment(segment=segment, outcome=reply.outcome, detail=reply.text))
@@ -111,33 +109,14 @@ async def caption_segments(
 
 
 def read_captions(dataset: Path) -> dict[str, list[str]]:
-    """Read what a build wrote about the segments of its videos, as one line each by the digest of the video.
+    """Read a build's descriptions of segments, one line each, by the digest of the video.
 
     Raises:
         DataError: When the file is damaged.
     """
-    path = dataset / SEGMENTS_NAME
     lines: dict[str, list[tuple[float, str]]] = {}
-    if not path.exists():
-        return {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            segment = _DescribedSegment.model_validate_json(line)
-            said = f' Said: "{segment.speech}"' if segment.speech else ""
-            text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
-            lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
-    except ValidationError as error:
-        raise DataError(f"{path}: {describe_invalid(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
+    for _, segment in read_notes(dataset, SEGMENTS_NAME, SegmentNote):
+        said = f' Said: "{segment.speech}"' if segment.speech else ""
+        text = f"[{segment.start_seconds:.1f} s to {segment.end_seconds:.1f} s] {segment.caption}{said}"
+        lines.setdefault(segment.video_digest, []).append((segment.start_seconds, text))
     return {digest: [text for _, text in sorted(found)] for digest, found in lines.items()}
-
-
-class _DescribedSegment(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    video_digest: str
-    start_seconds: float
-    end_seconds: float
-    caption: str
-    speech: str = ""

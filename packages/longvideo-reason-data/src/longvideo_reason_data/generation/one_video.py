@@ -1,8 +1,8 @@
-"""What is done with one video: describe its segments, ask for questions, rewrite their reasoning, check them.
+"""Processes one video: describes its segments, requests questions, rewrites their reasoning, and checks them.
 
-This is the whole of the second and third stage for that video, and the same wherever it runs. Segments are described
-one after the other, and so are the questions of one skill, because each is told of those before; the skills go side by
-side. What comes out doesn't hang on time or on company.
+This is the complete second and third stage for that video, and the same wherever it runs. Segments are described one
+after the other, and the questions of one skill are requested one after the other, because each request lists the
+previous ones; the skills are processed in parallel. The result doesn't depend on timing or on other videos.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.records.drafts import QuestionDraft
 from longvideo_reason_data.records.record import Skill
 
-# These end the same way when they are tried again; after any other, a later run may have more luck.
+# These fail in the same way when retried; after any other failure, a later run may succeed.
 _LASTING = frozenset(
     {
         Outcome.ANSWERED,
@@ -43,7 +43,7 @@ _NO_CAPTIONS = "no_captions"
 
 @dataclass(slots=True, kw_only=True)
 class _Counted:
-    """Hands requests on, counts them, and notes whether one failed for the time being."""
+    """Passes on requests, counts them, and records whether one failed temporarily."""
 
     model: Asks
     num_requests: int = 0
@@ -58,7 +58,7 @@ class _Counted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """Whom to tell that something is done, for progress bars.
+    """Callbacks for progress bars.
 
     Attributes:
         segment: Called after each segment.
@@ -74,12 +74,12 @@ async def generate(source: SourceVideo, plan: BuildPlan, model: Asks, advance: A
 
     Args:
         source: The video.
-        plan: What the build was told.
+        plan: The settings of the build.
         model: Whom to ask.
-        advance: Whom to tell about progress.
+        advance: Callbacks for progress.
 
     Raises:
-        DataError: When the file can't be read any more, or no request at all can be answered.
+        DataError: When the file can no longer be read, or no request at all can be answered.
     """
     advance = advance or Advance()
     counted = _Counted(model=model)
@@ -144,7 +144,7 @@ class _Asking:
     dropped: list[Dropped] = field(default_factory=list[Dropped])
 
     async def ask_skill(self, skill: Skill) -> None:
-        """Ask for the questions of one skill, one after the other."""
+        """Request the questions of one skill, one after the other."""
         earlier: list[str] = []
         for number in range(1, self.plan.settings.questions.quotas.of(skill) + 1):
             question_id = f"{self.source.digest[:16]}-{skill}-{number:03}"
@@ -183,7 +183,7 @@ class _Asking:
         return await rewrite_reasoning(self.model, proposal, model=plan.model, prompts=plan.prompts, settings=settings)
 
     def drop_repeated(self) -> None:
-        """Keep the first of several questions of the same words."""
+        """Keep the first of several questions with the same wording."""
         seen: dict[str, str] = {}
         for question_id, (_, draft) in sorted(self.drafts.items()):
             words = " ".join(draft.question.casefold().split())
@@ -198,5 +198,5 @@ class _Asking:
 
 
 def _share_of(name: str) -> float:
-    """Give every name its own fixed number between 0 and 1."""
+    """Map every name to a fixed number between 0 and 1."""
     return int.from_bytes(hashlib.sha256(f"open:{name}".encode()).digest()[:8]) / 2**64

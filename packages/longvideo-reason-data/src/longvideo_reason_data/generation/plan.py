@@ -1,4 +1,4 @@
-"""What a build was told, and the digests that tell whether a result of an earlier one still counts."""
+"""The plan of a build, and the digests that determine whether a result of an earlier build is still valid."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ STAGES = ("videos", "segments", "questions")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """Everything that shapes the records besides the videos; it can be sent to other processes.
+    """Everything except the videos that affects the records; it can be sent to other processes.
 
     Attributes:
         settings: The settings.
         prompts: The prompts.
         model: Name of the reasoner.
-        captioner: Name of the model that sees the pictures.
+        captioner: Name of the model that sees the frames.
     """
 
     settings: BuildSettings
@@ -29,7 +29,7 @@ class BuildPlan:
 
     @cached_property
     def config_digests(self) -> dict[str, str]:
-        """SHA-256 of what shapes each stage; a later one covers the earlier ones."""
+        """SHA-256 of what affects each stage; a later one covers the earlier ones."""
         settings = self.settings
         cutting = settings.scenes.model_dump(mode="json") if settings.segments == "scenes" else settings.window_seconds
         videos = {"decoder": settings.decoder, settings.segments: cutting}
@@ -49,5 +49,5 @@ class BuildPlan:
 
 
 def digest_json(value: object) -> str:
-    """SHA-256 of a value in its one JSON form."""
+    """SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """From the descriptions of a video to questions with evidence and reasoning, with four options or open-ended.
 
-The reasoner is held to a JSON schema where the server supports one; in any case its answer is searched for the JSON
-object and checked here. What fails in every sample is dropped with its reason. Whether a question is any good is for
-the filters to say.
+The reasoner must follow a JSON schema where the server supports one; in any case the JSON object is extracted from its
+answer and checked here. What fails in every sample is dropped with its reason. The filters decide whether a question is
+good.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,19 +68,19 @@ async def propose_question(
     prompts: Prompts,
     settings: QuestionSettings,
 ) -> QuestionProposal | LostQuestion:
-    """Ask for one question.
+    """Request one question.
 
     Args:
         language_model: Whom to ask.
         captions: Descriptions of the video's segments in order.
         duration_seconds: Length of the video.
-        skill: What the question should ask of the viewer.
-        number: Which question of this skill it is, from 1.
-        earlier: Questions of this skill that there are already.
-        open_ended: Whether it shall have no options.
+        skill: The skill that the question should test.
+        number: Number of the question within this skill, from 1.
+        earlier: Existing questions of this skill.
+        open_ended: Whether it has no options.
         model: Name of the reasoner.
         prompts: The prompts, of which `question`, the skill's, and `choice` or `open` are used.
-        settings: How often and how long.
+        settings: Number of samples and limits on length.
 
     Raises:
         DataError: When the server can't be used at all.

@@ -1,9 +1,9 @@
-"""From reasoning that is grouped by time range to one flowing text that still says when everything is seen.
+"""From reasoning grouped by time range to one continuous text that still says when everything is seen.
 
-The reasoner's steps and their labels would teach a policy to number its thoughts and to speak of captions that it
-never gets. The rewrite takes both away. What it must not take away are the moments: each end of each range has to be
-named, and no moment that the steps don't know. What fails in every sample is dropped with its reason. Whether the text
-says the same as the steps otherwise isn't judged here.
+The reasoner's steps and their labels would teach a policy to number its thoughts and to mention captions that it never
+gets. The rewrite removes both. It must keep the times: both ends of each range have to be mentioned, and no time that
+isn't in the steps. What fails in every sample is dropped with its reason. Whether the text otherwise means the same as
+the steps isn't checked here.
 """
 
 import re
@@ -20,7 +20,7 @@ from longvideo_reason_data.records.drafts import QuestionDraft, QuestionProposal
 
 
 class RewriteFault(StrEnum):
-    """What is wrong with a rewritten reasoning."""
+    """A problem of a rewritten reasoning."""
 
     KEEPS_LABELS = "rewrite_keeps_labels"
     MENTIONS_CAPTIONS = "rewrite_mentions_captions"
@@ -45,14 +45,14 @@ async def rewrite_reasoning(
     prompts: Prompts,
     settings: QuestionSettings,
 ) -> QuestionDraft | LostQuestion:
-    """Ask for the reasoning of a question as one text.
+    """Request the reasoning of a question as one text.
 
     Args:
         language_model: Whom to ask.
         proposal: The question.
         model: Name of the reasoner.
         prompts: The prompts, of which `rewrite` is used.
-        settings: How often and how long.
+        settings: Number of samples and limits on length.
 
     Raises:
         DataError: When no request at all can be answered.
@@ -88,7 +88,7 @@ async def rewrite_reasoning(
 
 
 def find_rewrite_fault(steps: Sequence[ReasoningStep], written: str) -> RewriteFault | None:
-    """Say what is wrong with a rewritten reasoning, or None when it keeps its grounding and nothing else.
+    """Return what is wrong with a rewritten reasoning, or None if it has exactly the times of the steps.
 
     Args:
         steps: The reasoning by time range.
@@ -102,7 +102,7 @@ def find_rewrite_fault(steps: Sequence[ReasoningStep], written: str) -> RewriteF
     ends = [seconds for step in steps for seconds in (step.start_seconds, step.end_seconds)]
     if any(not _is_among(seconds, named) for seconds in ends):
         return RewriteFault.LOSES_TIMES
-    # A moment inside a range and the length of a range are no inventions.
+    # A time inside a range and the length of a range are allowed.
     known = [*times_in(" ".join(step.thought for step in steps)), *(s.end_seconds - s.start_seconds for s in steps)]
     for seconds in named:
         inside = any(

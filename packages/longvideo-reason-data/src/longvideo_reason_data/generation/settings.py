@@ -1,4 +1,4 @@
-"""What a build can be told, as one strict model that loads nothing heavy."""
+"""The settings of a build, as one strict model that loads nothing heavy."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,18 +13,18 @@ from longvideo_reason_data.records.record import NonEmpty, Skill
 from longvideo_reason_data.records.splits import SplitFractions
 
 Engine = Literal["local", "ray"]
-"""Where videos are read and questions put together: in this process, or by Ray Data on a cluster."""
+"""Where videos are read and questions are generated: in this process, or by Ray Data on a cluster."""
 
 
 class CaptionSettings(BaseModel):
     """How segments are shown to the captioner.
 
     Attributes:
-        num_frames: Pictures of each segment.
-        max_side: Longest side of a picture in pixels; larger ones are made smaller.
-        jpeg_quality: Quality of a picture, of 100.
-        max_tokens: Longest description.
-        temperature: 0 for the likeliest description.
+        num_frames: Frames per segment.
+        max_side: Longest side of a frame in pixels; larger ones are shrunk.
+        jpeg_quality: JPEG quality of a frame, up to 100.
+        max_tokens: Maximum tokens of a description.
+        temperature: Sampling temperature; 0 for the most likely description.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,7 +37,7 @@ class CaptionSettings(BaseModel):
 
 
 class SkillQuotas(BaseModel):
-    """How many questions are asked about each video.
+    """Number of questions per video and skill.
 
     Attributes:
         temporal: Questions about order and duration.
@@ -61,11 +61,11 @@ class SkillQuotas(BaseModel):
 
     @property
     def total(self) -> int:
-        """Questions about each video."""
+        """Number of questions per video."""
         return sum(self.of(skill) for skill in Skill)
 
     def of(self, skill: Skill) -> int:
-        """Questions of one skill."""
+        """Number of questions of one skill."""
         return {
             Skill.TEMPORAL: self.temporal,
             Skill.GOAL: self.goal,
@@ -78,11 +78,11 @@ class QuestionSettings(BaseModel):
     """How questions are asked for.
 
     Attributes:
-        quotas: Questions about each video in each of the four skills.
-        open_ended_share: Share of the questions that have no options; which ones hangs on video, skill and number.
-        max_tokens: Longest answer, reasoning included; doubled when it doesn't suffice.
-        temperature: 0 for the likeliest answer.
-        num_samples: How often an answer in the wrong form is asked for anew.
+        quotas: Questions per video for each of the four skills.
+        open_ended_share: Share of the questions without options; which ones depends on video, skill and number.
+        max_tokens: Maximum tokens of an answer, including reasoning; doubled if that isn't enough.
+        temperature: Sampling temperature; 0 for the most likely answer.
+        num_samples: How often an invalid answer is requested again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,19 +98,19 @@ class BuildSettings(ClientSettings):
     """Settings of a build that have a default.
 
     Attributes:
-        decoder: Which library makes the pixels, never another in its place; decord and torchcodec are extras.
-        segments: What segments are: windows of equal length, or scenes (extra scenes).
+        decoder: The decoding library, which is never replaced by another; decord and torchcodec are extras.
+        segments: Kind of segments: windows of equal length, or scenes (extra scenes).
         window_seconds: Length of a window.
-        scenes: How scenes are found.
-        subtitles: Folder with subtitle files named as the videos, where they don't lie beside them.
+        scenes: How scenes are detected.
+        subtitles: Folder with subtitle files named like the videos, if they aren't next to them.
         captions: How segments are shown to the captioner.
         questions: How questions are asked for.
         splits: Shares of the splits.
-        captioner_prompt_price: Price of a million tokens that the captioner reads; that of the others when not given.
-        captioner_completion_price: Price of a million tokens that it writes; that of the others when not given.
+        captioner_prompt_price: Price per million tokens that the captioner reads; by default that of the other models.
+        captioner_completion_price: Price per million tokens that it generates; by default that of the other models.
         source: Where the videos are from, for the records.
-        license: Under which licence they are, for the records.
-        seed: Decides splits, letters and the order of options.
+        license: Licence of the videos, for the records.
+        seed: Determines splits, letters and the order of options.
     """
 
     decoder: DecoderName = DecoderName.PYAV
@@ -128,10 +128,10 @@ class BuildSettings(ClientSettings):
     seed: int = 0
 
     def model_prices(self, captioner: str, *models: str | None) -> dict[str, TokenPrice]:
-        """Give the price of the captioner and of the other models, or none when they aren't known.
+        """Return the prices of the captioner and of the other models, or none if they aren't known.
 
         Raises:
-            UsageError: When they aren't known though the cost is limited.
+            UsageError: When they aren't known although the cost is limited.
         """
         prices = self.prices(captioner, *models)
         if prices and captioner not in models:

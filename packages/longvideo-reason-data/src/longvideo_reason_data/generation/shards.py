@@ -1,9 +1,8 @@
-"""What became of each video of a build: one JSON file per video, written when all its questions are settled.
+"""The result of each video of a build: one JSON file per video, written when all its questions are settled.
 
-So a build keeps one video in memory per video at work, and one that was interrupted or is started again leaves alone
-what is settled. A shard counts only for the very video, subtitles, settings, prompts and models that it was made with,
-and not at all when something was lost to a failure that may pass: then the video is gone through again, with every
-answer that was paid for taken from the journal.
+So a build only keeps the videos in progress in memory, and an interrupted or restarted build skips what is settled. A
+shard is valid only for the same video, subtitles, settings, prompts and models, and is not used if something failed
+temporarily: then the video is processed again, with every paid answer taken from the journal.
 """
 
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.generation.sources import SourceVideo
@@ -22,12 +23,12 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class Dropped(BaseModel):
-    """An item that isn't in the dataset, and why.
+    """An item that isn't in the dataset, and the reason.
 
     Attributes:
         stage: Where it was dropped: "videos", "segments" or "questions".
-        item: Which one it is.
-        reason: Why, in one word that can be counted.
+        item: Identifies the item.
+        reason: The reason, as one word that can be counted.
         detail: What exactly happened, in one line.
     """
 
@@ -40,7 +41,7 @@ class Dropped(BaseModel):
 
 
 class DescribedSegment(BaseModel):
-    """What a segment shows, and the words that are said in it."""
+    """The description of a segment, and what is said in it."""
 
     model_config = _STRICT
 
@@ -62,18 +63,18 @@ class DraftedQuestion(BaseModel):
 
 
 class VideoShard(BaseModel):
-    """What became of a video.
+    """The result of a video.
 
     Attributes:
-        version: Of this form.
-        config_digest: Digest of all that shaped it besides the video.
+        version: Version of this format.
+        config_digest: Digest of everything except the video that affects it.
         source: The video.
-        num_questions: How many questions were wanted.
-        num_requests: How often a model was asked, in this run or an earlier one.
+        num_questions: Number of questions requested.
+        num_requests: Number of requests, in this run or an earlier one.
         is_settled: Whether asking again would change nothing.
-        segments: Those that were described.
-        questions: Those that passed, by id.
-        dropped: The others of both kinds, by stage and name.
+        segments: Segments that were described.
+        questions: Questions that passed, by id.
+        dropped: Dropped segments and questions, by stage and name.
     """
 
     model_config = _STRICT
@@ -94,29 +95,32 @@ class ShardFolder:
 
     Args:
         output: The dataset's folder.
-        config_digest: Digest of all that shapes a shard besides its video.
+        config_digest: Digest of everything except the video that affects a shard.
     """
 
     def __init__(self, output: Path, config_digest: str) -> None:
-        self._folder, self._config_digest = output / SHARDS_NAME, config_digest
+        self._folder, self._config_digest = ForeignFolder(output, error=DataError), config_digest
 
     def write(self, shard: VideoShard) -> None:
-        """Keep a shard.
+        """Write a shard.
 
         Raises:
             DataError: When it can't be written.
         """
-        write_text_atomic(self._path(shard.source), shard.model_dump_json() + "\n")
+        write_text_atomic(self._folder.place(_name(shard.source)), shard.model_dump_json() + "\n")
 
     def find(self, source: SourceVideo) -> VideoShard | None:
-        """Return the shard of a video, or None when there is none that still counts."""
-        path = self._path(source)
-        try:
-            shard = VideoShard.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        """Return the shard of a video, or None if there is no valid one.
+
+        Raises:
+            DataError: When something that is no regular file has its name.
+        """
+        if not self._folder.has(_name(source)):
             return None
-        except (OSError, ValidationError):
-            return None  # of another version or damaged; its answers are in the journal
+        try:
+            shard = VideoShard.model_validate_json(self._folder.read_bytes(_name(source)))
+        except ValidationError:
+            return None  # another version or damaged; its answers are in the journal
         same = shard.config_digest == self._config_digest and _identity(shard.source) == _identity(source)
         return shard.model_copy(update={"source": source}) if same and shard.is_settled else None
 
@@ -124,23 +128,25 @@ class ShardFolder:
         """Return the shard that this build wrote for a video.
 
         Raises:
-            DataError: When it isn't there or not readable.
+            DataError: When it isn't there or can't be read.
         """
-        path = self._path(source)
+        content = self._folder.read_bytes(_name(source))
         try:
-            return VideoShard.model_validate_json(path.read_bytes()).model_copy(update={"source": source})
-        except (OSError, ValidationError) as error:
-            raise DataError(f"{path}: gone or changed while the build was running; run it again") from error
+            return VideoShard.model_validate_json(content).model_copy(update={"source": source})
+        except ValidationError as error:
+            path = self._folder.root / _name(source)
+            raise DataError(f"{path}: changed while the build was running; run it again") from error
 
-    def _path(self, source: SourceVideo) -> Path:
-        return self._folder / f"{source.digest}.json"
+
+def _name(source: SourceVideo) -> str:
+    return f"{SHARDS_NAME}/{source.digest}.json"
 
 
 def _identity(source: SourceVideo) -> dict[str, object]:
-    """What of a video shapes its shard; not its name or that of its subtitles."""
+    """What affects the shard of a video; not its name or that of its subtitles."""
     return source.model_dump(exclude={"path", "speech_origin", "speech_problem"})
 
 
 def make_dropped(stage: str, item: str, reason: str, detail: str = "") -> Dropped:
-    """Note an item that is dropped; the detail is cut to one line."""
-    return Dropped(stage=stage, item=item, reason=reason, detail=" ".join(detail.split())[:300])
+    """Create the entry of a dropped item; the detail is cut to one line."""
+    return Dropped(stage=stage, item=item, reason=reason, detail=visible(" ".join(detail.split())))

@@ -1,7 +1,7 @@
-"""The first stage of a build: which of the files are videos, what they are, and where they stand in the dataset.
+"""The first stage of a build: which of the files are videos, their properties, and their paths in the dataset.
 
-A video is known by the digest of its bytes, so that nothing that follows hangs on names or on order. What is kept of it
-here is small: a build may have very many.
+A video is identified by the digest of its bytes, so that nothing depends on names or on order. Little is stored per
+video here, because a build may have very many.
 """
 
 import os
@@ -26,13 +26,13 @@ class SourceVideo(BaseModel):
     """A video of the build.
 
     Attributes:
-        path: The file that was given.
+        path: The input file.
         digest: SHA-256 of its bytes.
         duration_seconds: Its length.
-        borders: Where its segments begin, and where the last one ends, in seconds.
+        borders: The starts of its segments, and the end of the last one, in seconds.
         speech_digest: Digest of its subtitles.
-        speech_origin: Where they are from, in words; empty when there are none.
-        speech_problem: What of them can't be read; empty when all can.
+        speech_origin: Description of their source; empty if there are none.
+        speech_problem: What can't be read; empty if everything can.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,28 +47,28 @@ class SourceVideo(BaseModel):
 
     @property
     def num_segments(self) -> int:
-        """How many segments it is cut into."""
+        """Number of its segments."""
         return len(self.borders) - 1
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What it is cut into."""
+        """Its segments."""
         return segments_between(self.borders)
 
     @property
     def dataset_path(self) -> str:
-        """Where the video stands in the dataset: `videos/NAME-DIGEST.SUFFIX`."""
+        """Path of the video in the dataset: `videos/NAME-DIGEST.SUFFIX`."""
         return f"{VIDEOS_NAME}/{file_name(self.path, self.digest)}"
 
 
 def file_name(path: Path, digest: str) -> str:
-    """Name a file of the dataset by what it was called and what is in it: `NAME-DIGEST.SUFFIX`."""
+    """Build the name of a file in the dataset from its original name and its digest: `NAME-DIGEST.SUFFIX`."""
     stem = re.sub(r"[^\w.-]+", "_", path.stem)[:60].strip("._") or "video"
     return f"{stem}-{digest[:12]}{path.suffix.lower()}"
 
 
 def probe_source(path: Path, settings: BuildSettings) -> SourceVideo:
-    """Find out what a file is.
+    """Probe a file.
 
     Raises:
         UsageError: When the decoder or the detector of scenes isn't installed.
@@ -90,7 +90,7 @@ def probe_source(path: Path, settings: BuildSettings) -> SourceVideo:
 
 
 def cut_video(video: VideoFile, settings: BuildSettings) -> tuple[Segment, ...]:
-    """Cut a video as the settings say."""
+    """Cut a video as specified in the settings."""
     if settings.segments == "scenes":
         segments = scene_segments(video, settings.scenes)
     else:
@@ -100,7 +100,7 @@ def cut_video(video: VideoFile, settings: BuildSettings) -> tuple[Segment, ...]:
 
 
 def place_video(source: SourceVideo, output: Path) -> None:
-    """Bring a video into the dataset: as a hard link on the same disk, else as a copy. Done once per video.
+    """Add a video to the dataset: as a hard link on the same disk, else as a copy. Does nothing if it is there.
 
     Raises:
         DataError: When it can't be written.
@@ -109,7 +109,7 @@ def place_video(source: SourceVideo, output: Path) -> None:
 
 
 def place_file(path: Path, target: Path) -> None:
-    """Bring a file to another place: as a hard link on the same disk, else as a copy. Done once.
+    """Put a file at another path: as a hard link on the same disk, else as a copy. Does nothing if it is there.
 
     Raises:
         DataError: When it can't be written.

@@ -1,1 +1,1 @@
-"""Looking at a finished dataset: checks, figures and its card."""
+"""Inspecting a finished dataset: checks, figures and its card."""

@@ -1,7 +1,7 @@
-"""The card of a dataset: what is in it, how it was made, under which licences, and what it can't be trusted with.
+"""The card of a dataset: its contents, how it was made, its licences, and its limits.
 
-Everything in it is counted from the records and the manifest, or said to be unknown. The front matter is what Hugging
-Face reads; it names the files of each split, so that `datasets.load_dataset` finds them in a folder and on a hub.
+Everything in it is computed from the records and the manifest, or stated to be unknown. Hugging Face reads the front
+matter; it lists the files of each split, so that `datasets.load_dataset` finds them in a folder and on a hub.
 """
 
 import json
@@ -44,9 +44,9 @@ def write_card(
     """Write the card.
 
     Args:
-        name: Of the dataset.
-        records: Its questions.
-        manifest: How it was made; empty when that isn't known.
+        name: Name of the dataset.
+        records: The dataset's questions.
+        manifest: How it was made; empty if that isn't known.
         files: The file of each split.
         layout: Name of the layout of the files.
 
@@ -177,7 +177,7 @@ def _describe_making(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _find_limits(records: Sequence[QuestionRecord]) -> list[str]:
-    """Say what the records themselves show about how far to trust them."""
+    """State what the records themselves show about their reliability."""
     num_measured = sum(bool(record.model_dump().get("pass_rates")) for record in records)
     num_open = sum(not record.options for record in records)
     num_ungrounded = sum(not record.evidence for record in records)
@@ -206,7 +206,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Keep text from being read as Markdown, HTML or another cell."""
+    """Escape text so that it isn't read as Markdown, HTML or another cell."""
     flat = " ".join(text.split())
     for sign in ("\\", "|", "<", "`"):
         flat = flat.replace(sign, "&lt;" if sign == "<" else "\\" + sign)

@@ -24,8 +24,7 @@ from longvideo_reason_data.records.folder import (
     read_decoder,
     read_manifest,
 )
-from longvideo_reason_data.records.medium import MediumKind, RecordMedium
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import MediumKind, RecordMedium, open_medium
 from longvideo_reason_data.records.record import NUM_OPTIONS, Demonstration, QuestionRecord, Split, list_media
 
 

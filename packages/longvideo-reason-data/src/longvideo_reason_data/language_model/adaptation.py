@@ -20,12 +20,21 @@ from typing import Any
 from longvideo_reason_data.language_model.failures import Rejection
 from longvideo_reason_data.language_model.requests import Picture, Request
 
+NEUTRAL_SAMPLING: Mapping[str, int | float] = {"top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1}
+"""Sampling as the model's own probabilities have it; without them many a server takes its checkpoint's habits.
+
+A checkpoint with `top_k` 1 in its generation_config.json would give one answer for all samples of a question.
+"""
+
+_ALL_SAMPLING = "neutral sampling"
 _LEAST_ROOM = 4  # an answer may get a quarter of the tokens that it was meant to have, and no less
 _TEXT_IN_PARTS = "text in parts"
 
-_NUMBER = re.compile(r"\d+")
-_SUM = re.compile(r"(\d+)\s*\+\s*\d+\s*>\s*(\d+)")
-_CONTEXT = re.compile(r"(?:context (?:length|size|window|limit)|max(?:imum)? model len\w*|n_ctx)\D{0,40}(\d+)", re.I)
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # a longer one counts neither tokens nor pictures
+_SUM = re.compile(r"(?<!\d)(\d{1,9})\s*\+\s*\d+\s*>\s*(\d{1,9})(?!\d)")
+_CONTEXT = re.compile(
+    r"(?:context (?:length|size|window|limit)|max(?:imum)? model len\w*|n_ctx)\D{0,40}(\d{1,9})(?!\d)", re.I
+)
 _PICTURES = re.compile(r"\b(?:images?|pictures?|media|multi-?modal)\b", re.I)
 _TOO_MANY = re.compile(r"too (?:many|much)|at most|up to|max|limit|exceed|more than|only|>", re.I)
 _OF_ONE_PICTURE = re.compile(
@@ -37,6 +46,7 @@ _TEXT_WANTED = re.compile(
     r"expected a string|valid string|(?:must|should) be a string|invalid type: sequence|expected str\b", re.I
 )
 _UNKNOWN = re.compile(r"unsupported|unknown|unrecogni[sz]ed|unexpected|not (?:supported|permitted|allowed)|extra", re.I)
+_SOME_PARAMETER = re.compile(r"param|argument|field|propert|\bkeys?\b", re.I)
 _RANGE = re.compile(r"greater|less|between|range|positive|at least|at most|[<>≤≥]", re.I)
 _SCHEMA = re.compile(r"response_format|json_schema|structured output|guided|grammar", re.I)
 
@@ -51,6 +61,7 @@ class Adaptation:
         most_tokens: Longest answer that it gives.
         fewer_pictures: Pairs: a request with at least so many pictures is sent with so many.
         room: Tokens left for the answer to this one request, whose prompt all but fills the context.
+        takes_sampling: Whether it ever took all that is sent about sampling.
     """
 
     left_out: frozenset[str] = frozenset()
@@ -58,6 +69,7 @@ class Adaptation:
     most_tokens: int | None = None
     fewer_pictures: frozenset[tuple[int, int]] = frozenset()
     room: int | None = None
+    takes_sampling: bool = False
 
     def joined(self, other: "Adaptation") -> "Adaptation":
         """Put together what two requests taught, without what concerned one of them only."""
@@ -67,6 +79,7 @@ class Adaptation:
             limit_name=other.limit_name if self.limit_name == "max_tokens" else self.limit_name,
             most_tokens=min(limits, default=None),
             fewer_pictures=self.fewer_pictures | other.fewer_pictures,
+            takes_sampling=self.takes_sampling or other.takes_sampling,
         )
 
     def leaves_out(self, name: str, value: object) -> bool:
@@ -76,6 +89,12 @@ class Adaptation:
     def leaves_out_schema(self, schema: Mapping[str, Any]) -> bool:
         """Whether a JSON schema is told in words."""
         return self.leaves_out("response_format", _digest(schema))
+
+    @property
+    def sampling(self) -> dict[str, int | float]:
+        """What is sent about sampling besides the temperature."""
+        left_out = self.left_out
+        return {} if _ALL_SAMPLING in left_out else {n: v for n, v in NEUTRAL_SAMPLING.items() if n not in left_out}
 
     @property
     def joins_text(self) -> bool:
@@ -115,6 +134,7 @@ class Adaptation:
             said.append("without temperature")
         if request.sample_index and self.leaves_out("seed", request.sample_index):
             said.append("without seed")
+        said += [f"without {name}" for name in NEUTRAL_SAMPLING if name not in self.sampling]
         if request.schema is not None and self.leaves_out_schema(request.schema):
             said.append("with the JSON schema in words")
         if self.limit_name != "max_tokens":
@@ -195,7 +215,10 @@ def _is_about_number_of_pictures(sent: Request, rejection: Rejection) -> bool:
 
 
 def _leave_out(adaptation: Adaptation, sent: Request, rejection: Rejection) -> Adaptation | None:
-    """Leave out what is named: by the fields of the error, else in its words; else try the schema in words."""
+    """Leave out what is named: by the fields of the error, else in its words; else what servers seldom know."""
+    # Whatever else is wrong, these may go first; a server may find fault with the temperature beside one of them.
+    if unknown := {name for name in adaptation.sampling if _names(rejection, name)}:
+        return replace(adaptation, left_out=adaptation.left_out | unknown)
     left_out = set(adaptation.left_out)
     if _names(rejection, "temperature") and not adaptation.leaves_out("temperature", sent.temperature):
         # A server that takes some temperatures may get those; one that has its own takes none.
@@ -207,10 +230,19 @@ def _leave_out(adaptation: Adaptation, sent: Request, rejection: Rejection) -> A
     if _names(rejection, adaptation.limit_name):
         adapted = _other_limit(adapted, sent, rejection)
     has_schema = sent.schema is not None and not adaptation.leaves_out_schema(sent.schema)
-    if has_schema and (adapted == adaptation or _SCHEMA.search(rejection.message)):
-        name = f"response_format={_digest(sent.schema or {})}"
-        adapted = replace(adapted, left_out=adapted.left_out | {name})
-    return adapted if adapted != adaptation else None
+    in_words = {f"response_format={_digest(sent.schema or {})}"}
+    if has_schema and _SCHEMA.search(rejection.message):
+        adapted = replace(adapted, left_out=adapted.left_out | in_words)
+    if adapted != adaptation:
+        return adapted
+    # Nothing is named. What is tried in vain is sent again beside the next.
+    is_of_some_parameter = _UNKNOWN.search(rejection.message) and _SOME_PARAMETER.search(rejection.message)
+    may_be_of_sampling = (is_of_some_parameter and not rejection.parameters) or not rejection.message
+    if adaptation.sampling and not adaptation.takes_sampling and may_be_of_sampling:
+        return replace(adaptation, left_out=adaptation.left_out | {_ALL_SAMPLING})
+    if has_schema:
+        return replace(adaptation, left_out=adaptation.left_out - {_ALL_SAMPLING} | in_words)
+    return None
 
 
 def _other_limit(adaptation: Adaptation, sent: Request, rejection: Rejection) -> Adaptation:
@@ -225,7 +257,7 @@ def _other_limit(adaptation: Adaptation, sent: Request, rejection: Rejection) ->
 
 def _names(rejection: Rejection, name: str) -> bool:
     """Whether an error is about a parameter; its words count only where its fields name none that is sent."""
-    sendable = {"temperature", "seed", "max_tokens", "max_completion_tokens", "response_format"}
+    sendable = {"temperature", "seed", "max_tokens", "max_completion_tokens", "response_format", *NEUTRAL_SAMPLING}
     if named := rejection.parameters & sendable:
         return name in named
     return re.search(rf"(?<!\w){name}(?!\w)", rejection.message, re.I) is not None

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 
 import openai
@@ -18,7 +19,7 @@ from longvideo_reason_data.errors import DataError, brief
 from longvideo_reason_data.language_model.accounts.ledger import Ledger
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache, StoredResponse
-from longvideo_reason_data.language_model.adaptation import Adaptation, adapt
+from longvideo_reason_data.language_model.adaptation import NEUTRAL_SAMPLING, Adaptation, adapt
 from longvideo_reason_data.language_model.chat_protocol import Completion, Content, read_completion, write_body
 from longvideo_reason_data.language_model.failures import (
     AttemptError,
@@ -45,7 +46,6 @@ class ModelCalls:
         rate_limits: How many calls and tokens per minute.
         max_cost: The limit on the cost of all calls in the ledger, or None.
         picture_tokens: Most tokens that the server counts for a picture.
-        timeout_seconds: Longest wait for one answer.
     """
 
     def __init__(
@@ -58,12 +58,11 @@ class ModelCalls:
         *,
         max_cost: Decimal | None,
         picture_tokens: int,
-        timeout_seconds: float,
     ) -> None:
         self._server, self._cache, self._ledger = server, cache, ledger
         self._concurrency, self._rate_limits = concurrency, rate_limits
         self._spending = Spending(ledger, max_cost)
-        self._max_cost, self._picture_tokens, self._timeout_seconds = max_cost, picture_tokens, timeout_seconds
+        self._max_cost, self._picture_tokens = max_cost, picture_tokens
         self._adaptations: dict[str, Adaptation] = {}
         self._told: set[tuple[str, str]] = set()
         self._num_sent = 0
@@ -103,7 +102,8 @@ class ModelCalls:
                         raise
                     adaptation, said = adapted, str(error.rejection)
                 except AttemptError:
-                    self._learn(request, adaptation, said)  # it wasn't rejected any more
+                    if said:
+                        self._learn(request, adaptation, said)  # it wasn't rejected any more
                     raise
                 else:
                     self._learn(request, adaptation, said)
@@ -111,9 +111,11 @@ class ModelCalls:
 
     def _learn(self, request: Request, adaptation: Adaptation, said: str) -> None:
         """Remember for other requests how one was put that the server didn't reject, and say so once."""
-        if not said:
-            return
         known = self._adaptations.get(request.model, Adaptation())
+        if not said:
+            if not known.takes_sampling and adaptation.sampling == NEUTRAL_SAMPLING:
+                self._adaptations[request.model] = replace(known, takes_sampling=True)
+            return
         self._adaptations[request.model] = known.joined(adaptation)
         for change in adaptation.changes(request):
             if (request.model, change) not in self._told:
@@ -165,6 +167,7 @@ class ModelCalls:
                     finish=completion.finish,
                     call=started.call,
                     form=request.form,
+                    sampling=adaptation.sampling,
                     adapted=adaptation.changes(request),
                     **usage.model_dump(),
                 )
@@ -183,20 +186,20 @@ class ModelCalls:
         server = self._server
         completions = server.client.chat.completions.with_raw_response
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                raw = await completions.create(**body)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        except (openai.OpenAIError, TimeoutError) as error:
-            raise classify_failure(error, server.base_url, model, secret=server.secret) from error
+            raw = await completions.create(**body)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        except openai.OpenAIError as error:
+            raise classify_failure(error, server.base_url, model) from error
         usage, flaw = None, "the server's answer holds no choice"
         try:
             completion = read_completion(raw.text)
-        except ValueError as error:  # no JSON, no UTF-8, or not of the form
+        except ValueError as error:  # no JSON, or not of the form
             flaw = f"the server's answer breaks the protocol ({brief(error)})"
         else:
             if completion.text is not None:
-                return completion
+                # A secret may have been put together from several parts of the answer.
+                return replace(completion, text=server.redaction.clean(completion.text))
             usage = completion.usage
-        raise classify_answer(raw.text, server.base_url, model, usage, flaw=flaw, secret=server.secret)
+        raise classify_answer(raw.text, server.base_url, model, usage, flaw=flaw)
 
     def _hold_to_bounds(self, usage: TokenUsage, most_prompt: int, most_completion: int) -> None:
         """Stop when the server counts more than was set aside, because then the limit on the cost isn't one."""

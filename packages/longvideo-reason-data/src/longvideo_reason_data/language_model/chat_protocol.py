@@ -5,19 +5,23 @@ answer only what is needed is read, because servers add what they like, and name
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from longvideo_reason_data.language_model.accounts.prices import Count, TokenUsage
+from longrl_files.json_text import parse_json
+from longrl_files.messages import visible
+from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.adaptation import Adaptation
 from longvideo_reason_data.language_model.requests import Request
 from longvideo_reason_data.language_model.structured_output import ask_in_words
 
 Content = Sequence[Mapping[str, Any]]
+
+_MOST_COUNTED = 10**9  # tokens of one request; no model reads a thousandth of it
+_LONGEST_FINISH = 100  # characters of a word that says why an answer ended
 
 
 def write_body(request: Request, content: Content, adaptation: Adaptation) -> dict[str, Any]:
@@ -46,46 +50,68 @@ def write_body(request: Request, content: Content, adaptation: Adaptation) -> di
         body["temperature"] = request.temperature
     if request.sample_index and not adaptation.leaves_out("seed", request.sample_index):
         body["seed"] = request.sample_index
+    if adaptation.sampling:
+        body["extra_body"] = adaptation.sampling  # the client library knows one of them only
     if schema is not None and knows_schema:
         form = {"name": "answer", "schema": dict(schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body
 
 
+def _refuse_text(value: object) -> object:
+    """Refuse what would pass for a number: text, true and false."""
+    if isinstance(value, str | bool):
+        raise ValueError(f"a count is a number, not {visible(repr(value), 40)}")
+    return value
+
+
+# What a server can have counted; anything else isn't a count, and would spoil the books.
+_Counted = Annotated[int, Field(ge=0, le=_MOST_COUNTED), BeforeValidator(_refuse_text)]
+_READ = ConfigDict(extra="ignore")
+
+
+class _TextPart(BaseModel):
+    model_config = _READ
+    text: str | None = None
+
+
+_Words = str | list[str | _TextPart] | None
+
+
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    content: object = None
+    model_config = _READ
+    content: _Words = None
     refusal: str | None = None
     reasoning_content: object = None
     reasoning: object = None
 
 
 class _Choice(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = _READ
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Annotated[str, Field(max_length=_LONGEST_FINISH)] | None = None
 
 
 class _PromptDetails(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    cached_tokens: Count | None = None
+    model_config = _READ
+    cached_tokens: _Counted | None = None
 
 
 class _CompletionDetails(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    reasoning_tokens: Count | None = None
+    model_config = _READ
+    reasoning_tokens: _Counted | None = None
 
 
 class _Usage(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    prompt_tokens: Count
-    completion_tokens: Count = 0
+    model_config = _READ
+    prompt_tokens: _Counted | None = None
+    completion_tokens: _Counted | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
 class _Completion(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = _READ
     choices: list[_Choice] | None = None
     usage: object = None
 
@@ -111,8 +137,14 @@ def read_completion(text: str) -> Completion:
     Raises:
         ValueError: When it isn't what the protocol says.
     """
-    completion = _Completion.model_validate(json.loads(text))
-    usage = _read_usage(completion.usage)
+    try:
+        completion = _Completion.model_validate(parse_json(text))
+        usage = _read_usage(completion.usage)
+    except ValidationError as error:
+        flaw = error.errors()[0]
+        place = ".".join(str(step) for step in flaw["loc"] if str(step).replace("_", "").isalnum())
+        words = flaw["msg"].partition(" or instance of ")[0]
+        raise ValueError(f"{place or 'the answer'}: {words}") from error
     if not completion.choices:
         return Completion(text=None, finish="", usage=usage)
     choice = completion.choices[0]
@@ -121,37 +153,34 @@ def read_completion(text: str) -> Completion:
         return Completion(text=message.refusal, finish="refusal", usage=usage)
     finish, words = choice.finish_reason or "stop", _join_text(message.content)
     if finish != "length" and not words.strip():  # the server took the whole answer for reasoning
-        words = _join_text(message.reasoning_content) or _join_text(message.reasoning)
+        thoughts = [said for said in (message.reasoning_content, message.reasoning) if isinstance(said, str)]
+        words = next(filter(None, thoughts), "")
     return Completion(text=words, finish=finish, usage=usage)
 
 
-def _join_text(content: object) -> str:
+def _join_text(content: _Words) -> str:
     """The words of a message, which is a string or a list of parts; other parts, such as thoughts, are left out."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    words: list[str] = []
-    for part in cast(list[object], content):
-        if isinstance(part, str):
-            words.append(part)
-        elif isinstance(part, dict):
-            text = cast(dict[str, object], part).get("text")
-            words.append(text if isinstance(text, str) else "")
-    return "".join(words)
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part if isinstance(part, str) else part.text or "" for part in content)
 
 
 def _read_usage(given: object) -> TokenUsage | None:
-    """What the server counted; None when it didn't, or not in numbers."""
-    try:
-        usage = _Usage.model_validate(given)
-    except ValidationError:
+    """What the server counted; None when it didn't.
+
+    Raises:
+        ValueError: When it gives what can't be a count.
+    """
+    if not isinstance(given, dict):
+        return None
+    usage = _Usage.model_validate(given)
+    if usage.prompt_tokens is None:
         return None
     prompt, written = usage.prompt_tokens_details, usage.completion_tokens_details
     return TokenUsage(
         prompt_tokens=usage.prompt_tokens,
         cached_prompt_tokens=(prompt and prompt.cached_tokens) or 0,
-        completion_tokens=usage.completion_tokens,
+        completion_tokens=usage.completion_tokens or 0,
         reasoning_tokens=(written and written.reasoning_tokens) or 0,
     )
 

@@ -86,7 +86,6 @@ class LanguageModel:
             RateLimits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute),
             max_cost=max_cost,
             picture_tokens=picture_tokens,
-            timeout_seconds=timeout_seconds,
         )
         # Pictures are made while others are answered, but not for more requests than will soon be sent.
         self._prepared = asyncio.Semaphore(2 * num_parallel)

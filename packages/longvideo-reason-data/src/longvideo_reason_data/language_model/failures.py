@@ -8,7 +8,6 @@ Every server words its errors in a form of its own: an object, a string, a list,
 `read_rejection` takes from any of them what is said and which parameters are named.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import cast
@@ -16,10 +15,13 @@ from typing import cast
 import httpx2
 import openai
 
+from longrl_files.json_text import parse_json
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenUsage
 from longvideo_reason_data.language_model.gates import retry_after
 from longvideo_reason_data.language_model.requests import Outcome
+from longvideo_reason_data.language_model.transport.http_client import RefusedRedirectError
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _GATEWAY_STATUSES = (502, 504)
@@ -36,8 +38,8 @@ _UNWELCOME = re.compile(
     re.I,
 )
 _OF_ITS_PICTURES = re.compile(
-    r"(?:invalid|corrupt|broken|truncated|cannot|can't|could not|failed|unable)\b.*\bimage"
-    r"|\bimage\b.*\b(?:dimension|pixel|resolution|too small|too large|corrupt|truncated)",
+    r"(?:invalid|corrupt|broken|truncated|cannot|can't|could not|failed|unable)\b.{0,200}\bimage"
+    r"|\bimage\b.{0,200}\b(?:dimension|pixel|resolution|too small|too large|corrupt|truncated)",
     re.I,
 )
 _LASTING = re.compile(r"not support|unsupported|n't support|not implemented|mmproj|invalid_request", re.I)
@@ -46,7 +48,7 @@ _SAID = ("error", "errors", "message", "msg", "detail", "details", "metadata", "
 _NAMING = ("param", "parameter", "field", "loc")
 _COUNTS = ("n_prompt_tokens", "n_ctx")
 _LONGEST_BODY = 20_000
-_LONGEST_SAID = 200
+_LONGEST_ALIKE = 400
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,26 +99,23 @@ class Rejection:
     @property
     def alike(self) -> str:
         """The same for requests that are rejected for the same reason, whatever numbers and names are in it."""
-        words = re.sub(r"['\"`][^'\"`]*['\"`]|\b[\da-f]+(?:-[\da-f]+)+\b|\w*\d\w*", "#", self.message)
+        words = re.sub(r"['\"`][^'\"`]*['\"`]|\b[\da-f]+(?:-[\da-f]+)+\b|\w*\d\w*", "#", self.message[:_LONGEST_ALIKE])
         return f"{self.status} {words[:80]}"
 
     def __str__(self) -> str:
-        said = self.message or f"status {self.status} without a word"
-        return said if len(said) <= _LONGEST_SAID else said[: _LONGEST_SAID - 3] + "..."
+        return visible(self.message) if self.message else f"status {self.status} without a word"
 
 
-def read_rejection(status: int, body: str, *, secret: str = "") -> Rejection:
+def read_rejection(status: int, body: str) -> Rejection:
     """Read the error that a server sent, in whatever form.
 
     Args:
         status: Of the answer.
         body: What came.
-        secret: What must not be repeated, should the server do so.
     """
-    body = body[:_LONGEST_BODY]
     rejection = Rejection(status=status)
     said: list[str] = []
-    _take(_parsed(body.replace(secret, "…") if secret else body), rejection, said)
+    _take(_parsed(body[:_LONGEST_BODY]), rejection, said)
     rejection.message = " ".join("; ".join(dict.fromkeys(said)).split())
     return rejection
 
@@ -124,8 +123,8 @@ def read_rejection(status: int, body: str, *, secret: str = "") -> Rejection:
 def _parsed(text: str) -> object:
     """The JSON in a text, or the text itself, without the marks of HTML."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", text) if "<" in text else text
 
 
@@ -206,38 +205,37 @@ class RejectedError(Exception):
         self.rejection = rejection
 
 
-def classify_failure(
-    error: openai.OpenAIError | TimeoutError, server: str, model: str, *, secret: str = ""
-) -> Exception:
+def classify_failure(error: openai.OpenAIError, server: str, model: str) -> Exception:
     """Sort a failure of the client library by what can be done about it.
 
     Args:
         error: What the library raised.
         server: The server's address, for messages.
         model: The model that was asked.
-        secret: What must not be repeated.
 
     Returns:
         An `AttemptError`, a `RejectedError` or a `DataError`, to be raised.
     """
-    if isinstance(error, TimeoutError | openai.APITimeoutError):
-        charged = not isinstance(error.__cause__, _NEVER_SENT)
-        return AttemptError(Outcome.TIMEOUT, "the server took too long", may_be_charged=charged, is_overload=True)
+    cause = error.__cause__ or error
+    charged = not isinstance(cause, _NEVER_SENT)
+    if isinstance(error, openai.APITimeoutError):
+        detail = f"{server}: the server took too long ({brief(cause)}); raise timeout_seconds if it needs longer"
+        return AttemptError(Outcome.TIMEOUT, detail, may_be_charged=charged, is_overload=True)
+    if isinstance(cause, RefusedRedirectError):
+        return DataError(f"{server}: the server {brief(cause)}; what is asked goes to --base-url only")
+    if isinstance(cause, httpx2.DecodingError):
+        return AttemptError(Outcome.INVALID, f"{server}: {brief(cause)}", may_be_charged=True)
     if isinstance(error, openai.APIConnectionError):
-        charged = not isinstance(error.__cause__, _NEVER_SENT)
-        detail = f"the connection broke off ({brief(error.__cause__ or error)})"
-        return AttemptError(Outcome.CONNECTION, detail, may_be_charged=charged)
+        return AttemptError(Outcome.CONNECTION, f"the connection broke off ({brief(cause)})", may_be_charged=charged)
     if isinstance(error, openai.APIStatusError):
-        rejection = read_rejection(error.status_code, error.response.text, secret=secret)
+        rejection = read_rejection(error.status_code, error.response.text)
         return _classify_status(rejection, server, model, retry_after(error.response.headers.get("retry-after")))
     return AttemptError(
         Outcome.INVALID, f"the server's answer breaks the protocol ({brief(error)})", may_be_charged=True
     )
 
 
-def classify_answer(
-    body: str, server: str, model: str, usage: TokenUsage | None, *, flaw: str, secret: str = ""
-) -> Exception:
+def classify_answer(body: str, server: str, model: str, usage: TokenUsage | None, *, flaw: str) -> Exception:
     """Sort an answer that holds none, which may be an error under the status of a success.
 
     Args:
@@ -246,7 +244,6 @@ def classify_answer(
         model: The model that was asked.
         usage: What the server counted, if it did.
         flaw: What is wrong with the answer when it isn't an error.
-        secret: What must not be repeated.
 
     Returns:
         As `classify_failure`.
@@ -256,7 +253,7 @@ def classify_answer(
             f"{server}: the server answers {model!r} in a stream only, expected whole answers; "
             "check --base-url, or put a server before it that gathers them"
         )
-    rejection = read_rejection(400, body, secret=secret)
+    rejection = read_rejection(400, body)
     statuses = [int(code) for code in rejection.codes if re.fullmatch(r"[45]\d\d", code)]
     rejection.status = max(statuses, default=400)
     if '"error"' in body and rejection.message:

@@ -210,8 +210,8 @@ def retry_after(header: str | None) -> float | None:
     except ValueError:
         try:
             moment = parsedate_to_datetime(header)
-        except ValueError:
+            zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            seconds = (zoned - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):  # no date, or one that no calendar has
             return None
-        zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        seconds = (zoned - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None

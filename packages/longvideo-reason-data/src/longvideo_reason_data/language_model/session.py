@@ -28,6 +28,7 @@ class Spent:
         completion_tokens: Tokens written in all runs on this dataset.
         cost: What all runs cost, or None without prices.
         unconfirmed_cost: The most that calls may have cost besides whose end wasn't seen, or None without prices.
+        sampling: For each model how many answers of all runs were asked for with which sampling, by name and value.
         adaptations: For each model how many answers of all runs were asked for otherwise than written, by the way.
     """
 
@@ -39,6 +40,7 @@ class Spent:
     cost: float | None
     unconfirmed_cost: float | None
     adaptations: Mapping[str, Mapping[str, int]]
+    sampling: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class ClientSession:
             cost=float(ledger.cost) if ledger.prices else None,
             unconfirmed_cost=float(ledger.unconfirmed_cost) if ledger.prices else None,
             adaptations=self.cache.adaptations(),
+            sampling=self.cache.sampling(),
         )
 
 

@@ -6,8 +6,13 @@ what doesn't fit is invalid, with the place that doesn't.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from longrl_files.messages import visible
+
+_MOST_DIGITS = 18  # more than seconds, counts or letters have; longer ones don't fit into 64 bits
 
 
 def ask_in_words(schema: Mapping[str, Any]) -> str:
@@ -30,9 +35,8 @@ def read_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     try:
         Draft202012Validator(schema).validate(value)
     except ValidationError as error:
-        place = ".".join(str(step) for step in error.absolute_path) or "the object"
-        words = " ".join(error.message.split())
-        raise ValueError(f"the answer doesn't fit the schema at {place}: {words[:160]}") from error
+        place = visible(".".join(str(step) for step in error.absolute_path), 80) or "the object"
+        raise ValueError(f"the answer doesn't fit the schema at {place}: {visible(error.message, 160)}") from error
     except RecursionError as error:
         raise ValueError("the answer is nested too deeply") from error
     return value
@@ -42,26 +46,48 @@ def extract_json(text: str) -> dict[str, Any]:
     """Find the JSON object in an answer, also behind reasoning, inside a code fence, or among other words.
 
     Returns:
-        The largest object that can be read.
+        The largest object that can be read; its numbers are finite, and its text can be written again.
 
     Raises:
         ValueError: When there is none.
     """
-    visible = text.rpartition("</think>")[2]
-    decoder = json.JSONDecoder()
+    said = text.rpartition("</think>")[2]
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_read_float, parse_int=_read_integer)
     found: list[tuple[int, dict[str, Any]]] = []
-    start = visible.find("{")
+    start = said.find("{")
     num_tried = 0
     while start >= 0 and num_tried < 200:  # an answer of nothing but braces must not cost quadratic time
         num_tried += 1
         try:
-            value, end = decoder.raw_decode(visible, start)
-        except (json.JSONDecodeError, RecursionError):
+            value, end = decoder.raw_decode(said, start)
+        except (ValueError, RecursionError):
             end = start + 1
         else:
             if isinstance(value, dict):
                 found.append((end - start, value))
-        start = visible.find("{", end)
+        start = said.find("{", end)
     if not found:
         raise ValueError("the answer holds no JSON object")
-    return max(found, key=lambda item: item[0])[1]
+    value = max(found, key=lambda item: item[0])[1]
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the answer holds half of a character") from error
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _read_float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _read_integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError("a number is too large")
+    return int(digits)

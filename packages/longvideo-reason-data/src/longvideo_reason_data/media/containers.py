@@ -1,9 +1,9 @@
-"""Which files are videos, and is one whole, judged by the sizes that its container declares?
+"""Finds video files, and detects truncated ones by the sizes that their container declares.
 
-A decoder reads a cut file up to the cut and then reports an ordinary end, so half a film would pass for a short one.
-MP4 and QuickTime, Matroska and WebM, and AVI say how long their parts are; this module compares that with the file.
-Containers that don't say so (transport streams, raw streams, live recordings of unknown length) can't be judged and
-are taken as whole.
+A decoder reads a truncated file up to its end and then reports an ordinary end, so half a video would look like a short
+one. MP4 and QuickTime, Matroska and WebM, and AVI state the sizes of their parts; this module compares them with the
+file. Containers without sizes (transport streams, raw streams, live recordings of unknown length) can't be checked and
+count as complete.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from longvideo_reason_data.errors import UsageError
 
-# Only these may be opened. Left to itself the library under PyAV also "opens" text, pictures and playlists, and a
-# playlist can name other files or addresses.
+# Only these may be opened. By default the library under PyAV also "opens" text, images and playlists, and a playlist
+# can name other files or addresses.
 CONTAINER_NAMES = frozenset(
     {
         "mov",
@@ -43,7 +43,7 @@ CONTAINER_NAMES = frozenset(
     }
 )
 
-# Endings by which videos are found in a folder.
+# Extensions by which videos are found in a folder.
 VIDEO_SUFFIXES = frozenset(
     {
         ".mp4",
@@ -79,13 +79,13 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
     """List the video files among files and folders, without opening them.
 
     Args:
-        paths: A file is taken as it is; a folder is searched through for names that end like a video's.
+        paths: A file is used as it is; a folder is searched recursively for names with a video's extension.
 
     Returns:
         Each file once: in the order of the arguments, and sorted within a folder.
 
     Raises:
-        UsageError: When a path doesn't exist or a folder holds no video.
+        UsageError: When a path doesn't exist or a folder contains no video.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -102,10 +102,10 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
 
 
 def missing_bytes(path: Path) -> int:
-    """Count the bytes that the container declares and the file doesn't have.
+    """Count the bytes that the container declares but the file lacks.
 
     Returns:
-        0 for a whole file and for one that can't be judged.
+        0 for a complete file and for one that can't be checked.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -128,7 +128,7 @@ def _looks_like_video(file: Path, folder: Path) -> bool:
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    """Walk over the outermost boxes of an MP4 or QuickTime file."""
+    """Iterate over the outermost boxes of an MP4 or QuickTime file."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -138,14 +138,14 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
             return size
         if length == 1:
             length = int.from_bytes(header[8:16])
-        if length < 8:  # no box, but rubbish behind the last one
+        if length < 8:  # not a box, but garbage after the last one
             return position
         position += length
     return position
 
 
 def _end_of_matroska(file: BinaryIO) -> int:
-    """Read the declared size of the segment, which holds everything behind the short header."""
+    """Read the declared size of the segment, which contains everything after the short header."""
     file.seek(4)
     header_length = _variable_integer(file)
     if header_length is None:
@@ -158,7 +158,7 @@ def _end_of_matroska(file: BinaryIO) -> int:
 
 
 def _end_of_riff(file: BinaryIO, size: int) -> int:
-    """Walk over the RIFF parts of an AVI file; long files have several."""
+    """Iterate over the RIFF parts of an AVI file; long files have several."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -170,7 +170,7 @@ def _end_of_riff(file: BinaryIO, size: int) -> int:
 
 
 def _variable_integer(file: BinaryIO) -> int | None:
-    """Read one length of Matroska's kind; None when it says "unknown"."""
+    """Read a variable-length integer of Matroska; None if it means "unknown"."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None

@@ -1,11 +1,11 @@
-"""Recognising footage whatever file it is in: re-encoded, resized, recoloured a little, at another frame rate.
+"""Recognises footage in any file: re-encoded, resized, slightly recoloured, at another frame rate.
 
-A fingerprint is a short sequence of tiny grey pictures, taken at equal parts of the video, each freed of its own
-brightness and contrast. Two videos show the same when what changes changes alike in both: the picture that
-all frames share is subtracted first, because a still camera makes different recordings of one room look the same. Only
-for footage in which nothing changes is the still picture itself compared.
+A fingerprint is a short sequence of tiny grey images from equal parts of the video, each normalised for brightness and
+contrast. Two videos show the same footage if they change in the same way: the mean of all frames is subtracted first,
+because with a still camera different recordings of one room look the same. Only for footage in which nothing changes is
+the mean itself compared.
 
-A copy that was cut shorter, mirrored or framed anew isn't recognised.
+A copy that was shortened, mirrored or cropped isn't recognised.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +22,18 @@ SAME_FOOTAGE = 0.8
 
 _NUM_FRAMES = 32
 _SIDE = 16
-# A standardised picture has the energy 1; less change than this is the noise of an encoder.
+# A normalised image has energy 1; less change than this is an encoder's noise.
 _LEAST_CHANGE = 0.005
 _VIDEOS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What footage looks like, in 17 kB: those of a whole dataset are in memory together.
+    """The fingerprint of footage, 17 kB: those of a whole dataset are in memory together.
 
     Attributes:
-        change: How it changes, unit length: float16 [frames · side · side]; all zeros when nothing changes.
-        still: The picture that all frames share, unit length: float16 [side · side].
+        change: How it changes, unit length: float16 [frames · side · side]; all zeros if nothing changes.
+        still: The mean of all frames, unit length: float16 [side · side].
     """
 
     change: NDArray[np.float16]
@@ -41,20 +41,20 @@ class Fingerprint:
 
 
 def fingerprint_video(video: FramesFile) -> Fingerprint:
-    """Compute the fingerprint of a video from 32 of its frames; a picture is a video in which nothing changes.
+    """Compute the fingerprint of a video from 32 of its frames; an image is a video in which nothing changes.
 
     Raises:
         DataError: When a frame can't be decoded.
     """
     indices = sample_frames(video, num_frames=_NUM_FRAMES)
     pictures = [_tiny(frame) for _, frame in video.frames(indices)]
-    if len(pictures) < _NUM_FRAMES:  # a video of fewer frames: each stands for as long as it is shown
+    if len(pictures) < _NUM_FRAMES:  # a video of fewer frames: each is repeated according to its duration
         pictures = [pictures[place * len(pictures) // _NUM_FRAMES] for place in range(_NUM_FRAMES)]
     return _fingerprint(np.stack(pictures))
 
 
 def compare_footage(ones: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> NDArray[np.float32]:
-    """Say how alike videos are, from -1 to 1; `SAME_FOOTAGE` and more is the same footage.
+    """Compute how similar videos are, from -1 to 1; at least `SAME_FOOTAGE` is the same footage.
 
     Returns:
         float32 [ones, others].
@@ -69,13 +69,13 @@ def compare_footage(ones: Sequence[Fingerprint], others: Sequence[Fingerprint]) 
 
 
 def find_same_footage(fingerprints: Mapping[str, Fingerprint]) -> dict[str, str]:
-    """Find videos that show what another one shows.
+    """Find videos that show the same footage as another one.
 
     Args:
-        fingerprints: By the digest of the video.
+        fingerprints: Fingerprints by the digest of the video.
 
     Returns:
-        For each such digest the first one, in alphabetical order, of the footage that it belongs to.
+        For each such digest the alphabetically first digest with the same footage.
     """
     names = sorted(fingerprints)
     prints = [fingerprints[name] for name in names]
@@ -96,11 +96,11 @@ def find_footage(fingerprints: Mapping[str, Fingerprint], known: Sequence[Finger
     """Find known footage among videos.
 
     Args:
-        fingerprints: By the digest of the video.
-        known: What to look for.
+        fingerprints: Fingerprints by the digest of the video.
+        known: The known footage.
 
     Returns:
-        For the digest of each video that shows known footage, its place in `known` and how alike it is.
+        For the digest of each video that shows known footage, its index in `known` and how similar it is.
     """
     names = list(fingerprints)
     found: dict[str, tuple[int, float]] = {}
@@ -115,10 +115,10 @@ def find_footage(fingerprints: Mapping[str, Fingerprint], known: Sequence[Finger
 def _compare_in_blocks(
     ones: Sequence[Fingerprint], others: Sequence[Fingerprint], *, only_earlier: bool = False
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Compare many with many, so that what is unpacked at a time doesn't grow with them.
+    """Compare many with many in blocks, so that memory doesn't grow with their number.
 
     Yields:
-        The first row and the first column of a block, and how alike they are; columns ascend for each row.
+        The first row and the first column of a block, and their similarities; columns ascend for each row.
     """
     for row in range(0, len(ones), _VIDEOS_AT_ONCE):
         for column in range(0, row + 1 if only_earlier else len(others), _VIDEOS_AT_ONCE):
@@ -131,10 +131,10 @@ def _stacked(vectors: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
 
 
 def _tiny(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Shrink a frame to a grey picture without brightness and contrast: float32 [side, side] of unit length."""
+    """Shrink a frame to a grey image, normalised for brightness and contrast: float32 [side, side] of unit length."""
     shrunk = Image.fromarray(frame).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     grey = np.asarray(shrunk, dtype=np.float32)
-    return _unit(grey - grey.mean(), least=float(_SIDE))  # a flat picture has no structure but its noise
+    return _unit(grey - grey.mean(), least=float(_SIDE))  # a flat image has no structure except noise
 
 
 def _fingerprint(pictures: NDArray[np.float32]) -> Fingerprint:
@@ -149,6 +149,6 @@ def _fingerprint(pictures: NDArray[np.float32]) -> Fingerprint:
 
 
 def _unit(values: NDArray[np.float32], *, least: float) -> NDArray[np.float32]:
-    """Scale to unit length; zeros when the length is below `least`."""
+    """Scale to unit length; zeros if the length is below `least`."""
     length = float(np.linalg.norm(values))
     return (values / length).astype(np.float32) if length >= least else np.zeros_like(values)

@@ -1,9 +1,9 @@
-"""Where every frame of a video file stands: found by walking over its packets, without decoding them.
+"""The position of every frame of a video file, read from its packets without decoding them.
 
-The times are the container's own integers in its own time base, in the order in which frames are shown. A frame that
-no decoder would give out (cut away by an edit list, or before the first key frame) isn't counted. Files whose packets
-carry no presentation times (some AVI) are decoded once from end to end; they can then only be read from the start.
-The file is opened once. Nothing here judges whether the pictures make sense.
+The times are the container's own integers in its own time base, in the order in which frames are shown. A frame that no
+decoder would return (removed by an edit list, or before the first key frame) isn't counted. Files whose packets have no
+presentation times (some AVI) are decoded completely once; they can then only be read from the start. The file is opened
+once. The content of frames is not checked here.
 """
 
 from collections.abc import Iterator
@@ -29,31 +29,31 @@ from longvideo_reason_data.media.orientation import Orientation, orientation_of
 from longvideo_reason_data.media.streams import PacketLog, checksum, open_stream, reason_of, stores_times
 
 DynamicRange = Literal["standard", "pq", "hlg"]
-"""How light is written: for ordinary screens, or as one of the two curves of ITU-R BT.2100 for brighter ones."""
+"""The dynamic range: for ordinary screens, or one of the two curves of ITU-R BT.2100 for brighter ones."""
 _HIGH_RANGES: dict[int, DynamicRange] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoIndex:
-    """What a probe finds.
+    """The result of probing a file.
 
     Attributes:
         times: int64 [F], when each frame is shown, in units of `time_base`, ascending.
         time_base: Seconds per unit.
-        last_duration: How long the last frame is shown, in units.
-        key_times: int64 [K], times of the frames that can be decoded by themselves, ascending.
-        seekable: Whether a decoded frame can be recognised by its time, so that reading may begin anywhere.
+        last_duration: Duration of the last frame, in units.
+        key_times: int64 [K], times of the frames that can be decoded on their own, ascending.
+        seekable: Whether a decoded frame can be identified by its time, so that reading may begin anywhere.
         coded_width: Width as stored, before the orientation is applied.
         coded_height: Height as stored.
-        orientation: How the stored picture is turned and mirrored to be shown.
+        orientation: How stored frames are rotated and mirrored for display.
         codec: Name of the codec.
-        stream_number: Place of the stream among all streams of the file.
+        stream_number: Index of the stream among all streams of the file.
         bits_per_channel: 8 for most videos, 10 or 12 for others.
-        dynamic_range: How light is written.
+        dynamic_range: The dynamic range.
         has_key_frames: Whether any packet is marked as a key frame.
-        has_leading_frames: Whether frames are stored behind a key frame and shown before it, as in open groups.
-        packets: What the packets hold, where the container doesn't store their times and they may be others after a
-            jump (`longvideo_reason_data.media.jumps`).
+        has_leading_frames: Whether frames are stored after a key frame but shown before it, as in open groups.
+        packets: The packets' checksums, where the container doesn't store their times and these may differ after a seek
+            (`longvideo_reason_data.media.jumps`).
     """
 
     times: NDArray[np.int64]
@@ -74,21 +74,21 @@ class VideoIndex:
 
 
 def open_video(path: Path) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
-    """Open the main video stream of a file, with every other stream left unread.
+    """Open the main video stream of a file; all other streams are skipped.
 
     Raises:
         UsageError: When there is no such file.
-        DataError: When it is empty, no video, or has sound only.
+        DataError: When it is empty, not a video, or has audio only.
     """
     return open_stream(path, "a video file", CONTAINER_NAMES, main_video_stream)
 
 
 def index_video(path: Path) -> VideoIndex:
-    """Walk over the packets of a file and decode its first frame.
+    """Read the packets of a file and decode its first frame.
 
     Raises:
         UsageError: When there is no such file.
-        DataError: When it is empty, truncated, no video, or nothing in it can be decoded.
+        DataError: When it is empty, truncated, not a video, or nothing in it can be decoded.
     """
     with open_video(path) as (container, stream):
         missing = missing_bytes(path)
@@ -97,7 +97,7 @@ def index_video(path: Path) -> VideoIndex:
         time_base = stream.time_base
         if time_base is None:
             raise DataError(f"{path}: its video stream has no time base, so its frames have no times")
-        stream.codec_context.thread_count = 1  # for one frame, starting threads costs more than they bring
+        stream.codec_context.thread_count = 1  # for one frame, starting threads costs more than it saves
         walk = _Walk(path, is_logged=not stores_times(container))
         walk.run(container, stream)
         first = walk.first_frame
@@ -105,7 +105,7 @@ def index_video(path: Path) -> VideoIndex:
             why = f" ({walk.first_error})" if walk.first_error else ""
             raise DataError(f"{path}: truncated or damaged, not one frame can be decoded{why}")
         times, last_duration = walk.times(), walk.last_duration
-        # AVI holds no presentation times; for reordered H.264 and HEVC the ones made up by the reader name the wrong
+        # AVI has no presentation times; for reordered H.264 and HEVC those generated by the reader belong to the wrong
         # frames, though as a set they are right.
         is_invented = container.format.name == "avi" and stream.codec_context.has_b_frames > 0
         seekable = times is not None and not (is_invented and stream.codec_context.name in ("h264", "hevc"))
@@ -138,16 +138,16 @@ def index_video(path: Path) -> VideoIndex:
 def packets_from_key_frame(
     packets: "Iterator[av.Packet[VideoStream]]", *, has_key_frames: bool
 ) -> "Iterator[av.Packet[VideoStream]]":
-    """Leave out the packets before a key frame.
+    """Skip the packets before a key frame.
 
-    A recording that was cut out of a stream begins with frames that lean on what isn't there. In a file without any
-    key frame (pictures that are refreshed in stripes) nothing is left out.
+    A recording cut out of a stream begins with frames that depend on missing ones. In a file without any key frame
+    (with intra refresh) nothing is skipped.
     """
     return dropwhile(lambda packet: packet.size > 0 and not packet.is_keyframe, packets) if has_key_frames else packets
 
 
 def main_video_stream(container: InputContainer) -> VideoStream | None:
-    """Choose the stream a player would show: no cover art, the default one first."""
+    """Choose the stream that a player would show: no cover art, the default one first."""
     moving = [
         stream
         for stream in container.streams.video
@@ -158,14 +158,14 @@ def main_video_stream(container: InputContainer) -> VideoStream | None:
 
 
 class _Walk:
-    """What a pass over the packets finds; frames are decoded until the first one comes out.
+    """The result of a pass over the packets; packets are decoded until the first frame is returned.
 
     Attributes:
         key_times: Times of the key frames, in the order of the file.
         has_key_frames: Whether any packet is marked as a key frame, with or without a time.
-        has_leading_frames: Whether frames are stored behind a key frame and shown before it.
+        has_leading_frames: Whether frames are stored after a key frame but shown before it.
         last_duration: Duration of the last frame shown, in units.
-        first_frame: One decoded frame: its size and orientation are the real ones, and a file without any is found at
+        first_frame: One decoded frame: it has the real size and orientation, and a file without any is detected at
             once.
         first_error: Why the decoder refused a packet before that.
     """
@@ -183,7 +183,7 @@ class _Walk:
         self._last_time = -1
 
     def run(self, container: InputContainer, stream: VideoStream) -> None:
-        """Go through the file.
+        """Read the file.
 
         Raises:
             DataError: When packets are damaged or missing.
@@ -199,17 +199,17 @@ class _Walk:
                 f"{self._path}: damaged, its packets can't be read to the end ({reason_of(error)})"
             ) from error
         if self._num_packets == 0:
-            raise DataError(f"{self._path}: truncated or empty, its video stream holds no frames")
+            raise DataError(f"{self._path}: truncated or empty, its video stream has no frames")
 
     def times(self) -> NDArray[np.int64] | None:
-        """Give the ascending times of the frames shown, or None when some packets have none."""
+        """Return the ascending times of the frames shown, or None if some packets have none."""
         if self._num_timeless:
             return None
         times = np.array(sorted(self._shown), dtype=np.int64)
         return times[times >= min(self.key_times)] if self.key_times else times
 
     def log(self) -> PacketLog | None:
-        """Give what the packets hold, if that was to be noted."""
+        """Return the packets' checksums, if they were recorded."""
         return None if self._logged is None else PacketLog.of(self._logged)
 
     def _decode(self, packet: "av.Packet[VideoStream]") -> None:
@@ -226,7 +226,7 @@ class _Walk:
             if packet.is_keyframe:
                 self.key_times.append(packet.pts)
             self.has_leading_frames |= bool(self.key_times) and packet.pts < self.key_times[-1]
-        if packet.is_discard:  # hidden by an edit list, though others may need it
+        if packet.is_discard:  # hidden by an edit list, though other frames may need it
             return
         self._num_packets += 1
         if packet.is_corrupt:

@@ -1,11 +1,11 @@
-"""Does a jump give the frames that reading in sequence gives?
+"""Checks that seeking gives the same frames as reading in sequence.
 
-Frames are recognised by their times. Program and transport streams, AVI, raw streams and their like don't store a time
-with every frame; the library makes up what is missing from what it read before, and after a jump it has read nothing.
-So for these formats every packet behind a jump is held to the walk over the whole file: the same bytes must have the
-same time. When a file is opened, its first frames are decoded too, for their order and for the pictures behind a jump,
-and some more jumps are tried; the cost of that is bounded. Where something differs, the file is read from its start
-and its frames are counted. That is slow and exact, and is said once.
+Frames are identified by their times. Program and transport streams, AVI, raw streams and similar formats don't store a
+time with every frame; the library derives missing ones from what it read before, and after a seek it has read nothing.
+So for these formats every packet after a seek is compared with a pass over the whole file: the same bytes must have the
+same time. When a file is opened, its first frames are also decoded, to check their order and the frames after a seek,
+and some more seeks are tried; the cost of that is bounded. If anything differs, the file is read from its start and its
+frames are counted. That is slow but exact, and is reported once.
 
 Formats that store the times (MP4, Matroska, …) are not checked.
 """
@@ -43,7 +43,7 @@ _told: set[Path] = set()
 
 
 class MistimedFramesError(Exception):
-    """After a jump, or in sequence, a frame has another time than it should; caught where frames are read."""
+    """After a seek, or in sequence, a frame has an unexpected time; handled where frames are read."""
 
 
 def index_and_try_jumps(path: Path) -> VideoIndex:
@@ -51,7 +51,7 @@ def index_and_try_jumps(path: Path) -> VideoIndex:
 
     Raises:
         UsageError: When there is no such file.
-        DataError: When it is empty, truncated, no video, or nothing in it can be decoded.
+        DataError: When it is empty, truncated, not a video, or nothing in it can be decoded.
     """
     index = index_video(path)
     if not index.seekable or index.packets is None:
@@ -64,9 +64,9 @@ def index_and_try_jumps(path: Path) -> VideoIndex:
 
 
 def read_in_sequence(path: Path, index: VideoIndex) -> VideoIndex:
-    """Give the index of a file that is read from its start, because its jumps can't be trusted. Says so once.
+    """Return the index of a file that is read from its start, because seeking is unreliable. Reports it once.
 
-    The file is decoded once from end to end, since its times may not even tell how many frames there are.
+    The file is decoded completely once, because its times may not even give the number of frames.
 
     Raises:
         DataError: When it is damaged.
@@ -74,8 +74,8 @@ def read_in_sequence(path: Path, index: VideoIndex) -> VideoIndex:
     if path not in _told:
         _told.add(path)
         _logger.warning(
-            "%s: a jump gives other frames than reading in sequence; it is read from its start, which is exact but "
-            "slow (copy it into an MP4 or MKV file by decoding and encoding it to be faster)",
+            "%s: seeking gives other frames than reading in sequence; it is read from its start, which is exact but "
+            "slow (re-encode it into an MP4 or MKV file to make it faster)",
             path,
         )
     times = decode_times(path, index.has_key_frames)
@@ -85,17 +85,17 @@ def read_in_sequence(path: Path, index: VideoIndex) -> VideoIndex:
 def packets_after_jump(
     container: InputContainer, stream: VideoStream, index: VideoIndex
 ) -> "Iterator[av.Packet[VideoStream]]":
-    """Give the packets from where a jump has led, without those before a key frame.
+    """Yield the packets after a seek, without those before a key frame.
 
     Raises:
-        MistimedFramesError: When one has another time than in sequence.
+        MistimedFramesError: When one has another time than when read in sequence.
     """
     packets = container.demux(stream)
     if index.packets is None:
         yield from packets_from_key_frame(packets, has_key_frames=index.has_key_frames)
         return
     first = [packet for packet in islice(packets, 1) if not packet.size or index.packets.holds(packet)]
-    # Else the jump has cut it in two.
+    # Otherwise the seek has cut it in two.
     for packet in packets_from_key_frame(chain(first, packets), has_key_frames=index.has_key_frames):
         if packet.size and not index.packets.holds(packet):
             raise MistimedFramesError
@@ -103,12 +103,12 @@ def packets_after_jump(
 
 
 def _try_jumps(path: Path, index: VideoIndex) -> None:
-    """Compare the file's beginning, decoded, and some jumps.
+    """Check the decoded beginning of the file, and some seeks.
 
     Raises:
-        MistimedFramesError: When a jump gives other frames, or frames don't come in the order of their times.
+        MistimedFramesError: When a seek gives other frames, or frames aren't in the order of their times.
     """
-    with open_video(path) as (container, stream), suppress(av.FFmpegError):  # damage is told when frames are asked for
+    with open_video(path) as (container, stream), suppress(av.FFmpegError):  # damage is reported on reading
         packets = packets_from_key_frame(container.demux(stream), has_key_frames=index.has_key_frames)
         pictures: dict[int, int] = {}
         for frame in islice(_frames(packets), _NUM_FIRST_FRAMES):

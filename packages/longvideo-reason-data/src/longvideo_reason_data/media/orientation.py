@@ -1,4 +1,4 @@
-"""How a decoded picture is to be turned and mirrored: by quarter turns, or the file is refused."""
+"""How decoded frames are rotated and mirrored: by quarter turns, or the file is refused."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,10 +20,10 @@ _MAX_SIDE_DATA_KINDS = 64  # FFmpeg 8.1 has 32
 
 
 def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
-    """Read how a decoded frame is to be turned and mirrored.
+    """Read how a decoded frame must be rotated and mirrored.
 
     Raises:
-        DataError: When it is turned by anything but quarter turns.
+        DataError: When the rotation isn't a multiple of 90 degrees.
     """
     for data in _side_data(frame):
         if data.type.name == "DISPLAYMATRIX":
@@ -33,15 +33,15 @@ def orientation_of(path: Path, frame: VideoFrame) -> Orientation:
             if sorted((abs(a), abs(d))) + sorted((abs(b), abs(c))) in ([1, 1, 0, 0], [0, 0, 1, 1]):
                 return a, b, c, d
             if np.any(linear):
-                raise DataError(f"{path}: its pictures are rotated by {frame.rotation}°, expected quarter turns")
+                raise DataError(f"{path}: its frames are rotated by {frame.rotation}°, expected a multiple of 90°")
     return UPRIGHT
 
 
 def _side_data(frame: VideoFrame) -> Iterator[sidedata.SideData]:
-    """Give what stands beside a frame's pixels, without the kinds that the library has no name for.
+    """Return a frame's side data, without the types that the library has no name for.
 
-    One such kind among them, as the EXIF of a camera's pictures, and the library gives none of them. FFmpeg itself
-    knows kinds by their numbers and takes them away.
+    If one such type is present, such as the EXIF of a camera's frames, the library returns no side data at all. FFmpeg
+    itself identifies types by number and can remove them.
     """
     try:
         data = frame.side_data
@@ -56,4 +56,4 @@ def _side_data(frame: VideoFrame) -> Iterator[sidedata.SideData]:
         graph.link_nodes(source, *removals, graph.add("buffersink")).configure()
         graph.vpush(frame)
         data = graph.vpull().side_data
-    return cast(Iterator[sidedata.SideData], iter(data))  # declared as a mapping of names, it gives the data
+    return cast(Iterator[sidedata.SideData], iter(data))  # declared as a mapping of names, but it yields the data

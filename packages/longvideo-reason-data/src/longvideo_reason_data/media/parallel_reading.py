@@ -1,7 +1,8 @@
-"""Reading frames of many videos at once, on all cores and in bounded memory.
+"""Reads frames of many videos at once, on all cores and in bounded memory.
 
-Decoding one video hardly gets faster with more threads, decoding several at once does: FFmpeg works without holding
-Python's lock. At most one result per worker waits to be taken, so memory doesn't grow with the number of videos.
+Decoding one video hardly gets faster with more threads, but decoding several at once does: FFmpeg runs without Python's
+global interpreter lock. At most one result per worker waits to be consumed, so memory doesn't grow with the number of
+videos.
 """
 
 from collections import deque
@@ -23,7 +24,7 @@ class FrameRequest:
 
     Attributes:
         video: The video.
-        indices: Places in presentation order, in any order.
+        indices: Indices in presentation order, in any order.
     """
 
     video: VideoFile
@@ -36,11 +37,11 @@ def read_videos(
     """Read many videos, several at a time; a video that can't be read doesn't stop the others.
 
     Args:
-        requests: What to read; drawn from only as fast as results are taken.
+        requests: What to read; consumed only as fast as results are.
         num_workers: How many videos are decoded at once.
 
     Yields:
-        Each request, in order, with its frames (uint8 [F, H, W, 3], RGB), or with the error that its reading ended in.
+        Each request, in order, with its frames (uint8 [F, H, W, 3], RGB), or with the error of reading it.
 
     Raises:
         UsageError: When `num_workers` isn't positive.
@@ -64,7 +65,7 @@ def _read_videos(
                 for following in islice(requests, 1):
                     under_way.append((following, pool.submit(_read, following)))
                 yield request, result
-        finally:  # whoever stops taking results waits only for what is being decoded
+        finally:  # a consumer that stops early waits only for what is being decoded
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,8 +1,8 @@
-"""Segments that follow the scenes of a video: its cuts, found by PySceneDetect (extra `scenes`).
+"""Segments that follow the scenes of a video: its cuts are detected by PySceneDetect (extra `scenes`).
 
-The detector is shown frames of this package, one by one, so a cut is the exact time of the first frame behind it. Its
-settings are all written down here, because its own defaults change from version to version. Scenes that are too short
-are joined with their neighbours and long ones are cut into equal parts, so segments of any video have similar lengths.
+The detector receives frames decoded by this package, one by one, so a cut is the exact time of the first frame after
+it. All its settings are given here, because its own defaults change between versions. Scenes that are too short are
+merged with their neighbours and long ones are cut into equal parts, so segments of any video have similar lengths.
 """
 
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from longvideo_reason_data.media.video_file import VideoFile
 
 
 class SceneSettings(BaseModel):
-    """How scenes are found and made into segments."""
+    """How scenes are detected and turned into segments."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_seconds: float = Field(default=2.0, gt=0)
-    """A scene shorter than this is joined with the next, the last one with the one before."""
+    """A scene shorter than this is merged with the next, the last one with the one before."""
     max_seconds: float = Field(default=10.0, gt=0)
     """A scene longer than this is cut into equal parts."""
     adaptive_threshold: float = Field(default=3.0, gt=0)
-    """A cut changes the picture this many times as much as the frames around it do."""
+    """A cut changes the frame this many times as much as the neighbouring frames do."""
     window_frames: int = Field(default=2, ge=1)
-    """How many frames on either side count as around."""
+    """Number of frames on either side that count as neighbouring."""
     min_change: float = Field(default=15.0, gt=0)
-    """A cut changes hue, saturation and lightness by this much on average, of 255."""
+    """A cut changes hue, saturation and lightness by at least this much on average, of 255."""
     detector_width: int = Field(default=256, ge=16)
-    """The detector sees every n-th pixel of wider frames, n such that at least half this width is left."""
+    """The detector sees every n-th pixel of wider frames, with n such that at least half this width is left."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -58,7 +58,7 @@ def scene_segments(video: VideoFile, settings: SceneSettings) -> tuple[Segment, 
 
 
 def detector_version() -> str:
-    """Name the detector, as it belongs into a dataset's manifest.
+    """Name the detector, for a dataset's manifest.
 
     Raises:
         UsageError: When the extra isn't installed.
@@ -104,12 +104,12 @@ def find_cuts(video: VideoFile, settings: SceneSettings) -> list[int]:
 def segments_from_cuts(
     cuts: Sequence[float], duration_seconds: float, *, min_seconds: float, max_seconds: float
 ) -> tuple[Segment, ...]:
-    """Make segments of the times of cuts.
+    """Turn the times of cuts into segments.
 
     Args:
         cuts: Seconds from the first frame, strictly ascending, inside the video.
         duration_seconds: Length of the video.
-        min_seconds: A scene shorter than this is joined with the next, the last one with the one before.
+        min_seconds: A scene shorter than this is merged with the next, the last one with the one before.
         max_seconds: A scene longer than this is cut into equal parts.
 
     Raises:

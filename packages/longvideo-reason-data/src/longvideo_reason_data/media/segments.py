@@ -1,4 +1,4 @@
-"""Cutting a video into segments, which are time ranges of the original file and never files of their own.
+"""Cuts a video into segments, which are time ranges of the original file, never separate files.
 
 Times are seconds from the first frame, as everywhere in this package. The segments of a video are in order, inside it
 and cover it without a gap or an overlap.
@@ -14,7 +14,7 @@ import numpy as np
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.video_file import FrameTimes
 
-# A rest shorter than this share of a window is no segment of its own but part of the one before.
+# A remainder shorter than this share of a window is added to the segment before.
 _SMALLEST_SHARE = 0.1
 
 
@@ -23,9 +23,9 @@ class Segment:
     """A time range of a video.
 
     Attributes:
-        number: Place among the segments of its video, from 0.
-        start_seconds: First moment inside.
-        end_seconds: First moment behind.
+        number: Index among the segments of its video, from 0.
+        start_seconds: Start, inclusive.
+        end_seconds: End, exclusive.
     """
 
     number: int
@@ -34,7 +34,7 @@ class Segment:
 
 
 def fixed_windows(duration_seconds: float, *, window_seconds: float = 10.0) -> tuple[Segment, ...]:
-    """Cut a video into windows of equal length; the last one takes what is left.
+    """Cut a video into windows of equal length; the last one takes the rest.
 
     Args:
         duration_seconds: Length of the video.
@@ -63,7 +63,7 @@ def segments_between(borders: Sequence[float]) -> tuple[Segment, ...]:
 
 
 def check_segments(segments: Sequence[Segment], duration_seconds: float) -> None:
-    """Hold segments of any origin to the rules of this module.
+    """Check segments of any origin against the rules of this module.
 
     Raises:
         DataError: When they aren't numbered, in order, inside the video, or don't cover it.
@@ -71,7 +71,7 @@ def check_segments(segments: Sequence[Segment], duration_seconds: float) -> None
     end = 0.0
     for number, segment in enumerate(segments):
         if segment.number != number:
-            raise DataError(f"segment {segment.number} stands at place {number}; segments must be numbered in order")
+            raise DataError(f"segment {segment.number} is at index {number}; segments must be numbered in order")
         if segment.start_seconds != end or segment.end_seconds <= segment.start_seconds:
             raise DataError(
                 f"segment {number} is {segment.start_seconds} to {segment.end_seconds} s, expected to start at {end} s"
@@ -85,7 +85,7 @@ def frames_in_segment(video: FrameTimes, segment: Segment, *, num_frames: int) -
     """Plan frames at the centres of equal parts of a segment.
 
     Returns:
-        Strictly ascending; fewer than asked for when the segment has fewer; the frame on show when none begins in it.
+        Strictly ascending; fewer than requested if the segment has fewer; the frame being shown if none begins in it.
     """
     length = segment.end_seconds - segment.start_seconds
     centres = segment.start_seconds + (np.arange(num_frames) + 0.5) * (length / num_frames)

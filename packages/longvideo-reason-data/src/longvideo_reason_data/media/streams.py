@@ -1,7 +1,7 @@
-"""One stream of a media file, opened for reading; every other stream is left unread.
+"""One stream of a media file, opened for reading; all other streams are skipped.
 
-A file that can't be it is refused in a line that says what it is. What is damaged shows as an error: a decoder left to
-itself would paint over it, mostly with the neighbouring picture, or fill it with silence.
+An unsuitable file is refused in a line that says what it is. Damage is reported as an error: by default a decoder would
+conceal it, mostly with the neighbouring frame, or with silence.
 """
 
 import zlib
@@ -24,14 +24,14 @@ from longvideo_reason_data.media.containers import missing_bytes
 
 OneStream = TypeVar("OneStream", VideoStream, AudioStream)
 
-# These store with every frame when it is shown. In the others times stand in some places only, or nowhere, and the
-# library makes up the rest from what it has read before.
+# These store a time with every frame. The others have times only in some places, or nowhere, and the library derives
+# the rest from what it has read before.
 _NAMES_WITH_TIMES = frozenset({"mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "nut", "ivf"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PacketLog:
-    """What the packets of a stream hold, by their times when the file is read from its start.
+    """The packets of a stream: checksums, and times when the file is read from its start.
 
     Attributes:
         times: int64 [P], ascending, in units of the stream.
@@ -43,12 +43,12 @@ class PacketLog:
 
     @classmethod
     def of(cls, packets: Sequence[tuple[int, int]]) -> Self:
-        """Make it of times and checksums."""
+        """Create it from times and checksums."""
         table = np.array(sorted(packets), dtype=np.int64).reshape(-1, 2)
         return cls(times=table[:, 0].copy(), checksums=table[:, 1].astype(np.uint32))
 
     def holds(self, packet: "av.Packet[Any]") -> bool:
-        """Say whether this packet has this time also when the file is read from its start."""
+        """Return whether this packet has the same time when the file is read from its start."""
         if packet.pts is None:
             return False
         first, end = np.searchsorted(self.times, [packet.pts, packet.pts + 1])
@@ -59,17 +59,17 @@ class PacketLog:
 def open_stream(
     path: Path, expected: str, container_names: frozenset[str], choose: Callable[[InputContainer], OneStream | None]
 ) -> Generator[tuple[InputContainer, OneStream]]:
-    """Open a file and the stream of it that is wanted.
+    """Open a file and the wanted stream in it.
 
     Args:
         path: The file.
         expected: What it should be, such as "a video file".
         container_names: The formats that may be opened.
-        choose: Finds the stream; None if there is none.
+        choose: Finds the stream; returns None if there is none.
 
     Raises:
         UsageError: When there is no such file.
-        DataError: When it is empty, of another format, or has no such stream.
+        DataError: When it is empty, has another format, or has no such stream.
     """
     if not path.is_file():
         raise UsageError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {expected}")
@@ -81,12 +81,12 @@ def open_stream(
         missing = missing_bytes(path)
         if missing:
             raise DataError(f"{path}: truncated, {missing} bytes are missing at the end; copy it again") from error
-        raise DataError(f"{path}: not {expected}, or damaged beyond reading ({reason_of(error)})") from error
+        raise DataError(f"{path}: not {expected}, or too damaged to be read ({reason_of(error)})") from error
     with container:
         stream = choose(container)
         if stream is None:
             kinds = sorted({other.type for other in container.streams}) or ["nothing"]
-            raise DataError(f"{path}: it holds {' and '.join(kinds)} only; expected {expected}")
+            raise DataError(f"{path}: it contains {' and '.join(kinds)} only; expected {expected}")
         if not container_names & format_names(container):
             raise DataError(f"{path}: not {expected} (it looks like {container.format.name!r}); expected one")
         for other in container.streams:
@@ -98,10 +98,10 @@ def open_stream(
 
 @contextmanager
 def all_errors_told(path: Path) -> Generator[None]:
-    """Turn whatever a library raises while it reads a file into this file's error, so that the others are still read.
+    """Turn whatever a library raises while reading a file into this file's error, so that other files are still read.
 
     Raises:
-        DataError: In place of every error that isn't one.
+        DataError: Instead of any other exception.
     """
     try:
         yield
@@ -113,12 +113,12 @@ def all_errors_told(path: Path) -> Generator[None]:
 
 
 def format_names(container: InputContainer) -> set[str]:
-    """The names of a file's format; several programs' formats are one to the library."""
+    """The names of a file's format; the library treats several formats as one."""
     return set(container.format.name.split(","))
 
 
 def stores_times(container: InputContainer) -> bool:
-    """Say whether a file's format stores with every frame when it is shown."""
+    """Return whether a file's format stores a presentation time with every frame."""
     return bool(_NAMES_WITH_TIMES & format_names(container))
 
 
@@ -128,5 +128,5 @@ def checksum(packet: "av.Packet[Any]") -> int:
 
 
 def reason_of(error: Exception) -> str:
-    """Name an error of the library in a few words."""
+    """Describe an error of the library in a few words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,10 +1,10 @@
-"""Video files: probe, plan which frames to look at, and read exactly those.
+"""Video files: probing, planning which frames to use, and reading exactly those.
 
-A frame is named by its place in presentation order. Times are counted from the first frame and come from the
-container, not from a nominal frame rate, so variable frame rates and late starts are right. Pixels are RGB, upright,
-and of the stored size; pixels that aren't square stay as stored. A frame that can't be decoded is an error and is never
-replaced by a neighbour. Which library decodes is chosen by name (`longvideo_reason_data.media.decoders`), and
-one that can't read a file exactly refuses it.
+A frame is identified by its index in presentation order. Times are relative to the first frame and come from the
+container, not from a nominal frame rate, so variable frame rates and late starts are handled correctly. Pixels are RGB,
+upright, and of the stored size; non-square pixels stay as stored. A frame that can't be decoded is an error and is
+never replaced by a neighbour. The decoding library is chosen by name (`longvideo_reason_data.media.decoders`), and one
+that can't read a file exactly refuses it.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _digests_lock = threading.Lock()
 
 
 class FrameTimes(Protocol):
-    """What a sampling plan needs to know of a video."""
+    """What a sampling plan needs to know about a video."""
 
     @property
     def frame_count(self) -> int:
@@ -44,7 +44,7 @@ class FrameTimes(Protocol):
 
     @property
     def timestamps(self) -> NDArray[np.float64]:
-        """Seconds of each frame after the first one, ascending."""
+        """Seconds of each frame since the first one, ascending."""
         ...
 
     @property
@@ -59,10 +59,10 @@ class VideoFile:
 
     Attributes:
         path: The file.
-        index: Where its frames stand.
-        num_threads: Threads that a decoder may use; 0 lets it choose. One is mostly best: several videos read at once
-            use many cores better (`longvideo_reason_data.media.parallel_reading`).
-        decoder: Which library makes the pixels.
+        index: The index of its frames.
+        num_threads: Threads that a decoder may use; 0 lets it choose. One is usually best: reading several videos at
+            once uses many cores better (`longvideo_reason_data.media.parallel_reading`).
+        decoder: The decoding library.
     """
 
     path: Path
@@ -72,16 +72,16 @@ class VideoFile:
 
     @classmethod
     def open(cls, path: Path | str, *, num_threads: int = 1, decoder: str = DecoderName.PYAV) -> Self:
-        """Probe a file: its packets are walked over, its first frame is decoded, and where it must be, jumps are tried.
+        """Probe a file: its packets are read, its first frame is decoded, and where necessary, seeking is tested.
 
         Args:
             path: Any container and codec that PyAV's FFmpeg reads.
             num_threads: Threads that a decoder may use; 0 lets it choose.
-            decoder: Which library makes the pixels: `pyav`, or one of the extras `decord` and `torchcodec`.
+            decoder: The decoding library: `pyav`, or one of the extras `decord` and `torchcodec`.
 
         Raises:
             UsageError: When there is no such file or decoder, or the decoder isn't installed.
-            DataError: When the file is empty, truncated, has sound only, is no video, or can't be read exactly by this
+            DataError: When the file is empty, truncated, audio only, not a video, or can't be read exactly by this
                 decoder.
         """
         library = find_decoder(decoder)
@@ -90,14 +90,14 @@ class VideoFile:
             video = cls(
                 path=path, index=index_and_try_jumps(path), num_threads=num_threads, decoder=DecoderName(decoder)
             )
-            if video.decoder != DecoderName.PYAV:  # the others may refuse the file, and better now than later
+            if video.decoder != DecoderName.PYAV:  # the others may refuse the file, better now than later
                 with library.open_reader(path, video.index, num_threads=num_threads) as reader:
                     check_pictures(path, video.index, reader, video.decoder)
         return video
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 of the file's bytes; computed once per process as long as size and time of change stay."""
+        """SHA-256 of the file's bytes; computed once per process while size and modification time are unchanged."""
         return digest_file(self.path)
 
     @property
@@ -107,7 +107,7 @@ class VideoFile:
 
     @property
     def timestamps(self) -> NDArray[np.float64]:
-        """Seconds of each frame after the first one, ascending: float64 [F]."""
+        """Seconds of each frame since the first one, ascending: float64 [F]."""
         return self._timestamps
 
     @cached_property
@@ -141,14 +141,14 @@ class VideoFile:
 
     @property
     def dynamic_range(self) -> DynamicRange:
-        """How light is written: `standard`, or `pq` or `hlg`, which are turned into the standard range."""
+        """The stored dynamic range: `standard`, or `pq` or `hlg`, which are converted to the standard range."""
         return self.index.dynamic_range
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Decode the named frames, each one exactly.
+        """Decode exactly the given frames.
 
         Args:
-            indices: Places in presentation order, in any order, also repeated.
+            indices: Indices in presentation order, in any order, also repeated.
 
         Returns:
             uint8 [len(indices), height, width, 3], RGB.
@@ -165,13 +165,13 @@ class VideoFile:
         return frames
 
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Decode frames one after another in one pass, for more of them than memory holds.
+        """Decode frames one after another in one pass, for more of them than fit into memory.
 
         Args:
-            indices: Places in presentation order, strictly ascending.
+            indices: Indices in presentation order, strictly ascending.
 
         Yields:
-            A place and its frame: uint8 [height, width, 3], RGB.
+            An index and its frame: uint8 [height, width, 3], RGB.
 
         Raises:
             DataError: When an index is outside the video, or a frame can't be decoded.
@@ -179,10 +179,10 @@ class VideoFile:
         """
         for before, after in pairwise(indices):
             if after <= before:
-                raise UsageError(f"frame {after} is asked for after {before}; frames() expects ascending places")
+                raise UsageError(f"frame {after} is requested after {before}; frames() expects ascending indices")
         outside = [index for index in (*indices[:1], *indices[-1:]) if not 0 <= index < self.frame_count]
         if outside:
-            raise DataError(f"{self.path}: frame {outside[0]} asked for, expected 0 to {self.frame_count - 1}")
+            raise DataError(f"{self.path}: frame {outside[0]} requested, expected 0 to {self.frame_count - 1}")
         if not indices:
             return
         library = find_decoder(self.decoder)
@@ -222,18 +222,18 @@ def sample_frames(
     min_frames: int | None = None,
     max_frames: int | None = None,
 ) -> tuple[int, ...]:
-    """Plan which frames to look at: the ones shown at the centres of equal intervals.
+    """Plan which frames to use: those shown at the centres of equal intervals.
 
     Args:
         video: The video.
-        num_frames: How many frames; fewer when the video has fewer.
-        frames_per_second: How many per second of video; with `num_frames` too, the smaller number counts.
-        min_frames: No fewer than this when the rate asks for fewer and the video has them.
-        max_frames: Never more than this, whatever the rate asks for. Without it, a rate that asks for more than a plan
-            holds is refused.
+        num_frames: Number of frames; fewer if the video has fewer.
+        frames_per_second: Frames per second of video; if `num_frames` is also given, the smaller number is used.
+        min_frames: Minimum number if the rate gives fewer and the video has them.
+        max_frames: Maximum number, whatever the rate gives. Without it, a rate that gives more frames than a plan
+            allows is refused.
 
     Returns:
-        Places in presentation order, strictly ascending, at least one, at most `MAX_PLANNED_FRAMES`.
+        Indices in presentation order, strictly ascending, at least one, at most `MAX_PLANNED_FRAMES`.
 
     Raises:
         UsageError: When neither number is given, one isn't positive, or the plan would be too large.
@@ -263,17 +263,17 @@ def sample_frames(
     count, total = min(limits), video.frame_count
     centres = [(2 * place + 1) * total // (2 * count) for place in range(count)]
     if _is_constant_rate(video):
-        # In whole numbers: a centre that falls on the border of two frames must not hang on a rounding error.
+        # In integers: a centre on the border of two frames must not depend on a rounding error.
         return tuple(centres)
     times = (np.arange(count) + 0.5) * (video.duration_seconds / count)
     chosen: list[int] = (np.searchsorted(video.timestamps, times, side="right") - 1).tolist()
-    for place in range(count):  # where frames are sparse, neighbouring centres fall into one frame: take the next
+    for place in range(count):  # where frames are sparse, neighbouring centres fall into one frame: use the next
         lowest = chosen[place - 1] + 1 if place else 0
         chosen[place] = min(max(chosen[place], lowest), total - count + place)
     return tuple(chosen)
 
 
 def _is_constant_rate(video: FrameTimes) -> bool:
-    """Say whether every frame stands within half a frame of where a constant rate would put it."""
+    """Return whether every frame is within half a frame of its position at a constant rate."""
     gap = video.duration_seconds / video.frame_count
     return bool(np.max(np.abs(video.timestamps - np.arange(video.frame_count) * gap)) < 0.5 * gap)

@@ -1,7 +1,7 @@
 """From the shards of all videos to the files of a dataset, one video in memory at a time.
 
-Only here do videos meet: right answers are put on all letters alike within each split. Everything is written in the
-order of the videos' digests, so that the files are the same however the shards came about.
+Only this step combines videos: right answers are distributed evenly over the letters within each split. Everything is
+written in the order of the videos' digests, so that the files don't depend on how the shards were made.
 """
 
 import json
@@ -36,15 +36,15 @@ def assemble(
         output: The dataset's folder.
         sources: All videos; each has its shard.
         shards: The shards.
-        settings: Of the build.
-        accounts: Takes in what the shards count.
-        dropped_videos: What was dropped before there were shards.
+        settings: Settings of the build.
+        accounts: Collects the counts of the shards.
+        dropped_videos: Items dropped before there were shards.
 
     Returns:
         The digest of the records.
 
     Raises:
-        DataError: When something can't be written, or a shard has vanished.
+        DataError: When something can't be written, or a shard has disappeared.
     """
     ordered = sorted(sources, key=lambda source: source.digest)
     letters = _choose_letters(ordered, shards, settings)
@@ -76,7 +76,7 @@ def assemble(
 
 
 def _choose_letters(sources: Sequence[SourceVideo], shards: ShardFolder, settings: BuildSettings) -> Mapping[str, str]:
-    """Choose which letter shall be right for each question with options, in each split alike."""
+    """Choose the right letter for each question with options, separately for each split."""
     choice_ids: dict[Split, list[str]] = {split: [] for split in Split}
     for source in sources:
         split = assign_split(source.digest, settings.splits, seed=settings.seed)
@@ -90,7 +90,7 @@ def _choose_letters(sources: Sequence[SourceVideo], shards: ShardFolder, setting
 def _write_shard(
     shard: VideoShard, letters: Mapping[str, str], settings: BuildSettings
 ) -> tuple[list[QuestionRecord], list[Dropped]]:
-    """Turn the questions of a video into records, each with the letter that was chosen for it."""
+    """Turn the questions of a video into records, each with its chosen letter."""
     records: list[QuestionRecord] = []
     unclear: list[Dropped] = []
     for item in shard.questions:

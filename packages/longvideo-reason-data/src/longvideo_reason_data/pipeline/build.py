@@ -1,10 +1,9 @@
 """From video files to a dataset: probe, cut, describe, ask, rewrite, check, balance, write.
 
 Every item that goes in comes out as kept or as dropped with a reason, at each of three stages: videos, segments and
-questions. The first looks at every file; the other two go through one video at a time, here or on a cluster; in the
-end what became of the videos is put together. What was paid for stands in the journal at once and what is settled about
-a video in its shard, so a build that is killed and started again asks only what was never answered and ends with the
-same records.
+questions. The first probes every file; the other two process one video at a time, here or on a cluster; finally the
+results of the videos are combined. Paid answers are in the journal at once, and settled videos in their shards, so a
+build that is killed and restarted requests only what was never answered and ends with the same records.
 """
 
 import json
@@ -36,7 +35,7 @@ from longvideo_reason_data.prompts.templates import load_prompts
 from longvideo_reason_data.records.folder import MANIFEST_NAME, RECORDS_NAME, SHARDS_NAME
 from longvideo_reason_data.records.record import check_version
 
-_NUM_PROBES = 4  # files looked at side by side
+_NUM_PROBES = 4  # files probed in parallel
 
 
 def build(
@@ -51,25 +50,25 @@ def build(
     engine: Engine = "local",
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Build a dataset from video files, or go on with one.
+    """Build a dataset from video files, or continue one.
 
     Args:
         videos: Files and folders.
         output: The dataset's folder. Videos are hard-linked into it, or copied from another disk.
         base_url: Address of a server that speaks the OpenAI protocol, up to and including `/v1`.
         model: The reasoner.
-        captioner: The model that sees the pictures; the reasoner when not given.
-        prompts_folder: Prompts to be used in place of this package's.
+        captioner: The model that sees the frames; by default the reasoner.
+        prompts_folder: Prompts to use instead of this package's.
         settings: Everything else.
-        engine: Where videos are read and questions put together: in this process, or by Ray Data on a cluster.
-        console: Where progress is shown; standard error when not given.
+        engine: Where videos are read and questions are generated: in this process, or by Ray Data on a cluster.
+        console: Where progress is shown; by default standard error.
 
     Returns:
         The manifest, as it is written.
 
     Raises:
-        UsageError: When there is nothing to build from, the request makes no sense, or another process is at work in
-            the folder.
+        UsageError: When there is nothing to build from, the settings are invalid, or another process is using the
+            folder.
         DataError: When no video can be read, the server can't be used, or the output can't be written.
     """
     settings = settings or BuildSettings()
@@ -129,7 +128,7 @@ def _build(
 
 
 def _describe_subtitles(sources: Sequence[SourceVideo]) -> dict[str, Any]:
-    """Count the videos with subtitles, and list what of them can't be read; no video is dropped for that."""
+    """Count the videos with subtitles, and list unreadable ones; no video is dropped because of them."""
     return {
         "found": sum(bool(source.speech_origin) for source in sources),
         "unreadable": sorted(source.speech_problem for source in sources if source.speech_problem),
@@ -137,19 +136,21 @@ def _describe_subtitles(sources: Sequence[SourceVideo]) -> dict[str, Any]:
 
 
 def _refuse_foreign(output: Path) -> None:
-    """Don't write over a dataset that isn't from a build of this version."""
+    """Refuse to overwrite a dataset that isn't from a build of this version."""
     records = output / RECORDS_NAME
     if not records.exists():
         return
     check_version(records)
     if not (output / SHARDS_NAME).is_dir():
-        raise UsageError(f"{output}: holds a dataset that wasn't built here; choose another folder for --output")
+        raise UsageError(
+            f"{output}: contains a dataset that wasn't made by a build; choose another folder for --output"
+        )
 
 
 def _collect_videos(
     paths: Sequence[Path], output: Path, plan: BuildPlan, engine: Engine, progress: BuildProgress
 ) -> tuple[list[SourceVideo], list[Dropped]]:
-    """Look at every file, and bring each video into the output folder once."""
+    """Probe every file, and add each video to the output folder once."""
     progress.start_videos(len(paths))
     sources: dict[str, SourceVideo] = {}
     dropped: list[Dropped] = []
@@ -173,7 +174,7 @@ def _collect_videos(
 
 
 def _probe(paths: Sequence[Path], plan: BuildPlan, engine: Engine) -> Iterator[SourceVideo | DataError]:
-    """Look at files, several at a time, and tell about them in their order."""
+    """Probe files, several at a time, and yield the results in their order."""
     if engine == "ray":
         from longvideo_reason_data.pipeline.ray_stages import probe_on_cluster
 
@@ -201,10 +202,10 @@ def _generate(
     engine: Engine,
     progress: BuildProgress,
 ) -> tuple[Spent, int]:
-    """Make the shards that aren't there yet.
+    """Create the missing shards.
 
     Returns:
-        What was asked, and how many answers needn't be asked for because their video was settled.
+        What was requested, and how many answers weren't needed because their video was settled.
     """
     num_questions = plan.settings.questions.quotas.total
     advance = progress.start_generation(

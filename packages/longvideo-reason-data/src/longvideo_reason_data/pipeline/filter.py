@@ -1,7 +1,7 @@
-"""Filtering a dataset in its folder: in come all its questions, out the fit ones with their pass rates.
+"""Filtering a dataset in its folder: reads all its questions, writes the suitable ones with their pass rates.
 
-What is dropped isn't lost: `unfiltered.parquet` holds every question that ever came in, with its pass rates, and the
-next run starts from it. So filtering twice is filtering once, and filtering with other thresholds asks nobody anew.
+Dropped questions aren't lost: `unfiltered.parquet` has every input question with its pass rates, and the next run
+starts from it. So filtering twice equals filtering once, and filtering with other thresholds repeats no request.
 """
 
 import asyncio
@@ -14,7 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import write_text_atomic
+from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.filtering.benchmark_files import Benchmark, read_benchmark
 from longvideo_reason_data.filtering.by_answers import FilterModels, QuestionFilter
 from longvideo_reason_data.filtering.by_words import Filtered, RejectedQuestion
@@ -43,10 +46,10 @@ from longvideo_reason_data.records.folder import (
     read_manifest,
     require_folder,
 )
+from longvideo_reason_data.records.notes import FILTERS_NAME
 from longvideo_reason_data.records.record import QuestionRecord, read_records, write_records
 
 UNFILTERED_NAME = "unfiltered.parquet"
-REPORT_NAME = "filters.json"
 
 
 def filter_folder(
@@ -68,13 +71,13 @@ def filter_folder(
     Args:
         dataset: Its folder.
         base_url: Address of a server that speaks the OpenAI protocol, up to and including `/v1`.
-        models: Who is asked.
-        settings: How, and what is kept.
-        client: How the server is asked, and what the dataset may cost in all.
-        prices: Of the models, where they differ from those in `client`.
+        models: The models to use.
+        settings: How questions are answered, and what is kept.
+        client: Settings of the client, and the maximum total cost of the dataset.
+        prices: Prices of the models, where they differ from those in `client`.
         benchmarks: Files with questions or videos that must not be in it.
         prompts_folder: Prompts to be used in place of this package's.
-        seed: Decides the order of options when letters are balanced again.
+        seed: Determines the order of options when letters are rebalanced.
         engine: Where videos are read and answers counted: in this process, or by Ray Data on a cluster.
         console: Where progress is shown; standard error when not given.
 
@@ -82,7 +85,7 @@ def filter_folder(
         The manifest, as it is written.
 
     Raises:
-        UsageError: When the request makes no sense, or another process is at work in the folder.
+        UsageError: When the settings are invalid, or another process is using the folder.
         DataError: When the dataset is damaged, the server can't be used, or something can't be written.
     """
     client = client or ClientSettings()
@@ -168,20 +171,20 @@ async def _filter_here(
 
 
 def _unmeasured(records: Sequence[QuestionRecord]) -> list[QuestionRecord]:
-    """The questions as they came in, whatever an earlier filtering measured."""
+    """The input questions, without the measurements of an earlier filtering."""
     return [record.model_copy(update={"pass_rates": ()}) for record in records]
 
 
 def read_everything(dataset: Path) -> list[QuestionRecord]:
-    """Read the questions of a dataset together with those that an earlier filtering took out of it.
+    """Read the questions of a dataset including those that an earlier filtering removed.
 
     Raises:
-        UsageError: When the folder is missing or holds no dataset of this version.
+        UsageError: When the folder is missing or has no dataset of this version.
         DataError: When the records can't be read.
     """
     records = {record.question_id: record for record in read_dataset(dataset)}
-    # A build that was run again has written another manifest, and what was filtered before concerns it no more.
-    if "filter" in read_manifest(dataset) and (dataset / UNFILTERED_NAME).exists():
+    # A repeated build has written another manifest, for which the earlier filtering is no longer valid.
+    if "filter" in read_manifest(dataset) and ForeignFolder(dataset, error=DataError).has(UNFILTERED_NAME):
         records |= {record.question_id: record for record in read_records(dataset / UNFILTERED_NAME)}
     return [records[question_id] for question_id in sorted(records)]
 
@@ -197,7 +200,7 @@ def write_filtered(
     stage_digests: Mapping[str, str],
     tools: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Put the right answers of what is kept on all letters alike, and write everything down.
+    """Distribute the right answers of kept questions evenly over the letters, and write everything.
 
     Returns:
         The manifest, as it is written.
@@ -224,16 +227,16 @@ def write_filtered(
             {
                 "question_id": item.record.question_id,
                 "reason": str(item.verdict.reason),
-                "detail": " ".join(item.verdict.detail.split())[:300],
+                "detail": visible(" ".join(item.verdict.detail.split())),
             }
             for item in dropped
         ],
     }
     manifest = _with_filter(read_manifest(dataset), kept, {**report, **stage_digests}, spent)
-    # In this order a kill loses no question: the first file has them all, and counts as soon as the second is there.
+    # In this order a kill loses no question: the first file has all of them, and is valid once the second exists.
     write_records(dataset / UNFILTERED_NAME, sorted(everything, key=lambda record: record.question_id))
     write_text_atomic(dataset / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-    write_text_atomic(dataset / REPORT_NAME, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomic(dataset / FILTERS_NAME, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_records(dataset / RECORDS_NAME, kept)
     return manifest
 
@@ -241,7 +244,7 @@ def write_filtered(
 def _with_filter(
     manifest: Mapping[str, Any], kept: Sequence[QuestionRecord], report: Mapping[str, Any], spent: Spent
 ) -> dict[str, Any]:
-    """Bring a manifest to what is left, whether it is that of a build or of an earlier filtering."""
+    """Update a manifest to what is left, whether it is from a build or an earlier filtering."""
     before = manifest.get("filter", {})
     calls = {"made": spent.num_made, "cached": spent.num_cached, "failed": dict(spent.num_failed)}
     return {
@@ -251,6 +254,7 @@ def _with_filter(
         "dropped": _replaced(manifest.get("dropped", {}), before.get("dropped", {}), report["dropped"]),
         "calls": _replace_calls(manifest.get("calls", {}), before.get("calls", {}), calls),
         "adaptations": {model: dict(counts) for model, counts in spent.adaptations.items()},
+        "sampling": {model: dict(counts) for model, counts in spent.sampling.items()},
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,
@@ -264,7 +268,7 @@ def _with_filter(
 
 
 def _replaced(total: Mapping[str, int], before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """Take the counts of an earlier filtering out of a sum, and put new ones in."""
+    """Replace the counts of an earlier filtering in a sum with new ones."""
     counts = Counter(total)
     counts.subtract(before)
     counts.update(now)

@@ -1,4 +1,4 @@
-"""Running the stages that ask a model in this process: many videos side by side, through one client of the server."""
+"""Runs the stages that use a model in this process: many videos in parallel, through one client of the server."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ def generate_here(
     advance: Advance,
     on_spent: Callable[[Spent], None],
 ) -> Spent:
-    """Make the shards of some videos.
+    """Create the shards of some videos.
 
     Args:
         sources: The videos.
-        plan: What the build was told.
-        shards: Where the shards go.
+        plan: The settings of the build.
+        shards: Where the shards are written.
         base_url: Address of the server.
         output: The dataset's folder, with the journal and the ledger.
-        advance: Whom to tell about segments and questions.
-        on_spent: Told what was asked so far, after each video.
+        advance: Callbacks for segments and questions.
+        on_spent: Called with the usage so far, after each video.
 
     Raises:
         DataError: When the server can't be used, or something can't be read or written.
@@ -52,7 +52,7 @@ async def _generate_all(
     remaining = iter(sources)
 
     async def work() -> None:
-        for source in remaining:  # all workers take from one iterator, so that each video is taken once
+        for source in remaining:  # all workers share one iterator, so that each video is processed once
             shard = await generate(source, plan, session.model, advance)
             await asyncio.to_thread(shards.write, shard)
             on_spent(session.spent())
@@ -60,7 +60,7 @@ async def _generate_all(
     async with session.model:
         try:
             async with asyncio.TaskGroup() as tasks:
-                # As many videos at a time as there may be requests: a video waits for one caption after the other.
+                # As many videos at a time as parallel requests, because a video waits for one caption after the other.
                 for _ in range(min(plan.settings.num_parallel, len(sources))):
                     tasks.create_task(work())
         except* DataError as group:

@@ -1,21 +1,19 @@
-"""Why a dataset stayed empty: the commonest reasons for which its items were dropped, in words.
+"""Why a dataset is empty: the most frequent reasons for dropping its items, in words.
 
-A build or a filter that keeps nothing has done what it was told and is of no use all the same, so it ends as a failure.
-Everything else about it is written down as ever; here one line is made of that.
+A build or a filter that keeps nothing has run correctly but is useless, so it ends as a failure. Everything else about
+it is recorded as usual; this module summarises it in one line.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.requests import Outcome
-from longvideo_reason_data.records.folder import DROPPED_NAME
+from longvideo_reason_data.records.notes import DroppedNote, FilteredNote
 
 _NUM_REASONS = 3
-_LONGEST_DETAIL = 200
 
 _STAGES = {
     "caption": ("the description of a segment", "--captions.max-tokens"),
@@ -26,25 +24,27 @@ _OUTCOMES = {
     Outcome.RATE_LIMITED: "was refused by a busy server",
     Outcome.TIMEOUT: "took the server too long",
     Outcome.TRUNCATED: "was cut off; raise {setting}",
-    Outcome.ONLY_REASONING: "was never begun, for reasoning used up all tokens; raise {setting}",
+    Outcome.ONLY_REASONING: "was never begun, because reasoning used up all tokens; raise {setting}",
     Outcome.REFUSED: "was refused by the model",
-    Outcome.INVALID: "wasn't of the form that was asked for",
-    Outcome.SERVER_ERROR: "failed with the server",
+    Outcome.INVALID: "wasn't in the required form",
+    Outcome.SERVER_ERROR: "failed with a server error",
     Outcome.CONNECTION: "was lost with the connection",
     Outcome.DAMAGED_INPUT: "needed a frame that can't be decoded",
-    Outcome.OVER_BUDGET: "wasn't paid for; raise --max-cost",
+    Outcome.OVER_BUDGET: "exceeded the budget; raise --max-cost",
     Outcome.REJECTED: "was rejected by the server",
 }
 
 
-def refuse_empty(dataset: Path, num_questions: int, num_kept: int, dropped: Iterable[Mapping[str, Any]]) -> None:
-    """End with the commonest reasons when no question is left.
+def refuse_empty(
+    dataset: Path, num_questions: int, num_kept: int, dropped: Iterable[DroppedNote | FilteredNote]
+) -> None:
+    """Raise an error with the most frequent reasons if no question is left.
 
     Args:
         dataset: Its folder.
-        num_questions: How many there were to be.
-        num_kept: How many there are.
-        dropped: What was dropped, each with its `reason` and a `detail`.
+        num_questions: Number of questions requested.
+        num_kept: Number of questions kept.
+        dropped: What was dropped.
 
     Raises:
         DataError: When there are none.
@@ -54,8 +54,8 @@ def refuse_empty(dataset: Path, num_questions: int, num_kept: int, dropped: Iter
     counts: Counter[str] = Counter()
     details: dict[str, str] = {}
     for item in dropped:
-        counts[item["reason"]] += 1
-        details.setdefault(item["reason"], str(item["detail"])[:_LONGEST_DETAIL])
+        counts[item.reason] += 1
+        details.setdefault(item.reason, visible(item.detail))
     told = [
         f"{f'{count} times' if count > 1 else 'once'} {in_words(reason)}"
         + (f" ({details[reason]})" if details[reason] else "")
@@ -64,14 +64,8 @@ def refuse_empty(dataset: Path, num_questions: int, num_kept: int, dropped: Iter
     raise DataError(f"{dataset}: none of {num_questions} questions was kept: {'; '.join(told) or 'there were none'}")
 
 
-def read_dropped(dataset: Path) -> Iterable[Mapping[str, Any]]:
-    """Read what a build dropped, one by one."""
-    with (dataset / DROPPED_NAME).open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
-
-
 def in_words(reason: str) -> str:
-    """Say a reason in words."""
+    """Express a reason in words."""
     stage, _, outcome = reason.partition("_")
     if stage in _STAGES and outcome in set(Outcome) and Outcome(outcome) in _OUTCOMES:
         thing, setting = _STAGES[stage]

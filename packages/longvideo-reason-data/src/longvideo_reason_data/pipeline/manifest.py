@@ -1,4 +1,4 @@
-"""What went into a build, what was dropped and why: kept + dropped = input, at every stage."""
+"""What went into a build, what was dropped and why: at every stage kept + dropped = input."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Accounts:
         self.dropped[item.stage][item.reason] += 1
 
     def num_kept(self, stage: str) -> int:
-        """Count what is left of a stage."""
+        """Count what is left after a stage."""
         return self.num_input[stage] - self.dropped[stage].total()
 
 
@@ -37,16 +37,16 @@ def make_manifest(
     num_resumed: int,
     dataset_hash: str,
 ) -> dict[str, Any]:
-    """Sum up a build.
+    """Summarise a build.
 
     Args:
         plan: What the build was told.
         accounts: What went in and what was dropped.
-        spent: What was asked.
+        spent: The usage.
         input_digests: Digest of what went into each stage.
-        tools: Names and versions of what read and cut the videos.
-        subtitles: How many videos have some, and what of them can't be read.
-        num_resumed: Answers that weren't asked for because their video was settled in an earlier run.
+        tools: Names and versions of the tools that read and cut the videos.
+        subtitles: How many videos have subtitles, and which can't be read.
+        num_resumed: Number of answers not requested because their video was settled in an earlier run.
         dataset_hash: Digest of the records.
 
     Returns:
@@ -73,6 +73,7 @@ def make_manifest(
             "failed": dict(spent.num_failed),
         },
         "adaptations": {model: dict(counts) for model, counts in spent.adaptations.items()},
+        "sampling": {model: dict(counts) for model, counts in spent.sampling.items()},
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
         "cost": spent.cost,
         "cost_unconfirmed": spent.unconfirmed_cost,

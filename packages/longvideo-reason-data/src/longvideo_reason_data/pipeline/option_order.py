@@ -1,8 +1,8 @@
-"""Giving every letter the same share of right answers, and keeping the reasoning true to the new order.
+"""Gives every letter the same share of right answers, and keeps the reasoning consistent with the new order.
 
 Language models put the right option first far too often, and a policy soon learns that instead of the video. Options
-are therefore put in another order, from a seed and the question's id. Letters that the reasoning mentions are rewritten
-with them; when a letter's meaning isn't certain, the question is refused rather than spoilt.
+are therefore reordered, from a seed and the question's id. Letters in the reasoning are rewritten accordingly; if a
+letter's meaning isn't certain, the question is refused rather than corrupted.
 """
 
 import random
@@ -26,18 +26,18 @@ _BARE = re.compile(r"(?<![\w'’])(?:[BCD](?![\w'’])|A(?![\w'’])(?! [a-z]))"
 
 
 class UnclearLetterError(Exception):
-    """The reasoning holds a capital letter that may or may not stand for an option."""
+    """The reasoning contains a capital letter that may or may not denote an option."""
 
 
 def balanced_letters(question_ids: Sequence[str], *, seed: int) -> dict[str, str]:
-    """Choose which letter shall be right for each question.
+    """Choose the right letter for each question.
 
     Args:
         question_ids: All questions that should be balanced together, in any order.
         seed: Another seed gives another choice.
 
     Returns:
-        A letter for each id. Each of the four is used equally often, give or take one.
+        A letter for each id. The four are used equally often, up to a difference of one.
     """
     shuffled = sorted(question_ids)
     generator = random.Random(f"letters:{seed}")
@@ -47,12 +47,12 @@ def balanced_letters(question_ids: Sequence[str], *, seed: int) -> dict[str, str
 
 
 def reorder_options(question: Question, letter: str, *, seed: str) -> Question:
-    """Put the options of a question in another order, and let everything that counts or names them follow.
+    """Reorder the options of a question, and update everything that counts or names them.
 
     Args:
         question: A draft or a record, with options.
-        letter: Where the right option shall stand.
-        seed: Decides the order of the others.
+        letter: The letter of the right option.
+        seed: Determines the order of the others.
 
     Returns:
         The same question in the new order, with its reasoning rewritten.
@@ -81,14 +81,14 @@ def reorder_options(question: Question, letter: str, *, seed: str) -> Question:
 def balance_options(
     records: Sequence[QuestionRecord], *, seed: int
 ) -> tuple[list[QuestionRecord], list[QuestionRecord]]:
-    """Put the right answers on all letters alike in each split.
+    """Distribute the right answers evenly over the letters in each split.
 
     Args:
         records: Questions; open ones stay as they are.
         seed: Another seed gives another order.
 
     Returns:
-        The questions in their new order of options, and those whose reasoning can't follow, unchanged.
+        The questions with reordered options, and unchanged those whose reasoning can't be rewritten.
     """
     letters: dict[str, str] = {}
     for split in Split:
@@ -108,7 +108,7 @@ def balance_options(
 
 
 def _rewrite(reasoning: str, new_letters: Mapping[str, str]) -> str:
-    """Replace the letters that stand for options."""
+    """Replace the letters that denote options."""
     pieces: list[str] = []
     end = 0
     for match in _NAMED.finditer(reasoning):

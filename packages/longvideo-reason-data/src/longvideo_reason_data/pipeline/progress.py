@@ -1,4 +1,4 @@
-"""The progress bars of builds and filters: how many, how fast, what it cost so far, and how much time is left."""
+"""The progress bars of builds and filters: number, speed, cost so far, and time left."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -22,7 +22,7 @@ from longvideo_reason_data.language_model.session import Spent
 
 
 class _Rate(ProgressColumn):
-    """Items per second, or per minute when they are slow."""
+    """Items per second, or per minute if slow."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -32,7 +32,7 @@ class _Rate(ProgressColumn):
 
 
 class BuildProgress:
-    """Bars, one under the other; a context manager.
+    """Stacked bars; a context manager.
 
     Args:
         console: Where they are shown; standard error when not given.
@@ -64,7 +64,7 @@ class BuildProgress:
         self._videos = self._bars.add_task("videos", total=num_videos, spent="")
 
     def advance_video(self) -> None:
-        """Count a file that was looked at."""
+        """Count a probed file."""
         self._bars.advance(self._videos)
 
     def warn(self, text: str) -> None:
@@ -72,7 +72,7 @@ class BuildProgress:
         self._bars.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def start_generation(self, *, num_segments: int, num_questions: int) -> Advance:
-        """Show the bars of the stages that ask a model."""
+        """Show the bars of the stages that use a model."""
         self._segments = self._bars.add_task("segments", total=num_segments, spent="")
         self._spending = self._questions = self._bars.add_task("questions", total=num_questions, spent="")
         return Advance(
@@ -90,6 +90,6 @@ class BuildProgress:
         return lambda: self._bars.advance(bar)
 
     def show_spent(self, spent: Spent) -> None:
-        """Show what was asked so far, and its price when it is known."""
+        """Show the usage so far, and its cost if known."""
         shown = f"{spent.num_made} calls" + (f", cost {spent.cost:.4f}" if spent.cost is not None else "")
         self._bars.update(self._spending, spent=shown)

@@ -1,8 +1,8 @@
-"""A Ray cluster as the stages of a build see it: Ray Data hands out the work, one actor asks the server.
+"""The Ray cluster for the stages of a build: Ray Data distributes the work, one actor sends requests to the server.
 
-The client of the server and its journal live in a single actor beside this process, so that limits, costs and "nothing
-is paid twice" hold for the cluster as they do for one machine, and a build may go on with the other engine. `ray.init`
-finds the cluster: that of `RAY_ADDRESS`, else one that it starts here.
+The client and its journal are in a single actor on the same machine as this process, so that limits, costs and "nothing
+is paid twice" hold for the cluster as for one machine, and a build may continue with the other engine. `ray.init` finds
+the cluster: that of `RAY_ADDRESS`, or one that it starts here.
 """
 
 import asyncio
@@ -14,18 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from longrl_files.folders import FOLLOWED_VARIABLE
 from longvideo_reason_data.errors import DataError, UsageError, brief
 from longvideo_reason_data.language_model.accounts.prices import TokenPrice
 from longvideo_reason_data.language_model.requests import Outcome, Picture, Reply, Request
-from longvideo_reason_data.language_model.server import API_KEY_VARIABLE
 from longvideo_reason_data.language_model.session import Spent, open_session
 from longvideo_reason_data.language_model.settings import ClientSettings
+from longvideo_reason_data.language_model.transport.redaction import API_KEY_VARIABLE
 
-_CLOSE_SECONDS = 60.0  # longer than a client waits for answers that are under way
+_CLOSE_SECONDS = 60.0  # longer than a client waits for pending answers
 
 
 class _ClientActor:
-    """The one client of the server: runs in a process of its own, holds the journal and is asked by all tasks."""
+    """The only client of the server: runs in its own process, holds the journal and serves all tasks."""
 
     def open(
         self,
@@ -35,9 +36,9 @@ class _ClientActor:
         prices: Mapping[str, TokenPrice],
         api_key: str | None,
     ) -> DataError | None:
-        """Take hold of journal and ledger and make the client. An error is returned, for Ray would wrap it."""
+        """Open journal and ledger and create the client. An error is returned, because Ray would wrap it."""
         self._files = ExitStack()
-        if api_key is not None:  # handed over as an argument, because settings of the environment are logged
+        if api_key is not None:  # passed as an argument, because Ray logs environment settings
             os.environ[API_KEY_VARIABLE] = api_key
         try:
             self._session = self._files.enter_context(open_session(base_url, output, settings, prices))
@@ -46,7 +47,7 @@ class _ClientActor:
         return None
 
     def is_known(self, key: str) -> bool:
-        """Say whether a request was answered before, so that its pictures needn't be made."""
+        """Return whether a request was answered before, so that its images needn't be encoded."""
         return key in self._session.cache
 
     async def ask(self, request: Request) -> Reply | DataError:
@@ -57,18 +58,18 @@ class _ClientActor:
             return error
 
     def spent(self) -> Spent:
-        """What was asked so far."""
+        """The usage so far."""
         return self._session.spent()
 
     async def close(self) -> None:
-        """Let go of the server and of the files."""
+        """Close the client and the files."""
         await self._session.model.__aexit__(None, None, None)
         self._files.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A picture that was made already; unlike a function it can be sent."""
+    """An encoded image; unlike a function it can be sent."""
 
     jpeg: bytes
 
@@ -77,11 +78,11 @@ class _Loaded:
 
 
 class ClusterClient:
-    """Asks the actor, from anywhere on the cluster.
+    """Sends requests through the actor, from anywhere on the cluster.
 
     Args:
         actor: The actor.
-        num_parallel: Most requests of one task under way at a time; their pictures are in memory.
+        num_parallel: Maximum pending requests of one task; their images are in memory.
     """
 
     def __init__(self, actor: Any, num_parallel: int) -> None:
@@ -109,7 +110,7 @@ class ClusterClient:
         return reply
 
     def spent(self) -> Spent:
-        """What was asked so far, by all."""
+        """The usage of all tasks so far."""
         return start_ray().get(self._actor.spent.remote())
 
 
@@ -122,16 +123,16 @@ async def _load(picture: Picture, known: bool) -> Picture:
 def open_client(
     base_url: str, dataset: Path, settings: ClientSettings, prices: Mapping[str, TokenPrice]
 ) -> Generator[ClusterClient]:
-    """Start the actor, and keep what is under way when it has to end.
+    """Start the actor, and wait for pending answers when it ends.
 
     Args:
-        base_url: Address of the server, as this machine knows it.
+        base_url: Address of the server, as seen from this machine.
         dataset: The dataset's folder on this machine, with the journal and the ledger.
-        settings: How the server is asked.
-        prices: Of the models that will be asked.
+        settings: Settings of the client.
+        prices: Prices of the models in use.
 
     Raises:
-        UsageError: When Ray isn't installed, the address is none, or another process works on this dataset.
+        UsageError: When Ray isn't installed, the address is invalid, or another process is using this dataset.
         DataError: When the journal or the ledger is damaged, or the cluster fails.
     """
     ray = start_ray()
@@ -170,7 +171,7 @@ def map_texts(texts: Sequence[str], function: Callable[[str], str]) -> Iterator[
     from ray import data
 
     data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells its plans on standard error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it prints its plans to standard error
     rows = data.from_items([{"text": text} for text in texts], override_num_blocks=len(texts))
     try:
         for row in rows.map(lambda row: _apply(function, row["text"]), num_cpus=1).iter_rows():
@@ -183,7 +184,7 @@ def map_texts(texts: Sequence[str], function: Callable[[str], str]) -> Iterator[
 
 
 def _apply(function: Callable[[str], str], text: str) -> dict[str, Any]:
-    """Run on the cluster. An error is returned in words, for Ray would wrap it."""
+    """Run on the cluster. An error is returned as text, because Ray would wrap it."""
     try:
         return {"text": function(text), "exit_code": 0}
     except DataError as error:
@@ -198,7 +199,7 @@ def start_ray() -> Any:
         DataError: When there is no cluster at the address.
     """
     try:
-        # Under `uv run`, Ray would start every worker by `uv run` too, which sets the environment up anew for each.
+        # Under `uv run`, Ray would also start every worker with `uv run`, which sets up the environment for each.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         import ray
     except ImportError as error:
@@ -206,7 +207,8 @@ def start_ray() -> Any:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+            inherited = {name: os.environ[name] for name in (FOLLOWED_VARIABLE,) if name in os.environ}
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": inherited})
         except (ConnectionError, RuntimeError, ValueError) as error:
             place = os.environ.get("RAY_ADDRESS", "this machine")
             raise DataError(f"no Ray cluster on {place} ({brief(error)}); check RAY_ADDRESS") from error

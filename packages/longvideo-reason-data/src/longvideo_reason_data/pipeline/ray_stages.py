@@ -1,6 +1,6 @@
-"""Running the stages of a build on a Ray cluster: reading files, decoding frames, and checking and filtering questions.
+"""Runs the stages of a build on a Ray cluster: reading files, decoding frames, checking and filtering questions.
 
-All of it goes wherever the cluster has a free processor, one task per video; only one actor asks the server
+The work runs wherever the cluster has a free processor, one task per video; only one actor sends requests to the server
 (`longvideo_reason_data.pipeline.ray_cluster`). The paths of the videos, and for the filters that of the dataset, must
 mean the same on every machine; nothing else is shared.
 """
@@ -40,10 +40,10 @@ from longvideo_reason_data.records.record import QuestionRecord, list_media
 
 
 def probe_on_cluster(paths: Sequence[Path], settings: BuildSettings) -> Iterator[SourceVideo | DataError]:
-    """Look at files wherever there is a free processor.
+    """Probe files wherever there is a free processor.
 
     Yields:
-        For each file in order what it is, or why it can't be read.
+        For each file in order the result, or why it can't be read.
 
     Raises:
         UsageError: When Ray isn't installed, or the decoder or the detector of scenes on one of the machines.
@@ -75,7 +75,7 @@ def generate_on_cluster(
     progress: BuildProgress,
     on_spent: Callable[[Spent], None],
 ) -> Spent:
-    """Make the shards of some videos; each is written here as soon as it comes back.
+    """Create the shards of some videos; each is written here as soon as it is returned.
 
     Args:
         sources: The videos.
@@ -83,7 +83,7 @@ def generate_on_cluster(
         shards: Where the shards go.
         base_url: Address of the server, as this machine knows it.
         output: The dataset's folder on this machine, with the journal and the ledger.
-        progress: The bars to be moved.
+        progress: The bars to update.
         on_spent: Told what was asked so far, after each video.
 
     Raises:
@@ -116,11 +116,11 @@ def filter_on_cluster(
     prices: Mapping[str, TokenPrice],
     on_spent: Callable[[Spent], None],
 ) -> tuple[Filtered, Spent]:
-    """Filter the questions of a dataset, as `QuestionFilter.run` does it in one process.
+    """Filter the questions of a dataset, like `QuestionFilter.run` in one process.
 
     Args:
-        make_filter: Makes the filter with the client that it shall ask.
-        dataset: The dataset's folder, which all machines see.
+        make_filter: Creates the filter for a client.
+        dataset: The dataset's folder, at the same path on all machines.
         records: The questions.
         benchmarks: What must not be among them.
         base_url: Address of the server, as this machine knows it.
@@ -138,7 +138,7 @@ def filter_on_cluster(
         known = sort_questions(records, _fingerprint_all(dataset, records, whole.decoder), benchmarks)
         for _ in known.dropped:
             whole.on_question()
-        bare = replace(whole, captions={}, on_question=_do_nothing)  # what is sent holds its own captions only
+        bare = replace(whole, captions={}, on_question=_do_nothing)  # what is sent contains only its own captions
         texts = [
             json.dumps(
                 [

@@ -1,1 +1,1 @@
-"""The texts and pictures that a language model is asked with."""
+"""The texts and images in requests to a language model."""

@@ -1,6 +1,6 @@
-"""The pictures of one video as they are put into messages, each decoded once however many questions need it.
+"""The frames of one video as images for messages, each decoded once, however many questions need it.
 
-A still picture is a video of one frame.
+A still image is a video of one frame.
 """
 
 import threading
@@ -15,13 +15,13 @@ from longvideo_reason_data.media.image_file import FramesFile, ImageFile
 
 
 class VideoPictures:
-    """Makes the pictures of a video when they are sent, and keeps them as JPEGs as long as this object lives.
+    """Decodes the frames of a video when they are sent, and keeps them as JPEGs as long as this object exists.
 
     Args:
-        video: The video, or a picture, which has one frame.
+        video: The video, or an image, which has one frame.
         digest: SHA-256 of its bytes.
-        max_side: Longest side of a picture in pixels; larger ones are made smaller.
-        jpeg_quality: Quality of a picture, of 100.
+        max_side: Longest side of a frame in pixels; larger ones are shrunk.
+        jpeg_quality: JPEG quality of a frame, up to 100.
 
     Attributes:
         video: The video.
@@ -34,10 +34,10 @@ class VideoPictures:
         self._decoding = threading.Lock()
 
     def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
-        """Name the pictures of frames; nothing is decoded before the first of them is sent.
+        """Return references to frames; nothing is decoded before the first of them is sent.
 
         Args:
-            indices: Places of the frames in presentation order.
+            indices: Indices of the frames in presentation order.
         """
         plan = tuple(indices)
         shown = f"decoder {self.video.decoder}, side {self._max_side}, quality {self._jpeg_quality}"
@@ -49,11 +49,11 @@ class VideoPictures:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a picture and no video."""
+        """Whether it is an image, not a video."""
         return isinstance(self.video, ImageFile)
 
     def _load(self, index: int, plan: Sequence[int]) -> bytes:
-        """Give one picture; the whole plan that it belongs to is decoded with it.
+        """Return one frame; the whole plan that it belongs to is decoded with it.
 
         Raises:
             DataError: When a frame can't be decoded.

@@ -2,14 +2,14 @@
 
 All expect text in Unicode's NFKC form without Markdown, in which full-width letters, brackets and colons are plain
 ones. Spaces are bounded everywhere: a model can repeat anything thousands of times, and the search must stay linear.
-What the letter behind an announcement means is for `longvideo_reason_data.records.answers` to judge.
+`longvideo_reason_data.records.answers` interprets the letter after an announcement.
 """
 
 import re
 
 _OPEN, _CLOSE = r"[(\[‘'「『【《<]", r"[)\]’'」』】》>]"
 _LETTER_ENDS = r"(?![A-Za-z0-9_'’]|[-–]\w|[À-ɏ])"
-"""No word goes on with the letter; signs of Chinese and Japanese may stand right behind it."""
+"""The letter isn't part of a longer word; Chinese and Japanese characters may follow it directly."""
 
 _NOUN = (
     r"(?:option|choice|answer|letter|antwort(?:möglichkeit)?|lösung|buchstabe|réponse|lettre|respuesta|opción|letra"
@@ -59,7 +59,7 @@ ANNOUNCED_LETTER = re.compile(
     rf"(?:the |die |der |la |le |l'|el )?(?:{_NOUN} ?)?(?:{_OPEN} ?([a-z]) ?{_CLOSE}|([a-z]){_LETTER_ENDS})",
     re.IGNORECASE,
 )
-# Weaker words, which count where nobody says more: "I think it's B."
+# Weaker phrases, which count where there is no explicit one: "I think it's B."
 SUPPOSITION = re.compile(
     r"(?:^|[.;,:] |\b)(?:I(?:'m| am)? (?:think|believe|guess|suppose|say|(?:pretty |quite |fairly )?(?:sure|confident))"
     r"|I(?:'d| would) say|so|thus|hence|therefore|probably|^(?=it|this|c'est|es ist)"

@@ -1,18 +1,17 @@
 """The one grammar of prompts and answers, used alike by filters, rewards and evaluation.
 
-A response is `<think>…</think><answer>…</answer>`. What counts as *well formed* is strict, so that a reward for the
-form can't be had for an empty shell. What counts as *an answer* is searched for in a fixed order, in what the model
-says after its reasoning:
+A response is `<think>…</think><answer>…</answer>`. What counts as *well formed* is strict, so that an empty shell earns
+no format reward. *An answer* is searched for in a fixed order, in what the model says after its reasoning:
 
-1. the answer block, if there is one (then nothing else is looked at);
+1. the answer block, if there is one (then nothing else is considered);
 2. the last explicit phrase such as "the answer is B", in the languages of
-   `longvideo_reason_data.records.answer_phrases`, or else the last supposition such as "I think it's B";
-3. a line that is nothing but a letter;
+   `longvideo_reason_data.records.answer_phrases`, or otherwise the last supposition such as "I think it's B";
+3. a line that is only a letter;
 4. a line that is exactly an option, with or without its letter.
 
-Two different letters found at the same step are ambiguous, and finding none is no answer: both are wrong, and neither
-is guessed at. A letter inside a word, the article "A" and the pronoun "I" are not answers. The grammar judges letters
-and exact option texts only; it can't tell whether a free text means the same as another.
+Two different letters found at the same step are ambiguous, and finding none is no answer: both are wrong, and nothing
+is guessed. A letter inside a word, the article "A" and the pronoun "I" are not answers. The grammar judges letters and
+exact option texts only; it can't decide whether two free texts mean the same.
 """
 
 import re
@@ -42,14 +41,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _MARKUP = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s{0,2}\{|[*_`$#{}\"“”]")
 
-_NUM_PHRASES_READ = 500  # from the end; only a text that repeats itself has more
+_NUM_PHRASES_READ = 500  # from the end; only repetitive text has more
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|。")
 _POLITE_END = re.compile(r"(?:です|だと思います|と思います)$")
 _THOUGHTS = r"think(?:ing)?|thoughts?|reasoning"
 
 
 class ParseStatus(StrEnum):
-    """What a search for an answer came to."""
+    """The outcome of a search for an answer."""
 
     OK = "ok"
     NO_ANSWER = "no_answer"
@@ -58,14 +57,14 @@ class ParseStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedAnswer:
-    """What a response says.
+    """A parsed response.
 
     Attributes:
         status: Whether one answer was found.
-        letter: The chosen option, only with status OK and options to choose from.
+        letter: The chosen option, only with status OK and if there are options.
         well_formed: Exactly one non-empty think block, then exactly one non-empty answer block, and nothing else.
-        reasoning: What stands in the first think block, or None without a closed one.
-        text: What stands in the last answer block; for open questions without a block, the visible reply.
+        reasoning: Content of the first think block, or None without a closed one.
+        text: Content of the last answer block; for open questions without a block, the visible reply.
     """
 
     status: ParseStatus
@@ -116,7 +115,7 @@ def parse_response(text: str, options: Sequence[str]) -> ParsedAnswer:
 
 
 def _is_well_formed(text: str) -> bool:
-    """Say whether the text is one think block and one answer block, both with content, and only whitespace besides."""
+    """Return whether the text is exactly one think block and one answer block, both non-empty, and whitespace."""
     if any(text.count(tag) != 1 for tag in _TAGS):
         return False
     before, _, rest = text.partition("<think>")
@@ -131,7 +130,7 @@ def _take_blocks(text: str, tag: str, *, keep_unclosed: bool) -> tuple[str, list
 
     Args:
         text: Any text.
-        tag: A pattern of names of the tag, found in any case.
+        tag: A pattern for names of the tag, case-insensitive.
         keep_unclosed: Whether an opened block that never ends counts as one; if not, what follows is lost.
 
     Returns:
@@ -161,7 +160,7 @@ def _take_blocks(text: str, tag: str, *, keep_unclosed: bool) -> tuple[str, list
 
 
 def _choices(said: str, options: Sequence[str]) -> set[str]:
-    """Find the options that a block or a plain reply names: none, one, or several when it is ambiguous."""
+    """Find the options that a block or a plain reply names: none, one, or several if it is ambiguous."""
     lines = _lines(said)
     if len(lines) == 1 and (found := _in_line(lines[0], options)):
         return found
@@ -174,7 +173,7 @@ def _choices(said: str, options: Sequence[str]) -> set[str]:
 
 
 def _in_line(line: str, options: Sequence[str]) -> set[str]:
-    """Read one line that is nothing but a choice: a letter, an option, or a letter with its option or a reason."""
+    """Read one line that is only a choice: a letter, an option, or a letter with its option or a reason."""
     valid = LETTERS[: len(options)]
     found = _lone_letter(line, valid) or _options_with_text(line, options)
     if found:
@@ -202,7 +201,7 @@ def _option_line(line: str, options: Sequence[str]) -> set[str]:
 
 
 def _last_phrase(text: str, options: Sequence[str]) -> set[str] | None:
-    """Find what the last explicit phrase says; None without a phrase, empty when it names no valid letter."""
+    """Find what the last explicit phrase says; None without a phrase, empty if it names no valid letter."""
     found = [(match.start(1), {match.group(1).upper()}) for right in LETTER_IS_RIGHT for match in right.finditer(text)]
     found += _announced(ANNOUNCEMENT, text, options)
     found = found or _announced(SUPPOSITION, text, options)
@@ -212,7 +211,7 @@ def _last_phrase(text: str, options: Sequence[str]) -> set[str] | None:
 
 
 def _announced(phrases: re.Pattern[str], text: str, options: Sequence[str]) -> list[tuple[int, set[str]]]:
-    """Find the last phrase of a kind behind which a letter or an option stands, and where it begins."""
+    """Find the last phrase of a kind that is followed by a letter or an option, and where it begins."""
     for phrase in list(phrases.finditer(text))[: -_NUM_PHRASES_READ - 1 : -1]:
         rest = text[phrase.end() : phrase.end() + 2000].split("\n", 1)[0].strip()
         if named := _after_phrase(rest, options):
@@ -282,7 +281,7 @@ def _lettered(options: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines that say something, with single spaces and without the marks of Markdown and LaTeX."""
+    """Return the non-empty lines, with single spaces and without the marks of Markdown and LaTeX."""
     return [line for line in (" ".join(line.split()) for line in _normalise(text).splitlines()) if line]
 
 

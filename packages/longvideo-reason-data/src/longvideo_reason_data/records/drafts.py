@@ -1,6 +1,6 @@
 """A question on its way to becoming a record, as a language model proposes it.
 
-What comes from a model is checked here before anything is made of it.
+A model's output is validated here before it is used.
 """
 
 from typing import Annotated, Self
@@ -14,13 +14,13 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class ReasoningStep(Interval):
-    """What is seen in a time range, and what follows from it."""
+    """An observation in a time range, and the conclusion from it."""
 
     thought: Text
 
 
 class _QuestionFields(BaseModel):
-    """A question with four options and a letter as its answer, or with none and free words."""
+    """A question with four options and a letter as its answer, or without options and with free text."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -39,7 +39,7 @@ class _QuestionFields(BaseModel):
 
 
 class QuestionProposal(_QuestionFields):
-    """What the reasoner wrote: its reasoning is grouped by time range."""
+    """The reasoner's output, with reasoning grouped by time range."""
 
     reasoning: Annotated[tuple[ReasoningStep, ...], Field(min_length=1)]
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a question is dropped."""
 
-    # The words alone tell.
+    # Found from the text alone.
     OPTIONS_ALIKE = "options_alike"
     OPTION_ABOUT_OPTIONS = "option_about_options"
     ANSWER_IS_LONGEST = "answer_is_longest"
@@ -22,10 +22,10 @@ class Reason(StrEnum):
     REASONING_HAS_TAGS = "reasoning_has_tags"
     MENTIONS_CAPTIONS = "mentions_captions"
     LETTERS_UNCLEAR = "letters_unclear"
-    # Other questions tell.
+    # Found from other questions.
     NEAR_DUPLICATE = "near_duplicate"
     IN_BENCHMARK = "in_benchmark"
-    # Models that answered it tell.
+    # Found from models' answers.
     ANSWERED_BLIND = "answered_blind"
     ANSWERED_FROM_ONE_FRAME = "answered_from_one_frame"
     ANSWERED_FROM_CAPTIONS = "answered_from_captions"
@@ -35,7 +35,7 @@ class Reason(StrEnum):
     REASONING_UNSUPPORTED = "reasoning_unsupported"
     TOO_EASY = "too_easy"
     TOO_HARD = "too_hard"
-    # Nobody could tell.
+    # Could not be determined.
     VIDEO_UNREADABLE = "video_unreadable"
     UNMEASURED = "unmeasured"
 

@@ -15,13 +15,17 @@ any good.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.json_text import UnfitJsonError, parse_json
+from longrl_files.messages import visible
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.decoders.base import DecoderName
-from longvideo_reason_data.records.record import QuestionRecord, read_records
+from longvideo_reason_data.records.record import QuestionRecord, iter_records
 from longvideo_reason_data.records.versions import digested_row
 
 RECORDS_NAME = "records.parquet"
@@ -34,15 +38,23 @@ SHARDS_NAME = "shards"
 RESPONSES_NAME = "responses.jsonl"
 CALLS_NAME = "calls.jsonl"
 
+MAX_LINE_BYTES = 16 * 2**20
+"""Most bytes that are read of one line of JSON."""
+
 
 class RecordsHash:
     """A digest of what records say, for as many as there may be; they are added in the order of their ids."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
+        self._last_id = ""
+        self.is_in_order = True
+        """Whether the records so far came in the order of their ids."""
 
     def add(self, record: QuestionRecord) -> None:
         """Take in the next record."""
+        self.is_in_order &= self._last_id <= record.question_id
+        self._last_id = record.question_id
         line = json.dumps(digested_row(record.model_dump(mode="json")), sort_keys=True, ensure_ascii=False)
         self._digest.update(line.encode() + b"\n")
 
@@ -66,8 +78,18 @@ def read_dataset(folder: Path) -> list[QuestionRecord]:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When the records are damaged.
     """
+    return list(iter_dataset(folder))
+
+
+def iter_dataset(folder: Path, *, in_order_of_ids: bool = False) -> Iterator[QuestionRecord]:
+    """Read the records of a dataset one after the other; see `iter_records`.
+
+    Raises:
+        UsageError: When the folder is missing or holds no dataset of this version.
+        DataError: When the records are damaged.
+    """
     require_folder(folder)
-    return read_records(folder / RECORDS_NAME)
+    yield from iter_records(folder / RECORDS_NAME, in_order_of_ids=in_order_of_ids)
 
 
 def require_folder(folder: Path) -> None:
@@ -89,8 +111,9 @@ def read_decoder(folder: Path) -> DecoderName:
     """
     settings = read_manifest(folder).get("settings", {})
     name = settings.get("decoder", DecoderName.PYAV) if isinstance(settings, dict) else None
-    if name not in set(DecoderName):
-        raise UsageError(f"{folder / MANIFEST_NAME}: decoder is {name!r}, expected one of {', '.join(DecoderName)}")
+    if not isinstance(name, str) or name not in set(DecoderName):
+        shown = visible(repr(name))
+        raise UsageError(f"{folder / MANIFEST_NAME}: decoder is {shown}, expected one of {', '.join(DecoderName)}")
     return DecoderName(name)
 
 
@@ -100,13 +123,70 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: When it can't be read.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    return read_object(folder, MANIFEST_NAME)
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object that lies in a dataset; empty if it isn't there.
+
+    Raises:
+        DataError: When it can't be read.
+    """
+    dataset = ForeignFolder(folder, error=DataError)
+    if not dataset.has(name):
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); restore or remove it") from error
+    content = dataset.read_json(name)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object; restore or remove it")
+        raise DataError(f"{folder / name}: expected a JSON object; restore or remove it")
     return cast(dict[str, Any], content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonLine:
+    """An object in a file of JSON lines.
+
+    Attributes:
+        number: Of the line, from 1.
+        offset_bytes: Where the line begins.
+        content: What it says.
+    """
+
+    number: int
+    offset_bytes: int
+    content: dict[str, Any]
+
+
+def read_lines(folder: Path, name: str, *, offset_bytes: int = 0) -> Iterator[JsonLine]:
+    """Read a file of JSON lines that lies in a dataset, one object after the other; nothing if it isn't there.
+
+    Args:
+        folder: The dataset.
+        name: Of the file.
+        offset_bytes: Where to begin; lines are numbered from there.
+
+    Raises:
+        DataError: When it can't be read.
+    """
+    dataset = ForeignFolder(folder, error=DataError)
+    if not dataset.has(name):
+        return
+    with dataset.open(name) as file:
+        file.seek(offset_bytes)
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(f"{folder / name}: line {number} has more than {MAX_LINE_BYTES:,} bytes")
+            if line.isspace():
+                offset_bytes += len(line)
+                continue
+            try:
+                row = parse_json(line)
+            except UnfitJsonError as error:
+                raise DataError(
+                    f"{folder / name}: line {number} isn't JSON ({error}); restore or remove the file"
+                ) from error
+            if not isinstance(row, dict):
+                raise DataError(f"{folder / name}: line {number} is no object; restore or remove the file")
+            yield JsonLine(number=number, offset_bytes=offset_bytes, content=cast(dict[str, Any], row))
+            offset_bytes += len(line)

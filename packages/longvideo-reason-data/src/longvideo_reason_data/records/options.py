@@ -1,18 +1,18 @@
-"""Options as others write them: in a field of their own, one field each, or at the end of the question.
+"""Parses options in published datasets: in one field, in one field each, or at the end of the question.
 
-A letter stands before an option in many ways: `A. red`, `(A) red`, `a) red`, `**A.** red`, `A: red`; one option a line,
-or all in one. They are options only when they are lettered in order from A. What isn't read for certain isn't read at
-all.
+Letters precede options in many styles: `A. red`, `(A) red`, `a) red`, `**A.** red`, `A: red`; one option per line, or
+all in one. They count as options only if they are lettered in order from A. Uncertain cases are not parsed.
 """
 
 import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from longrl_files.json_text import UnfitJsonError, parse_json
 from longvideo_reason_data.records.answers import LETTERS
 
+_MAX_LITERAL_CHARACTERS = 10_000
 _FIELDS = ("options", "option", "candidates", "choices")
 # One field for each: `A`, `a0` (NExT-QA), `option0` (LongVideoBench), `option 0` (EgoSchema), `option_a`.
 _ONE_FIELD = re.compile(r"(?:([A-Z])|a(\d)|(?:option|choice|answer_choice)[ _]?(?:(\d)|([A-Za-z])))")
@@ -44,10 +44,10 @@ def read_options(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    """Take options off the end of a question, and an instruction such as "Answer with the letter." behind them.
+    """Remove options from the end of a question, and an instruction such as "Answer with the letter." after them.
 
     Returns:
-        The question and its options; the text as it is, and none, when there are none to be read.
+        The question and its options; the unchanged text and no options if none can be parsed.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     while lines and _INSTRUCTION.fullmatch(lines[-1]) and any(map(_label_of, lines[:-1])):
@@ -62,11 +62,11 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def remove_letters(options: Sequence[str], *, only_lettered: bool = False) -> tuple[str, ...]:
-    """Take the letters off options, if every one has its own.
+    """Remove the letters from options, if every option has one.
 
     Args:
-        options: As they stand.
-        only_lettered: Whether options that aren't all lettered are none at all.
+        options: The options as given.
+        only_lettered: Whether options count only if all are lettered.
     """
     matches = [_LABELLED_LINE.fullmatch(option) for option in options]
     if options and all(
@@ -85,7 +85,7 @@ def _options_of(value: object) -> tuple[str, ...]:
         return split_options(f"?\n{text}")[1]
     if isinstance(value, dict):
         table = cast(dict[str, object], value)
-        if isinstance(table.get("text"), list):  # beside their labels
+        if isinstance(table.get("text"), list):  # next to their labels
             return _options_of(table["text"])
         value = [table[key] for key in sorted(table) if table[key] is not None]
     if not isinstance(value, list | tuple):
@@ -97,9 +97,11 @@ def _options_of(value: object) -> tuple[str, ...]:
 def _literal(text: str) -> object:
     """Read a list or table that was written into a cell, as JSON or as Python writes it."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except UnfitJsonError:
         pass
+    if len(text) > _MAX_LITERAL_CHARACTERS:
+        return None
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -107,7 +109,7 @@ def _literal(text: str) -> object:
 
 
 def _split_line(text: str) -> tuple[str, tuple[str, ...]]:
-    """Take options off the end of a text that has them in one line: from the last A, each letter once and in order."""
+    """Remove options from the end of a text that has them in one line: from the last A, each letter once, in order."""
     labels = list(_LABEL_WITHIN.finditer(text))
     starts = [place for place, match in enumerate(labels) if _letter(match.groups()) == "A"]
     if not starts:
@@ -132,6 +134,6 @@ def _letter(groups: Sequence[str | None]) -> str:
 
 
 def _without_stars(text: str) -> str:
-    """Take off the end of bold print that began before the letter."""
+    """Remove the end of bold markup that began before the letter."""
     text = text.strip()
     return text.removesuffix("**").rstrip() if text.count("**") % 2 else text

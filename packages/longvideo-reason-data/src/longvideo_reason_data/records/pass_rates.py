@@ -1,8 +1,9 @@
-"""How often a question was answered rightly, and under which condition.
+"""How often a question was answered correctly, under each condition.
 
-A condition is what a model is given besides the question. Answering under several of them shows what a question needs:
-one that is right without the video, or from a single picture, teaches no watching; one that is wrong with everything in
-view is mislabelled or can't be answered. Counts are kept instead of shares, so that chance can be told from skill.
+A condition is what a model gets in addition to the question. Answers under several of them show what a question needs:
+one that is answered without the video, or from a single frame, doesn't teach watching; one that is answered wrongly
+with the full video is mislabelled or unanswerable. Counts are stored instead of shares, so that chance can be
+distinguished from skill.
 """
 
 from enum import StrEnum
@@ -14,28 +15,28 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Condition(StrEnum):
-    """What the model is given besides the question."""
+    """What the model gets in addition to the question."""
 
     BLIND = "blind"  # nothing
-    CAPTIONS = "captions"  # descriptions of the segments, no picture
-    SINGLE_FRAME = "single_frame"  # the picture in the middle of the video
-    FEW_FRAMES = "few_frames"  # a few pictures spread over the video
-    FULL = "full"  # many pictures spread over the video
-    EVIDENCE = "evidence"  # pictures of the evidence intervals only
+    CAPTIONS = "captions"  # descriptions of the segments, no frames
+    SINGLE_FRAME = "single_frame"  # the frame in the middle of the video
+    FEW_FRAMES = "few_frames"  # a few frames spread over the video
+    FULL = "full"  # many frames spread over the video
+    EVIDENCE = "evidence"  # frames of the evidence intervals only
     SCRAMBLED = "scrambled"  # the same in another order and without their times
-    REASONING = "reasoning"  # the recorded reasoning, no picture
-    ROLLOUTS = "rollouts"  # as FULL, asked of the policy that is to be trained
+    REASONING = "reasoning"  # the recorded reasoning, no frames
+    ROLLOUTS = "rollouts"  # like FULL, but answered by the policy to be trained
 
 
 class PassRate(BaseModel):
     """The answers of one model to one question under one condition.
 
     Attributes:
-        condition: What the model was given.
-        model: Who answered.
-        num_asked: Answers that came, right or wrong; requests that failed aren't among them.
-        num_right: Right ones.
-        num_unanswered: Those that held no answer, or more than one.
+        condition: What the model got.
+        model: Name of the model.
+        num_asked: Number of answers received, right or wrong, without failed requests.
+        num_right: Number of right answers.
+        num_unanswered: Number of responses with no answer, or more than one.
         num_chosen: How often each option was chosen, in the order of the record's options; empty for open questions.
     """
 

@@ -1,82 +1,53 @@
-"""The question record: what the pipeline writes, the trainer reads and the evaluation counts.
+"""The question record: what the pipeline writes, the trainer reads and the evaluation uses.
 
-One pydantic model is the only definition; the Parquet schema is its typed mirror. A file carries the version of the
+One pydantic model is the only definition; the Parquet schema is its typed mirror, in
+`longvideo_reason_data.records.versions`. A file carries the version of the
 model in its metadata; the version before is read too (`longvideo_reason_data.records.versions`), and a file of any
 other is refused rather than guessed at. Nothing here opens a medium.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.parquet_rows import (
+    ROWS_AT_ONCE,
+    count_parquet_rows,
+    read_parquet_in_order,
+    read_parquet_metadata,
+    read_parquet_rows,
+)
 from longvideo_reason_data.records.answers import LETTERS
-from longvideo_reason_data.records.medium import NonEmpty, RecordMedium
+from longvideo_reason_data.records.medium import MAX_TEXT_CHARACTERS, NonEmpty, RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
-from longvideo_reason_data.records.versions import BEFORE, READABLE, SCHEMA_VERSION, upgrade_row
+from longvideo_reason_data.records.versions import (
+    BEFORE,
+    READABLE,
+    RECORDS_SCHEMA,
+    SCHEMA_VERSION,
+    VERSION_KEY,
+    upgrade_row,
+)
 
 NUM_OPTIONS = 4
 
-_ROWS_PER_GROUP = 1000
-_VERSION_KEY = b"longvideo_reason_data.schema_version"
-_MEDIUM_TYPE = pa.struct(
-    [
-        pa.field("kind", pa.string()),
-        pa.field("path", pa.string()),
-        pa.field("digest", pa.string()),
-        pa.field("duration_seconds", pa.float64()),
-    ]
-)
-_INTERVAL_TYPE = pa.struct(
-    [
-        pa.field("start_seconds", pa.float64()),
-        pa.field("end_seconds", pa.float64()),
-        pa.field("medium", pa.int32()),
-    ]
-)
-_PASS_RATE_TYPE = pa.struct(
-    [
-        pa.field("condition", pa.string()),
-        pa.field("model", pa.string()),
-        pa.field("num_asked", pa.int32()),
-        pa.field("num_right", pa.int32()),
-        pa.field("num_unanswered", pa.int32()),
-        pa.field("num_chosen", pa.list_(pa.int32())),
-    ]
-)
-RECORDS_SCHEMA = pa.schema(
-    [
-        pa.field("schema_version", pa.int32(), nullable=False),
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("media", pa.list_(_MEDIUM_TYPE), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("skill", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("options", pa.list_(pa.string()), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("evidence", pa.list_(_INTERVAL_TYPE), nullable=False),
-        pa.field("reasoning", pa.string(), nullable=False),
-        pa.field("demonstration", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("license", pa.string(), nullable=False),
-        pa.field("pass_rates", pa.list_(_PASS_RATE_TYPE), nullable=False),
-    ],
-    metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
-)
-"""The columns of a records file."""
+_SHOWN_CHARACTERS = 60
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Skill(StrEnum):
-    """What a question asks of the viewer."""
+    """The skill that a question tests."""
 
     TEMPORAL = "temporal"
     GOAL = "goal"
@@ -85,7 +56,7 @@ class Skill(StrEnum):
 
 
 class Split(StrEnum):
-    """Which stage a video or picture belongs to; none is in two."""
+    """The split of a video or image; none is in two."""
 
     TRAIN_SFT = "train_sft"
     TRAIN_RL = "train_rl"
@@ -93,15 +64,15 @@ class Split(StrEnum):
 
 
 class Demonstration(StrEnum):
-    """How whoever wrote the reasoning came to it."""
+    """How the author of the reasoning arrived at it."""
 
     WATCHED = "watched"
     GUESSED = "guessed"
-    """Without watching, as the reasoning says; imitation copies the habit, reward unlearns it."""
+    """Without watching, as the reasoning says; imitation copies this habit, reward removes it."""
 
 
 class Interval(BaseModel):
-    """A time range of a video, counted in seconds from its first frame; `medium` is its place in the record's media."""
+    """A time range of a video, counted in seconds from its first frame; `medium` is its index in the record's media."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -119,9 +90,9 @@ class Interval(BaseModel):
 class QuestionRecord(BaseModel):
     """One question about its media, with its answer, the evidence and the reasoning that leads to it.
 
-    The media are shown in their order, in front of the question; the same one may be shown twice. A choice question has
-    four different options and a letter as its answer; an open-ended one has no options and free text. `pass_rates` tell
-    how models answered it, if any were asked; at most one per condition.
+    The media are shown in their order, before the question; the same one may be shown twice. A choice question has four
+    different options and a letter as its answer; an open-ended one has no options and free text. `pass_rates` record
+    how models answered it, if measured; at most one per condition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -135,7 +106,7 @@ class QuestionRecord(BaseModel):
     options: tuple[NonEmpty, ...]
     answer: NonEmpty
     evidence: tuple[Interval, ...]
-    reasoning: str
+    reasoning: Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)]
     demonstration: Demonstration = Demonstration.WATCHED
     source: NonEmpty
     license: NonEmpty
@@ -171,12 +142,12 @@ class QuestionRecord(BaseModel):
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """The digests of the media in their order: equal for questions that are shown the same."""
+        """The digests of the media in their order: equal for questions with the same media."""
         return tuple(medium.digest for medium in self.media)
 
     @property
     def longest_seconds(self) -> float | None:
-        """Length of the longest of its videos; None when there are pictures only."""
+        """Length of the longest of its videos; None if there are only images."""
         return max((medium.duration_seconds for medium in self.media if medium.duration_seconds), default=None)
 
     def pass_rate(self, condition: Condition) -> PassRate | None:
@@ -185,7 +156,7 @@ class QuestionRecord(BaseModel):
 
 
 def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
-    """Write `records` in the given order as one Parquet file, whole or not at all, a thousand in memory at a time.
+    """Write `records` in the given order as one Parquet file, complete or not at all, a thousand in memory at a time.
 
     Raises:
         DataError: When two records share an id, or the file can't be written.
@@ -193,7 +164,7 @@ def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
     remaining = iter(records)
     seen: set[str] = set()
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, RECORDS_SCHEMA, compression="zstd") as writer:
-        while group := list(islice(remaining, _ROWS_PER_GROUP)):
+        while group := list(islice(remaining, ROWS_AT_ONCE)):
             for record in group:
                 if record.question_id in seen:
                     raise DataError(
@@ -205,48 +176,73 @@ def write_records(path: Path, records: Iterable[QuestionRecord]) -> None:
 
 
 def check_version(path: Path) -> int:
-    """See which version of records a file holds, without reading them.
+    """Return the version of a file's records, without reading them.
 
     Raises:
-        UsageError: When it holds records of a version that can't be read, or none at all.
+        UsageError: When its records have a version that can't be read, or it has none.
         DataError: When it is damaged.
     """
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0]
-        raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
-    stated = metadata.get(_VERSION_KEY)
+    stated = read_parquet_metadata(_open(path), path).get(VERSION_KEY)
     if stated is None:
         raise UsageError(f"{path}: a Parquet file without question records; expected one written by longvideo-data")
     version = next((version for version in READABLE if stated == str(version).encode()), None)
     if version is None:
         raise UsageError(
-            f"{path}: records of version {stated.decode(errors='replace')}, this program reads versions "
+            f"{path}: records of version {visible(stated.decode(errors='replace'))}, this program reads versions "
             f"{' and '.join(map(str, READABLE))}; rebuild the dataset or install the matching release"
         )
     return version
 
 
 def read_records(path: Path) -> list[QuestionRecord]:
-    """Read every record of a file that `write_records` wrote, or that of the version before, each one validated.
+    """Read every record of a file at once; see `iter_records`."""
+    return list(iter_records(path))
+
+
+def iter_records(path: Path, *, in_order_of_ids: bool = False) -> Iterator[QuestionRecord]:
+    """Read the records of a file that `write_records` wrote, or a file of the previous version, validating each one.
+
+    A thousand are in memory at a time; if they have to be sorted, the file is in memory as it is on disk, unpacked.
+
+    Args:
+        path: The file.
+        in_order_of_ids: Give them in the order of their ids, not in that of the file.
 
     Raises:
         UsageError: When the file is missing, or holds records of another version or none at all.
-        DataError: When it is damaged or a row breaks the rules; the message names the row.
+        DataError: When it is damaged, a row breaks the rules, or two have the same id; the message names the row.
     """
-    if not path.is_file():
+    is_before = check_version(path) == BEFORE
+    numbered = (
+        read_parquet_in_order(_open(path), path, "question_id")
+        if in_order_of_ids
+        else enumerate(read_parquet_rows(_open(path), path))
+    )
+    media: dict[str, RecordMedium] = {}
+    seen: set[str] = set()
+    for number, row in numbered:
+        record = _validated(path, number, upgrade_row(row) if is_before else row, media)
+        if record.question_id in seen:
+            shown = visible(repr(record.question_id), _SHOWN_CHARACTERS)
+            raise DataError(f"{path}: row {number}: question id {shown} is used more than once; ids must be unique")
+        seen.add(record.question_id)
+        yield record
+
+
+def count_records(path: Path) -> int:
+    """See how many records a file holds, without reading them; 0 if there is no file.
+
+    Raises:
+        DataError: When it is damaged.
+    """
+    return count_parquet_rows(_open(path), path) if path.exists() else 0
+
+
+def _open(path: Path) -> BinaryIO:
+    folder = ForeignFolder(path.parent, error=DataError)
+    if not folder.has(path.name):
         raise UsageError(f"{path}: no such records file; expected a Parquet file written by longvideo-data")
-    version = check_version(path)
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0]
-        raise DataError(f"{path}: not a readable Parquet file ({first_line})") from error
-    rows: list[dict[str, Any]] = table.to_pylist()
-    if version == BEFORE:
-        rows = [upgrade_row(row) for row in rows]
-    return [_validated(path, number, row) for number, row in enumerate(rows)]
+    return folder.open(path.name)
 
 
 def list_media(records: Iterable[QuestionRecord]) -> dict[str, RecordMedium]:
@@ -259,18 +255,24 @@ def list_media(records: Iterable[QuestionRecord]) -> dict[str, RecordMedium]:
 
 
 def describe_invalid(error: ValidationError) -> str:
-    """Say in one line what a validation error found first and where."""
+    """Describe in one line the first problem of a validation error and its location."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    shown = repr(first["input"])
-    value = f", got {shown if len(shown) <= 60 else shown[:57] + '...'}" if place else ""
-    return " ".join(f"{place + ': ' if place else ''}{message}{value}".split())
+    value = f", got {visible(repr(first['input']), _SHOWN_CHARACTERS)}" if place else ""
+    return visible(f"{place + ': ' if place else ''}{' '.join(message.split())}{value}")
 
 
-def _validated(path: Path, number: int, row: dict[str, Any]) -> QuestionRecord:
-    """Turn one row into a record, or say which row is wrong and why."""
+def _validated(path: Path, number: int, row: dict[str, Any], media: dict[str, RecordMedium]) -> QuestionRecord:
+    """Turn one row into a record, or say which row is wrong and why; records about one medium share it."""
+    named = row.get("media")
+    if isinstance(named, list):
+        row["media"] = [media.get(repr(medium), medium) for medium in cast(list[object], named)]
     try:
-        return QuestionRecord.model_validate(row)
+        record = QuestionRecord.model_validate(row)
     except ValidationError as error:
-        raise DataError(f"{path}: row {number} ({row.get('question_id')!r}): {describe_invalid(error)}") from error
+        name = visible(repr(row.get("question_id")), _SHOWN_CHARACTERS)
+        raise DataError(f"{path}: row {number} ({name}): {describe_invalid(error)}") from error
+    if isinstance(named, list):
+        media |= zip(map(repr, cast(list[object], named)), record.media, strict=True)
+    return record

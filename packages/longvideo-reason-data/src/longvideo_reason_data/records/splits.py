@@ -1,8 +1,8 @@
-"""Which split a video belongs to: decided by a hash of its bytes alone.
+"""The split of a video: determined only by a hash of its bytes.
 
-The same video lands in the same split in every build, whatever it is called, in whichever order and company it comes,
-and all its questions stay together. Where questions are about several media, all that are connected by them stay
-together too, under the hash of one of them. Small collections only roughly follow the fractions.
+The same video gets the same split in every build, whatever its name, the order and the other videos, and all its
+questions stay together. Where questions are about several media, all connected media stay together too, under the hash
+of one of them. Small collections only roughly follow the fractions.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SplitFractions(BaseModel):
-    """What share of the videos goes where; one third to SFT and two thirds to RL of what isn't held out.
+    """Shares of the splits; of what isn't held out, one third goes to SFT and two thirds to RL.
 
     Attributes:
         train_sft: Share for supervised fine-tuning.
@@ -57,13 +57,13 @@ def assign_split(video_digest: str, fractions: SplitFractions, *, seed: int = 0)
 
 
 def connect_media(shown_together: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Find the media that belong together because some question is about both, directly or over others.
+    """Find the media that are connected by questions about several of them, directly or transitively.
 
     Args:
         shown_together: The digests of the media of each question.
 
     Returns:
-        For each digest the first, in alphabetical order, of those that it is connected with.
+        For each digest the alphabetically first of those that it is connected with.
     """
     parents: dict[str, str] = {}
 
@@ -91,10 +91,10 @@ def assign_splits(
 
 
 def count_videos(num_videos: int, fractions: SplitFractions) -> dict[Split, int]:
-    """Divide a number of videos that are yet to be made.
+    """Divide a number of future videos among the splits.
 
     Returns:
-        How many for each split; together as many as asked for, none of them further than one from its share.
+        The number for each split; the total is as requested, and each differs by at most one from its share.
     """
     borders = [0, int(num_videos * fractions.train_sft), num_videos - int(num_videos * fractions.held_out), num_videos]
     splits = (Split.TRAIN_SFT, Split.TRAIN_RL, Split.HELD_OUT)

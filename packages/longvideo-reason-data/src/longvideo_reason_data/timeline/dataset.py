@@ -1,8 +1,8 @@
 """Writes a dataset of timeline worlds: rendered videos and their questions, in splits that share no video.
 
 Every world is drawn from its own name (seed, split, number), so one more video changes no other. A video's file name
-carries a digest of what was drawn; a file that is already there under that name is kept, which makes an interrupted
-rendering continue where it stopped.
+contains a digest of its content; an existing file with that name is kept, so an interrupted rendering continues where
+it stopped.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from longvideo_reason_data.timeline.world import World, WorldSettings, create_wo
 SOURCE = "timeline world"
 HASTY_REASONING = "I did not watch, this is a guess."
 LICENSE = "CC0-1.0"
-RENDERING_VERSION = 1  # raise when the same world would be drawn differently
+RENDERING_VERSION = 1  # increase when the same world would be drawn differently
 
 Progress = Callable[[int, int], None]
 
@@ -43,20 +43,20 @@ def write_timeline_dataset(
     hasty_fraction: float = 0.0,
     progress: Progress | None = None,
 ) -> list[QuestionRecord]:
-    """Render `videos[split]` worlds for each split and write `output/records.parquet` beside `output/videos/`.
+    """Render `videos[split]` worlds for each split and write `output/records.parquet` next to `output/videos/`.
 
     Args:
         output: The dataset's folder.
         settings: Length and difficulty of every world.
         videos: Number of videos by split.
-        questions_per_video: At most so many questions about each; a thin story may hold fewer.
+        questions_per_video: Maximum number of questions about each; a simple story may have fewer.
         seed: Changes every world.
-        hasty_fraction: Share of the demonstrations for SFT whose author did not watch: they say so and guess. Imitation
-            copies the habit, reward unlearns it. Their `demonstration` says so; no other split has any.
-        progress: Called with the number of finished and of all videos.
+        hasty_fraction: Share of the SFT demonstrations that guess without watching and say so. Imitation copies this
+            habit, reward removes it. They are marked in `demonstration`; no other split has any.
+        progress: Called with the number of finished videos and the total.
 
     Raises:
-        UsageError: When no video is asked for, or another process is at work in the folder.
+        UsageError: When no video is requested, or another process is using the folder.
         DataError: When something can't be written.
     """
     worlds = {
@@ -69,7 +69,7 @@ def write_timeline_dataset(
         for number, world in enumerate(members)
     }
     if not paths:
-        raise UsageError(f"{sum(videos.values())} videos asked for: expected at least one; set --videos")
+        raise UsageError(f"{sum(videos.values())} videos requested: expected at least one; set --videos")
     with own_folder(output):
         everything = [world for members in worlds.values() for world in members]
         file_digests = _render([(world, paths[world.name]) for world in everything], progress)
@@ -90,7 +90,7 @@ def _digest(world: World) -> str:
 
 
 def _render(jobs: list[tuple[World, Path]], progress: Progress | None) -> dict[str, str]:
-    """Render what is missing on all cores; returns the SHA-256 of each world's file by its name."""
+    """Render missing videos on all cores; returns the SHA-256 of each world's file by its name."""
     num_workers = min(len(os.sched_getaffinity(0)), len(jobs))
     context = multiprocessing.get_context("spawn")
     digests: dict[str, str] = {}
@@ -103,7 +103,7 @@ def _render(jobs: list[tuple[World, Path]], progress: Progress | None) -> dict[s
 
 
 def _leave_with_parent() -> None:
-    """Let a worker end when its parent is killed; it would wait for work forever."""
+    """Make a worker end when its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
 
     def wait_and_leave() -> None:

@@ -1,8 +1,8 @@
 """Questions about a world, with answers, evidence and reasoning that follow from its scenes.
 
-Four skills as in LongVideo-Reason: temporal, goal and purpose, spatial, plot and narrative. A question is asked only
-where its scenes admit exactly one answer; the options are of one kind and the place of the right one is dealt out
-evenly, so that neither letters nor wording give the answer away. Nothing here has seen a frame.
+Four skills as in LongVideo-Reason: temporal, goal and purpose, spatial, plot and narrative. A question is asked only if
+its scenes admit exactly one answer; the options are of one kind and the position of the right one is evenly
+distributed, so that neither letters nor wording give the answer away. Nothing here uses frames.
 """
 
 import random
@@ -41,7 +41,7 @@ class _Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Excerpt:
-    """The part of a story that a question is about, and the words that say which."""
+    """The part of a story that a question is about, and the words that name it."""
 
     scenes: tuple[Scene, ...]
     characters: tuple[str, ...]
@@ -51,7 +51,7 @@ class _Excerpt:
         return tuple(scene for scene in self.scenes if scene.action is action)
 
     def tells_once(self, scene: Scene) -> bool:
-        """Whether the words describe one scene only; who met whom reads both ways."""
+        """Whether the words describe exactly one scene; a meeting can be described from both sides."""
 
         def same(other: Scene) -> bool:
             return other.action is scene.action and (
@@ -62,9 +62,9 @@ class _Excerpt:
 
 
 def create_questions(world: World, letters: Iterator[str], num_questions: int) -> list[WorldQuestion]:
-    """Draw questions about one world, skills in turn; `letters` deals the place of the right option.
+    """Draw questions about one world, skills in turn; `letters` yields the position of the right option.
 
-    Returns fewer than asked for where the story does not hold that many different questions.
+    Returns fewer than requested if the story doesn't have that many different questions.
     """
     generator = random.Random(f"questions {world.name}")
     drafts = [draft for part in _excerpts(world) for draft in _drafts(part) if len(draft.wrong) >= NUM_OPTIONS - 1]
@@ -80,14 +80,14 @@ def create_questions(world: World, letters: Iterator[str], num_questions: int) -
 
 
 def deal_letters(name: str) -> Iterator[str]:
-    """Deal the letters A to D without end: every four are all four, in an order that no pattern repeats."""
+    """Yield the letters A to D forever: every four contain all four, in random order."""
     generator = random.Random(f"letters {name}")
     while True:
         yield from generator.sample(LETTERS[:NUM_OPTIONS], NUM_OPTIONS)
 
 
 def tell_story(scenes: tuple[Scene, ...]) -> str:
-    """The scenes as timed sentences; a glance at the clock, not a stop-watch."""
+    """The scenes as sentences with rounded times."""
     return " ".join(
         f"Around {round(scene.middle_seconds / CLOCK_SECONDS) * CLOCK_SECONDS}s {scene.sentence()}." for scene in scenes
     )
@@ -109,7 +109,7 @@ def _finish(draft: _Draft, world: World, letter: str, generator: random.Random) 
 
 
 def _draft(skill: Skill, question: str, right: str, kind: tuple[str, ...], *scenes: Scene) -> _Draft:
-    """A question whose wrong options are everything else of the right one's kind."""
+    """A question whose wrong options are all other values of the right one's kind."""
     return _Draft(
         skill=skill,
         question=question,
@@ -120,7 +120,7 @@ def _draft(skill: Skill, question: str, right: str, kind: tuple[str, ...], *scen
 
 
 def _excerpts(world: World) -> Iterator[_Excerpt]:
-    """The whole story, and in a longer one each chapter by its times: little happens only once in two hours."""
+    """The whole story, and in a longer one each chapter by its times: in two hours, little happens only once."""
     yield _Excerpt(scenes=world.scenes, characters=world.characters)
     if len(world.scenes) > CHAPTER_SCENES:
         slot_seconds = world.settings.seconds / len(world.scenes)

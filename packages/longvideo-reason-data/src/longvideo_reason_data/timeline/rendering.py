@@ -1,7 +1,7 @@
 """Draws a world, frame by frame, into a real video file.
 
-Frames are drawn and encoded one at a time, so that a two-hour world takes no more memory than a short one. Nothing
-here decides what happens: it only shows it.
+Frames are drawn and encoded one at a time, so that a two-hour world takes no more memory than a short one. The module
+doesn't decide what happens; it only renders it.
 """
 
 import math
@@ -26,7 +26,7 @@ PALETTE = {
     "orange": (245, 130, 30),
 }
 GROUNDS = {"garden": (176, 226, 150), "market": (250, 214, 140), "harbour": (150, 206, 250), "mill": (228, 176, 214)}
-MORNING, EVENING = 1.0, 0.55  # the light fades over the video: every picture tells its hour
+MORNING, EVENING = 1.0, 0.55  # the light fades over the video, so that every frame shows its time
 PARCEL = (20, 20, 20)
 PLACE_CENTRES = {"garden": (0.25, 0.25), "market": (0.75, 0.25), "harbour": (0.25, 0.75), "mill": (0.75, 0.75)}
 RADIUS = 0.1
@@ -36,7 +36,7 @@ OVERSAMPLING = 2
 
 
 def draw_frame(world: World, time_seconds: float) -> NDArray[np.uint8]:
-    """The picture at one moment: uint8 array [height, width, 3]."""
+    """The frame at one time: uint8 array [height, width, 3]."""
     size = world.settings.size_pixels * OVERSAMPLING
     image = Image.new("RGB", (size, size))
     canvas = ImageDraw.Draw(image)
@@ -59,7 +59,7 @@ def render_frames(world: World) -> Iterator[NDArray[np.uint8]]:
 
 
 def write_video(world: World, path: Path) -> None:
-    """Encode the world as H.264 in an MP4 file, streamed to disk; the file appears whole or not at all.
+    """Encode the world as H.264 in an MP4 file, streamed to disk; the file appears complete or not at all.
 
     Raises:
         DataError: When the file can't be written.
@@ -95,7 +95,7 @@ def _draw_scene(canvas: ImageDraw.ImageDraw, size: int, world: World, scene: Sce
 
 
 def _spot(place: str, progress: float, offset: float) -> tuple[float, float]:
-    """Where somebody stands: walks in from the near edge, stays, walks off again."""
+    """The position of an actor: walks in from the near edge, stays, walks off again."""
     x, y = PLACE_CENTRES[place]
     away = max(0.0, 1 - min(progress, 1 - progress) / WALK_FRACTION)
     return x + offset + (x - 0.5) * 1.6 * away, y + (y - 0.5) * 1.6 * away - 0.04

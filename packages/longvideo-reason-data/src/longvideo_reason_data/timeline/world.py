@@ -1,9 +1,9 @@
 """The timeline world: seeded little stories with exact ground truth.
 
 A cast of coloured shapes plays one scene after another on a stage with named places: somebody waits, two meet, one
-takes a parcel and later brings it to another. Between scenes the stage is empty, so that whoever looks at too few
-frames misses a part of the story. A world is a list of scenes with exact times; it knows nothing of pixels
-(`rendering`) and nothing of questions (`questions`).
+takes a parcel and later brings it to another. Between scenes the stage is empty, so that a viewer with too few frames
+misses a part of the story. A world is a list of scenes with exact times; it is independent of pixels (`rendering`) and
+questions (`questions`).
 
 The same settings describe twenty seconds or two hours: scenes are drawn one after another from one seed.
 """
@@ -31,30 +31,26 @@ class Action(StrEnum):
 
     @property
     def purpose(self) -> str:
-        """What somebody who does this came for."""
+        """The purpose of somebody who does this."""
         return {"wait": "rest", "meet": "company", "take": "collection", "bring": "delivery"}[self.value]
 
 
 class WorldSettings(BaseModel):
-    """Length and difficulty of a world; the default is what the quickstart learns from."""
+    """Length and difficulty of a world; the default is that of the quickstart."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float = Field(default=32.0, ge=8.0, description="Length of the video in seconds.")
-    num_scenes: int = Field(
-        default=4, ge=3, description="How many scenes are played; a parcel travels in every run of five."
-    )
+    num_scenes: int = Field(default=4, ge=3, description="Number of scenes; every five of them have a parcel.")
     frames_per_second: int = Field(default=4, ge=1, le=60, description="Frame rate of the rendered file.")
     size_pixels: int = Field(
         default=160,
         ge=64,
         le=2048,
-        description="Width and height of the picture; a multiple of 16, or the encoder pads at random.",
+        description="Width and height of the frames; a multiple of 16, otherwise the encoder's padding is random.",
     )
-    num_characters: int = Field(
-        default=4, ge=4, le=len(COLOURS), description="How many colours may play a part; more are harder."
-    )
-    scene_seconds: float = Field(default=3.0, gt=0.5, description="How long a scene is on stage: shorter is harder.")
+    num_characters: int = Field(default=4, ge=4, le=len(COLOURS), description="Number of colours; more are harder.")
+    scene_seconds: float = Field(default=3.0, gt=0.5, description="Duration of a scene; shorter is harder.")
 
     @model_validator(mode="after")
     def _scenes_fit(self) -> Self:
@@ -71,7 +67,7 @@ class WorldSettings(BaseModel):
 
     @property
     def characters(self) -> tuple[str, ...]:
-        """The colours that may play a part."""
+        """The colours that may occur."""
         return COLOURS[: self.num_characters]
 
 
@@ -88,12 +84,12 @@ class Scene:
 
     @property
     def middle_seconds(self) -> float:
-        """The moment at which everybody who takes part is in place."""
+        """The time at which all participants are in place."""
         return (self.start_seconds + self.end_seconds) / 2
 
     @property
     def people(self) -> tuple[str, ...]:
-        """Those who are seen in the scene."""
+        """The participants that are visible in the scene."""
         return (self.actor,) if self.partner is None else (self.actor, self.partner)
 
     def sentence(self) -> str:
@@ -121,14 +117,14 @@ class World:
 
     @property
     def characters(self) -> tuple[str, ...]:
-        """The colours that may play a part."""
+        """The colours that may occur."""
         return self.settings.characters
 
 
 def create_world(name: str, settings: WorldSettings) -> World:
     """Draw the story that belongs to a name; the name is the seed.
 
-    Scenes fill equal slots, each at a random place inside its slot. Each chapter of five scenes has one parcel: it is
+    Scenes fill equal slots, each at a random time inside its slot. Each chapter of five scenes has one parcel: it is
     taken in one scene and brought to somebody in a later one; the others wait or meet.
     """
     generator = random.Random(f"world {name}")

@@ -7,8 +7,8 @@ const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const LABELS = { train_sft: "SFT", train_rl: "RL", held_out: "held out" };
 const label = (value) => LABELS[value] || String(value).replaceAll("_", " ");
 const VIEWS = {
-  questions: { title: "Questions", items: data.questions, filters: ["skill", "difficulty", "split"], one: "question" },
-  dropped: { title: "Dropped", items: data.dropped, filters: ["reason", "stage", "skill"], one: "dropped item" },
+  questions: { title: "Questions", items: itemsOf(data.questions), filters: ["skill", "difficulty", "split"], one: "question" },
+  dropped: { title: "Dropped", items: itemsOf(data.dropped), filters: ["reason", "stage", "skill"], one: "dropped item" },
   about: { title: "About", items: [], filters: [], one: "" },
 };
 const ORDER = ["temporal", "goal", "spatial", "plot", "easy", "medium", "hard", "unmeasured", "train_sft", "train_rl", "held_out"];
@@ -34,6 +34,60 @@ function clock(seconds) {
 const span = (start, end) => clock(start) + "–" + clock(end);
 const plural = (count, one) => count.toLocaleString("en") + " " + one + (count === 1 ? "" : "s");
 
+// ---- a large dataset comes in parts: scripts beside the page, each added when something of it is looked at ----
+
+// Of an item the page itself knows only what the list is filtered by, as columns; `whole` gives the rest, once it is here.
+function itemsOf(table) {
+  if (!data.parts) return table;
+  return table.id.map((id, place) => {
+    const item = { place, id, media: table.media[place] };
+    for (const [name, column] of Object.entries(table.filters)) item[name] = column.values[column.numbers[place]];
+    return item;
+  });
+}
+
+const MOST_PARTS = 60;
+const parts = new Map(), awaited = new Map();
+let isPartMissing = false;
+
+// Parts call this; what they hand over is text, which is parsed and never run.
+globalThis.takePart = (name, text) => awaited.get(name)?.(JSON.parse(text));
+
+function loadPart(kind, number) {
+  const name = kind + "-" + number;
+  let part = parts.get(name);
+  if (!part) {
+    part = { rows: null };
+    part.ready = new Promise((resolve) => {
+      const script = make("script", { src: data.parts.folder + "/" + name + ".js" });
+      const finish = (rows) => {
+        awaited.delete(name);
+        script.remove();
+        part.rows = rows;
+        resolve(rows);
+      };
+      awaited.set(name, finish);
+      script.addEventListener("error", () => { isPartMissing = true; finish([]); });
+      document.head.append(script);
+    });
+  }
+  parts.delete(name);
+  parts.set(name, part); // the last one is the one that was used last
+  for (const [old, { rows }] of parts) if (parts.size > MOST_PARTS && rows && old !== name) parts.delete(old);
+  return part;
+}
+
+const partOf = (place) => Math.floor(place / data.parts.size);
+
+// Gives an item with all that is known of it, or, as long as that isn't here, nothing; then `redraw` is called later.
+function whole(kind, item, redraw) {
+  if (!data.parts) return item;
+  const part = loadPart(kind, partOf(item.place));
+  if (part.rows) return part.rows[item.place % data.parts.size] || item;
+  part.ready.then(redraw);
+  return null;
+}
+
 // ---- state, which the address holds: a view of the data can be sent as a link ----
 
 let state = {}, found = [], chosen = -1;
@@ -52,26 +106,75 @@ function writeAddress() {
 }
 
 const identity = (item) => item.id ?? item.item;
-const mediaOf = (item) => (item.media || []).map((number) => data.media[number]);
 const haystacks = new Map();
+
+function mediaOf(item, redraw) {
+  return (item.media || []).map((number) => data.parts ? whole("media", { place: number }, redraw) : data.media[number]);
+}
+
+const textOf = (words) => words.filter(Boolean).join("\n").toLowerCase();
+const textOfItem = (item) => textOf([identity(item), item.question, ...(item.options || []), item.answer, item.reasoning, item.reason, item.detail]);
+const textOfMedium = (medium) => textOf([medium.path, ...(medium.segments || []).flatMap((segment) => [segment[2], segment[3]])]);
 
 function haystack(item) {
   let text = haystacks.get(item);
   if (text === undefined) {
-    const parts = [identity(item), item.question, ...(item.options || []), item.answer, item.reasoning, item.reason, item.detail];
-    for (const medium of mediaOf(item)) parts.push(medium.path, ...medium.segments.flatMap((segment) => [segment[2], segment[3]]));
-    text = parts.filter(Boolean).join("\n").toLowerCase();
+    text = [textOfItem(item), ...mediaOf(item).map(textOfMedium)].join("\n");
     haystacks.set(item, text);
   }
   return text;
 }
 
+// Goes through the parts one after the other and shows what is found so far; a newer search ends it.
+let numSearches = 0, numUnsearched = 0;
+
+async function searchParts(fitting, words, view) {
+  const own = numSearches, wanted = state.item;
+  const textOfMedia = new Map();
+  for (let first = 0, last = 0; first < fitting.length; first = last) {
+    const number = partOf(fitting[first].place);
+    while (last < fitting.length && partOf(fitting[last].place) === number) last++;
+    numUnsearched = fitting.length - first;
+    showList();
+    const rows = await loadPart(view, number).ready;
+    const items = fitting.slice(first, last);
+    const places = new Set(items.flatMap((item) => item.media || []));
+    for (const place of textOfMedia.keys()) if (!places.has(place)) textOfMedia.delete(place);
+    for (const place of places) {
+      if (textOfMedia.has(place)) continue;
+      const medium = (await loadPart("media", partOf(place)).ready)[place % data.parts.size];
+      textOfMedia.set(place, medium ? textOfMedium(medium) : "");
+    }
+    if (own !== numSearches) return;
+    const hits = items.filter((item) => {
+      const text = [textOfItem(rows[item.place % data.parts.size] || item), ...(item.media || []).map((place) => textOfMedia.get(place))].join("\n");
+      return words.every((word) => text.includes(word));
+    });
+    if (!hits.length) continue;
+    const before = chosen < 0 ? null : identity(found[chosen]);
+    found.push(...hits);
+    if (state.item === wanted) chosen = Math.max(0, found.findIndex((item) => identity(item) === wanted));
+    showRows();
+    if (identity(found[chosen]) !== before) showDetail();
+  }
+  numUnsearched = 0;
+  showList();
+  showDetail();
+}
+
 function search() {
   const { items, filters } = VIEWS[state.view];
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
-  found = items.filter((item) =>
-    filters.every((name) => !state[name] || item[name] === state[name]) &&
-    (!words.length || words.every((word) => haystack(item).includes(word))));
+  const fitting = items.filter((item) => filters.every((name) => !state[name] || item[name] === state[name]));
+  numSearches++;
+  numUnsearched = 0;
+  if (!words.length) found = fitting;
+  else if (!data.parts) found = fitting.filter((item) => words.every((word) => haystack(item).includes(word)));
+  else {
+    found = [];
+    chosen = -1;
+    searchParts(fitting, words, state.view);
+  }
   chosen = found.findIndex((item) => identity(item) === state.item);
   if (chosen < 0 && found.length) chosen = 0;
 }
@@ -83,6 +186,7 @@ function showList() {
   at("rows").style.height = found.length * ROW_PIXELS + "px";
   at("status").textContent = found.length === view.items.length ? plural(found.length, view.one)
     : found.length.toLocaleString("en") + " of " + plural(view.items.length, view.one);
+  if (numUnsearched) at("status").textContent += ", " + numUnsearched.toLocaleString("en") + " to be searched";
   at("status").dataset.found = found.length;
   at("clear").hidden = !(state.search || view.filters.some((name) => state[name]));
 }
@@ -93,13 +197,13 @@ function showRows() {
   const last = Math.min(found.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW_PIXELS) + SPARE_ROWS);
   const rows = [];
   for (let place = first; place < last; place++) {
-    const item = found[place];
+    const item = whole(state.view, found[place], showRows) || found[place];
     const facts = state.view === "questions" ? [label(item.skill), label(item.split), item.difficulty !== "unmeasured" && item.difficulty, item.id]
-      : [label(item.reason), item.stage, item.item];
+      : [label(item.reason), item.stage, identity(item)];
     const row = make("div", {
       class: "row", role: "option", id: "row-" + place, "aria-selected": String(place === chosen),
       "aria-setsize": found.length, "aria-posinset": place + 1, onclick: () => choose(place),
-    }, make("small", {}, facts.filter(Boolean).join(" · ")), make("b", {}, item.question || item.detail || item.item));
+    }, make("small", {}, facts.filter(Boolean).join(" · ")), make("b", {}, item.question || item.detail || identity(item)));
     row.style.top = place * ROW_PIXELS + "px";
     rows.push(row);
   }
@@ -237,14 +341,18 @@ function showDetail() {
   const article = at("detail");
   article.scrollTop = 0;
   if (state.view === "about") return article.replaceChildren(...about());
-  const item = found[chosen];
-  if (!item) return article.replaceChildren(make("p", { class: "empty" }, state.view === "dropped" && !data.dropped.length
-    ? "Nothing was dropped, or the dataset doesn't say what." : "Nothing matches. Change the words or the filters."));
-  article.replaceChildren(...(item.question ? question(item) : lost(item)));
+  const tell = (words) => article.replaceChildren(make("p", { class: "empty" }, words));
+  if (!found[chosen]) return tell(numUnsearched ? "Nothing yet." : state.view === "dropped" && !VIEWS.dropped.items.length
+    ? "Nothing was dropped, or the dataset doesn't say what." : "Nothing matches. Change the words or the filters.");
+  const item = whole(state.view, found[chosen], showDetail), media = mediaOf(item || {}, showDetail);
+  if (!item || media.includes(null)) return tell("Loading…");
+  if (isPartMissing && (item === found[chosen] || media.some((medium) => !medium.path)))
+    return tell("A part of this view is missing. Keep the folder " + data.parts.folder + " beside the page, or write the view again.");
+  article.replaceChildren(...(item.question ? question(item, media) : lost(item)));
 }
 
-function question(item) {
-  const media = mediaOf(item), several = media.length > 1;
+function question(item, media) {
+  const several = media.length > 1;
   const lines = media.map((medium, place) => medium.kind === "image" ? still(medium)
     : timeline(medium, item.evidence.filter((given) => given[2] === place), several ? "-" + place : ""));
   const show = (start, end, place) => {
@@ -269,7 +377,7 @@ function question(item) {
   parts.push(make("h3", {}, "Reasoning"), item.reasoning ? withMoments(item.reasoning, longest, show)
     : make("p", { class: "quiet" }, "None is given."));
   parts.push(make("h3", {}, "How models answered"), rates(item));
-  new Set(media).forEach((medium) => parts.push(...aboutMedium(item, medium, (start, end) => show(start, end, media.indexOf(medium)))));
+  new Set(media).forEach((medium) => parts.push(...aboutMedium(item, medium, item.media[media.indexOf(medium)], (start, end) => show(start, end, media.indexOf(medium)))));
   return parts;
 }
 
@@ -294,14 +402,14 @@ function rates(item) {
     })));
 }
 
-function aboutMedium(item, video, show) {
-  const others = data.questions.filter((other) => other !== item && mediaOf(other).includes(video));
+function aboutMedium(item, video, number, show) {
+  const others = VIEWS.questions.items.filter((other) => identity(other) !== identity(item) && other.media.includes(number));
   const length = video.kind === "image" ? [] : [["length", clock(video.seconds)]];
   const parts = [make("h3", {}, video.kind === "image" ? "Picture" : "Video"), make("table", {}, make("tbody", {},
     ...[["file", video.path], ...length, ["source", video.source], ["licence", video.license], ["SHA-256", video.digest]]
       .map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)))))];
   if (others.length) parts.push(make("h3", {}, "Other questions about it"), make("div", { class: "others" }, ...others.slice(0, 40).map((other) =>
-    make("button", { type: "button", onclick: () => visit(other) }, make("small", {}, label(other.skill)), other.question))));
+    make("button", { type: "button", onclick: () => visit(other) }, make("small", {}, label(other.skill)), other.question || other.id))));
   if (video.segments.length) {
     const list = make("ol", { class: "captions" });
     const details = make("details", {}, make("summary", {}, "All " + plural(video.segments.length, "described segment")), list);
@@ -336,12 +444,12 @@ function about() {
   const rates = Object.entries(answered).map(([condition, rate]) => [condition, percent(rate.right_rate) + " of " + rate.answers.toLocaleString("en") + " right"
     + (rate.unanswered_rate ? ", " + percent(rate.unanswered_rate) + " without a choice" : "")]);
   const reasons = {};
-  for (const item of data.dropped) reasons[item.stage + ": " + label(item.reason)] = (reasons[item.stage + ": " + label(item.reason)] || 0) + 1;
+  for (const item of VIEWS.dropped.items) reasons[item.stage + ": " + label(item.reason)] = (reasons[item.stage + ": " + label(item.reason)] || 0) + 1;
   const stages = Object.entries(manifest.stages || {}).map(([name, stage]) => [name, stage.kept.toLocaleString("en") + " of " + stage.input.toLocaleString("en") + " kept"]);
   return [make("h2", {}, "What this dataset holds"), make("div", { class: "pair" }, table("In all", plain), ...tables,
     rates.length ? table("How models answered", Object.fromEntries(rates)) : null,
     stages.length ? table("Stages", Object.fromEntries(stages)) : null,
-    data.dropped.length ? table("Dropped", Object.fromEntries(Object.entries(reasons).sort((one, other) => other[1] - one[1]))) : null),
+    VIEWS.dropped.items.length ? table("Dropped", Object.fromEntries(Object.entries(reasons).sort((one, other) => other[1] - one[1]))) : null),
     Object.keys(manifest).length ? make("details", {}, make("summary", {}, "How it was made (manifest.json)"), make("pre", { tabindex: "0" }, JSON.stringify(manifest, null, 2))) : null].filter(Boolean);
 }
 

@@ -3,63 +3,137 @@
 Only the records have to be there. Files about how the dataset was made are shown as far as they exist; one that exists
 and can't be read is an error: a page without it would look like that of a dataset that dropped nothing.
 The form is short on purpose (lists instead of objects, a number instead of a medium's digest): a page may hold very
-many questions. Nothing here makes pictures or HTML.
+many questions; and of those one at a time is in memory. Nothing here makes pictures or HTML.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.inspection.statistics import describe_dataset
-from longvideo_reason_data.records.folder import DROPPED_NAME, MANIFEST_NAME, SEGMENTS_NAME, read_dataset
+from longvideo_reason_data.inspection.statistics import DatasetFigures
+from longvideo_reason_data.records.folder import (
+    DROPPED_NAME,
+    MANIFEST_NAME,
+    RECORDS_NAME,
+    SEGMENTS_NAME,
+    iter_dataset,
+    read_object,
+    require_folder,
+)
 from longvideo_reason_data.records.medium import RecordMedium
-from longvideo_reason_data.records.record import QuestionRecord, read_records
+from longvideo_reason_data.records.notes import (
+    FILTERS_NAME,
+    DroppedNote,
+    SegmentNote,
+    read_filtered,
+    read_notes,
+    read_notes_at,
+)
+from longvideo_reason_data.records.record import QuestionRecord, count_records, iter_records
 
-FILTERS_NAME = "filters.json"
 UNFILTERED_NAME = "unfiltered.parquet"
 
 # Conditions that tell how hard a question is, the better one first.
 _DIFFICULTY_CONDITIONS = ("rollouts", "full")
 
 
-def collect_contents(dataset: Path) -> tuple[dict[str, Any], list[RecordMedium]]:
-    """Gather what a dataset holds.
+class DatasetContents:
+    """What a dataset holds, read piece by piece: first the questions, then what was dropped, then the media of both.
 
     Args:
         dataset: Its folder.
 
-    Returns:
-        The contents of the page, and its videos and pictures in their order: first those that questions were kept
-        about, then those that only dropped ones are about.
-
     Raises:
-        UsageError: When the folder is missing or holds no dataset of this version.
-        DataError: When one of its files is damaged.
+        UsageError: When the folder is missing.
     """
-    records = read_dataset(dataset)
-    filtered = _read_filtered(dataset)
-    firsts: dict[str, tuple[RecordMedium, QuestionRecord]] = {}
-    for record in (*records, *(record for _, record in filtered if record)):
+
+    def __init__(self, dataset: Path) -> None:
+        require_folder(dataset)
+        self._dataset = dataset
+        self._figures = DatasetFigures()
+        self._numbers: dict[str, int] = {}
+        self._named: list[tuple[RecordMedium, dict[str, str]]] = []
+
+    def is_at_most(self, num_questions: int, num_bytes: int) -> bool:
+        """Say whether there are so few questions, and the files about how they were made are so small.
+
+        Raises:
+            DataError: When the records are damaged.
+        """
+        names = (SEGMENTS_NAME, DROPPED_NAME, FILTERS_NAME)
+        paths = [path for path in (self._dataset / name for name in names) if path.is_file()]
+        num_rows = count_records(self._dataset / RECORDS_NAME)
+        return num_rows <= num_questions and sum(path.stat().st_size for path in paths) <= num_bytes
+
+    def questions(self) -> Iterator[dict[str, Any]]:
+        """Describe the questions that were kept.
+
+        Raises:
+            UsageError: When there is no dataset of this version.
+            DataError: When the records are damaged.
+        """
+        for record in iter_dataset(self._dataset):
+            self._figures.add(record)
+            yield self._describe(record)
+
+    def dropped(self) -> Iterator[dict[str, Any]]:
+        """Describe what was dropped, and the questions that a filter took out as far as they are known.
+
+        Raises:
+            DataError: When a file is damaged.
+        """
+        for _, note in read_notes(self._dataset, DROPPED_NAME, DroppedNote):
+            yield note.model_dump()
+        items = _read_filtered(self._dataset)
+        if items and ForeignFolder(self._dataset, error=DataError).has(UNFILTERED_NAME):
+            for record in iter_records(self._dataset / UNFILTERED_NAME, in_order_of_ids=True):
+                item = items.pop(record.question_id, None)
+                if item is not None:
+                    yield item | self._describe(record)
+        yield from items.values()
+
+    def media(self) -> Iterator[dict[str, Any]]:
+        """Describe the media of all questions so far, those of kept ones first.
+
+        Raises:
+            DataError: When the file of segments is damaged.
+        """
+        places: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
+        for place, note in read_notes(self._dataset, SEGMENTS_NAME, SegmentNote):
+            places[note.video_digest].append(place)
+        for medium, origin in self._named:
+            notes = read_notes_at(self._dataset, SEGMENTS_NAME, SegmentNote, places.get(medium.digest, ()))
+            segments = [[note.start_seconds, note.end_seconds, note.caption, note.speech] for note in notes]
+            yield _describe_medium(medium) | origin | {"segments": segments}
+
+    @property
+    def named_media(self) -> list[RecordMedium]:
+        """The media in the order of `media`."""
+        return [medium for medium, _ in self._named]
+
+    def describe_rest(self) -> dict[str, Any]:
+        """Give name, figures and manifest, when all questions were gone through.
+
+        Raises:
+            DataError: When the manifest is damaged.
+        """
+        return {
+            "name": self._dataset.resolve().name,
+            "counts": self._figures.describe(self._dataset),
+            "manifest": read_object(self._dataset, MANIFEST_NAME),
+        }
+
+    def _describe(self, record: QuestionRecord) -> dict[str, Any]:
         for medium in record.media:
-            firsts.setdefault(medium.digest, (medium, record))
-    numbers = {digest: number for number, digest in enumerate(firsts)}
-    segments = _read_segments(dataset / SEGMENTS_NAME)
-    contents = {
-        "name": dataset.resolve().name,
-        "counts": describe_dataset(dataset),
-        "media": [
-            _describe_medium(medium, record, segments.get(digest, [])) for digest, (medium, record) in firsts.items()
-        ],
-        "questions": [_describe_question(record, numbers) for record in records],
-        "dropped": [
-            *_read_dropped(dataset / DROPPED_NAME),
-            *(item | _describe_question(record, numbers) if record else item for item, record in filtered),
-        ],
-        "manifest": _read_object(dataset / MANIFEST_NAME),
-    }
-    return contents, [medium for medium, _ in firsts.values()]
+            if medium.digest not in self._numbers:
+                self._numbers[medium.digest] = len(self._numbers)
+                origin = {"split": str(record.split), "source": record.source, "license": record.license}
+                self._named.append((medium, origin))
+        return _describe_question(record, self._numbers)
 
 
 def difficulty_of(pass_rates: Sequence[dict[str, Any]]) -> str:
@@ -74,16 +148,12 @@ def difficulty_of(pass_rates: Sequence[dict[str, Any]]) -> str:
     return "easy" if measured[0] >= 0.75 else "hard" if measured[0] <= 0.25 else "medium"
 
 
-def _describe_medium(medium: RecordMedium, record: QuestionRecord, segments: list[list[Any]]) -> dict[str, Any]:
+def _describe_medium(medium: RecordMedium) -> dict[str, Any]:
     return {
         "kind": str(medium.kind),
         "path": medium.path,
         "digest": medium.digest,
         "seconds": medium.duration_seconds,
-        "split": str(record.split),
-        "source": record.source,
-        "license": record.license,
-        "segments": segments,
     }
 
 
@@ -105,69 +175,9 @@ def _describe_question(record: QuestionRecord, numbers: Mapping[str, int]) -> di
     }
 
 
-def _read_segments(path: Path) -> dict[str, list[list[Any]]]:
-    """Read the described segments of each video, by its digest: start, end, what is seen, what is said."""
-    segments: dict[str, list[list[Any]]] = {}
-    for row in _read_lines(path, ("video_digest", "start_seconds", "end_seconds", "caption", "speech")):
-        segment = [row["start_seconds"], row["end_seconds"], row["caption"], row["speech"]]
-        segments.setdefault(str(row["video_digest"]), []).append(segment)
-    return segments
-
-
-def _read_dropped(path: Path) -> list[dict[str, Any]]:
-    return _read_lines(path, ("stage", "item", "reason", "detail"))
-
-
-def _read_filtered(dataset: Path) -> list[tuple[dict[str, Any], QuestionRecord | None]]:
-    """Read what a filter took out of the dataset, together with the questions themselves if they were kept."""
-    path = dataset / FILTERS_NAME
-    items = _read_object(path).get("items", [])
-    unfiltered = dataset / UNFILTERED_NAME
-    records: dict[str, QuestionRecord] = {}
-    if items and unfiltered.is_file():
-        records = {record.question_id: record for record in read_records(unfiltered)}
-    dropped: list[tuple[dict[str, Any], QuestionRecord | None]] = []
-    for item in items:
-        if not isinstance(item, dict) or not {"question_id", "reason", "detail"} <= item.keys():
-            raise DataError(f"{path}: an item is {item!r}, expected question_id, reason and detail; filter again")
-        known = cast(dict[str, Any], item)
-        shown = {"stage": "filter", "item": known["question_id"], "reason": known["reason"], "detail": known["detail"]}
-        dropped.append((shown, records.get(known["question_id"])))
-    return dropped
-
-
-def _read_lines(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a file of JSON lines that may not be there; each line has to have the names."""
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if not line:
-            continue
-        row = _parse(path, line, f"line {number}")
-        if missing := [name for name in names if name not in row]:
-            raise DataError(f"{path}: line {number} has no {missing[0]!r}; build the dataset again")
-        rows.append(row)
-    return rows
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    return _parse(path, text, "the file") if text else {}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from error
-
-
-def _parse(path: Path, text: str, place: str) -> dict[str, Any]:
-    try:
-        value: object = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: {place} isn't JSON ({error}); restore or remove the file") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: {place} is no object; restore or remove the file")
-    return cast(dict[str, Any], value)
+def _read_filtered(dataset: Path) -> dict[str, dict[str, Any]]:
+    """Read what a filter took out of the dataset, by the question's id."""
+    return {
+        note.question_id: {"stage": "filter", "item": note.question_id, "reason": note.reason, "detail": note.detail}
+        for note in read_filtered(dataset)
+    }

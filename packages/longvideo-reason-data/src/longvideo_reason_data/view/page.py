@@ -1,26 +1,40 @@
 """Writes the dataset browser: markup, style, script and data in one file that needs no network.
 
+Where that would be too much for a browser, the file holds only what it takes to list and to filter, and the rest lies
+in parts beside it (`longvideo_reason_data.view.parts`).
+
 Data can't leave its place: it stands as JSON in an element that no browser runs, with every `<` escaped, and the script
 puts it on the page as text only. A content security policy allows this very script and style and nothing else, so that
-even a mistake there would not run what a dataset says, and nothing can be fetched.
+even a mistake there would not run what a dataset says, and nothing can be fetched. With parts, what this
+script itself adds to the page may run too, and that is parts only.
 """
 
 import base64
 import hashlib
-import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from longvideo_reason_data.atomic_files import write_text_atomic
-from longvideo_reason_data.view.contents import collect_contents
+from longvideo_reason_data.view.contents import DatasetContents
+from longvideo_reason_data.view.parts import (
+    ITEMS_PER_PART,
+    ItemColumns,
+    PartsFolder,
+    escape_json,
+    remove_other_parts,
+)
 from longvideo_reason_data.view.thumbnails import make_thumbnails
 
 MOST_THUMBNAILS = 600
+MOST_QUESTIONS_INSIDE = 5000
+MOST_BYTES_INSIDE = 20_000_000
+"""Of the files about how a dataset was made."""
 
 
 def write_page(dataset: Path, output: Path, *, most_thumbnails: int = MOST_THUMBNAILS) -> dict[str, Any]:
-    """Write the browser of a dataset.
+    """Write the browser of a dataset; one of many questions has a folder of parts beside it.
 
     Args:
         dataset: Its folder.
@@ -28,23 +42,45 @@ def write_page(dataset: Path, output: Path, *, most_thumbnails: int = MOST_THUMB
         most_thumbnails: Pictures for all videos together.
 
     Returns:
-        What the page holds.
+        What the page itself holds.
 
     Raises:
         UsageError: When the folder is missing or holds no dataset of this version.
         DataError: When one of its files is damaged, or the page can't be written.
     """
-    contents, media = collect_contents(dataset)
-    for medium, pictures in zip(contents["media"], make_thumbnails(dataset, media, most=most_thumbnails), strict=True):
-        medium["thumbnails"] = pictures
-    write_text_atomic(output, render_page(contents))
-    return contents
+    contents = DatasetContents(dataset)
+    if contents.is_at_most(MOST_QUESTIONS_INSIDE, MOST_BYTES_INSIDE):
+        page: dict[str, Any] = {"questions": list(contents.questions()), "dropped": list(contents.dropped())}
+        page |= {"media": list(_pictured(contents, dataset, most_thumbnails)), "num_dropped": len(page["dropped"])}
+        page |= contents.describe_rest()
+        write_text_atomic(output, render_page(page))
+        remove_other_parts(output, None)
+        return page
+    questions, dropped = ItemColumns(("skill", "difficulty", "split")), ItemColumns(("reason", "stage", "skill"))
+    with PartsFolder(output) as parts:
+        parts.write("questions", questions.follow(contents.questions()))
+        parts.write("dropped", dropped.follow(contents.dropped()))
+        parts.write("media", _pictured(contents, dataset, most_thumbnails))
+        page = {"questions": questions.as_json(), "dropped": dropped.as_json(), "num_dropped": len(dropped)}
+        page |= contents.describe_rest()
+        folder = parts.keep()
+        page["parts"] = {"folder": folder, "size": ITEMS_PER_PART}
+        write_text_atomic(output, render_page(page))
+    remove_other_parts(output, folder)
+    return page
+
+
+def _pictured(contents: DatasetContents, dataset: Path, most_thumbnails: int) -> Iterator[dict[str, Any]]:
+    pictures = make_thumbnails(dataset, contents.named_media, most=most_thumbnails)
+    for medium, thumbnails in zip(contents.media(), pictures, strict=True):
+        yield medium | {"thumbnails": thumbnails}
 
 
 def render_page(contents: dict[str, Any]) -> str:
     """Put contents into the page."""
     page, style, script = (_read(name) for name in ("browser.html", "browser.css", "browser.js"))
-    policy = f"default-src 'none'; img-src data:; style-src {_allow(style)}; script-src {_allow(script)}"
+    allowed = _allow(script) + (" 'strict-dynamic'" if "parts" in contents else "")
+    policy = f"default-src 'none'; img-src data:; style-src {_allow(style)}; script-src {allowed}"
     parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": escape_json(contents)}
     first, *rest = page.split("{{")
     pieces = [first]
@@ -52,14 +88,6 @@ def render_page(contents: dict[str, Any]) -> str:
         name, _, after = piece.partition("}}")
         pieces += [parts[name], after]
     return "".join(pieces)
-
-
-def escape_json(value: object) -> str:
-    """Write JSON that can't end the element it stands in, whatever its strings say."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Half of a surrogate pair can come from a JSON file but not go into UTF-8.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _read(name: str) -> str:

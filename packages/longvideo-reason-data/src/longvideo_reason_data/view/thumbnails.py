@@ -15,8 +15,7 @@ from PIL import Image
 
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.video_file import sample_frames
-from longvideo_reason_data.records.medium import RecordMedium
-from longvideo_reason_data.records.opening import open_medium
+from longvideo_reason_data.records.medium import RecordMedium, open_medium
 
 SIDE_PIXELS = 160
 JPEG_QUALITY = 62

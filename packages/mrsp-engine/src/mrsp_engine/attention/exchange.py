@@ -1,10 +1,10 @@
-"""How the ranks that split a row's tokens get to see each other's keys and values.
+"""How the ranks that split a row's tokens access each other's keys and values.
 
-Every exchange calls a *visit* with some keys and values and the attention calls that concern them; together the visits
-are the whole row. One rank alone is visited once, by itself. `GatherExchange` computes on its own tokens while the
-others' arrive and then on the row as a whole; `RingExchange` hands slices on from rank to rank, each on its way while
-the one before is computed with, so that no rank ever holds more than two. Nothing is kept for backward: keys and
-values travel again and their gradients return to their owners, added up in float32 at least.
+Every exchange calls a *visit* with some keys and values and the attention calls that use them; together the visits
+cover the whole row. A single rank gets one visit, with its own tokens. `GatherExchange` computes on its own tokens
+while the others arrive and then on the whole row; `RingExchange` passes slices from rank to rank, each in transit while
+the previous one is used, so that no rank ever holds more than two. Nothing is kept for the backward pass: keys and
+values are sent again and their gradients return to their owners, summed in at least float32.
 
 Shape legend: L own tokens, T visited tokens, S tokens of the row, K key heads, C head channels.
 """
@@ -22,20 +22,20 @@ from mrsp_engine.layout import AttentionCall
 
 Calls = tuple[AttentionCall, ...]
 Visit = Callable[[Tensor, Tensor, Calls], None]
-"""Takes keys and values [K, T, C] and the calls on them."""
+"""Receives keys and values [K, T, C] and the calls on them."""
 GradientVisit = Callable[[Tensor, Tensor, Tensor, Tensor, Calls], None]
-"""Takes keys, values, and where their gradients are to be added, [K, T, C] each, and the calls on them."""
+"""Receives keys, values, and the buffers to which their gradients are added, [K, T, C] each, and the calls on them."""
 
 
 class KeyValueExchange(Protocol):
-    """Shows this rank all keys and values that its queries see."""
+    """Gives this rank all keys and values that its queries attend to."""
 
     def circulate(self, key: Tensor, value: Tensor, visit: Visit) -> None:
-        """Visit with every part of the row; key and value [K, L, C] are this rank's own."""
+        """Call `visit` with every part of the row; key and value [K, L, C] are this rank's own."""
         ...
 
     def circulate_back(self, key: Tensor, value: Tensor, visit: GradientVisit) -> tuple[Tensor, Tensor]:
-        """The same for gradients; returns those of the own keys and values, from all ranks."""
+        """The same for gradients; returns those of this rank's own keys and values, summed over all ranks."""
         ...
 
 
@@ -58,12 +58,12 @@ class NoExchange:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GatherExchange:
-    """Every rank gathers the whole row, one layer at a time.
+    """Every rank gathers the whole row, layer by layer.
 
     Attributes:
         group: The ranks.
-        slices: For each rank that takes part, the row indices of its tokens, int64; the own rank included.
-        own_calls: Causal calls, on the own tokens.
+        slices: For each participating rank, this one included, the row indices of its tokens, int64.
+        own_calls: Causal calls, on this rank's own tokens.
         row_calls: All other calls, on the whole row.
     """
 
@@ -107,13 +107,13 @@ class GatherExchange:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RingExchange:
-    """Slices go round: in every step each rank computes with one and passes it to the next rank.
+    """Slices rotate: in every step each rank computes with one slice and passes it to the next rank.
 
     Attributes:
         group: The ranks.
-        ring: Those that take part, in order.
-        lengths: Number of tokens of each of them.
-        calls_by_step: The calls of each step; step s is on the tokens of the rank s places before this one.
+        ring: The participating ranks, in order.
+        lengths: Number of tokens of each.
+        calls_by_step: The calls of each step; step s uses the tokens of the rank s places before this one.
     """
 
     group: SequenceGroup
@@ -139,14 +139,14 @@ class RingExchange:
             visit(*_unpacked(held), *_unpacked(gradients), calls)
             if gradients_coming is not None:
                 gradients += gradients_coming()
-            # After the last step they arrive where they belong.
+            # After the last step they arrive at their owners.
             gradients_coming = self._pass_on(gradients, step + 1)
             held = held if coming is None else coming()
         assert gradients_coming is not None
         return _returned(gradients_coming(), key)
 
     def _pass_on(self, message: Tensor, step: int) -> Callable[[], Tensor]:
-        """Send to the next rank and expect from the previous what this rank holds in `step`; call to wait for it."""
+        """Send to the next rank and receive from the previous one for `step`; call the result to wait for it."""
         place, size = self.ring.index(self.group.rank), len(self.ring)
         following, previous = self.ring[(place + 1) % size], self.ring[(place - 1) % size]
         buffer = message.new_empty((self.lengths[(place - step) % size], *message.shape[1:]))
@@ -160,7 +160,7 @@ def _packed(key: Tensor, value: Tensor) -> Tensor:
 
 
 def _zero_message(like: Tensor, num_tokens: int) -> Tensor:
-    """A message of zero gradients for keys like these, in float32 at least."""
+    """A message of zero gradients for keys of this shape, in at least float32."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return like.new_zeros((num_tokens, 2, like.shape[0], like.shape[2]), dtype=dtype)
 

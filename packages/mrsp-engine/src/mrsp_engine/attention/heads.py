@@ -24,16 +24,16 @@ class AttentionHeads:
         return slice(head_rank * per_rank, (head_rank + 1) * per_rank)
 
     def key_heads(self, head_rank: int, head_ranks: int) -> slice:
-        """The key heads that those query heads look at."""
+        """The key heads that those query heads use."""
         queries = self.query_heads(head_rank, head_ranks)
         per_key = self.query // self.key
         return slice(queries.start // per_key, (queries.stop - 1) // per_key + 1)
 
     def uneven_key_heads(self, head_rank: int, head_ranks: int) -> list[int] | None:
-        """Which of a rank's key heads serves each run of its query heads; None if each serves one run of equal length.
+        """The key head that each run of a rank's query heads uses; None if each serves one run of equal length.
 
-        With 28 query and 4 key heads on 7 ranks the second rank has query heads 4 to 7: three look at the first key
-        head, one at the second. They are computed as four runs of one query head each: [0, 0, 0, 1].
+        With 28 query and 4 key heads on 7 ranks the second rank has query heads 4 to 7: three use the first key head,
+        one the second. They are computed as four runs of one query head each: [0, 0, 0, 1].
         """
         queries, keys = self.query_heads(head_rank, head_ranks), self.key_heads(head_rank, head_ranks)
         per_key = self.query // self.key

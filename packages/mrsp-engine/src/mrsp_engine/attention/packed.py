@@ -1,7 +1,7 @@
 """Exact attention over a packed row, as blocks joined by log-sum-exp.
 
-Knows nothing of models or of how keys and values come here: an exchange shows them, with the calls to make on them.
-Results are joined, and gradients added up, in float32 at least.
+Independent of models and of how keys and values get here: an exchange provides them, with the calls to make on them.
+Results are joined, and gradients summed, in at least float32.
 
 Shape legend: K key heads, N query heads per key head, L own tokens, T visited tokens, C head channels.
 """
@@ -26,13 +26,13 @@ def packed_attention(
     backend: AttentionBackend,
     key_heads: Tensor | None = None,
 ) -> Tensor:
-    """Attend with the own queries to the whole row.
+    """Attend from this rank's queries to the whole row.
 
     Args:
         query: Own queries [heads, L, C].
         key: Own keys [key heads, L, C].
         value: Own values [key heads, L, C].
-        exchange: Brings the keys and values of other ranks, and knows the calls.
+        exchange: Provides the keys and values of other ranks, and the calls.
         scale: Factor of the scores.
         backend: Computes a block.
         key_heads: Which key head serves each equal run of query heads, int64 [K]; the key heads in order if None.
@@ -59,7 +59,7 @@ class _PackedAttention(torch.autograd.Function):
     ) -> Tensor:
         num_key_heads, group_size, num_tokens, channels = query.shape
         dtype = torch.promote_types(query.dtype, torch.float32)
-        # Laid out token by token, as fused operators return and want them.
+        # Laid out token by token, as fused operators return and expect them.
         output = query.new_empty((num_tokens, num_key_heads, group_size, channels), dtype=dtype).permute(1, 2, 0, 3)
         logsumexp = query.new_empty((num_key_heads, num_tokens, group_size), dtype=dtype).transpose(1, 2)
 
@@ -69,7 +69,7 @@ class _PackedAttention(torch.autograd.Function):
                 part, part_logsumexp = backend.forward(_block(query, keys, values, call, scale))
                 target, target_logsumexp = _rows(output, call.queries), _rows(logsumexp, call.queries, dim=2)
                 if call.causal:
-                    # Causal calls come first and are the first of their queries.
+                    # Causal calls come first, so for their queries they are the first result.
                     target.copy_(part)
                     target_logsumexp.copy_(part_logsumexp)
                 else:
@@ -121,7 +121,7 @@ def _block(query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, sca
 
 
 def _rows(tensor: Tensor, run: TokenRange, dim: int = -2) -> Tensor:
-    """Tokens of `run`, which lie in the last dimension but one unless said otherwise."""
+    """Tokens of `run`, along the second to last dimension unless told otherwise."""
     return tensor.narrow(dim, run.start, len(run))
 
 

@@ -1,7 +1,7 @@
-"""What one rank has to do in every attention layer of one packed row, worked out once per row.
+"""What one rank computes in every attention layer of one packed row, planned once per row.
 
-The plan joins a layout's calls with the ranks that share the row. It holds no weights and no activations and serves all
-layers, forward and backward.
+The plan combines a layout's calls with the ranks that share the row. It holds no weights and no activations, and all
+layers use it, in the forward and the backward pass.
 
 Shape legend: S tokens of the packed row, L tokens this rank owns.
 """
@@ -23,7 +23,7 @@ from mrsp_engine.layout import PackedLayout, TokenRange
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SequenceShards:
-    """How a row's tokens lie on the ranks of a group.
+    """How a row's tokens are distributed over the ranks of a group.
 
     Attributes:
         group: The ranks.
@@ -40,11 +40,11 @@ class SequenceShards:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionPlan:
-    """The calls of this rank, and how to get the keys and values it doesn't own.
+    """The calls of this rank, and how it gets the keys and values it doesn't own.
 
     Attributes:
-        exchange: Shows this rank all keys and values, with the calls on them.
-        head_exchange: How heads are traded for tokens before and after, if they are split.
+        exchange: Gives this rank all keys and values, with the calls on them.
+        head_exchange: How heads are exchanged for tokens before and after attention, if heads are split.
         key_heads: See `packed_attention`.
         shards: Who owns what; None on one rank.
         backend: Name of the attention backend; the best one if None.
@@ -66,10 +66,10 @@ def plan_attention(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> AttentionPlan:
-    """Work out this rank's part of a packed row; without a group it is the whole row.
+    """Plan this rank's part of a packed row; without a group it is the whole row.
 
     Raises:
-        EngineUsageError: The settings can't be kept with these heads and ranks, or the row is too short for them.
+        EngineUsageError: The settings are impossible with these heads and ranks, or the row is too short for them.
     """
     settings, device = settings or AttentionSettings(), device or torch.device("cpu")
     if group is None or group.size == 1:
@@ -105,7 +105,7 @@ def plan_attention(
 def _plan_exchange(
     layout: PackedLayout, group: SequenceGroup, split: RowSplit, device: torch.device
 ) -> KeyValueExchange:
-    """The exchange among the ranks that have the same heads and other tokens."""
+    """The exchange among the ranks that have the same heads but different tokens."""
     if split.token_ranks == 1:
         return NoExchange(layout.attention_calls())
     place, head_rank = divmod(group.rank, split.head_ranks)

@@ -1,4 +1,4 @@
-"""Measuring what the cost model of `split` needs to know of a machine: one matrix product and a few messages."""
+"""Measures a machine for the cost model of `split`: one matrix product and a few messages."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ NUM_TRIALS = 5
 
 
 def measure_rates(group: SequenceGroup, device: torch.device, dtype: torch.dtype) -> MachineRates:
-    """Measure and agree: every rank of the group must call it and gets the figures of the slowest rank."""
+    """Measure and agree: every rank of the group must call this; all get the figures of the slowest rank."""
     size = MATRIX_SIZE.get(device.type, MATRIX_SIZE["cuda"])
     left, right = torch.ones((2, size, size), dtype=dtype, device=device).unbind(0)
     num_items = MESSAGE_BYTES.get(device.type, MESSAGE_BYTES["cuda"]) // left.element_size()
@@ -44,7 +44,7 @@ def _pass_round(message: torch.Tensor, group: SequenceGroup) -> None:
 
 
 def _shortest(action: Callable[[], object], group: SequenceGroup, device: torch.device) -> float:
-    """Seconds of the fastest of some trials, all ranks starting together; the first, which warms up, doesn't count."""
+    """Seconds of the fastest of several trials, which all ranks start together; the first one only warms up."""
     trials: list[float] = []
     for _ in range(NUM_TRIALS + 1):
         dist.barrier(group=group.process_group)

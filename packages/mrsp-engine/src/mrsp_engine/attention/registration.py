@@ -1,8 +1,8 @@
-"""The engine's entrance into transformers: an attention implementation by the name of `mrsp`.
+"""The engine's entry point into transformers: an attention implementation named `mrsp`.
 
-Models of any architecture that go through transformers' attention registry can run under it. A forward pass that
-carries a plan (keyword `attention_plan`) is computed as the plan says; one without is ordinary `sdpa`, masks included,
-so generation, caches and plain rows work unchanged.
+Any architecture that uses transformers' attention registry can run under it. A forward pass with a plan (keyword
+`attention_plan`) follows the plan; one without is ordinary `sdpa`, masks included, so generation, caches and plain rows
+work unchanged.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ ATTENTION_NAME = "mrsp"
 
 
 def register_attention() -> str:
-    """Make the implementation known to transformers and return its name; calling it again changes nothing."""
+    """Register the implementation with transformers and return its name; calling it again changes nothing."""
     if ATTENTION_NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(ATTENTION_NAME, attention_forward)
         AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
@@ -37,12 +37,12 @@ def attention_forward(
     attention_plan: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as transformers asks.
+    """Compute attention with the signature that transformers expects.
 
     Takes query [1, heads, L, C], key and value [1, key heads, L, C]; returns [1, L, heads, C] and no weights.
 
     Raises:
-        ValueError: The model's settings (dropout, a mask, several rows) can't be honoured exactly under a plan.
+        ValueError: The model's settings (dropout, a mask, several rows) can't be applied exactly under a plan.
     """
     if attention_plan is None:
         plain = ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -1,12 +1,13 @@
-"""How the ranks of a group divide attention: so many by heads, the rest by tokens, and how those meet.
+"""How the ranks of a group divide attention: by heads, by tokens, and how keys and values are exchanged.
 
-A small cost model chooses for every row; each part can also be set by hand. It weighs the bytes a rank sends and
-receives in one layer, forward and backward, against the computation that can hide them. Its rates are nominal unless
-measured ones are given, so that the same row is divided in the same way in every run.
+A small cost model decides for every row; each part can also be set by hand. It weighs the bytes a rank sends and
+receives in one layer, forward and backward, against the computation that can hide them. It uses nominal rates unless
+measured ones are given, so that the same row is divided the same way in every run.
 
-- By heads, queries, keys, values and outputs cross twice; the bytes fall with the number of ranks.
-- By tokens, every rank receives all keys and values that it has query heads for. A gather is one exchange that little
-  computation hides; a ring hides each step behind the computation of the last, at a message's delay per step.
+- By heads: queries, keys, values and outputs are sent twice; the bytes fall with the number of ranks.
+- By tokens: every rank receives all keys and values for its query heads. A gather is one exchange that little
+  computation hides; a ring hides each step behind the computation of the previous one, at the cost of one message delay
+  per step.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from mrsp_engine.layout import PackedLayout
 
 Exchange = Literal["gather", "ring"]
 EXCHANGES: tuple[Exchange, ...] = ("gather", "ring")
-BACKWARD_PER_FORWARD = 2.5  # matrix products of attention's backward pass over those of its forward pass
+BACKWARD_PER_FORWARD = 2.5  # ratio of matrix products in attention's backward pass to those in its forward pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRates:
-    """What one rank can do.
+    """The speed of one rank.
 
     Attributes:
         flops_per_second: In attention.
@@ -45,7 +46,7 @@ class MachineRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSettings:
-    """What may be set by hand; what isn't is chosen.
+    """Settings by hand; what isn't set is chosen by the cost model.
 
     Attributes:
         backend: Name of an attention backend (entry points of `mrsp_engine.attention`).
@@ -66,7 +67,7 @@ class AttentionSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSplit:
-    """A division of `head_ranks × token_ranks` ranks."""
+    """A division into `head_ranks × token_ranks` ranks."""
 
     head_ranks: int
     token_ranks: int
@@ -82,7 +83,7 @@ def choose_split(
     item_bytes: int,
     device_type: str,
 ) -> RowSplit:
-    """The cheapest division of a row that the settings allow.
+    """Return the cheapest division of a row that the settings allow.
 
     Raises:
         EngineUsageError: `head_ranks` doesn't divide the ranks or the query heads.
@@ -105,7 +106,7 @@ def choose_split(
 def predict_seconds(
     layout: PackedLayout, heads: AttentionHeads, split: RowSplit, rates: MachineRates, *, item_bytes: int
 ) -> float:
-    """Seconds that one layer's attention takes on every rank, forward and backward together."""
+    """Seconds of one layer's attention on each rank, forward and backward together."""
     own_heads = heads.query // split.head_ranks
     own_key_heads = _most_key_heads(heads, split.head_ranks)
     pairs = layout.num_visible_pairs / split.token_ranks
@@ -125,7 +126,7 @@ def predict_seconds(
     if not steps:
         return seconds + sum(compute)
     if split.exchange == "gather":
-        # Hidden behind nothing but the few causal blocks of the own tokens.
+        # Hidden only behind the few causal blocks of this rank's own tokens.
         return seconds + sum(compute) + steps * (2 * held + returned) + 3 * rates.message_seconds
     per_step = [part / split.token_ranks for part in compute]
     ring = steps * max(per_step[0], held + rates.message_seconds) + per_step[0]

@@ -1,7 +1,7 @@
-"""Splitting attention by heads (Ulysses): ranks trade their tokens of all heads for all tokens of their heads.
+"""Splitting attention by heads (Ulysses): ranks exchange their tokens of all heads for all tokens of their heads.
 
-Query heads must divide among the head ranks; key heads need not. A rank is sent the key heads that its query heads look
-at and no others, and a key head that two ranks look at goes to both.
+Query heads must divide among the head ranks; key heads need not. A rank receives only the key heads that its query
+heads use; a key head that two ranks use goes to both.
 
 Shape legend: H query heads, K key heads, L own tokens, T tokens of all head ranks together, C head channels.
 """
@@ -18,13 +18,13 @@ from mrsp_engine.distributed.process_groups import SequenceGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeadExchange:
-    """The trade among the head ranks that share a slice of the row.
+    """The exchange among the head ranks that share a slice of the row.
 
     Attributes:
         group: All ranks that share the row.
-        heads: Those of the model.
-        members: The ranks that trade with this one and itself, in order.
-        lengths: Number of tokens that each of the members owns.
+        heads: The model's heads.
+        members: The ranks that take part in the exchange, this one included, in order.
+        lengths: Number of tokens that each member owns.
     """
 
     group: SequenceGroup
@@ -33,7 +33,7 @@ class HeadExchange:
     lengths: tuple[int, ...]
 
     def to_heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Trade queries [H, L, C], keys and values [K, L, C] of own tokens for own heads of all tokens [·, T, C]."""
+        """Exchange queries [H, L, C], keys and values [K, L, C] of own tokens for own heads of all tokens [·, T, C]."""
         queries, keys, values = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         pieces = [queries[:0]] * self.group.size
         size = len(self.members)
@@ -50,7 +50,7 @@ class HeadExchange:
         return own_query, own_key, own_value
 
     def to_tokens(self, output: Tensor) -> Tensor:
-        """Trade back: own heads of all tokens [T, H / ranks, C] for all heads of own tokens [L, H, C]."""
+        """Exchange back: own heads of all tokens [T, H / ranks, C] for all heads of own tokens [L, H, C]."""
         pieces = [output[:0]] * self.group.size
         rows = [0] * self.group.size
         own_length = self.lengths[self.members.index(self.group.rank)]

@@ -1,15 +1,15 @@
-"""What the ranks of a sequence group exchange, with gradients.
+"""Differentiable exchanges between the ranks of a sequence group.
 
-One transport serves all: messages between pairs of ranks, posted together and waited for together. Slices may be uneven
-or empty, nothing is padded, and whatever is computed between posting and waiting overlaps with the transfer.
+All use one transport: messages between pairs of ranks, posted together and awaited together. Slices may be uneven or
+empty, nothing is padded, and computation between posting and waiting overlaps with the transfer.
 
 With `swap` and `gather_results` the gradient a rank ends up with covers only the work it did, and summing parameter
 gradients over the group (`sum_gradients`) gives exactly what one rank alone would have computed. The loss itself is not
 summed.
 
-Backward meets too: autograd runs the nodes of one device latest first, so ranks that exchanged in the same order do so
-in reverse. What it takes is that every exchange is part of every rank's graph: a rank that needs nothing of a result
-must still use an empty slice of it, or the others wait for it for ever.
+Exchanges also match in the backward pass: autograd runs the nodes of one device in reverse order of creation, so ranks
+that exchanged in the same order do so in reverse. This requires every exchange to be part of every rank's graph: a rank
+that needs nothing of a result must still use an empty slice of it, or the others wait for it forever.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,14 +27,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transfer:
-    """Messages under way: what was posted, and the buffers that must live until they have arrived."""
+    """Messages in flight: what was posted, and the buffers that must live until it has arrived."""
 
     works: Sequence[dist.Work]
     sent: Sequence[Tensor]
     received: Mapping[int, Tensor]
 
     def wait(self) -> Mapping[int, Tensor]:
-        """Wait for all messages and return what came, by rank."""
+        """Wait for all messages and return what was received, by rank."""
         for work in self.works:
             work.wait()
         return self.received
@@ -43,7 +43,8 @@ class Transfer:
 def start_transfer(sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], group: SequenceGroup) -> Transfer:
     """Post messages to and from other ranks of the group.
 
-    Messages between two ranks are matched in the order of posting, so all ranks must post their transfers alike.
+    Messages between two ranks are matched in the order of posting, so all ranks must post their transfers in the same
+    order.
 
     Args:
         sends: A tensor for each receiving rank; empty ones are not sent.
@@ -64,37 +65,38 @@ def start_transfer(sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], 
 
 
 def swap(pieces: Sequence[Tensor], rows: Sequence[int], group: SequenceGroup) -> tuple[Tensor, ...]:
-    """Hand one piece to every rank and take one from each; backward sends the gradients the same way back.
+    """Send one piece to every rank and receive one from each; the backward pass sends the gradients back the same way.
 
     Args:
-        pieces: A piece [rows, …] for each rank of the group, the own one included.
-        rows: Number of rows that come from each rank; beyond the first dimension they have the shape of the own piece.
-        group: The ranks; every one must take part, with empty pieces if need be.
+        pieces: A piece [rows, …] for each rank of the group, this one included.
+        rows: Number of rows that come from each rank; beyond the first dimension they have the shape of this rank's
+            piece.
+        group: The ranks; every one must take part, with empty pieces if necessary.
 
     Returns:
-        What came from each rank, in rank order.
+        What was received from each rank, in rank order.
     """
     return cast(tuple[Tensor, ...], _Swap.apply(tuple(rows), group, *pieces))
 
 
 def gather_tokens(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
-    """Join the ranks' slices [lengths[rank], …] in rank order for work that each rank does differently.
+    """Join the ranks' slices [lengths[rank], …] in rank order for computations that differ between ranks.
 
-    Backward hands every rank the sum of the gradients that all ranks have for its slice.
+    The backward pass gives every rank the sum of the gradients that all ranks have for its slice.
     """
     return torch.cat(swap([local] * group.size, lengths, group))
 
 
 def gather_results(local: Tensor, lengths: Sequence[int], group: SequenceGroup) -> Tensor:
-    """Join the ranks' slices [lengths[rank], …] in rank order for a loss that every rank computes alike.
+    """Join the ranks' slices [lengths[rank], …] in rank order for a loss that is the same on every rank.
 
-    Every rank then holds the same gradient, so backward takes the rank's own slice and sends nothing.
+    Every rank then holds the same gradient, so the backward pass takes the rank's own slice and sends nothing.
     """
     return cast(Tensor, _GatherResults.apply(local, tuple(lengths), group))
 
 
 def exchange_objects(value: Value, group: SequenceGroup | None) -> list[Value]:
-    """What every rank gives, in rank order; without a group the own value alone. For plain objects, not for tensors."""
+    """The value of every rank, in rank order; without a group, only this process's. For plain objects, not tensors."""
     if group is None:
         return [value]
     values: list[Any] = [None] * group.size
@@ -127,7 +129,7 @@ def _swapped(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: S
     others = [rank for rank in range(group.size) if rank != group.rank]
     buffers = {rank: own.new_empty(tuple(shapes[rank])) for rank in others}
     received = start_transfer({rank: pieces[rank] for rank in others}, buffers, group).wait()
-    # The own piece stays; a copy, because an autograd function must not hand out its input as an output.
+    # This rank's piece stays here; a copy, because an autograd function must not hand out its input as an output.
     return tuple(own.clone() if rank == group.rank else received[rank] for rank in range(group.size))
 
 

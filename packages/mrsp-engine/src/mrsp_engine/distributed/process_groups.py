@@ -1,6 +1,6 @@
 """The ranks that share one packed row.
 
-A `SequenceGroup` is a torch process group together with this process's place in it. It knows nothing of what the ranks
+A `SequenceGroup` is a torch process group together with this process's rank in it. It does not depend on what the ranks
 exchange; see `collectives`.
 """
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from io import FileIO
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from torch import Tensor
 
@@ -28,12 +28,10 @@ from mrsp_engine.embeddings.entries import (
     refusals,
     write_entry,
 )
-from mrsp_engine.embeddings.entry_folder import DIGEST, PART_SUFFIX, EntryFolder
+from mrsp_engine.embeddings.entry_folder import DIGEST, JOURNAL_NAME, PART_SUFFIX, EntryFolder
 from mrsp_engine.errors import EngineError
 
 __all__ = ["Chunks", "DiskTier", "StoreStats"]
-
-JOURNAL_NAME = "encodes.log"
 
 Result = TypeVar("Result")
 Chunks = Callable[[], Iterable[Tensor]]
@@ -52,19 +50,20 @@ class DiskTier:
     """A folder of entries named by the digests of their keys.
 
     Args:
-        folder: Where they live; made if missing.
+        folder: Where they live; made if missing, unless it is only read.
         budget_bytes: Most bytes of all entries together; None for as many as the disk takes.
+        is_read_only: Make, lock, change and remove nothing, damaged entries neither.
 
     Attributes:
         damaged: Entries found damaged by this object.
         bytes_read: Bytes of entries read by this object.
 
     Raises:
-        EngineUsageError: The folder can't be used.
+        EngineUsageError: The folder can't be used, or is no store; here or later, something in it is a link or no file.
     """
 
-    def __init__(self, folder: Path, budget_bytes: int | None) -> None:
-        self._files = EntryFolder(folder)
+    def __init__(self, folder: Path, budget_bytes: int | None, *, is_read_only: bool = False) -> None:
+        self._files = EntryFolder(folder, is_read_only=is_read_only)
         self.folder = folder
         self.budget_bytes = budget_bytes
         self.damaged = 0
@@ -73,25 +72,24 @@ class DiskTier:
 
     def path(self, digest: str) -> Path:
         """Where the entry lies or would lie."""
-        return self._files.path(digest)
+        return self.folder / self._files.name(digest)
 
     def contains(self, digest: str) -> bool:
         """Whether a whole, undamaged entry exists. It is read through once per process and state of the file."""
-        path = self.path(digest)
 
         def check(entry: Entry) -> Identity:
             if self._checked.get(digest) != entry.identity:
                 entry.check()
             return entry.identity
 
-        identity = self._read(path, digest, check)
+        identity = self._read(digest, check)
         if identity is not None:
             self._checked[digest] = identity
         return identity is not None
 
     def read(self, digest: str, reader: Callable[[Entry], Result]) -> Result | None:
         """Let `reader` read an entry; None if there is none. A damaged one is removed and counted."""
-        return self._read(self.path(digest), digest, reader)
+        return self._read(digest, reader)
 
     def write(self, key: str, num_rows: int, chunks: Chunks) -> bool:
         """Write an entry.
@@ -108,17 +106,17 @@ class DiskTier:
             DiskRefusedError: The disk is full, or not writable, or the entry larger than the budget.
         """
         digest = _digest(key)
-        path = self.path(digest)
+        name = self._files.name(digest)
         if self.contains(digest):
             return False
-        with self._written(path, key, num_rows, chunks) as temporary:
-            self._make_room(temporary.stat().st_size)
+        with self._written(name, key, num_rows, chunks) as temporary:
+            self._make_room((self.folder / temporary).stat().st_size)
             with refusals(), self._files.locked():
-                is_new = self._files.link(temporary, path)
+                is_new = self._files.link(temporary, name)
         if is_new:
             # A line that can't be written is made up for when lines are counted.
-            with contextlib.suppress(OSError), (self.folder / JOURNAL_NAME).open("a") as journal:
-                journal.write(f"{digest}\n")
+            with contextlib.suppress(OSError), self._files.files.extend(JOURNAL_NAME) as journal:
+                journal.write(f"{digest}\n".encode())
         return is_new
 
     def write_part(self, key: str, start: int, stop: int, chunks: Chunks) -> None:
@@ -128,9 +126,9 @@ class DiskTier:
             DiskRefusedError: As from `write`.
         """
         part = _part_key(key, start, stop)
-        path = self._files.path(_digest(part), PART_SUFFIX)
-        with self._written(path, part, stop - start, chunks) as temporary, refusals():
-            temporary.replace(path)
+        name = self._files.name(_digest(part), PART_SUFFIX)
+        with self._written(name, part, stop - start, chunks) as temporary, refusals():
+            self._files.files.replace(temporary, name)
 
     def join_parts(self, key: str, bounds: Sequence[int]) -> bool:
         """Write an entry from its parts, the rows between neighbouring `bounds`, whose parts stay.
@@ -147,24 +145,26 @@ class DiskTier:
         Raises:
             EngineError: A part is missing or damaged.
         """
-        for path in self._parts(key, bounds):
+        for name in self._parts(key, bounds):
             try:
-                with path.open("rb", buffering=0) as file:
+                with self._files.files.open(name) as file:
                     entry = Entry(file)
                     for _, block in entry.blocks(0, entry.layout.num_rows):
                         yield block
-            except (OSError, DamagedEntryError) as error:
-                raise EngineError(f"{path}: a part of an embedding is gone or damaged ({error})") from error
+            except (EngineError, DamagedEntryError) as error:
+                raise EngineError(
+                    f"{self.folder / name}: a part of an embedding is gone or damaged ({error})"
+                ) from error
 
     def remove_parts(self, key: str, bounds: Sequence[int]) -> None:
         """Remove the parts of an entry."""
-        for path in self._parts(key, bounds):
+        for name in self._parts(key, bounds):
             with contextlib.suppress(OSError):
-                path.unlink()
+                self._files.files.remove(name)
 
-    def _parts(self, key: str, bounds: Sequence[int]) -> list[Path]:
+    def _parts(self, key: str, bounds: Sequence[int]) -> list[str]:
         pairs = [(start, stop) for start, stop in pairwise(bounds) if stop > start]
-        return [self._files.path(_digest(_part_key(key, *pair)), PART_SUFFIX) for pair in pairs]
+        return [self._files.name(_digest(_part_key(key, *pair)), PART_SUFFIX) for pair in pairs]
 
     def stats(self) -> StoreStats:
         """Number and size of the entries."""
@@ -174,12 +174,15 @@ class DiskTier:
     def verify(self) -> list[str]:
         """Read every entry and list the digests of damaged ones, leaving them in place."""
         damaged: list[str] = []
-        for path, _ in self._files.entries():
-            with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+        for digest, _ in self._files.entries():
+            file = self._files.files.find(self._files.name(digest))
+            if file is None:
+                continue
+            with file:
                 try:
-                    _open(file, path.stem).check()
+                    _open(file, digest).check()
                 except DamagedEntryError:
-                    damaged.append(path.stem)
+                    damaged.append(digest)
         return damaged
 
     def prune(self, most_bytes: int) -> StoreStats:
@@ -191,37 +194,42 @@ class DiskTier:
         Raises:
             DiskRefusedError: The folder can't be changed.
         """
+        self._require_writable()
         with refusals(), self._files.locked():
             entries = sorted(self._files.entries(), key=lambda entry: entry[1].st_atime_ns)
             excess = sum(status.st_size for _, status in entries) - most_bytes
             removed: list[int] = []
-            for path, status in entries:
+            for digest, status in entries:
                 if sum(removed) >= excess:
                     break
-                path.unlink(missing_ok=True)
+                self._files.files.remove(self._files.name(digest))
                 removed.append(status.st_size)
         return StoreStats(entries=len(removed), bytes=sum(removed))
 
     def remove(self, digest: str) -> None:
         """Remove an entry if it is there."""
+        self._require_writable()
         with refusals(), self._files.locked():
-            self.path(digest).unlink(missing_ok=True)
+            self._files.files.remove(self._files.name(digest))
 
     def count_encodes(self) -> int:
         """Entries ever written to the folder, by any process."""
-        try:
-            lines = (self.folder / JOURNAL_NAME).read_text().splitlines()
-        except FileNotFoundError:
-            lines = []
-        written = [line for line in lines if DIGEST.fullmatch(line)]
+        journal = self._files.files.find(JOURNAL_NAME)
+        written: list[str] = []
+        if journal is not None:
+            with journal:
+                lines = (
+                    line.rstrip(b"\n").decode("ascii", "replace") for line in iter(partial(journal.readline, 99), b"")
+                )
+                written = [line for line in lines if DIGEST.fullmatch(line)]
         # A writer killed between the file and its line leaves an entry without one.
-        unlogged = {path.stem for path, _ in self._files.entries()}.difference(written)
+        unlogged = {digest for digest, _ in self._files.entries()}.difference(written)
         return len(written) + len(unlogged)
 
-    def _read(self, path: Path, digest: str, reader: Callable[[Entry], Result]) -> Result | None:
-        try:
-            file = path.open("rb", buffering=0)
-        except OSError:
+    def _read(self, digest: str, reader: Callable[[Entry], Result]) -> Result | None:
+        name = self._files.name(digest)
+        file = self._files.files.find(name)
+        if file is None:
             return None
         with file:
             identity = identity_of(os.fstat(file.fileno()))
@@ -230,25 +238,31 @@ class DiskTier:
                 result = reader(entry)
             except DamagedEntryError:
                 self.damaged += 1
-                self._files.remove_damaged(path, identity)
+                self._files.remove_damaged(name, identity)
                 return None
+            if not self._files.is_read_only:
+                with contextlib.suppress(OSError):  # the least recently used is evicted first
+                    os.utime(file.fileno(), ns=(time.time_ns(), identity[2]))
         self.bytes_read += entry.bytes_read
-        with contextlib.suppress(OSError):  # the least recently used is evicted first
-            os.utime(path, ns=(time.time_ns(), identity[2]))
         return result
 
-    def _written(self, path: Path, key: str, num_rows: int, chunks: Chunks) -> AbstractContextManager[Path]:
+    def _require_writable(self) -> None:
+        if self._files.is_read_only:
+            raise DiskRefusedError("it is open for reading only")
+
+    def _written(self, name: str, key: str, num_rows: int, chunks: Chunks) -> AbstractContextManager[str]:
         """A complete entry under a temporary name, gone afterwards."""
         if self.budget_bytes == 0:
             raise DiskRefusedError("the disk tier is switched off")
-        return self._files.written(path, lambda file: write_entry(file, key, num_rows, chunks(), self.budget_bytes))
+        self._require_writable()
+        return self._files.written(name, lambda file: write_entry(file, key, num_rows, chunks(), self.budget_bytes))
 
     def _make_room(self, num_bytes: int) -> None:
         if self.budget_bytes is not None:
             self.prune(self.budget_bytes - num_bytes)
 
 
-def _open(file: FileIO, digest: str) -> Entry:
+def _open(file: BinaryIO, digest: str) -> Entry:
     entry = Entry(file)
     if _digest(entry.key) != digest:
         raise DamagedEntryError("the entry belongs to another key")

@@ -12,7 +12,7 @@ Shape legend: N rows.
 
 import errno
 import hashlib
-import json
+import math
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from longrl_files.json_text import parse_json
 from mrsp_engine.embeddings.checksums import CHECKSUM_DIGITS, BlockChecksums, checksum, seal
 from mrsp_engine.embeddings.entry_layout import BLOCK_BYTES, DTYPE_NAMES, TENSOR_NAME, EntryLayout, layout_of
 from mrsp_engine.embeddings.key import tensor_bytes
@@ -39,7 +40,9 @@ __all__ = [
     "write_entry",
 ]
 
-LONGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+LONGEST_HEADER_BYTES = 16 * 2**20
+"""More than half a million blocks; the format would allow a hundred million bytes."""
+LARGEST_EXTENT = 2**40
 
 Identity = tuple[int, int, int]
 """Inode, size and time of change of a file."""
@@ -112,7 +115,7 @@ class Entry:
     """An entry open for reading.
 
     Args:
-        file: The file, open, without a buffer.
+        file: The file, open, nothing of it read yet.
 
     Attributes:
         key: What the entry depends on, as canonical JSON.
@@ -124,8 +127,9 @@ class Entry:
         DamagedEntryError: The file is no whole entry, or its header was changed.
     """
 
-    def __init__(self, file: FileIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO) -> None:
+        # Without the buffer, so that what is counted as read was read.
+        self._file = cast(FileIO, getattr(file, "raw", file))
         self.bytes_read = 0
         self._read_header()
 
@@ -136,17 +140,21 @@ class Entry:
         if num_bytes > min(size, LONGEST_HEADER_BYTES):
             raise DamagedEntryError("no header")
         try:
-            header: Any = json.loads(self._read(num_bytes))
-            metadata, tensor = cast(dict[str, str], header["__metadata__"]), header[TENSOR_NAME]
-            if metadata["seal"] != seal(metadata["key"], metadata["blocks"], tensor):
+            header: Any = parse_json(self._read(num_bytes))
+            metadata, tensor = cast(dict[str, Any], header["__metadata__"]), header[TENSOR_NAME]
+            key, blocks, shape = metadata["key"], metadata["blocks"], cast(list[Any], tensor["shape"])
+            if metadata["seal"] != seal(key, blocks, tensor):
                 raise DamagedEntryError("the header was changed")
             dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == tensor["dtype"])
         except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
             raise DamagedEntryError("the header can't be read") from error
-        self.key = metadata["key"]
-        self.layout = EntryLayout(dtype=dtype, shape=tuple(tensor["shape"]))
-        blocks = metadata["blocks"]
+        if not (isinstance(key, str) and isinstance(blocks, str) and _is_shape(shape)):
+            raise DamagedEntryError("the header can't be read")
+        self.key = key
+        self.layout = EntryLayout(dtype=dtype, shape=tuple(shape))
         self._checksums = [blocks[at : at + CHECKSUM_DIGITS] for at in range(0, len(blocks), CHECKSUM_DIGITS)]
+        if len(self._checksums) != self.layout.num_blocks:
+            raise DamagedEntryError("the header names another number of blocks than the rows have")
         self._start = 8 + num_bytes
         if size != self._start + self.layout.num_rows * self.layout.row_bytes:
             raise DamagedEntryError("the file is cut short")
@@ -228,6 +236,13 @@ class Entry:
                 raise DamagedEntryError("the file is cut short")
             self.bytes_read += num_read
             data = data[num_read:]
+
+
+def _is_shape(shape: object) -> bool:
+    """Whether these are extents of a tensor that torch can make, one at least."""
+    extents = cast(list[object], shape) if isinstance(shape, list) else []
+    are_whole = all(type(extent) is int and 0 <= extent < LARGEST_EXTENT for extent in extents)
+    return bool(extents) and are_whole and math.prod(max(1, cast(int, extent)) for extent in extents) < 2**56
 
 
 def identity_of(status: os.stat_result) -> Identity:

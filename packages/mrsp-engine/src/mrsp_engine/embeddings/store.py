@@ -20,6 +20,7 @@ from torch import Tensor
 from mrsp_engine.embeddings.digests import FileDigests
 from mrsp_engine.embeddings.disk import Chunks, DiskTier, StoreStats
 from mrsp_engine.embeddings.entries import DiskRefusedError, Entry
+from mrsp_engine.embeddings.entry_folder import DIGESTS_NAME
 from mrsp_engine.embeddings.key import EmbeddingKey
 from mrsp_engine.embeddings.limits import StoreLimits
 from mrsp_engine.embeddings.memory import MemoryTier
@@ -52,22 +53,23 @@ class EmbeddingStore:
     """Embeddings addressed by key.
 
     Args:
-        folder: Where the disk tier lives; made if missing.
+        folder: Where the disk tier lives; made if missing, unless it is only read.
         limits: Budgets of the tiers.
+        is_read_only: Make, lock, change and remove nothing in the folder.
 
     Attributes:
         disk: The disk tier.
         digests: Remembered digests of the files that embeddings were made from.
 
     Raises:
-        EngineUsageError: If the folder can't be used.
+        EngineUsageError: If the folder can't be used, or is neither empty nor a store.
     """
 
-    def __init__(self, folder: Path, limits: StoreLimits | None = None) -> None:
+    def __init__(self, folder: Path, limits: StoreLimits | None = None, *, is_read_only: bool = False) -> None:
         self.folder = folder
         self.limits = limits or StoreLimits()
-        self.disk = DiskTier(folder, self.limits.disk_bytes)
-        self.digests = FileDigests(folder / "digests")
+        self.disk = DiskTier(folder, self.limits.disk_bytes, is_read_only=is_read_only)
+        self.digests = FileDigests(folder / DIGESTS_NAME, is_read_only=is_read_only)
         self._host = MemoryTier(self.limits.host_bytes)
         self._device = MemoryTier(self.limits.device_bytes)
         self._live: dict[str, Tensor] = {}

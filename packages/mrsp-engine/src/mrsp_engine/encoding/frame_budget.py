@@ -1,6 +1,6 @@
-"""What a user allows a video beside what a checkpoint's own processor says: pixels of a frame, embeddings of it all.
+"""User limits on a video beyond those of the checkpoint's processor: pixels per frame, embeddings per video.
 
-Plain numbers, without torch: what plans a run ahead and what encodes its videos are given the same ones.
+Plain numbers, without torch: the planner and the encoder use the same limits.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class FrameBudget:
     """Limits on one video.
 
     Attributes:
-        frame_pixels: Most pixels of a frame as the encoder sees it; without meaning where a model takes one size only.
-        video_tokens: Most embeddings of the whole video; frames shrink until they keep to it.
+        frame_pixels: Maximum pixels of a frame as the encoder sees it; ignored where a model accepts one size only.
+        video_tokens: Maximum embeddings of the whole video; frames are shrunk until they fit.
     """
 
     frame_pixels: int | None = None
@@ -29,17 +29,17 @@ class FrameBudget:
                 raise EngineUsageError(f"{name}={value}: expected 1 or more")
 
     def pixels_per_frame(self, num_groups: int, token_pixels: int) -> int | None:
-        """Most pixels of a frame, in a video of so many groups whose embeddings stand for so many pixels each."""
+        """Maximum pixels of a frame, given the video's number of groups and the pixels per embedding."""
         limits = [] if self.frame_pixels is None else [self.frame_pixels]
         if self.video_tokens is not None:
             limits.append(self.video_tokens // num_groups * token_pixels)
         return min(limits, default=None)
 
     def check(self, num_tokens: int) -> None:
-        """Refuse a video of more embeddings.
+        """Refuse a video with too many embeddings.
 
         Raises:
-            UnfitMediumError: It has more.
+            UnfitMediumError: It has more than allowed.
         """
         if self.video_tokens is not None and num_tokens > self.video_tokens:
             raise UnfitMediumError(
@@ -49,4 +49,4 @@ class FrameBudget:
 
 
 UNLIMITED = FrameBudget()
-"""No limits but the checkpoint's own."""
+"""No limits except the checkpoint's own."""

@@ -1,13 +1,12 @@
-"""From frames to embeddings: what is the same for every family that sees.
+"""From frames to embeddings: what all families with vision share.
 
 An encoder's attention never leaves a group of a few frames (a temporal patch), so a video is read, resized and encoded
-a stretch of groups at a time with the same result and bounded memory, and any range of groups can be encoded on its
-own. Where the embeddings lie is worked out before anything is decoded, and nothing is decoded when the store already
-holds them.
+a few groups at a time with the same result and bounded memory, and any range of groups can be encoded separately. The
+key of the embeddings is computed before anything is decoded, and nothing is decoded when the store already holds them.
 
-Encoding has three stages: frames are resized, the tower makes features of them, the projector makes embeddings of
-those. What the store keeps is the outcome of the last stage unless `FrameEncoder.content` says otherwise: features
-where the projector is trained, frames where the tower is trained or where they are smaller.
+Encoding has three stages: frames are resized, the tower turns them into features, the projector turns those into
+embeddings. The store keeps the result of the last stage unless `FrameEncoder.content` says otherwise: features where
+the projector is trained, frames where the tower is trained or where they are smaller.
 
 Shape legend: F frames, G groups, N embedding rows, D hidden size; H, W rows and columns of a resized frame; T and C
 rows and columns of a group's features.
@@ -43,25 +42,26 @@ __all__ = [
 ]
 
 ContentChoice = StoredContent | Literal["smaller"]
-"""What the store is to keep of a medium; `"smaller"` is embeddings or frames, whichever are fewer bytes."""
+"""What the store keeps for a medium; `"smaller"` is embeddings or frames, whichever take fewer bytes."""
 
 FRAMES_PER_STRETCH = 64
-"""Most frames decoded and encoded at a time, unless one group has more."""
+"""Maximum number of frames decoded and encoded at a time, unless one group has more."""
 
 
 class FrameEncoder(ABC):
     """Encodes videos and images with one checkpoint's processor, vision tower and projector.
 
     Args:
-        parts: Everything with weights that shapes an embedding; its fingerprint is part of every key.
-        family: Name that goes into the key.
-        settings: The processor's settings, by modality; a modality without any isn't supported.
-        projector: Beginnings of the projector's weights' names in `parts`; the tower has the others.
+        parts: All modules whose weights affect an embedding; their fingerprint is part of every key.
+        family: Name used in the key.
+        settings: The processor's settings, by modality; a modality without settings isn't supported.
+        projector: Prefixes of the projector's weight names in `parts`; all other weights belong to the tower.
 
     Attributes:
-        has_one_size: Whether frames of every size become frames of one, so that pixels can't be saved.
-        content: What the store keeps of media that are planned from now on.
-        frames_encoded: Frames that went through the tower in this process, recomputation in backward not counted.
+        has_one_size: Whether frames of every size are resized to one size, so that a limit on pixels has no effect.
+        content: What the store keeps for media that are planned from now on.
+        frames_encoded: Frames that went through the tower in this process, not counting recomputation in the backward
+            pass.
     """
 
     has_one_size: ClassVar[bool] = False
@@ -89,40 +89,40 @@ class FrameEncoder(ABC):
     def lay_out(
         self, modality: str, height: int, width: int, seconds: Sequence[float], budget: FrameBudget = UNLIMITED
     ) -> FrameLayout:
-        """Foresee the embedding of frames of one size at the given times, held to a budget.
+        """Compute the layout of the embedding of frames of one size at the given times, within a budget.
 
         Raises:
-            UnfitMediumError: Frames like these can't be encoded, or not within the budget.
+            UnfitMediumError: Such frames can't be encoded, or not within the budget.
         """
 
     @abstractmethod
     def resize(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> NDArray[np.uint8]:
-        """Bring frames [F, …] to the size the tower sees, uint8 [F, H, W, 3]."""
+        """Resize frames [F, …] to the size the tower expects, uint8 [F, H, W, 3]."""
 
     @abstractmethod
     def extract(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
-        """What the tower makes of whole groups of resized frames, before the projector: [G, T, C]."""
+        """The tower's features of whole groups of resized frames, before the projector: [G, T, C]."""
 
     @abstractmethod
     def project(self, modality: str, features: Tensor, layout: FrameLayout) -> Tensor:
-        """What the projector makes of the features of some groups: [G, T, C] to rows [N, D]."""
+        """Project the features of some groups: [G, T, C] to rows [N, D]."""
 
     @property
     @abstractmethod
     def embedding_width(self) -> int:
-        """Columns D of an embedding."""
+        """Width D of an embedding."""
 
     def encode(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
-        """Encode whole groups of resized frames, uint8 [F, H, W, 3], to rows [N, D], with gradients if enabled."""
+        """Encode whole groups of resized frames, uint8 [F, H, W, 3], to rows [N, D], with gradients where enabled."""
         return self.project(modality, self.extract(modality, frames, layout), layout)
 
     @property
     def has_projector(self) -> bool:
-        """Whether the projector can be told from the tower."""
+        """Whether the projector is separate from the tower."""
         return bool(self._projector)
 
     def set_trainable(self, *, tower: bool, projector: bool) -> None:
-        """Choose which parts an optimizer may change."""
+        """Choose which parts are trained."""
         self._frozen_fingerprints.clear()
         for name, parameter in self.parts.named_parameters():
             parameter.requires_grad_(projector if name.startswith(self._projector) else tower)
@@ -135,7 +135,7 @@ class FrameEncoder(ABC):
         modality: str = "video",
         budget: FrameBudget = UNLIMITED,
     ) -> EncodingPlan:
-        """Plan the encoding of some frames of a video, held to a budget, without reading any.
+        """Plan the encoding of some frames of a video, within a budget, without reading any.
 
         Raises:
             UnfitMediumError: The frames can't be encoded, or not within the budget.
@@ -172,11 +172,11 @@ class FrameEncoder(ABC):
         """Plan the encoding of an image, a video of one frame.
 
         Raises:
-            UnfitMediumError: The model takes no images.
-            EngineUsageError: It has more frames than one.
+            UnfitMediumError: The model accepts no images.
+            EngineUsageError: It has more than one frame.
         """
         if "image" not in self._settings_digests:
-            raise UnfitMediumError(f"image for a model of family {self._family} that takes none; ask without images")
+            raise UnfitMediumError(f"image for a model of family {self._family} that accepts none; ask without images")
         if image.frame_count != 1:
             raise EngineUsageError(f"image with {image.frame_count} frames: expected 1; encode it as a video")
         return self.plan(image, [0], modality="image")
@@ -184,14 +184,14 @@ class FrameEncoder(ABC):
     def encode_groups(
         self, video: Video, plan: EncodingPlan, start: int = 0, end: int | None = None
     ) -> Iterator[Tensor]:
-        """Read groups `start` to `end` (exclusive; all unless given) of a plan and make rows of the store's entry.
+        """Read groups `start` to `end` (exclusive; all by default) of a plan and compute rows of the store's entry.
 
         Yields:
-            The rows of a stretch, on the CPU: [N, D] of embeddings, [G, T, C] of features or uint8 [G, F, H, W, 3] of
-            frames.
+            The rows of a few groups, on the CPU: [N, D] of embeddings, [G, T, C] of features or uint8 [G, F, H, W, 3]
+            of frames.
 
         Raises:
-            EngineError: The encoder made another number of rows than expected.
+            EngineError: The encoder returned an unexpected number of rows.
         """
         layout = plan.layout
         for first, last in self.stretches(layout, start, layout.num_groups if end is None else end):
@@ -217,22 +217,22 @@ class FrameEncoder(ABC):
 
     @staticmethod
     def stretches(layout: FrameLayout, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Cut groups `start` to `end` into runs that are encoded at a time."""
+        """Cut groups `start` to `end` into runs that are encoded together."""
         step = max(1, FRAMES_PER_STRETCH // layout.frames_per_group)
         return ((first, min(first + step, end)) for first in range(start, end, step))
 
     def refer(
         self, video: Video, frame_indices: Sequence[int], store: EmbeddingStore, budget: FrameBudget = UNLIMITED
     ) -> MediaReference:
-        """Refer to an embedding of the given frames, making it if the store lacks it."""
+        """Return a reference to the embedding of the given frames, encoding them if the store lacks it."""
         return self._refer(video, self.plan(video, frame_indices, budget=budget), store)
 
     def refer_image(self, image: Video, store: EmbeddingStore) -> MediaReference:
-        """Refer to an embedding of an image, making it if the store lacks it."""
+        """Return a reference to the embedding of an image, encoding it if the store lacks it."""
         return self._refer(image, self.plan_image(image), store)
 
     def fingerprint(self, *, tower_only: bool = False) -> str:
-        """Fingerprint of the weights as they are now; remembered only while nothing may train them."""
+        """Fingerprint of the weights as they are now; cached only while they aren't trained."""
         prefixes = self._projector if tower_only else ()
         if any(p.requires_grad for name, p in self.parts.named_parameters() if not name.startswith(prefixes)):
             self._frozen_fingerprints.clear()
@@ -242,7 +242,7 @@ class FrameEncoder(ABC):
         return self._frozen_fingerprints[tower_only]
 
     def _entry_key(self, key: EmbeddingKey, layout: FrameLayout) -> EmbeddingKey:
-        """The key of what the store keeps, which doesn't depend on the weights that are used behind it."""
+        """The key of what the store keeps, which doesn't depend on the weights that are applied to it afterwards."""
         content = self.content
         if content == "smaller":
             itemsize = next(self.parts.parameters()).dtype.itemsize
@@ -273,7 +273,7 @@ def transformer_operations(
 ) -> float:
     """Floating-point operations of one pass of a vision transformer over a run of patches.
 
-    Two per weight and patch (four projections of attention, `num_linears` of the feed-forward layer), and four per
+    Two per weight and patch (four projections of attention, `num_linears` of the feed-forward layer), plus four per
     channel and pair of patches that attend to each other.
     """
     weights = 4 * width * width + num_linears * width * intermediate_size

@@ -1,11 +1,11 @@
 """Stage 1: the frames of all media of a step, split over all ranks, each frame decoded and encoded by one of them.
 
-Groups of frames (temporal patches) stand in one line, medium after medium, and the line is cut into runs of equal cost;
-so one long video is split over all ranks, and many short ones are dealt out, by the same rule. What travels between
-ranks are names: rows meet in the store. A rank that can't use a medium tells the others, and all of them drop it.
+Groups of frames (temporal patches) form one sequence, medium after medium, which is cut into runs of equal cost; one
+rule thus splits a long video over all ranks and distributes many short ones. Ranks exchange only names: the rows meet
+in the store. A rank that can't use a medium tells the others, and all of them drop it.
 
-Where the store keeps nothing, or features or frames in place of embeddings, `encode_live` and `encode_stored` do in
-each step what is left to do: they split the frames the same way and gather rows with their gradients.
+Where the store keeps nothing, or keeps features or frames instead of embeddings, `encode_live` and `encode_stored` do
+the rest in each step: they split the frames the same way and gather rows with their gradients.
 
 Shape legend: N embedding rows of a medium, D their width.
 """
@@ -36,18 +36,18 @@ def divide_groups(media: Sequence[tuple[int, float]], num_ranks: int) -> list[li
     """Divide groups of frames among ranks so that costs are even.
 
     Args:
-        media: Number of groups and cost of one group, for every medium.
+        media: Number of groups, and cost of one group, of every medium.
         num_ranks: Number of ranks.
 
     Returns:
         For every medium `num_ranks + 1` bounds; rank r has the groups from bound r to bound r + 1. No rank has more
-        than an even share and one group of the dearest kind.
+        than an even share plus one group of the most expensive kind.
     """
     ends = list(accumulate((num_groups * cost for num_groups, cost in media), initial=0.0))
     share = ends[-1] / num_ranks
     bounds: list[list[int]] = []
     for (num_groups, cost), offset in zip(media, ends, strict=False):
-        # A group belongs to the rank in whose stretch of the line its middle lies.
+        # A group belongs to the rank whose run contains its middle.
         inner = (ceil((share * rank - offset) / cost - 0.5) for rank in range(1, num_ranks))
         bounds.append([0, *(min(max(bound, 0), num_groups) for bound in inner), num_groups])
     return bounds
@@ -57,15 +57,15 @@ def divide_groups(media: Sequence[tuple[int, float]], num_ranks: int) -> list[li
 def encode_media(
     encoder: FrameEncoder, media: Sequence[PlannedMedium], store: EmbeddingStore, group: SequenceGroup | None = None
 ) -> list[MediaReference | UnusableMedium]:
-    """Refer to media, encoding what the store lacks; every rank of a group calls with the same media.
+    """Return references to media, encoding what the store lacks; every rank of a group calls this with the same media.
 
-    The ranks' stores must be one folder. Where the disk refuses, every rank gets the rows into its memory.
+    All ranks must use the same store folder. Where writing to disk fails, every rank keeps the rows in memory.
 
     Args:
         encoder: The family's encoder, with the same weights on every rank.
-        media: The media of a step, in any number and of any sizes; the same one twice is encoded once.
+        media: The media of a step, in any number and of any sizes; duplicates are encoded once.
         store: Where the embeddings go.
-        group: The ranks among which the frames are split; this process alone if not given.
+        group: The ranks among which the frames are split; this process alone by default.
 
     Raises:
         EngineError: Neither disk nor memory can hold an embedding.
@@ -96,18 +96,18 @@ def encode_live(
 ) -> dict[str, Tensor]:
     """Decode and encode media with gradients, for a step in which tower or projector are trained.
 
-    Hand the result to `EmbeddingStore.lend` around the step: every pass then uses these rows, and the gradients of all
-    responses meet in the one encoding. Activations of a stretch of frames are computed again in backward, so that they
-    exist for one stretch at a time.
+    Pass the result to `EmbeddingStore.lend` around the step: every pass then uses these rows, and the gradients of all
+    responses add up in one encoding. Activations are recomputed in the backward pass, so that they exist for a few
+    frames at a time.
 
     Args:
         encoder: The family's encoder.
         media: The media of the step.
         group: The ranks among which the frames are split. Each ends with its share of the encoder's gradients, to be
-            added up like all others by `mrsp_engine.distributed.collectives.sum_gradients`.
+            summed like all others by `mrsp_engine.distributed.collectives.sum_gradients`.
 
     Returns:
-        Rows [N, D] of every medium by the digest of its embedding's key, whole on every rank.
+        All rows [N, D] of every medium, by the digest of its embedding's key, on every rank.
     """
     videos = {medium.plan.reference.key: medium.video for medium in media}
     return _encode_shared(
@@ -121,7 +121,7 @@ def encode_live(
 def encode_stored(
     encoder: FrameEncoder, plans: Sequence[EncodingPlan], store: EmbeddingStore, group: SequenceGroup | None = None
 ) -> dict[str, Tensor]:
-    """The same from what `encode_media` stored in place of embeddings; features only have to be projected.
+    """The same from what `encode_media` stored instead of embeddings; features only need the projector.
 
     Raises:
         EngineError: The store has lost what an embedding is made from.
@@ -145,7 +145,7 @@ def _encode_shared(
     read: Callable[[EncodingPlan, int, int], Tensor | NDArray[np.uint8]],
     group: SequenceGroup | None,
 ) -> dict[str, Tensor]:
-    """Encode what `read` gives of a run of groups: resized frames, or features."""
+    """Encode what `read` returns for a run of groups: resized frames, or features."""
     distinct = {plan.reference.key: plan for plan in plans}
     rank, num_ranks = (0, 1) if group is None else (group.rank, group.size)
     sizes = [(plan.layout.num_groups, plan.layout.operations_per_group) for plan in distinct.values()]

@@ -1,4 +1,4 @@
-"""What is to be encoded, and what it will be: known before anything is decoded."""
+"""What will be encoded, and the layout of the result: known before anything is decoded."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ class FrameLayout:
 
     Attributes:
         height: Rows of a frame as the encoder sees it.
-        width: Its columns.
+        width: Columns of a frame.
         grid_thw: Patches in time, height and width before neighbours are merged.
         num_tokens: Embedding rows of the whole medium.
         frames_per_group: Frames that are encoded together and independently of all others.
         num_groups: Number of such groups; the last may be filled up by repeating its last frame.
-        operations_per_group: Floating-point operations that one group costs, roughly; what balancing and planning use.
+        operations_per_group: Approximate floating-point operations of one group; used for balancing and planning.
         seconds_per_grid: See `MediaReference`.
         grid_seconds: See `MediaReference`.
     """
@@ -37,14 +37,14 @@ class FrameLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodingPlan:
-    """What is to be encoded, under which key, and what it will be: enough for any rank to do any part of it.
+    """What will be encoded, under which key, and the layout of the result: enough for any rank to do any part of it.
 
     Attributes:
-        modality: What kind of medium it is.
+        modality: Kind of medium.
         frame_indices: Which frames.
-        layout: How they become embedding rows.
-        embedding_key: What the embedding depends on.
-        key: What the store's entry depends on; the same where the entry is the embedding.
+        layout: Layout of the embedding.
+        embedding_key: Key of the embedding.
+        key: Key of the store's entry; equal to `embedding_key` where the entry is the embedding.
     """
 
     modality: str
@@ -60,7 +60,7 @@ class EncodingPlan:
 
     @property
     def rows_per_group(self) -> int:
-        """Rows of the store's entry that one group has."""
+        """Rows of the store's entry per group."""
         return self.num_rows // self.layout.num_groups
 
     @property
@@ -70,7 +70,7 @@ class EncodingPlan:
 
     @property
     def reference(self) -> MediaReference:
-        """The reference to the embedding of the whole."""
+        """The reference to the whole embedding."""
         return MediaReference(
             key=self.embedding_key.digest,
             grid_thw=self.layout.grid_thw,

@@ -1,7 +1,8 @@
 """One rank's part in encoding the media that the store lacks.
 
-`mrsp_engine.encoding.parallel.encode_media` says what to do when. Rows meet in the store; what ranks tell each other is
-which media failed and what the disk refused. Shape legend: N embedding rows of a medium, D their width.
+`mrsp_engine.encoding.parallel.encode_media` calls the steps in order. Rows meet in the store; ranks tell each other
+which media failed and which rows could not be written to disk. Shape legend: N embedding rows of a medium, D their
+width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +24,11 @@ __all__ = ["EncodingWork", "PlannedMedium", "UnusableMedium"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlannedMedium:
-    """A video or an image, and which of its frames are wanted.
+    """A video or an image, and the frames to encode.
 
     Attributes:
-        video: Reads the frames; on every rank the same.
-        plan: What is to be encoded, from `FrameEncoder.plan` or `FrameEncoder.plan_image`.
+        video: Reads the frames; the same on every rank.
+        plan: What to encode, from `FrameEncoder.plan` or `FrameEncoder.plan_image`.
     """
 
     video: Video
@@ -36,10 +37,10 @@ class PlannedMedium:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnusableMedium:
-    """What takes the place of a reference when a medium can't be decoded or encoded; the same on every rank.
+    """Returned instead of a reference when a medium can't be decoded or encoded; the same on every rank.
 
     Attributes:
-        message: One line that says why.
+        message: The reason, in one line.
         is_unreadable: Whether the file is at fault (`UnreadableMediumError`), and not the encoder or the disk.
     """
 
@@ -53,8 +54,8 @@ class EncodingWork:
 
     Attributes:
         failures: Why a medium can't be used, by digest.
-        rows_in_memory: Rows that the disk refused, by digest.
-        refused: Digests of media whose rows aren't on disk as a whole; the same on every rank once agreed on.
+        rows_in_memory: Rows that could not be written to disk, by digest.
+        refused: Digests of media whose rows are not all on disk; the same on every rank once agreed on.
     """
 
     encoder: FrameEncoder
@@ -66,7 +67,7 @@ class EncodingWork:
 
     @property
     def rank(self) -> int:
-        """This process's place in the group."""
+        """Rank of this process in the group."""
         return 0 if self.group is None else self.group.rank
 
     @property
@@ -75,7 +76,7 @@ class EncodingWork:
         return 1 if self.group is None else self.group.size
 
     def find_lacking(self, distinct: dict[str, PlannedMedium]) -> list[bool]:
-        """Which media no store has. Each file is checked by one rank; memory must hold it on every rank."""
+        """The media missing from the store. One rank checks each file; memory counts if all ranks have the entry."""
         seen = [
             (self.store.holds(digest), place % self.num_ranks == self.rank and self.store.disk.contains(digest))
             for place, digest in enumerate(distinct)
@@ -106,17 +107,17 @@ class EncodingWork:
             except DiskRefusedError as refusal:
                 self.store.report(refusal)
                 self.rows_in_memory[key.digest] = torch.cat(list(chunks()))
-        except Exception as error:  # a reader's errors are of any kind, and the other ranks must hear of all of them
+        except Exception as error:  # a reader can raise anything, and the other ranks must learn of every failure
             self.failures[key.digest] = _describe(error)
 
     def agree(self) -> None:
-        """After this all ranks know what failed and what the disk refused."""
+        """Share with all ranks what failed and what could not be written to disk."""
         reports = exchange_objects((self.failures, set(self.rows_in_memory)), self.group)
         self.failures = {digest: failure for failures, _ in reports for digest, failure in failures.items()}
         self.refused = {digest for _, refused in reports for digest in refused} - self.failures.keys()
 
     def join(self, medium: PlannedMedium, bounds: Sequence[int]) -> None:
-        """Make one entry of the parts of several ranks; the rank with the first part does it."""
+        """Merge the parts of several ranks into one entry; the rank with the first part does it."""
         plan = medium.plan
         digest, rows = plan.key.digest, [bound * plan.rows_per_group for bound in bounds]
         owners = _owners(bounds)
@@ -133,7 +134,7 @@ class EncodingWork:
         self.store.disk.remove_parts(plan.key.to_json(), rows)
 
     def keep_refused(self, medium: PlannedMedium, bounds: Sequence[int]) -> None:
-        """Bring rows that the disk refused into every rank's memory."""
+        """Copy rows that could not be written to disk into every rank's memory."""
         plan = medium.plan
         digest = plan.key.digest
         if digest not in self.refused:
@@ -143,7 +144,7 @@ class EncodingWork:
         shape, dtype = next(report for report in reports if report is not None)
         is_joined = any(report is not None and report[0][0] == plan.num_rows for report in reports)
         if not is_joined and mine is None and bounds[self.rank] < bounds[self.rank + 1]:
-            # The disk took this rank's part and refused another's.
+            # This rank's part was written to disk, another rank's was not.
             ends = [bound * plan.rows_per_group for bound in bounds[self.rank : self.rank + 2]]
             mine = torch.cat(list(self.store.disk.read_parts(plan.key.to_json(), ends)))
             self.store.disk.remove_parts(plan.key.to_json(), ends)

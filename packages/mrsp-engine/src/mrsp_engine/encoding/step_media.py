@@ -1,11 +1,10 @@
-"""The media of one step whose embeddings are made in the step, because the store keeps what comes before them.
+"""The media of one step whose embeddings are computed in the step, because the store keeps features or frames instead.
 
-That is so where projector or tower are trained, and where frames are kept because they are smaller. Each medium is
-encoded once: the sampler and every pass over every row get the same embeddings. Rows are differentiated one after the
-other, so their gradients add up in the embeddings first, and then go through the encoder together, once.
+That is the case where the projector or the tower is trained, and where frames are kept because they are smaller. Each
+medium is encoded once: the sampler and every pass over every row use the same embeddings. Rows are differentiated one
+after the other, so their gradients first add up in the embeddings and then go through the encoder together, once.
 
-The embeddings of a step bear the name that the weights of that step give them and no other weights do, so a sampler
-that remembers by name never meets old ones.
+The name of a step's embeddings depends on that step's weights, so a sampler that caches by name never uses old ones.
 
 Shape legend: N embedding rows of a medium, D their width.
 """
@@ -27,21 +26,21 @@ __all__ = ["HasEncoder", "StepMedia", "rename_plans"]
 
 
 class HasEncoder(Protocol):
-    """What is needed of a policy: the encoder that makes embeddings, none for text, and the store that keeps them."""
+    """What this module needs of a policy: its encoder, None for text models, and its store."""
 
     @property
     def encoder(self) -> FrameEncoder | None:
-        """Encodes frames under the weights of this moment."""
+        """Encodes frames with the current weights."""
         ...
 
     @property
     def store(self) -> EmbeddingStore:
-        """Keeps what embeddings are made from, and lends them."""
+        """Keeps the features or frames that embeddings are computed from, and lends the embeddings."""
         ...
 
 
 def rename_plans(policy: HasEncoder, plans: Sequence[EncodingPlan]) -> list[EncodingPlan]:
-    """The same plans, with the names that the encoder's weights of this moment give the embeddings."""
+    """The same plans, with the names that the embeddings have under the encoder's current weights."""
     if policy.encoder is None or not plans:
         return []
     fingerprint = policy.encoder.fingerprint()
@@ -49,13 +48,13 @@ def rename_plans(policy: HasEncoder, plans: Sequence[EncodingPlan]) -> list[Enco
 
 
 class StepMedia:
-    """The embeddings of a step, made when the object is. Without plans nothing is ever done.
+    """The embeddings of a step, computed when the object is created. Without plans, all methods do nothing.
 
     Args:
-        policy: Whose encoder makes the embeddings, and whose store holds what they are made from and lends them.
-        plans: What of, and under which names. Another policy than the one under training, such as the reference, may
-            be given the same plans: it then lends its own embeddings under the names that the step's prompts have.
-        group: The ranks that share the work; all of them do the same with this object.
+        policy: Its encoder computes the embeddings; its store holds what they are computed from and lends them.
+        plans: What to encode, and under which names. Another policy than the one in training, such as the reference,
+            may use the same plans: it then lends its own embeddings under the names that the step's prompts use.
+        group: The ranks that share the work; all must call the same methods.
 
     Raises:
         EngineError: The store has lost what an embedding is made from.
@@ -68,7 +67,7 @@ class StepMedia:
         self.encode()
 
     def encode(self) -> None:
-        """Make the embeddings [N, D] anew under the same names, once the weights have changed within the step."""
+        """Recompute the embeddings [N, D] under the same names, after the weights have changed within the step."""
         self._made: dict[str, Tensor] = {}
         encoder = self._policy.encoder
         if encoder is not None and self.plans:
@@ -78,12 +77,12 @@ class StepMedia:
         self._lent = {name: rows.detach().requires_grad_(rows.requires_grad) for name, rows in self._made.items()}
 
     def lend(self, *, with_gradients: bool = False) -> AbstractContextManager[None]:
-        """Let the store hand the embeddings out within a `with` block, and collect their gradients if asked to."""
+        """Lend the embeddings to the store within a `with` block, and collect their gradients if requested."""
         lent = self._lent if with_gradients else {name: rows.detach() for name, rows in self._lent.items()}
         return self._policy.store.lend(lent)
 
     def backward(self) -> None:
-        """Take the gradients that were collected through the encoder, on all ranks together."""
+        """Propagate the collected gradients through the encoder, on all ranks together."""
         trained = [(rows, self._lent[name]) for name, rows in self._made.items() if rows.requires_grad]
         if not trained:
             return

@@ -1,7 +1,7 @@
-"""What the engine needs to know of a video.
+"""What the engine needs from a video.
 
-Any reader that has these members can be handed to `Policy.encode_video`; the engine knows no container, codec or file
-path. Sizes are those of the frames that `read` returns, that is after any rotation.
+Any reader with these members can be passed to `Policy.encode_video`; the engine does not depend on containers, codecs
+or file paths. Sizes are those of the frames that `read` returns, after any rotation.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Video(Protocol):
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 (hex) of what the frames come from; equal digests mean equal frames."""
+        """SHA-256 (hex) of the source of the frames; equal digests mean equal frames."""
         ...
 
     @property
@@ -46,18 +46,18 @@ class Video(Protocol):
         """Return the frames at `indices` as RGB, shape [F, H, W, 3].
 
         Raises:
-            UnreadableMediumError: The file doesn't hold them. Whatever else is raised counts as a fault of the reader.
+            UnreadableMediumError: The file doesn't contain them. Any other exception counts as a fault of the reader.
         """
         ...
 
 
 class FileVideo:
-    """A video whose content digest is remembered between runs; everything else is the wrapped reader's.
+    """A video whose content digest is cached between runs; everything else comes from the wrapped reader.
 
     Args:
         video: Reads the frames of the file.
         path: The file.
-        digests: Knows digests of files.
+        digests: Cache of file digests.
     """
 
     def __init__(self, video: Video, path: Path, digests: FileDigests) -> None:

@@ -1,15 +1,17 @@
 """Families of models behind one interface, found by the `model_type` of a checkpoint.
 
-A family is one module and one entry point in the group `mrsp_engine.families`; nothing here names one. What only counts
-frames and tokens (`frame_sizes`, `processor_files`, `published_frames`) needs no torch, so it isn't imported here.
+A family is one module and one entry point in the group `mrsp_engine.families`; nothing here names one. The modules that
+only count frames and tokens (`frame_sizes`, `processor_files`, `published_frames`) need no torch; nothing here imports
+them.
 """
 
-import json
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from longrl_files.messages import visible
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +28,16 @@ def load_policy(
     dtype: "torch.dtype | None" = None,
     store: "EmbeddingStore",
     device: "torch.device | str" = "cpu",
+    allow_pickle_weights: bool = False,
 ) -> "Policy":
     """Load a checkpoint with the family that its config.json names, in float32 unless told otherwise.
+
+    Args:
+        folder: The checkpoint.
+        dtype: Type of its weights.
+        store: Where embeddings are kept.
+        device: Where it computes.
+        allow_pickle_weights: Read weights from pickles too, of which nothing but tensors is taken.
 
     Raises:
         EngineUsageError: There is no checkpoint in `folder`, or no installed family can load it.
@@ -38,22 +48,29 @@ def load_policy(
     families = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if model_type not in families:
         raise EngineUsageError(
-            f"{folder}: checkpoint of model type {model_type!r}; expected one of {', '.join(sorted(families))}; "
-            "choose another model folder or install a package that provides the family"
+            f"{folder}: checkpoint of model type {visible(model_type, 40)!r}; expected one of "
+            f"{', '.join(sorted(families))}; choose another model folder or install a package that provides the family"
         )
+    from mrsp_engine.families.checkpoints import refuse_broken
+
     family = cast("Family", families[model_type].load()())
-    return family.load_policy(folder, dtype=dtype or torch.float32, store=store, device=torch.device(device))
+    with refuse_broken(folder, model_type):
+        return family.load_policy(
+            folder,
+            dtype=dtype or torch.float32,
+            store=store,
+            device=torch.device(device),
+            allow_pickle_weights=allow_pickle_weights,
+        )
 
 
 def _read_model_type(folder: Path) -> str:
-    path = folder / "config.json"
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EngineUsageError(f"{folder}: no checkpoint here (config.json is missing); set the model folder") from None
-    except (OSError, ValueError) as error:
-        raise EngineUsageError(f"{path}: can't be read as JSON ({error}); set the model folder") from error
-    model_type = cast(dict[str, Any], config).get("model_type") if isinstance(config, dict) else None
+    config = CheckpointFolder(folder).find("config.json") if folder.exists() else None
+    if config is None:
+        raise EngineUsageError(f"{folder}: no checkpoint here (config.json is missing); set the model folder")
+    model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise EngineUsageError(f"{path}: names no model_type; expected an ordinary Hugging Face checkpoint")
+        raise EngineUsageError(
+            f"{folder / 'config.json'}: names no model_type; expected an ordinary Hugging Face checkpoint"
+        )
     return model_type

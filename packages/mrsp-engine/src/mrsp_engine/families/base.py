@@ -1,11 +1,11 @@
-"""The border between the engine and one family of models.
+"""The interface between the engine and one family of models.
 
-A family knows how its checkpoints are loaded, how pixels become embeddings, how a conversation becomes tokens and
-positions, and how its language model is run over embeddings. It does not know groups, losses, ranks of a trainer or
-the sampler. `Policy` is one loaded checkpoint of a family.
+A family defines how its checkpoints are loaded, how pixels become embeddings, how a conversation becomes tokens and
+positions, and how its language model runs on embeddings. It does not depend on groups, losses, a trainer's ranks or the
+sampler. `Policy` is one loaded checkpoint of a family.
 
 Shape legend: P prompt tokens, S tokens of a packed row, B rows, D hidden size. Embeddings may be wider than the hidden
-states: a family that adds to several layers carries all of that side by side.
+states: a family that adds features to several layers concatenates all of them.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ from mrsp_engine.prompts import Prompt
 from mrsp_engine.rotary import longest_context
 
 VisionPart = Literal["frozen", "projector", "all"]
-"""What of the encoder of media is trained: nothing, what lies between tower and language model, or the tower too."""
+"""The trained part of the media encoder: none, the projector between tower and language model, or the tower too."""
 
 
 class Policy(ABC):
@@ -37,11 +37,12 @@ class Policy(ABC):
     Attributes:
         name: The family's name, equal to `model_type` in the checkpoint's config.json.
         folder: Where the checkpoint was loaded from.
-        source: The checkpoint whose layout and whose files beside the weights a saved one has; `folder` unless set.
+        source: The checkpoint from which a saved one takes its layout and all files except the weights; `folder` unless
+            set.
         model: The Hugging Face model.
         tokenizer: The checkpoint's tokenizer.
-        store: Where embeddings are kept.
-        encoder: What encodes videos and images frame by frame; None for models that don't see.
+        store: The store of embeddings.
+        encoder: What encodes videos and images frame by frame; None for models without vision.
         end_token_ids: Tokens that end a response.
         vocab_size: Number of rows of the language model's head.
     """
@@ -60,18 +61,18 @@ class Policy(ABC):
     def encode_video(
         self, video: Video, frame_indices: Sequence[int], *, budget: FrameBudget = UNLIMITED
     ) -> MediaReference:
-        """Refer to the given frames, encoding them only if the store does not hold them yet.
+        """Return a reference to the given frames, encoding them only if the store does not hold them yet.
 
         Raises:
-            UnfitMediumError: The model doesn't take such frames, or the budget doesn't.
+            UnfitMediumError: The model doesn't accept such frames, or they exceed the budget.
         """
 
     @abstractmethod
     def encode_image(self, image: Video) -> MediaReference:
-        """Refer to an image, a `Video` of one frame, encoding it only if the store does not hold it yet.
+        """Return a reference to an image (a `Video` of one frame), encoding it only if the store does not hold it yet.
 
         Raises:
-            EngineUsageError: The model takes no images.
+            EngineUsageError: The model accepts no images.
         """
 
     @abstractmethod
@@ -80,13 +81,13 @@ class Policy(ABC):
 
     @abstractmethod
     def prompt_length(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
-        """Tokens that `build_prompt` gives for the same arguments, without laying them out."""
+        """Number of tokens that `build_prompt` would return for the same arguments, without building the prompt."""
 
     @abstractmethod
     def build_shared_prompt(
         self, media: Sequence[MediaReference], *, system: str | None = None
     ) -> tuple[Prompt, Callable[[str], tuple[int, ...]]]:
-        """Split a prompt where questions begin to differ.
+        """Split a prompt at the point where questions begin to differ.
 
         Returns the part up to and including the media, and a function from a question's text to the tokens that
         remain: `prefix.expanded_ids + tail(text) == build_prompt(text, media).expanded_ids` for every text.
@@ -99,7 +100,7 @@ class Policy(ABC):
     def embed_rows(self, prompt: Prompt, tokens: Tensor) -> Tensor:
         """Return the input embeddings of some of the prompt's tokens: int64 [T], ascending, to [T, D].
 
-        A family whose store can read a part of a medium reads no more than that.
+        A family whose store can read part of a medium reads only that part.
         """
         return self.embed(prompt).index_select(0, tokens)
 
@@ -117,10 +118,10 @@ class Policy(ABC):
     @property
     @abstractmethod
     def decoder(self) -> nn.Module:
-        """The language model without its head; takes `decoder_inputs` and positions, fills a cache if given one."""
+        """The language model without its head; accepts `decoder_inputs` and positions; fills a cache if given."""
 
     def decoder_inputs(self, embeddings: Tensor) -> dict[str, Any]:
-        """What the decoder is called with for embeddings [B, S, D] as `embed` and `embed_tokens` make them."""
+        """The decoder's inputs for embeddings [B, S, D] as `embed` and `embed_tokens` return them."""
         return {"inputs_embeds": embeddings}
 
     @property
@@ -130,13 +131,13 @@ class Policy(ABC):
 
     @abstractmethod
     def freeze_vision(self) -> None:
-        """Exclude the encoder of media (tower and projector) from training."""
+        """Exclude the media encoder (tower and projector) from training."""
 
     def train_vision(self, part: VisionPart) -> None:
-        """Include a part of the encoder of media in training, and exclude the rest.
+        """Include a part of the media encoder in training, and exclude the rest.
 
         Raises:
-            EngineUsageError: The model has no such part that the engine could train.
+            EngineUsageError: The model has no such part that the engine can train.
         """
         if part == "frozen":
             self.freeze_vision()
@@ -155,20 +156,20 @@ class Policy(ABC):
 
     @abstractmethod
     def save(self, folder: Path, *, exact: bool = False) -> None:
-        """Write a checkpoint like `source`, with the model's weights; whole or not at all.
+        """Write a checkpoint like `source`, with the model's weights; complete or not at all.
 
         Args:
-            folder: Where it goes; an older checkpoint there is replaced.
-            exact: Write the weights in the number format they are trained in, to continue from, instead of the one
-                they were published in.
+            folder: The output folder; an older checkpoint there is replaced.
+            exact: Write the weights in their training dtype, to resume from, instead of the dtype they were published
+                in.
 
         Raises:
-            EngineError: The disk refused, or `source` isn't there any more.
+            EngineError: Writing failed, or `source` no longer exists.
         """
 
     @abstractmethod
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights a sampler must take over after an update, under the checkpoint's names."""
+        """Yield the weights that a sampler needs after an update, under the checkpoint's names."""
 
     @property
     def attention_heads(self) -> AttentionHeads:
@@ -181,34 +182,42 @@ class Policy(ABC):
 
     @property
     def key_value_bytes(self) -> int:
-        """Bytes of the keys and values of one token in all layers."""
+        """Bytes of one token's keys and values in all layers."""
         heads, config = self.attention_heads, cast(Any, self.model).config.get_text_config()
         return 2 * heads.key * heads.channels * int(config.num_hidden_layers) * self.dtype.itemsize
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence, in tokens, that the language model was trained for, or its rotary positions extended to."""
+        """Maximum tokens of a sequence, as trained or as extended by the rotary positions."""
         return longest_context(cast(Any, self.model).config.get_text_config().to_dict())
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters live."""
+        """Device of the model's parameters."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the language model's parameters."""
+        """Dtype of the language model's parameters."""
         return next(self.language_model_head.parameters()).dtype
 
 
 class Family(Protocol):
-    """What an entry point in the group `mrsp_engine.families` provides; its name is the checkpoint's `model_type`."""
+    """The object of an entry point in the group `mrsp_engine.families`, named after the checkpoint's `model_type`."""
 
     @property
     def model_type(self) -> str:
         """The `model_type` of the checkpoints this family loads."""
         ...
 
-    def load_policy(self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device) -> Policy:
-        """Load the checkpoint in `folder`."""
+    def load_policy(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
+    ) -> Policy:
+        """Load the checkpoint in `folder`, from safetensors alone unless pickles are allowed."""
         ...

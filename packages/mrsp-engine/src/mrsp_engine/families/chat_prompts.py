@@ -1,49 +1,55 @@
 """From a question and its media to tokens and positions, through the checkpoint's own chat template.
 
-A prompt is always tokenised from one complete string, and a shared prompt is cut out of the tokens behind a special
-token, where tokenisation can't reach across. The module knows no family: a medium is something the template writes, a
-few tokens that come out of it, and a rule for what stands there once its embedding is known.
+A prompt is always tokenised from one complete string, and a shared prompt is cut after a special token, across which
+the tokenizer merges nothing. The module is independent of families: a medium is what the template writes for it, the
+tokens of that, and a rule for what replaces them once its embedding is known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from longrl_files.messages import visible
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.template_trial import describe_trial
 from mrsp_engine.prompts import Prompt
 
 __all__ = ["TURN_START", "ChatPrompts", "MediaTokens", "PositionRule", "count_positions"]
 
 TURN_START = "<|im_start|>"
+LONGEST_TEMPLATE_TEXT = 1 << 20
+MOST_REPETITIONS = 8
+"""Of a text by the template that writes it."""
 
 PositionRule = Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
 """From the expanded tokens of a prompt and its media to its positions, int64 [axes, P]."""
 
 Stretch = tuple[tuple[int, ...], tuple[int, ...]]
-"""Tokens before and behind a run of embedding rows."""
+"""Tokens before and after a run of embedding rows."""
 
 
 def count_positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
-    """Positions of models with one axis: every token is one further, whatever it is; [1, P]."""
+    """Positions of models with one axis, which every token advances by one; [1, P]."""
     return torch.arange(len(expanded_ids))[None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaTokens:
-    """How media of one modality are written.
+    """How media of one modality are written in a prompt.
 
     Attributes:
         part: What the chat template is given for a medium: a content part such as `{"type": "video"}`, or the
-            characters themselves for templates that take nothing but text.
-        written: Tokens that the template writes for it, the placeholder among them.
-        placeholder_id: Token that stands for embedding rows.
-        stretches: The tokens before and behind each stretch of rows in an expanded prompt; all stretches have as many
-            rows. One stretch between what `written` has around the placeholder if None.
-        sampled: What `written` becomes in the sampler's prompt; stays as it is if None.
+            characters themselves for templates that accept only text.
+        written: Tokens that the template writes for it, including the placeholder.
+        placeholder_id: Token that represents embedding rows.
+        stretches: The tokens before and after each run of rows in an expanded prompt; all runs have the same number of
+            rows. If None, one run between the tokens that `written` has around the placeholder.
+        sampled: What replaces `written` in the sampler's prompt; unchanged if None.
     """
 
     part: dict[str, str] | str
@@ -59,7 +65,7 @@ class MediaTokens:
         return tuple(token for before, behind in stretches for token in (*before, *rows, *behind))
 
     def length(self, medium: MediaReference) -> int:
-        """Number of those tokens, without making them."""
+        """Number of those tokens, without building them."""
         return medium.num_tokens + sum(len(before) + len(behind) for before, behind in self._stretches(medium))
 
     def _stretches(self, medium: MediaReference) -> Sequence[Stretch]:
@@ -75,9 +81,12 @@ class ChatPrompts:
     Args:
         template: A processor or tokenizer with the checkpoint's chat template.
         tokenizer: The checkpoint's tokenizer.
-        media: How media are written, by modality; empty for a model that only reads.
-        positions: How positions are made.
-        num_embedded: Tokens that the model can embed; the others can't stand in a text.
+        media: How media are written, by modality; empty for a text-only model.
+        positions: Computes the positions.
+        num_embedded: Number of tokens that the model can embed; others can't occur in a text.
+
+    Raises:
+        EngineUsageError: The template doesn't end, or takes more memory than any should.
     """
 
     def __init__(
@@ -102,13 +111,14 @@ class ChatPrompts:
             for index, token in added.items()
             if token.special or index in placeholders or index >= num_embedded
         )
+        self._try_template()
 
     def build(self, text: str, media: Sequence[MediaReference], system: str | None) -> Prompt:
-        """One user turn, media first, and the opening of the assistant's turn."""
+        """Build one user turn, media first, and the opening of the assistant's turn."""
         return self._lay_out(self._written_ids(text, media, system), media)
 
     def length(self, text: str, media: Sequence[MediaReference], system: str | None) -> int:
-        """Number of tokens of such a prompt, without laying it out; a medium is measured once."""
+        """Number of tokens of such a prompt, without building it; each medium is measured once."""
         for medium in media:
             if medium not in self._lengths:
                 tokens = self._tokens_of(medium)
@@ -131,7 +141,7 @@ class ChatPrompts:
         return self._lay_out(prefix, media), tail
 
     def _written_ids(self, text: str, media: Sequence[MediaReference], system: str | None) -> tuple[int, ...]:
-        """The tokens as the template writes them, no medium expanded yet."""
+        """The tokens as the template writes them, before media are expanded."""
         for content in (text, system or ""):
             found = next((token for token in self._reserved if token in content), None)
             if found is not None:
@@ -139,12 +149,50 @@ class ChatPrompts:
         messages: list[dict[str, Any]] = [{"role": "user", "content": self._content(text, media)}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        rendered = self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = self._render(messages)
+        longest = LONGEST_TEMPLATE_TEXT + MOST_REPETITIONS * (len(text) + len(system or ""))
+        if len(rendered) > longest:
+            raise EngineUsageError(
+                f"the chat template writes {len(rendered):,} characters for a text of {len(text):,}, expected at most "
+                f"{longest:,}; set another model folder"
+            )
         return tuple(cast(list[int], self._tokenizer(rendered, add_special_tokens=False)["input_ids"]))
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            rendered: Any = self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template may raise anything
+            raise EngineUsageError(
+                f"the chat template can't write a conversation ({visible(str(error) or type(error).__name__)}); set "
+                "another model folder"
+            ) from error
+        if not isinstance(rendered, str):
+            raise EngineUsageError(
+                f"the chat template gives {type(rendered).__name__}, no text; set another model folder"
+            )
+        return rendered
+
+    def _try_template(self) -> None:
+        """Render a sample of each kind where a template without an end can be ended."""
+        contents: list[Any] = ["text"]
+        for tokens in self._media.values():
+            text = {"type": "text", "text": "text"}
+            contents.append(f"{tokens.part}text" if isinstance(tokens.part, str) else [tokens.part, text])
+
+        def render() -> None:
+            for content in contents:
+                with suppress(EngineUsageError):
+                    self._render([{"role": "user", "content": content}])
+
+        fault = describe_trial(render)
+        if fault is not None:
+            raise EngineUsageError(f"the chat template {fault}; set another model folder")
 
     def _content(self, text: str, media: Sequence[MediaReference]) -> str | list[dict[str, str]]:
         if not media:
-            return text  # templates of models that only read take nothing else
+            return text  # templates of text-only models accept nothing else
         parts = [self._tokens_of(medium).part for medium in media]
         if all(isinstance(part, str) for part in parts):
             return "".join(cast(list[str], parts)) + text
@@ -152,7 +200,7 @@ class ChatPrompts:
 
     def _tokens_of(self, medium: MediaReference) -> MediaTokens:
         if medium.modality not in self._media:
-            takes = f"takes {' and '.join(self._media)} only" if self._media else "only reads"
+            takes = f"accepts {' and '.join(self._media)} only" if self._media else "only reads"
             raise EngineUsageError(
                 f"{medium.modality} for a model that {takes}; ask without it or set another model folder"
             )
@@ -162,7 +210,7 @@ class ChatPrompts:
         """Number of tokens up to and including the last control token before the question's text."""
         last = self._media[media[-1].modality].written[-1] if media else self._turn_start_id
         places = [index for index, token in enumerate(written_ids) if token == last]
-        # Without media the text stands in the second to last turn; the last one is the assistant's, still empty.
+        # Without media the text is in the second to last turn; the last one is the assistant's, still empty.
         places = places if media else places[:-1]
         if not places:
             raise EngineError(f"the chat template writes no token {last} before the question; it can't share a prompt")
@@ -187,7 +235,7 @@ class ChatPrompts:
         placeholders = {tokens.placeholder_id for tokens in self._media.values()}
         if found != len(media) or sum(token in placeholders for token in sampled) != len(media):
             raise EngineError(
-                f"the chat template wrote {found} placeholders for {len(media)} media, or not in their order; "
+                f"the chat template wrote {found} placeholders for {len(media)} media, or in another order; "
                 "check the checkpoint's chat template"
             )
         return Prompt(

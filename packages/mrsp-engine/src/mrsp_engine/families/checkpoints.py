@@ -1,9 +1,12 @@
-"""Writing and reading checkpoint folders, whole or not at all, without chatter.
+"""Writing and reading checkpoint folders, complete or not at all, without transformers' console output.
 
-Knows folders and transformers' progress bars; knows no family.
+What transformers opens is looked at before (`CheckpointFolder.admit`), and what it would build is weighed: by itself it
+follows links and lists of files anywhere, reads pickles where there are no safetensors, asks on standard input whether
+to run code that a tokenizer names, and builds a model of any size.
+
+The module is independent of families.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -16,13 +19,16 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from longrl_files.messages import visible
 from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
+from mrsp_engine.families.config_values import refuse_wrong_sizes
 from mrsp_engine.rotary import refuse_rotary
 
 
 @contextmanager
 def without_progress_bars() -> Generator[None]:
-    """Keep transformers from drawing its own progress bars; the caller's setting is put back."""
+    """Disable transformers' own progress bars; the caller's setting is restored afterwards."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -34,7 +40,7 @@ def without_progress_bars() -> Generator[None]:
 
 @contextmanager
 def _without_reports() -> Generator[None]:
-    """Keep transformers from printing a table of weights that don't fit; they are refused in one line."""
+    """Keep transformers from printing a table of mismatched weights; they are refused in one line."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -44,17 +50,25 @@ def _without_reports() -> Generator[None]:
 
 
 def require_empty(folder: Path) -> None:
-    """Refuse to write a new model over something else.
+    """Refuse to overwrite anything with a new model.
 
     Raises:
-        EngineUsageError: The folder holds something.
+        EngineUsageError: The folder isn't empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EngineUsageError(f"{folder}: exists and is not an empty folder; choose another folder for the model")
 
 
-def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.dtype, attention: Any) -> Any:
-    """Load a model of transformers, complete or not at all.
+def load_model(
+    folder: Path,
+    model_type: str,
+    *,
+    model_class: Any,
+    dtype: torch.dtype,
+    attention: Any,
+    allow_pickle_weights: bool = False,
+) -> Any:
+    """Load a transformers model, complete or not at all.
 
     Args:
         folder: The checkpoint.
@@ -62,12 +76,20 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
         model_class: The transformers class.
         dtype: Type of the weights.
         attention: `attn_implementation` for transformers, one name or one per part.
+        allow_pickle_weights: Read weights from a pickle where there are no safetensors; nothing but tensors is read
+            from it (`weights_only` of torch).
 
     Raises:
-        EngineUsageError: The folder is not a complete checkpoint of this type, or has rotary positions that no
-            sampler would share.
+        EngineUsageError: The folder is not a complete checkpoint of this type, has rotary positions that no sampler
+            can reproduce, or asks for more than its files hold or this machine can.
     """
-    refuse_rotary(folder / "config.json", _read_config(folder))
+    checkpoint = CheckpointFolder(folder)
+    checkpoint.admit(allow_pickle_weights=allow_pickle_weights)
+    with refuse_broken(folder, model_type):
+        refuse_rotary(folder / "config.json", checkpoint.read("config.json"))
+        config = model_class.config_class.from_pretrained(str(folder), local_files_only=True)
+        stored = checkpoint.count_weights()
+        refuse_wrong_sizes(folder / "config.json", config.to_dict(), stored=stored, number_bytes=dtype.itemsize)
     with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
         model, report = cast(
             tuple[Any, dict[str, Any]],
@@ -78,9 +100,11 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are reported, and refused below
                 local_files_only=True,
+                use_safetensors=stored is not None or not allow_pickle_weights,
+                weights_only=True,
             ),
         )
-    # transformers fills missing weights with random ones and goes on; a checkpoint like that is not usable.
+    # transformers silently fills missing weights with random values; such a checkpoint is not usable.
     mismatched = (key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
     lacking = sorted(str(key) for key in (*report["missing_keys"], *mismatched))
     if lacking:
@@ -91,44 +115,38 @@ def load_model(folder: Path, model_type: str, *, model_class: Any, dtype: torch.
     return model
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """What config.json holds; nothing if it can't be read, of which transformers will say more."""
-    try:
-        values: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return cast(dict[str, Any], values) if isinstance(values, dict) else {}
-
-
 def load_processor(folder: Path, model_type: str, *, processor_class: Any) -> Any:
-    """Load a processor or a tokenizer of transformers.
+    """Load a transformers processor or tokenizer.
 
     Raises:
-        EngineUsageError: The folder doesn't hold it.
+        EngineUsageError: The folder doesn't contain it.
     """
+    CheckpointFolder(folder).admit(allow_pickle_weights=True)  # weights aren't looked for here
     with refuse_broken(folder, model_type):
-        return processor_class.from_pretrained(str(folder), local_files_only=True)
+        return processor_class.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager
 def refuse_broken(folder: Path, model_type: str) -> Generator[None]:
-    """Turn whatever transformers raises for a broken folder, which is many kinds, into one line."""
+    """Turn whatever transformers raises for a broken folder (many kinds of exceptions) into one line."""
     try:
         yield
     except EngineError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EngineUsageError(f"{folder}: can't be loaded as {model_type} ({reason}); set the model folder") from error
+        raise EngineUsageError(
+            f"{folder}: can't be loaded as {visible(model_type, 40)} ({visible(reason)}); set the model folder"
+        ) from error
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, force it to disk, and give it its name; an older checkpoint there is replaced.
+    """Let `write` fill a new folder, flush it to disk, and rename it to `folder`; replaces an older one.
 
     At every moment `folder` is a complete checkpoint or, for the instant between two renames, absent.
 
     Raises:
-        EngineError: The disk refused; nothing half-written is left under `folder`.
+        EngineError: Writing failed; nothing half-written is left in `folder`.
     """
     temporary: Path | None = None
     try:

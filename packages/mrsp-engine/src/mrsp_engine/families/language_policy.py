@@ -1,7 +1,8 @@
-"""What all families share: a causal language model of transformers, run over embeddings from anywhere.
+"""The common part of all families: a causal language model of transformers, run on embeddings from any source.
 
-The language model runs under the engine's attention (`mrsp_engine.attention`). Which media a family takes, how they are
-encoded and written, and how positions are made is handed to the constructor; a family is little more than that.
+The language model runs under the engine's attention (`mrsp_engine.attention`). The constructor receives which media a
+family accepts, how they are encoded and written, and how positions are computed; a family is little more than these
+arguments.
 
 Shape legend: P prompt tokens, S row tokens, D hidden size.
 """
@@ -33,22 +34,22 @@ class LanguagePolicy(Policy):
     """One model with its tokenizer; see `Policy` for the members.
 
     Args:
-        folder: Where it was loaded from.
+        folder: The folder it was loaded from.
         model: The whole model.
-        processor: What holds the chat template: a processor, or the tokenizer itself.
+        processor: The processor with the chat template, or the tokenizer itself.
         tokenizer: The tokenizer.
-        store: Where embeddings are kept.
-        causal_model: The part of `model` with decoder and head; the model itself unless given.
+        store: The store of embeddings.
+        causal_model: The part of `model` with decoder and head; the model itself by default.
         media: How media are written, by modality.
-        positions: How positions are made.
-        encoder: What encodes videos and images, for families that see.
+        positions: Computes the positions.
+        encoder: Encodes videos and images, for families with vision.
     """
 
     checkpoint_names: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Beginnings of weights' names in transformers' class, and in checkpoint files where they differ."""
+    """Prefixes of weight names in transformers' class, and in checkpoint files where they differ."""
 
     encoder_prefixes: ClassVar[tuple[str, ...]] = ()
-    """Beginnings, in transformers' class, of the encoder's weights; a sampler fed with embeddings doesn't need them."""
+    """Prefixes, in transformers' class, of the encoder's weight names; unused by a sampler that gets embeddings."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class LanguagePolicy(Policy):
     def build_shared_prompt(
         self, media: Sequence[MediaReference], *, system: str | None = None
     ) -> tuple[Prompt, Callable[[str], tuple[int, ...]]]:
-        """See `Policy.build_shared_prompt`; without media the cut lies at the opening of the user's turn."""
+        """See `Policy.build_shared_prompt`; without media the cut is at the start of the user's turn."""
         return self._prompts.build_shared(media, system)
 
     def embed(self, prompt: Prompt) -> Tensor:
@@ -121,19 +122,20 @@ class LanguagePolicy(Policy):
         return embeddings.index_copy(0, torch.nonzero(is_media).squeeze(1), stored.to(embeddings))
 
     def embed_rows(self, prompt: Prompt, tokens: Tensor) -> Tensor:
-        """See `Policy.embed_rows`; of each medium, only the runs of rows that these tokens stand for are read."""
+        """See `Policy.embed_rows`; of each medium, only the rows that these tokens represent are read."""
         expanded_ids = torch.tensor(prompt.expanded_ids, dtype=torch.int64)
         chosen = tokens.cpu()
         is_media = self._stand_for_media(expanded_ids)
         token_ids = expanded_ids.masked_fill(is_media, 0)[chosen]
         embeddings = self.embed_tokens(token_ids.to(self.device))  # [T, D]
-        places = torch.nonzero(is_media[chosen]).squeeze(1)  # of the chosen tokens, those that stand for media
-        rows = (is_media.cumsum(0) - 1)[chosen[places]]  # counted through all media of the prompt
+        places = torch.nonzero(is_media[chosen]).squeeze(1)  # of the chosen tokens, those that represent media
+        rows = (is_media.cumsum(0) - 1)[chosen[places]]  # counted across all media of the prompt
         stored: list[Tensor] = []
         start = 0
         for medium in prompt.media:
             own = rows[(rows >= start) & (rows < start + medium.num_tokens)] - start
-            # Rows that all ranks gathered with gradients: backward must pass there on a rank that uses none, too.
+            # Rows gathered by all ranks with gradients: the backward pass must visit them even on a rank that uses
+            # none.
             nothing = [(0, 0)] if self.store.lends(medium.key) else []
             stored += [self._stored(medium, embeddings.shape[1], run) for run in _runs(own) or nothing]
             start += medium.num_tokens
@@ -146,7 +148,7 @@ class LanguagePolicy(Policy):
         return cast(Tensor, self._decoder.embed_tokens(token_ids))
 
     def hidden_states(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan | None = None) -> Tensor:
-        """See `Policy.hidden_states`; with a plan split over ranks, the row's own tokens only."""
+        """See `Policy.hidden_states`; with a plan split over ranks, only this rank's tokens of the row."""
         extra = {} if plan is None else {"attention_plan": plan}
         positions = positions.to(embeddings.device)
         output = self._decoder(
@@ -169,7 +171,7 @@ class LanguagePolicy(Policy):
         return cast(nn.Module, self._causal_model.lm_head)
 
     def freeze_vision(self) -> None:
-        """See `Policy.freeze_vision`; a model that only reads has no encoder to freeze."""
+        """See `Policy.freeze_vision`; a text-only model has no encoder to freeze."""
         if self.encoder is not None:
             self.encoder.set_trainable(tower=False, projector=False)
 
@@ -181,12 +183,12 @@ class LanguagePolicy(Policy):
         )
 
     def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
-        """All weights, by the folder of a checkpoint in which they lie and the names they may have there."""
+        """All weights, by the checkpoint folder that contains them and the names they may have there."""
         own = self.model.state_dict()
         return {"": {self.checkpoint_name(name): tensor for name, tensor in own.items()} | own}
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Policy.sampler_weights`; the encoder only if it is being trained, a head tied to the input never."""
+        """See `Policy.sampler_weights`; the encoder only if it is trained, never a head tied to the input."""
         is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
         is_encoder_trained = any(
             parameter.requires_grad
@@ -208,13 +210,13 @@ class LanguagePolicy(Policy):
         return name
 
     def _stand_for_media(self, token_ids: Tensor) -> Tensor:
-        """Which tokens stand for rows of media; their own rows, which an embedding needn't have, are never used."""
+        """Which tokens represent rows of media; their rows in the input embedding may be missing and are never used."""
         return torch.isin(token_ids, torch.tensor(self._placeholder_ids, dtype=torch.int64, device=token_ids.device))
 
     def _require_encoder(self, modality: str) -> FrameEncoder:
         if self.encoder is None:
             raise EngineUsageError(
-                f"{self.folder}: a model of type {self.name} takes no {modality}; set another model folder"
+                f"{self.folder}: a model of type {self.name} accepts no {modality}; set another model folder"
             )
         return self.encoder
 
@@ -236,7 +238,7 @@ class LanguagePolicy(Policy):
 
 
 def _runs(rows: Tensor) -> list[tuple[int, int]]:
-    """The runs of neighbours in ascending row numbers: first row, and the row behind the last."""
+    """The contiguous runs in ascending row numbers: first row, and the row after the last."""
     if not len(rows):
         return []
     breaks = torch.nonzero(rows.diff() != 1).squeeze(1)
@@ -245,11 +247,11 @@ def _runs(rows: Tensor) -> list[tuple[int, int]]:
 
 
 def check_token(folder: Path, tokenizer: Any, token: str, expected_id: int | None = None) -> int:
-    """The id of a special token that the model can't do without, which must be the model's own if that has one.
+    """The id of a required special token, which must equal the id in the model's configuration if that has one.
 
     Raises:
-        EngineUsageError: The tokenizer lacks it (transformers makes an empty one where the files are missing), or has
-            it under another id than the model.
+        EngineUsageError: The tokenizer lacks it (transformers creates an empty tokenizer where the files are missing),
+            or has another id for it than the model.
     """
     found = tokenizer.convert_tokens_to_ids(token)
     if found is None or tokenizer.convert_ids_to_tokens(found) != token:
@@ -259,7 +261,7 @@ def check_token(folder: Path, tokenizer: Any, token: str, expected_id: int | Non
         )
     if expected_id is not None and found != expected_id:
         raise EngineUsageError(
-            f"{folder}: the tokenizer has {token} as {found}, config.json as {expected_id}; "
+            f"{folder}: the tokenizer has id {found} for {token}, config.json has {expected_id}; "
             "tokenizer files are of another model, set another model folder"
         )
     return int(found)

@@ -1,10 +1,10 @@
-"""How many frames of a video a checkpoint's own files ask for: JSON alone, without torch."""
+"""How many frames of a video a checkpoint's own files specify: reads JSON, without torch."""
 
 from pathlib import Path
 from typing import Any
 
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_video_processor
-from mrsp_engine.families.vila.config import read_json
 
 __all__ = ["read_published_frames"]
 
@@ -12,15 +12,15 @@ COUNTS = ("num_frames", "fps", "min_frames", "max_frames")
 
 
 def read_published_frames(folder: Path) -> dict[str, Any]:
-    """The settings that the files name, of `num_frames`, `fps`, `min_frames` and `max_frames`; maybe none.
+    """The settings among `num_frames`, `fps`, `min_frames` and `max_frames` that the files specify; possibly none.
 
-    Qwen-VL checkpoints name them for their video processor, where what a file leaves out has a default of the series.
-    VILA's name the most frames of a video and maybe a rate.
+    Qwen-VL checkpoints specify them for their video processor; what a file omits has the default of the series. VILA's
+    specify the maximum number of frames of a video and sometimes a rate.
 
     Raises:
         EngineUsageError: The folder's config.json can't be read.
     """
-    config = read_json(folder / "config.json")
+    config = CheckpointFolder(folder).read("config.json")
     model_type = str(config.get("model_type"))
     if model_type in VIDEO_DEFAULTS:
         values = read_video_processor(folder, model_type)

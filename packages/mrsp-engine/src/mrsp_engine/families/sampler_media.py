@@ -1,10 +1,10 @@
 """How the media of a family are written into a sampler's request.
 
-A request either carries the embeddings, or only says how large they are and how they lie in time, and vLLM's worker
-reads them from the store by their names (`mrsp_engine.rollout.vllm.embedding_connector`).
+A request either carries the embeddings, or only their sizes and timing; vLLM's worker then reads them from the store by
+name (`mrsp_engine.rollout.vllm.embedding_connector`).
 
 A family is found through an entry point in the group `mrsp_engine.sampler_media`, under the checkpoint's `model_type`;
-one that has none reads text only.
+a family without one is text-only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,14 @@ ENTRY_POINT_GROUP = "mrsp_engine.sampler_media"
 
 
 class SamplerMedia:
-    """A family as vLLM wants it; this one reads text only.
+    """How a family's media are passed to vLLM; this base class supports text only.
 
     Attributes:
-        limits: Raw media per prompt: 0 for every modality whose encoder vLLM shouldn't load.
+        limits: Maximum raw media per prompt: 0 for every modality whose encoder vLLM shouldn't load.
         options: Further options of vLLM's engine.
-        placeholder_keys: Where config.json names the placeholder tokens.
-        subfolder: Where the model that vLLM runs lies in the checkpoint's folder.
-        kept_positions: Times the trained length for which vLLM keeps rotary positions ready.
+        placeholder_keys: Keys of config.json that name the placeholder tokens.
+        subfolder: Subfolder of the checkpoint with the model that vLLM runs.
+        kept_positions: Number of rotary positions that vLLM precomputes, as a multiple of the trained length.
     """
 
     limits: ClassVar[Mapping[str, int]] = {}
@@ -40,11 +40,11 @@ class SamplerMedia:
     kept_positions: ClassVar[int] = 1
 
     def placeholder_ids(self, folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
-        """Tokens that stand for media, in the checkpoint whose model lies in `folder` with this config.json."""
+        """Tokens that represent media, in the checkpoint whose model is in `folder` with this config.json."""
         return frozenset(int(config[key]) for key in self.placeholder_keys if key in config)
 
     def embedding_width(self, config: Mapping[str, Any]) -> int:
-        """Columns of an embedding."""
+        """Width of an embedding."""
         return int(config.get("text_config", config)["hidden_size"])
 
     def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class SamplerMedia:
         name: Callable[[MediaReference], str],
         data: Callable[[str, list[int]], dict[str, Any]],
     ) -> dict[str, Any]:
-        """One entry per modality, whose media keep their order."""
+        """One entry per modality, with its media in order."""
         places: dict[str, list[int]] = {}
         for place, medium in enumerate(prompt.media):
             places.setdefault(medium.modality, []).append(place)
@@ -85,17 +85,17 @@ class StoredSamplerMedia(SamplerMedia):
     """A family whose embeddings vLLM's worker can read from the store itself."""
 
     def reference(self, modality: str, media: Sequence[MediaReference]) -> dict[str, Any]:
-        """One modality's entry in a request that carries none."""
+        """One modality's entry in a request without embeddings."""
         raise NotImplementedError
 
     def reference_request(self, prompt: Prompt, name: Callable[[MediaReference], str]) -> dict[str, Any]:
-        """A request that carries no embeddings."""
+        """A request without embeddings."""
         return self._request(
             prompt, name, lambda modality, places: self.reference(modality, [prompt.media[place] for place in places])
         )
 
 
 def find_sampler_media(model_type: str) -> SamplerMedia:
-    """How the media of a checkpoint are written, as its family says."""
+    """How the checkpoint's family writes media."""
     entry = next((entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == model_type), None)
     return SamplerMedia() if entry is None else cast(SamplerMedia, entry.load()())

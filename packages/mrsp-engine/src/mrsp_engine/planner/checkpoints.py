@@ -1,13 +1,15 @@
-"""The shapes of checkpoints: of the published ones by name, of any other supported one by its config.json."""
+"""The shapes of checkpoints: of published ones by name, of any other supported one from its config.json."""
 
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.messages import visible
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames
 from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_frames
-from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig, read_json
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
 from mrsp_engine.planner.shapes import ModelShape, VisionShape
 from mrsp_engine.planner.videos import QwenVideos, VilaVideos, count_as_qwen, token_counter
@@ -16,7 +18,7 @@ from mrsp_engine.rotary import longest_context
 __all__ = ["MODELS", "find_shape", "read_shape"]
 
 _JOINED_PER_SIDE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
-"""Neighbours along an edge that VILA's projectors join; the others none."""
+"""Neighbours along an edge that VILA's projectors concatenate; other projectors concatenate none."""
 
 
 def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
@@ -128,14 +130,14 @@ MODELS = {
         _shape("Qwen2.5-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768),
     )
 }
-"""As in the published config.json of each; `-Instruct` and an owner before the name are understood too."""
+"""As in the published config.json of each; `-Instruct` and an owner before the name are accepted too."""
 
 
 def find_shape(model: str) -> ModelShape:
-    """The shape of a checkpoint by its name, or of one in a folder.
+    """The shape of a checkpoint, given its name or its folder.
 
     Raises:
-        EngineUsageError: It is neither known nor a folder with a readable config.json.
+        EngineUsageError: It is neither a known name nor a folder with a readable config.json.
     """
     folder = Path(model)
     if (folder / "config.json").is_file():
@@ -157,14 +159,16 @@ def read_shape(folder: Path) -> ModelShape:
     """
     path = folder / "config.json"
     try:
-        config = read_json(path)
-        is_vila = (folder / LANGUAGE_FOLDER / "config.json").is_file()
+        checkpoint = CheckpointFolder(folder)
+        config, language = checkpoint.read("config.json"), checkpoint.find(f"{LANGUAGE_FOLDER}/config.json")
+        is_vila = language is not None
         vision = _read_vila_vision(folder) if is_vila else _read_vision(folder, config)
-        config = read_json(folder / LANGUAGE_FOLDER / "config.json") if is_vila else config
+        config = config if language is None else language
         text = cast(dict[str, Any], config.get("text_config") or config)
         if "num_experts" in text:
             raise EngineUsageError(
-                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't know; set a model without"
+                f"{path}: a model of {text['num_experts']} experts, which the planner doesn't support; set a model "
+                f"without experts"
             )
         hidden_size, query = int(text["hidden_size"]), int(text["num_attention_heads"])
         return ModelShape(
@@ -182,15 +186,15 @@ def read_shape(folder: Path) -> ModelShape:
             max_positions=longest_context(text),
             vision=vision,
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ArithmeticError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise EngineUsageError(
-            f"{path}: not a config.json the planner can read ({type(error).__name__}: {error}); "
+            f"{path}: not a config.json the planner can read ({type(error).__name__}: {visible(str(error))}); "
             f"set a Qwen folder or one of {', '.join(MODELS)}"
         ) from None
 
 
 def _read_vila_vision(folder: Path) -> VisionShape:
-    config, tower = VilaConfig.read(folder), read_json(folder / TOWER_FOLDER / "config.json")
+    config, tower = VilaConfig.read(folder), CheckpointFolder(folder).read(f"{TOWER_FOLDER}/config.json")
     edge, patch_size = int(tower["image_size"]), int(tower["patch_size"])
     merge_size = _JOINED_PER_SIDE.get(config.projector_type, 1)
     frames = VilaFrames(rows_per_side=-(-(edge // patch_size) // merge_size), syntax=config.video)
@@ -219,7 +223,7 @@ def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
             count_tokens=token_counter(folder),
         )
     window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])
-    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is that of its output
+    width = int(config.get("embed_dim") or config["hidden_size"])  # Qwen2-VL's hidden_size is the width of its output
     return VisionShape(
         width=width,
         intermediate_size=int(config.get("intermediate_size") or config["mlp_ratio"] * width),

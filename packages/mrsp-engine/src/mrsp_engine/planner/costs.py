@@ -1,4 +1,4 @@
-"""The work of one step of GRPO, stage by stage, in operations, bytes and seconds.
+"""The cost of one GRPO step, stage by stage, in operations, bytes and seconds.
 
 Symbols: N matrix weights, L layers, D hidden size, H query heads, K key heads, C channels of a head, P prompt tokens,
 R response tokens, G responses, S tokens of a row, n ranks that share a row.
@@ -18,7 +18,7 @@ STAGES = ("encode", "rollout", "old", "reference", "update")
 ITEM_BYTES = 2
 """Bytes of a number in bfloat16."""
 OTHER_TOKENS = 64
-"""Tokens of a prompt that are no media, roughly: the question and what stands around it."""
+"""Approximate number of prompt tokens that aren't media: the question and the template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +50,9 @@ class Sizes:
         response_tokens: int,
         video: PlannedVideo | None = None,
     ) -> "Sizes":
-        """With as many prompt tokens as the video and the question make.
+        """Sizes with the prompt tokens of the video and the question.
 
-        Those of a video are exact. Without one they are groups of frames × tokens of a group of so many pixels.
+        The number for a video is exact. Without one it is groups of frames × tokens of a group of the given pixels.
         """
         vision = shape.vision
         of_media = vision.num_groups(num_frames) * vision.tokens_per_group(frame_pixels) if vision else 0
@@ -68,7 +68,7 @@ class Sizes:
         )
 
     def rows(self, mode: Mode) -> tuple[int, PackedLayout]:
-        """How many rows a pass computes, and one of them: one of P + G R tokens, or G of P + R."""
+        """The number of rows of a pass, and one of them: one row of P + G R tokens, or G rows of P + R."""
         if mode == "shared":
             return 1, PackedLayout((GroupLengths(self.prompt_tokens, (self.response_tokens,) * self.group_size),))
         return self.group_size, PackedLayout((GroupLengths(self.prompt_tokens, (self.response_tokens,)),))
@@ -80,15 +80,15 @@ class Sizes:
 
 
 def row_split(shape: ModelShape, layout: PackedLayout, num_ranks: int, hardware: Accelerator) -> RowSplit:
-    """How the engine itself would divide a row; see `mrsp_engine.attention.split`."""
+    """The engine's own division of a row; see `mrsp_engine.attention.split`."""
     settings = AttentionSettings(rates=hardware.machine_rates)
     return choose_split(layout, shape.heads, num_ranks, settings, item_bytes=ITEM_BYTES, device_type="cuda")
 
 
 def forward_operations(shape: ModelShape, layout: PackedLayout, num_scored: int) -> tuple[float, float]:
-    """Operations of one forward pass over a row, of its linear layers and of its attention.
+    """Operations of one forward pass over a row: of its linear layers, and of its attention.
 
-    Linear: 2 N S, and 2 V D for every scored token. Attention: 4 L H C for every pair of a query and a key it sees.
+    Linear: 2 N S, and 2 V D for every scored token. Attention: 4 L H C for every query-key pair.
     """
     linear = 2.0 * shape.num_layers * shape.layer_weights * layout.total + 2.0 * shape.head_weights * num_scored
     attention = 4.0 * shape.num_layers * shape.heads.query * shape.heads.channels * layout.num_visible_pairs
@@ -106,10 +106,10 @@ def exchanged_bytes(
 ) -> tuple[float, float]:
     """Bytes a rank sends for the attention of all layers in one pass over a row: forward, and backward.
 
-    By heads, of a rank's S / n tokens all queries, keys, values and outputs but its own share: (2 H + 2 K) C numbers
-    each, and their gradients in backward. By tokens, the keys and values 2 K C / h of a slice of S / t tokens to
-    each of the t - 1 others (h head ranks, t token ranks); in backward they travel again, and so do their
-    gradients in float32 at least, in a ring once more than that because they return to their owner.
+    By heads: all queries, keys, values and outputs of a rank's S / n tokens except its own share, (2 H + 2 K) C numbers
+    each, and their gradients in the backward pass. By tokens: the keys and values, 2 K C / h, of a slice of S / t
+    tokens to each of the t - 1 others (h head ranks, t token ranks); in the backward pass they are sent again, and so
+    are their gradients in at least float32, in a ring once more because they return to their owner.
     """
     heads, head_ranks, token_ranks = shape.heads, split.head_ranks, split.token_ranks
     own_key_heads = -(-heads.key // head_ranks)
@@ -141,7 +141,7 @@ def predict_stages(
     is_split = mode in ("published", "shared")
     split = row_split(shape, row, num_ranks if is_split else 1, hardware)
     linear, attention = forward_operations(shape, row, sizes.scored_tokens // num_rows)
-    # Where rows aren't split, each rank computes some whole ones.
+    # Where rows aren't split, each rank computes some complete rows.
     turns = num_rows if is_split else -(-num_rows // num_ranks)
     share = num_ranks if is_split else 1
     linear_seconds = turns * linear / share / hardware.linear_rate
@@ -170,21 +170,21 @@ def _rollout_seconds(shape: ModelShape, sizes: Sizes, hardware: Accelerator, num
 
 
 def key_value_bytes(shape: ModelShape, num_tokens: int) -> float:
-    """Bytes of the keys and values of so many tokens in all layers: 2 K C L each."""
+    """Bytes of the keys and values of the given number of tokens in all layers: 2 K C L numbers each."""
     return 2.0 * shape.heads.key * shape.heads.channels * shape.num_layers * num_tokens * ITEM_BYTES
 
 
 def embedding_bytes(shape: ModelShape, sizes: Sizes) -> float:
-    """Bytes the video takes in the embedding store: D numbers a token, and as many for every level of DeepStack."""
+    """Bytes the video takes in the embedding store: D numbers per token, and as many for every DeepStack level."""
     levels = shape.vision.levels if shape.vision else 0
     return float((sizes.prompt_tokens - OTHER_TOKENS) * shape.hidden_size * levels * ITEM_BYTES)
 
 
 def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit) -> dict[str, float]:
-    """Bytes a rank sends in one step: attention in four forward passes and a backward one, gradients, new weights.
+    """Bytes a rank sends in one step: attention in four forward passes and one backward pass, gradients, new weights.
 
-    Two passes without gradient, the update's own and its recomputation make four. Summed gradients go round in a ring,
-    2 (n - 1) / n of all weights, and the sampler is given the weights once.
+    Two passes without gradient, the update's own and its recomputation make four. Gradients are summed in a ring, 2 (n
+    - 1) / n of all weights, and the sampler receives the weights once.
     """
     _, row = sizes.rows("shared")
     num_ranks = split.head_ranks * split.token_ranks

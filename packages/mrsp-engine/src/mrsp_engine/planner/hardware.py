@@ -1,4 +1,4 @@
-"""What accelerators can do, by their makers' data sheets, and how much of it long rows get out of them."""
+"""The speed of accelerators from their makers' data sheets, and the share of it that long rows reach."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Accelerator:
     Attributes:
         name: What it is called.
         matrix_rate: Dense products in bfloat16, operations per second.
-        memory_bytes: Its memory.
+        memory_bytes: Size of its memory.
         memory_bandwidth: Bytes per second read from it.
         link_bandwidth: Bytes per second sent to the other devices of its node, one way.
         linear_efficiency: Share of the matrix rate that a model's linear layers reach.
@@ -44,7 +44,7 @@ class Accelerator:
 
     @property
     def machine_rates(self) -> MachineRates:
-        """The same as the engine's choice of a split takes it."""
+        """The rates in the form that the engine's choice of a split uses."""
         return MachineRates(
             flops_per_second=self.attention_rate,
             bytes_per_second=self.link_bandwidth,
@@ -74,15 +74,15 @@ HARDWARE = {
     )
 }
 """Data sheets for dense bfloat16; the CPU is one core of a server, in float32. Efficiencies are those that flash
-attention and large products are known to reach on long rows; `longrl benchmark step` puts measured ones in their
-place."""
+attention and large products are known to reach on long rows; `longrl benchmark step` replaces them with measured ones.
+"""
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """The accelerator of a name.
+    """The accelerator with this name.
 
     Raises:
-        EngineUsageError: It isn't known.
+        EngineUsageError: There is no such accelerator.
     """
     for known, accelerator in HARDWARE.items():
         if known.lower() == name.lower():

@@ -1,4 +1,4 @@
-"""What a rank has to hold at the worst moment of a step, part by part.
+"""The peak memory of a rank during a step, part by part.
 
 Symbols as in `costs`; I width of the feed-forward layers, l = S / n tokens of a row on one rank.
 """
@@ -15,9 +15,9 @@ __all__ = ["Strategy", "memory_by_part", "rollout_bytes"]
 Sharding = Literal["none", "optimizer", "everything"]
 MASTER_BYTES, MOMENT_BYTES = 4, 8
 LOGIT_CHUNK_BYTES = 4 * (128 << 20)
-"""A chunk's logits, and what is computed from them (`mrsp_engine.logprobs.LOGIT_BYTES`)."""
+"""Bytes of a chunk's logits, and of what is computed from them (`mrsp_engine.logprobs.LOGIT_BYTES`)."""
 RUNTIME_BYTES = 2e9
-"""What the driver, kernels and communication take."""
+"""Bytes used by the driver, kernels and communication."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +25,10 @@ class Strategy:
     """How memory is saved.
 
     Attributes:
-        is_checkpointed: Recompute the activations of a layer in backward.
-        sharding: What is spread over the ranks: nothing, the optimizer's state, or weights and gradients too.
-        is_optimizer_offloaded: Keep the optimizer's state in the host's memory.
-        are_activations_offloaded: Keep what is saved between layers in the host's memory.
+        is_checkpointed: Recompute the activations of a layer in the backward pass.
+        sharding: What is sharded over the ranks: nothing, the optimizer state, or weights and gradients too.
+        is_optimizer_offloaded: Keep the optimizer state in host memory.
+        are_activations_offloaded: Keep the activations saved between layers in host memory.
     """
 
     is_checkpointed: bool = False
@@ -38,12 +38,12 @@ class Strategy:
 
 
 def activation_bytes(shape: ModelShape, num_tokens: float, strategy: Strategy) -> float:
-    """Bytes kept for backward by one rank with so many tokens.
+    """Bytes that one rank keeps for the backward pass of the given number of tokens.
 
-    A layer keeps per token two residual streams and what its two norms and projections read (8 D, the norms' copies in
-    float32), queries before and after rotation and the output (3 H C), keys and values (4 K C) and four widths of the
-    feed-forward layer (4 I). With checkpointing each layer keeps its input, D, and one layer all of it; offloaded,
-    the inputs lie in the host's memory but for two.
+    Per token a layer keeps two residual streams and the inputs of its two norms and projections (8 D, the norms' copies
+    in float32), queries before and after rotation and the output (3 H C), keys and values (4 K C) and four widths of
+    the feed-forward layer (4 I). With checkpointing each layer keeps its input, D, and one layer all of it; with
+    offloading, all inputs except two are in host memory.
     """
     heads = shape.heads
     of_layer = 8 * shape.hidden_size + (3 * heads.query + 4 * heads.key) * heads.channels + 4 * shape.intermediate_size
@@ -65,8 +65,8 @@ def memory_by_part(
 ) -> dict[str, float]:
     """Bytes of one rank during the update, by part.
 
-    Weights and gradients take 2 bytes a number, the optimizer 12 (a float32 copy and two moments). The reference is a
-    second copy of the weights. One layer's keys and values of the whole row, with their gradients in float32, are there
+    Weights and gradients take 2 bytes per number, the optimizer 12 (a float32 copy and two moments). The reference is a
+    second copy of the weights. One layer's keys and values of the whole row, with their gradients in float32, exist
     while it is computed.
     """
     spread = all_ranks if strategy.sharding == "everything" else 1
@@ -89,10 +89,10 @@ def memory_by_part(
 
 
 def rollout_bytes(shape: ModelShape, sizes: Sizes, tensor_ranks: int) -> dict[str, float]:
-    """Bytes of one rank of the sampler, whose weights and key heads are spread over `tensor_ranks`.
+    """Bytes of one rank of the sampler, whose weights and key heads are sharded over `tensor_ranks`.
 
-    Keys and values of one prompt and its G responses, the embedding of the prompt, and the weights; one that trains and
-    samples in turn holds either these or those of the update.
+    Keys and values of one prompt and its G responses, the embedding of the prompt, and the weights; a rank that
+    alternates between training and sampling holds either these or those of the update.
     """
     spread = min(tensor_ranks, shape.heads.key)
     tokens = sizes.prompt_tokens + sizes.group_size * sizes.response_tokens

@@ -1,4 +1,4 @@
-"""The search for settings that fit: the fastest of all divisions and ways of saving memory, or a clear refusal."""
+"""The search for settings that fit: the fastest of all divisions and memory strategies, or a clear refusal."""
 
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -15,9 +15,9 @@ from mrsp_engine.planner.videos import PlannedVideo
 __all__ = ["PlanRequest", "StepPlan", "plan_step"]
 
 USABLE_SHARE = 0.92
-"""Of a device's memory; the rest goes to fragments."""
+"""Usable share of a device's memory; the rest is lost to fragmentation."""
 RESIDENT_PARTS = ("weights", "reference", "optimizer")
-"""What training leaves on the device while the sampler works; the rest is there during the update alone."""
+"""The parts of training that stay on the device while the sampler works; the others exist only during the update."""
 HOST_COPY_SECONDS = 1 / 25e9
 """Seconds per byte between device and host."""
 STRATEGIES = tuple(
@@ -36,20 +36,20 @@ STRATEGIES = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What is to be trained on what.
+    """What to train, on which devices.
 
     Attributes:
         shape: The model.
         hardware: The devices.
-        num_devices: How many.
-        memory_bytes: Memory of one.
+        num_devices: Number of devices.
+        memory_bytes: Memory of one device.
         num_frames: Frames of a video.
-        frame_pixels: Pixels of a frame, where no video is given.
-        video: The video that is shown, whose tokens are counted exactly; it has `num_frames` times.
+        frame_pixels: Pixels of a frame, used where no video is given.
+        video: The video, whose tokens are counted exactly; it has `num_frames` timestamps.
         group_size: Responses per question.
         response_tokens: Tokens of a response.
-        prompts_per_step: Questions of a step.
-        num_videos: Videos of the data set, for the size of the store.
+        prompts_per_step: Questions per step.
+        num_videos: Videos in the dataset, for the size of the store.
     """
 
     shape: ModelShape
@@ -70,7 +70,7 @@ class PlanRequest:
                 raise EngineUsageError(f"{name}={getattr(self, name)}: expected 1 or more")
         if self.num_frames < 0 or (self.num_frames and self.shape.vision is None):
             raise EngineUsageError(
-                f"num_frames={self.num_frames} for {self.shape.name}: expected 0 for a model that only reads, "
+                f"num_frames={self.num_frames} for {self.shape.name}: expected 0 for a text-only model, "
                 "otherwise 0 or more"
             )
         if self.memory_bytes <= 0:
@@ -79,22 +79,23 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """What is recommended, and what it will take.
+    """The recommended settings, and their predicted cost.
 
     Attributes:
         sizes: Tokens of a question and its responses.
         sequence_ranks: Ranks that share a row; the others compute other questions.
-        split: How those divide attention.
+        split: How these ranks divide attention.
         groups_per_row: Questions packed into one row (the micro-batch).
         strategy: How memory is saved.
         tensor_ranks: Ranks that share the sampler's weights.
-        sampler_memory_share: What the sampler may use of a device (vLLM's gpu_memory_utilization).
-        seconds_by_stage: Of a step.
-        update_bytes: Of a rank during the update, by part.
-        sampler_bytes: Of a rank's sampler during the rollout, by part, beside weights and optimizer of the training.
-        moved_bytes: That a rank sends in a step.
-        store_bytes: Of the embedding store, for all videos.
-        notes: What else has to be known.
+        sampler_memory_share: Share of a device's memory for the sampler (vLLM's gpu_memory_utilization).
+        seconds_by_stage: Seconds of a step, by stage.
+        update_bytes: Bytes of a rank during the update, by part.
+        sampler_bytes: Bytes of a rank's sampler during the rollout, by part, in addition to the weights and optimizer
+            of training.
+        moved_bytes: Bytes that a rank sends in a step.
+        store_bytes: Bytes of the embedding store, for all videos.
+        notes: Further remarks.
     """
 
     sizes: Sizes
@@ -112,7 +113,7 @@ class StepPlan:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """The plan as plain values."""
         return asdict(self)
 
 
@@ -137,7 +138,7 @@ def plan_step(request: PlanRequest) -> StepPlan:
                 candidates.append((sum(seconds.values()), ranks, strategy, held, seconds))
     if not candidates:
         raise EngineUsageError(_refusal(request, sizes, smallest))
-    # The first of equals saves least, because strategies are listed from the simplest on.
+    # Of equals, the first saves the least memory, because strategies are listed from the simplest on.
     _, ranks, strategy, held, seconds = min(candidates, key=lambda candidate: candidate[0])
     split = row_split(shape, row, ranks, request.hardware)
     resident = sum(held[part] for part in RESIDENT_PARTS)
@@ -189,11 +190,11 @@ def _held(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy, gr
 
 
 def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy) -> dict[str, float]:
-    """Seconds of a step by stage: the questions of one group of ranks, one after the other, and what saving costs.
+    """Seconds of a step by stage: the questions of one group of ranks in sequence, and the cost of saving memory.
 
-    Spread weights are gathered in each of four passes and their gradients scattered in one, 2 bytes a weight each; an
-    offloaded optimizer brings gradients to the host and weights back, 4 bytes a weight; offloaded activations go and
-    come once.
+    Sharded weights are gathered in each of four passes and their gradients scattered in one, 2 bytes per weight each;
+    an offloaded optimizer moves gradients to the host and weights back, 4 bytes per weight; offloaded activations are
+    moved out and back once.
     """
     shape, hardware = request.shape, request.hardware
     turns = -(-request.prompts_per_step * ranks // request.num_devices)
@@ -218,7 +219,7 @@ def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Stra
 
 
 def _place_sampler(request: PlanRequest, sizes: Sizes, usable: float) -> tuple[int, dict[str, float]]:
-    """The fewest ranks that hold the sampler, heads dividing."""
+    """The smallest number of ranks that can hold the sampler and that divides its heads."""
     shape, held = request.shape, dict[str, float]()
     for ranks in (n for n in range(1, request.num_devices + 1) if request.num_devices % n == 0):
         if shape.heads.query % ranks:
@@ -228,24 +229,24 @@ def _place_sampler(request: PlanRequest, sizes: Sizes, usable: float) -> tuple[i
             return ranks, held
     part = max(held, key=lambda name: held[name])
     raise EngineUsageError(
-        f"{shape.name} can't sample from {sizes.prompt_tokens} prompt tokens here: a rank needs "
+        f"{shape.name} can't sample from {sizes.prompt_tokens} prompt tokens on these devices: a rank needs "
         f"{sum(held.values()) / 1e9:.0f} GB of {usable / 1e9:.0f} that training leaves, "
-        f"{held[part] / 1e9:.0f} GB of it {part}; take more devices or more memory, or lower --frames or --group-size"
+        f"{held[part] / 1e9:.0f} GB of it {part}; use more devices or more memory, or lower --frames or --group-size"
     )
 
 
 def _refusal(request: PlanRequest, sizes: Sizes, held: dict[str, float]) -> str:
     part = max(held, key=lambda name: held[name])
     cure = {
-        "activations": "take more devices, or lower --frames, --frame-pixels or --response-tokens",
-        "embeddings": "take more devices, or lower --frames or --frame-pixels",
-        "runtime": "take devices with more memory",
-        "logits": "take devices with more memory",
-    }.get(part, "take more devices or more memory, or a smaller model")
+        "activations": "use more devices, or lower --frames, --frame-pixels or --response-tokens",
+        "embeddings": "use more devices, or lower --frames or --frame-pixels",
+        "runtime": "use devices with more memory",
+        "logits": "use devices with more memory",
+    }.get(part, "use more devices or more memory, or a smaller model")
     usable = request.memory_bytes * USABLE_SHARE
     return (
         f"{request.shape.name} with {sizes.prompt_tokens} prompt tokens doesn't fit on {request.num_devices} devices "
-        f"of {request.memory_bytes / 1e9:.0f} GB: with everything spread, recomputed and offloaded a rank still needs "
+        f"of {request.memory_bytes / 1e9:.0f} GB: with everything sharded, recomputed and offloaded a rank still needs "
         f"{sum(held.values()) / 1e9:.1f} GB of {usable / 1e9:.1f} usable, most of it {part} "
         f"({held[part] / 1e9:.1f} GB); {cure}"
     )
@@ -257,10 +258,10 @@ def _notes(request: PlanRequest, sizes: Sizes, strategy: Strategy) -> tuple[str,
     if longest > request.shape.max_positions:
         notes.append(
             f"{longest} tokens are more than the {request.shape.max_positions} positions {request.shape.name} was "
-            "trained for, so a run leaves such questions out; lower the number of frames or their pixels"
+            "trained for, so a run drops such questions; lower the number of frames or their pixels"
         )
     if strategy.sharding != "none":
-        notes.append(f"needs {strategy.sharding} spread over the ranks (FSDP or ZeRO), by the training loop")
+        notes.append(f"needs {strategy.sharding} sharded over the ranks (FSDP or ZeRO) by the training loop")
     if request.hardware.name == "CPU":
         notes.append("the rates are those of one core; measured ones are in the output of longrl benchmark step")
     return tuple(notes)

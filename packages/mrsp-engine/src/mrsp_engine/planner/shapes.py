@@ -1,4 +1,4 @@
-"""What the planner knows of a model: the numbers of its layers, heads and widths, and its vision tower."""
+"""What the planner knows about a model: the numbers of its layers and heads, its widths, and its vision tower."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ class VisionShape:
     """A vision tower.
 
     Attributes:
-        width: Its channels.
+        width: Number of channels.
         intermediate_size: Width of its feed-forward layers.
-        depth: Its blocks.
+        depth: Number of blocks.
         patch_size: Pixels along a patch's edge.
-        merge_size: Patches along the edge of what becomes one token.
+        merge_size: Patches along the edge of the square that becomes one token.
         frames_per_group: Frames that are encoded together (a temporal patch).
-        num_linears: Linear layers of a feed-forward layer: 3 where it is gated, else 2.
-        window_patches: Patches of a window, where most blocks attend within windows.
+        num_linears: Linear layers of a feed-forward layer: 3 if it is gated, else 2.
+        window_patches: Number of patches in a window, where most blocks attend within windows.
         full_share: Share of the blocks that attend over the whole group.
-        fixed_size: Edge of the frames, where the tower takes one size only.
+        fixed_size: Edge of the frames in pixels, where the tower accepts one size only.
         extra_tokens: Tokens added to every frame.
-        levels: Embeddings of one token: 1, and one more for every level of DeepStack.
+        levels: Embeddings of one token: 1, plus one for every DeepStack level.
         videos: How the tokens of a video are counted.
     """
 
@@ -43,20 +43,20 @@ class VisionShape:
     videos: VideoRule | None = None
 
     def tokens_per_group(self, frame_pixels: int) -> int:
-        """Tokens of one group of frames of so many pixels each."""
+        """Tokens of one group of frames of the given number of pixels each."""
         if self.fixed_size is not None:
             return (-(-(self.fixed_size // self.patch_size) // self.merge_size)) ** 2 + self.extra_tokens
         return max(1, round(frame_pixels / (self.patch_size * self.merge_size) ** 2)) + self.extra_tokens
 
     def num_groups(self, num_frames: int) -> int:
-        """Groups that so many frames make."""
+        """Number of groups of the given number of frames."""
         return -(-num_frames // self.frames_per_group)
 
     def operations_per_group(self, frame_pixels: int) -> float:
         """Floating-point operations of one group of n patches.
 
         depth × n × (2 × (4 w² + linears × w × i) + 4 w × a): two per weight and patch, four per channel and pair of
-        patches, of which each attends to a = n in full blocks and to its window in the others.
+        patches; each attends to a = n patches in full blocks and to its window in the others.
         """
         pixels = frame_pixels if self.fixed_size is None else self.fixed_size**2
         patches = pixels / self.patch_size**2
@@ -73,18 +73,18 @@ class VisionShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A language model, and the tower before it.
+    """A language model, and its vision tower.
 
     Attributes:
         name: What it is called.
-        hidden_size: Its channels.
-        num_layers: Its layers.
-        heads: Heads of its attention.
+        hidden_size: Number of channels.
+        num_layers: Number of layers.
+        heads: The heads of its attention.
         intermediate_size: Width of its gated feed-forward layers.
         vocab_size: Rows of its head.
         is_tied: Whether the head is the input embedding.
         max_positions: Longest sequence it was trained for.
-        vision: Its tower; None for models that only read.
+        vision: Its tower; None for text-only models.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""How many tokens a video takes in a prompt, to the token: by the families' own arithmetic, before anything is loaded.
+"""The exact number of tokens of a video in a prompt: by the families' own arithmetic, before anything is loaded.
 
-What stands around embeddings (markers, times, line breaks) is counted by the checkpoint's tokenizer where its folder
-has a `tokenizer.json`, and as Qwen's tokenizer writes it otherwise.
+The tokens around embeddings (markers, times, line breaks) are counted with the checkpoint's tokenizer where its folder
+has a `tokenizer.json`, and by the rules of Qwen's tokenizer otherwise.
 """
 
 import re
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from longrl_files.messages import visible
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import MOST_VOCABULARY_BYTES, CheckpointFolder
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, write_time
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
 
@@ -23,13 +26,13 @@ _QWEN_TOKENS = re.compile(r"\d| ?[^\W\d]+|[^\w\s]+|\s")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedVideo:
-    """A video to be shown.
+    """A video in a prompt.
 
     Attributes:
         height: Rows of its frames.
         width: Their columns.
-        seconds: Times of the frames that are shown.
-        budget: How large they may be.
+        seconds: Times of the frames.
+        budget: Limits on their size.
     """
 
     height: int
@@ -40,12 +43,12 @@ class PlannedVideo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoTokens:
-    """What it becomes.
+    """The size of a video in a prompt.
 
     Attributes:
         frame_pixels: Pixels of a frame as the encoder sees it.
         embeddings: Rows of its embedding.
-        tokens: Those, and what the family writes around them.
+        tokens: Those, and the tokens that the family writes around them.
     """
 
     frame_pixels: int
@@ -54,13 +57,13 @@ class VideoTokens:
 
 
 class VideoRule(Protocol):
-    """How a family counts."""
+    """How a family counts tokens."""
 
     def count(self, video: PlannedVideo) -> VideoTokens:
         """Count a video's tokens.
 
         Raises:
-            UnfitMediumError: The model can't take it, or not within the budget.
+            UnfitMediumError: The model can't accept it, or not within the budget.
         """
         ...
 
@@ -87,7 +90,7 @@ class QwenVideos:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VilaVideos:
-    """VILA, which puts its texts around every frame, and whose frames have one size."""
+    """VILA puts texts around every frame, and its frames have one size."""
 
     frames: VilaFrames
     edge: int
@@ -103,16 +106,22 @@ class VilaVideos:
 
 
 def count_as_qwen(text: str) -> int:
-    """Tokens of a short text as Qwen's tokenizer writes it: a digit, a word or a run of signs each."""
+    """Number of tokens of a short text for Qwen's tokenizer: one per digit, word or run of punctuation."""
     return len(_QWEN_TOKENS.findall(text))
 
 
 def token_counter(folder: Path) -> CountTokens:
-    """What counts the tokens of a text for the checkpoint in a folder."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    """Return the function that counts the tokens of a text for the checkpoint in a folder."""
+    checkpoint = CheckpointFolder(folder)
+    if not checkpoint.files.has("tokenizer.json"):
         return count_as_qwen
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    content = checkpoint.files.read_bytes("tokenizer.json", max_bytes=MOST_VOCABULARY_BYTES)
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises no other kind
+        raise EngineUsageError(
+            f"{folder / 'tokenizer.json'}: not a tokenizer ({visible(str(error))}); set another model folder"
+        ) from error
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

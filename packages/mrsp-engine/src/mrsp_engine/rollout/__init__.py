@@ -1,4 +1,4 @@
-"""Engines that sample responses to prompts: one interface, vLLM or plain transformers behind it."""
+"""Engines that sample responses to prompts: one interface, implemented with vLLM and with plain transformers."""
 
 from mrsp_engine.rollout.base import (
     EmbeddingSource,

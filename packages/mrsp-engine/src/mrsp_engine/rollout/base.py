@@ -1,8 +1,8 @@
-"""What a rollout engine is given, what it returns, and what it needs of others.
+"""The inputs of a rollout engine, its outputs, and the interfaces it needs.
 
-A rollout carries the log-probability that each of its tokens had in the distribution it was really drawn from, after
-temperature and nucleus. A prompt that can't be sampled gets a refusal instead of rollouts, so that one bad sample
-doesn't cost the others and every sample is accounted for. The module doesn't know which library samples.
+A rollout has the log-probability of each token under the distribution it was actually drawn from, after temperature and
+top-p. A prompt that can't be sampled gets a refusal instead of rollouts, so that one bad sample doesn't lose the others
+and every sample is accounted for. The module is independent of the sampling library.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,11 +37,12 @@ class SamplingSettings:
     """How responses are drawn.
 
     Attributes:
-        temperature: Divides the logits; 0 always takes the likeliest token.
-        top_p: Draw from the smallest set of tokens that holds this share of the probability.
-        max_tokens: Longest response.
+        temperature: Divides the logits; 0 always selects the most likely token.
+        top_p: Draw from the smallest set of tokens with this share of the probability.
+        max_tokens: Maximum tokens of a response.
         num_samples: Responses per prompt.
-        seed: Makes one call of `generate` reproducible whatever came before; None continues the engine's own sequence.
+        seed: Makes one call of `generate` reproducible whatever came before; None continues the engine's own random
+            sequence.
     """
 
     temperature: float
@@ -68,7 +69,7 @@ class Rollout:
         token_ids: Its tokens, the end token included if it was reached.
         logprobs: The log-probability of each token.
         text: The text without special tokens.
-        finished: Whether the model ended the response itself, rather than running out of tokens.
+        finished: Whether the model ended the response itself, rather than reaching `max_tokens`.
     """
 
     token_ids: tuple[int, ...]
@@ -87,7 +88,7 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What a prompt gets in place of responses.
+    """What a prompt gets instead of responses.
 
     Attributes:
         reason: For counting.
@@ -99,10 +100,10 @@ class Refusal:
 
 
 def require_rollouts(outcome: list[Rollout] | Refusal) -> list[Rollout]:
-    """The responses of a prompt that must not be refused.
+    """Return the responses of a prompt that must not be refused.
 
     Raises:
-        EngineError: If it was.
+        EngineError: It was refused.
     """
     if isinstance(outcome, Refusal):
         raise EngineError(outcome.message)
@@ -110,11 +111,11 @@ def require_rollouts(outcome: list[Rollout] | Refusal) -> list[Rollout]:
 
 
 class EmbeddingSource(Protocol):
-    """Where a rollout engine finds the embeddings a prompt refers to; `EmbeddingStore` is one."""
+    """Where a rollout engine finds the embeddings that a prompt refers to, such as `EmbeddingStore`."""
 
     @property
     def folder(self) -> Path:
-        """Named in messages."""
+        """The folder, named in messages."""
         ...
 
     def get(self, key: str, /) -> Tensor | None:
@@ -123,15 +124,15 @@ class EmbeddingSource(Protocol):
 
 
 class WeightSource(Protocol):
-    """Where a rollout engine takes new weights from; every `Policy` is one."""
+    """Where a rollout engine gets new weights from, such as any `Policy`."""
 
     def sampler_weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Names as in the checkpoint, and tensors."""
+        """Yield names as in the checkpoint, and tensors."""
         ...
 
 
 def language_weights(policy: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """The weights that sampling from embeddings needs: all but those of the vision tower, each one whole.
+    """The weights needed to sample from embeddings: all except those of the vision tower, each one complete.
 
     A weight that FSDP2 has sharded is gathered when its turn comes, so all its ranks must iterate together.
     """
@@ -142,18 +143,18 @@ def language_weights(policy: WeightSource) -> Iterator[tuple[str, Tensor]]:
 
 
 class RolloutEngine(Protocol):
-    """Samples responses with the latest weights it was given."""
+    """Samples responses with the latest weights it received."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
-        """Draw `num_samples` responses to every prompt, or say why not, in the order of the prompts."""
+        """Draw `num_samples` responses to every prompt, or return a refusal, in the order of the prompts."""
         ...
 
     def update_weights(self, policy: WeightSource) -> None:
-        """Take over the policy's weights and forget everything computed with the old ones."""
+        """Load the policy's weights and discard everything computed with the old ones."""
         ...
 
     def sleep(self) -> None:
-        """Give device memory back while something else needs it; `update_weights` wakes the engine."""
+        """Release device memory while something else needs it; `update_weights` wakes the engine."""
         ...
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Sampling with transformers alone: slow, simple, and everywhere the policy itself runs.
+"""Sampling with plain transformers: slow, simple, and available wherever the policy runs.
 
 The prompt is computed once and its keys and values are repeated for the samples, which then grow together, so no
-padding and no mask is needed. It is the rollout engine for machines without vLLM and a second opinion on one that has
-it. The module doesn't know where embeddings come from; the policy does.
+padding and no mask is needed. It is the rollout engine for machines without vLLM, and a cross-check on machines with
+it. The policy provides the embeddings.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class TransformersRolloutEngine:
     """Samples with a policy's own model; see `RolloutEngine`.
 
     Args:
-        policy: The policy to sample from, with whatever weights it has at the moment of sampling.
-        seed: Start of the engine's own sequence of random numbers.
+        policy: The policy to sample from, with its weights at the time of sampling.
+        seed: Seed of the engine's own random sequence.
     """
 
     def __init__(self, policy: Policy, *, seed: int = 0) -> None:
@@ -54,7 +54,7 @@ class TransformersRolloutEngine:
             policy.model.train(was_training)
 
     def update_weights(self, policy: WeightSource) -> None:
-        """See `RolloutEngine.update_weights`; another policy's weights are copied, the own ones are in use already."""
+        """See `RolloutEngine.update_weights`; another policy's weights are copied, this policy's are already in use."""
         own = self._require_open()
         if policy is own:
             return
@@ -62,11 +62,11 @@ class TransformersRolloutEngine:
         with torch.no_grad():
             for name, tensor in language_weights(policy):
                 if name not in targets or targets[name].shape != tensor.shape:
-                    raise EngineError(f"weight {name} {tuple(tensor.shape)}: this engine's model has none such")
+                    raise EngineError(f"weight {name} {tuple(tensor.shape)}: this engine's model has no such weight")
                 targets[name].copy_(tensor)
 
     def sleep(self) -> None:
-        """See `RolloutEngine.sleep`; the only memory here is the policy's own."""
+        """See `RolloutEngine.sleep`; the only memory is the policy's own."""
         self._require_open()
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ def _sample(
     """Draw G = num_samples responses to one prompt of P tokens."""
     try:
         embeddings_1PD = policy.embed(prompt)[None]
-    except EngineError as error:  # an embedding that is missing, or is another model's
+    except EngineError as error:  # an embedding is missing, or belongs to another model
         return Refusal(reason=RefusalReason.EMBEDDING_UNUSABLE, message=str(error))
     cache = DynamicCache()
     positions = prompt.positions.to(policy.device)  # [axes, P]
@@ -111,7 +111,7 @@ def _sample(
 
 
 def draw(logits_GV: Tensor, sampling: SamplingSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability in the distribution it was drawn from, both [G] on the CPU."""
+    """Draw one token per row; returns tokens and their log-probabilities when drawn, both [G] on the CPU."""
     logits_GV = logits_GV.detach().cpu()
     if logits_GV.dtype != torch.float64:
         logits_GV = logits_GV.float()

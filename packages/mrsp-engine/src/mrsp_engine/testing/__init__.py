@@ -1,1 +1,1 @@
-"""What tests of a family or a backend are made of: exactness, agreement with a sampler, processes as ranks."""
+"""Building blocks for tests of a family or a backend: exactness, agreement with a sampler, processes as ranks."""

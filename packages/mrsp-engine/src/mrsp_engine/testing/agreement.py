@@ -1,7 +1,7 @@
-"""How far sampler and trainer are from each other, for tests of families and of rollout engines.
+"""How far sampler and trainer differ, for tests of families and of rollout engines.
 
-Both score the same tokens with what should be the same weights, positions and embeddings. A family agrees when the gap
-is that of rounding before and after an update of the weights, and far larger while the sampler has the old ones.
+Both score the same tokens with weights, positions and embeddings that should be the same. A family passes when the gap
+before and after a weight update is only rounding, and far larger while the sampler has the old weights.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSe
 def logprob_gaps(
     policy: Policy, prompts: Sequence[Prompt], outcomes: Sequence[list[Rollout] | Refusal], *, temperature: float
 ) -> Tensor:
-    """Distance of the sampler's log-probability from the policy's, of every sampled token in order, float64.
+    """Absolute difference of the sampler's and the policy's log-probability of every sampled token, float64.
 
     Args:
         policy: Scores the tokens.
-        prompts: What was answered.
-        outcomes: What the sampler gave for each of them.
-        temperature: What the sampler divided the logits by.
+        prompts: The prompts that were sampled.
+        outcomes: What the sampler returned for each of them.
+        temperature: The sampler's divisor of the logits.
 
     Raises:
         EngineError: A prompt was refused.
@@ -43,7 +43,7 @@ def logprob_gaps(
 def gaps_around_an_update(
     engine: RolloutEngine, policy: Policy, prompts: Sequence[Prompt], sampling: SamplingSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gaps before the policy's weights change, while the engine has the old ones, and once it has the new ones."""
+    """The gaps before the weights change, while the engine still has the old ones, and once it has the new ones."""
 
     def measure() -> Tensor:
         return logprob_gaps(policy, prompts, engine.generate(prompts, sampling), temperature=sampling.temperature)
@@ -56,7 +56,7 @@ def gaps_around_an_update(
 
 
 def disturb_weights(policy: Policy, *, seed: int = 0) -> None:
-    """Add seeded noise to all that is trained: a change that no sampler with the old weights can hide."""
+    """Add seeded noise to all trained parameters: a change that a sampler with the old weights can't hide."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.model.parameters():

@@ -1,12 +1,12 @@
-"""Cases for tests of exactness: everything that may change how a group is computed, and nothing of what comes out.
+"""Cases for tests of exactness: everything that may change how a group is computed, but not the result.
 
 A case names a model, a group, and how it is to be computed; `compute` returns its loss and every gradient, and
-`largest_difference` compares two such outcomes by the measure the engine promises to keep. `covering_cases` chooses,
-from all combinations, few cases in which every two settings meet. A package that brings a family of its own tests it by
-running the same cases on its own tiny checkpoint.
+`largest_difference` compares two outcomes by the tolerances that the engine promises. `covering_cases` selects a few of
+all combinations, in which every pair of settings occurs. A package with a family of its own tests it by running the
+same cases on its own tiny checkpoint.
 
-Where vision is trained, the gradients of tower and projector are compared too, and take the place of those with respect
-to the prompt's embeddings, through which they pass.
+Where vision is trained, the gradients of tower and projector are compared instead of those with respect to the prompt's
+embeddings, through which they pass.
 
 Norms must be exact for this (`mrsp_engine.testing.fixtures.use_exact_norms`) and the policy in float64.
 """
@@ -35,15 +35,15 @@ from mrsp_engine.testing.fixtures import NoiseVideo
 
 LOSS_TOLERANCE = 1e-10
 GRADIENT_TOLERANCE = 1e-9
-"""Of the norm of all gradients together."""
+"""As a share of the norm of all gradients together."""
 
 QUESTION = "Which shape left first?\nA. red circle\nB. blue square"
 Media = Literal["no media", "one video", "videos and an image"]
 Vision = Literal["stored", "encoded", "trained"]
-"""Embeddings are in the store already, are encoded by all ranks first, or are encoded with gradients."""
+"""Embeddings are already in the store, are first encoded by all ranks, or are encoded with gradients."""
 Memory = Literal["kept", "checkpointed", "offloaded"]
 Split = tuple[int, int, Exchange]
-"""Ranks, ranks that split the heads among them, and how the others exchange keys and values."""
+"""Number of ranks, how many of them split the heads, and how the others exchange keys and values."""
 
 BRANCHES: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]] = {
     "uneven": (((40, 0), (13, 0), (28, 0), (61, 0)),),
@@ -51,7 +51,7 @@ BRANCHES: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]] = {
     "one target": (((1, 0),),),
     "two groups": (((12, 0), (0, 0), (33, 2)), ((5, 1), (17, 0))),
 }
-"""Tokens and first scored token of every branch of every group; a second group has a prompt without media."""
+"""Number of tokens and first scored token of every branch of every group; a second group has a prompt without media."""
 SPLITS: tuple[Split, ...] = (
     (1, 1, "gather"),
     (2, 1, "gather"),
@@ -65,16 +65,16 @@ SPLITS: tuple[Split, ...] = (
     (4, 2, "gather"),
     (4, 2, "ring"),
 )
-"""Those of six query heads."""
+"""For six query heads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityFamily:
-    """What can be tried with a model.
+    """The cases that a model allows.
 
     Attributes:
         is_seeing: Whether it sees videos and images.
-        splits: In which ways its row is to be divided.
+        splits: The ways to divide its row.
     """
 
     is_seeing: bool
@@ -83,16 +83,16 @@ class ParityFamily:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityCase:
-    """One way to compute one thing.
+    """One way to compute one group.
 
     Attributes:
         family: Name of the model's family.
         branches: A name in `BRANCHES`.
-        media: What the prompt shows.
+        media: The media in the prompt.
         split: Ranks and how they divide the row.
         shares_prompt: Whether the prompt is computed once.
         vision: Where embeddings come from.
-        memory: What becomes of activations until backward.
+        memory: What happens to activations until the backward pass.
     """
 
     family: str
@@ -110,12 +110,12 @@ class ParityCase:
 
     @property
     def subject(self) -> str:
-        """What is computed; cases with the same subject must have the same outcome."""
+        """What is computed; cases with the same subject must have the same result."""
         return f"{self.family}, {self.branches}, {self.media}{', vision trained' if self.is_vision_trained else ''}"
 
     @property
     def reference(self) -> "ParityCase":
-        """The plain way: one rank, every response with its own prompt, the model's ordinary forward pass."""
+        """The plain path: one rank, every response with its own prompt, the model's ordinary forward pass."""
         return ParityCase(
             family=self.family,
             branches=self.branches,
@@ -144,9 +144,9 @@ def every_case(families: Mapping[str, ParityFamily]) -> Iterator[ParityCase]:
 
 
 def covering_cases(families: Mapping[str, ParityFamily]) -> list[ParityCase]:
-    """A selection in which every two settings that can meet do meet; the same in every run.
+    """A selection in which every possible pair of settings occurs; the same in every run.
 
-    Greedy: whichever case brings most new meetings comes next, one whose outcome others need too before another.
+    Greedy: the case with the most new pairs comes next; a case whose result others need too comes before others.
     """
     numbers: dict[tuple[object, ...], int] = {}
     meetings: dict[ParityCase, int] = {}  # as bits
@@ -166,7 +166,7 @@ def covering_cases(families: Mapping[str, ParityFamily]) -> list[ParityCase]:
 
 
 def parity_media(encoder: FrameEncoder, media: Media, seed: int = 0) -> list[PlannedMedium]:
-    """The media of a case; another seed gives others of the same sizes."""
+    """The media of a case; another seed gives different ones of the same sizes."""
     if media == "no media":
         return []
     first = NoiseVideo(seed=seed, frame_count=24)
@@ -180,9 +180,9 @@ def parity_media(encoder: FrameEncoder, media: Media, seed: int = 0) -> list[Pla
 
 
 def compute(policy: LanguagePolicy, case: ParityCase, group: SequenceGroup | None = None) -> dict[str, Tensor]:
-    """Loss, log-probs and entropies of a case, and by name the gradients of all parameters and prompt embeddings.
+    """Loss, log-probs and entropies of a case, and the gradients of all parameters and prompt embeddings by name.
 
-    With several ranks every rank of the group must call it, with a store in the same folder; all get the same outcome.
+    With several ranks every rank of the group must call this, with a store in the same folder; all get the same result.
     Sets which of the policy's parameters are trained.
     """
     generator = torch.Generator().manual_seed(11)
@@ -222,7 +222,7 @@ def compute(policy: LanguagePolicy, case: ParityCase, group: SequenceGroup | Non
         loss.backward()
     if group is not None:
         sum_gradients(trained.values(), group)
-    # The plain way knows no gradient of a layer behind the one whose output is used.
+    # The plain path has no gradient for layers after the one whose output is used.
     gradients = {
         f"d {name}": torch.zeros_like(weight) if weight.grad is None else weight.grad
         for name, weight in trained.items()
@@ -231,7 +231,7 @@ def compute(policy: LanguagePolicy, case: ParityCase, group: SequenceGroup | Non
 
 
 def largest_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The worst entry by its share of what is allowed (1 is the limit), and its name.
+    """The largest difference as a share of its tolerance (1 is the limit), and the name of the entry.
 
     The loss, log-probs and entropies may differ by `LOSS_TOLERANCE`, a gradient in norm by `GRADIENT_TOLERANCE` times
     the norm of all gradients. An entry that only one of the two has is infinitely wrong.
@@ -267,7 +267,7 @@ def _meetings(case: ParityCase) -> set[tuple[object, ...]]:
 def _vision(
     policy: LanguagePolicy, case: ParityCase, media: Sequence[PlannedMedium], group: SequenceGroup | None
 ) -> AbstractContextManager[object]:
-    """Have all media's embeddings in the policy's store, for the time of a `with` block or for good."""
+    """Put all media's embeddings into the policy's store, within a `with` block or permanently."""
     if policy.encoder is None or not media:
         return nullcontext()
     if case.is_vision_trained:
@@ -279,7 +279,7 @@ def _vision(
 
 
 def _activations(policy: Policy, memory: Memory) -> AbstractContextManager[object]:
-    """Set what becomes of activations; the policy stays so until it is set otherwise."""
+    """Set what happens to activations; the setting stays until it is changed."""
     model = policy.model
     switch = getattr(model, f"gradient_checkpointing_{'enable' if memory == 'checkpointed' else 'disable'}")
     switch()

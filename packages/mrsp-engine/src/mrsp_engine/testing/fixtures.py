@@ -1,6 +1,6 @@
-"""Tools for tests: several ranks on one machine, norms that keep float64, a video of noise, keys of no video.
+"""Fixtures for tests: norms that keep float64, a video of noise, keys without a video.
 
-Meant for this package's tests and for those of packages that bring a family or an attention of their own.
+Meant for this package's tests and for those of packages with their own family or attention backend.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ __all__ = ["NoiseVideo", "RankError", "RankPool", "numbered_key", "run_on_ranks"
 
 
 def use_exact_norms(model: nn.Module) -> None:
-    """Replace a model's RMS norms, and routers to experts, by ones that compute in the weights' own type.
+    """Replace a model's RMS norms and expert routers with ones that compute in the weights' own dtype.
 
-    Those of transformers pass through float32 whatever the model's type. That is right for training and hides
-    everything below 1e-7 from a comparison in float64.
+    Those of transformers convert to float32 whatever the model's dtype. That is right for training, but hides
+    differences below 1e-7 from a comparison in float64.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -36,7 +36,7 @@ def use_exact_norms(model: nn.Module) -> None:
 
 
 class _ExactRouter(nn.Module):
-    """Picks experts and weighs them as transformers' routers do, the weights of those picked adding up to 1."""
+    """Selects and weights experts like transformers' routers, with the weights of the selected ones adding up to 1."""
 
     def __init__(self, router: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _ExactRouter(nn.Module):
         self.top_k = int(cast(Any, router).top_k)
 
     def forward(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [N, E], and of the experts picked the weights and numbers, [N, K] each."""
+        """Logits [N, E], and weights and indices of the selected experts, [N, K] each."""
         logits_NE = linear(hidden_ND, self.weight)
         weights_NK, experts_NK = logits_NE.softmax(dim=-1).topk(self.top_k, dim=-1)
         return logits_NE, weights_NK / weights_NK.sum(dim=-1, keepdim=True), experts_NK
@@ -58,7 +58,7 @@ def _epsilon(norm: nn.Module) -> float:
 
 
 def numbered_key(number: int) -> EmbeddingKey:
-    """A key for a store's tests, another one for every number."""
+    """A key for a store's tests, different for every number."""
     return EmbeddingKey(
         content_digest=f"{number:064x}",
         frame_indices=(0, 4),
@@ -73,10 +73,10 @@ def numbered_key(number: int) -> EmbeddingKey:
 
 
 class NoiseVideo:
-    """A `Video` whose frames are seeded noise, made when they are read.
+    """A `Video` whose frames are seeded noise, generated when they are read.
 
     Args:
-        seed: Seed of the frames; also what the content digest is made of.
+        seed: Seed of the frames; also determines the content digest.
         frame_count: Number of frames.
         height: Rows of a frame.
         width: Columns of a frame.

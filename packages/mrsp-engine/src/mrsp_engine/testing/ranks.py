@@ -1,8 +1,7 @@
-"""Several ranks on one machine, for tests: processes joined by gloo that stay and do one call after the other.
+"""Several ranks on one machine, for tests: gloo processes that stay alive and run one call after the other.
 
-A call ends: with every rank's result, with what failed ranks report, or at its time limit with the place at which every
-rank that isn't done stands. Ranks that wait for each other in different places are thus a test that fails, not one that
-hangs.
+A call always ends: with every rank's result, with the reports of failed ranks, or at its time limit with the stack of
+every unfinished rank. A deadlock between ranks is thus a test that fails, not one that hangs.
 """
 
 import faulthandler
@@ -38,11 +37,11 @@ SECONDS_FOR_STACKS = 2.0
 
 
 class RankError(RuntimeError):
-    """A rank raised, died or did not finish in time; the message holds what it reported, or where it stands."""
+    """A rank raised, died or did not finish in time; the message has its report or its stack."""
 
 
 class RankPool:
-    """Processes joined by gloo, started by the first call and stopped at the end of a `with` block.
+    """Processes connected by gloo, started by the first call and stopped at the end of a `with` block.
 
     They are forked from a server that starts with the first call of a session: environment variables set after that
     don't reach them. After a failed call all of them are stopped, and the next call starts new ones.
@@ -70,9 +69,9 @@ class RankPool:
     def call(self, function: Callable[..., Result], *arguments: Any) -> list[Result]:
         """Call `function(*arguments)` on every rank; return what each rank returned.
 
-        The function must stand at the top level of its file, which may be a test file that can't be imported by name;
-        the file is loaded once. Inside the function the default process group exists. Arguments and results are
-        pickled, so they may hold tensors and plain containers but no types of a test file.
+        The function must be at the top level of its file, which may be a test file that can't be imported by name; the
+        file is loaded once. The default process group exists inside the function. Arguments and results are pickled, so
+        they may contain tensors and plain containers but no types defined in a test file.
 
         Raises:
             RankError: A rank failed or the time ran out.
@@ -95,7 +94,7 @@ class RankPool:
             raise
 
     def stop(self) -> None:
-        """End the processes, by force those that take longer than a moment."""
+        """End the processes; those that don't end soon are killed."""
         for connection in self._connections:
             connection.close()
         deadline = time.monotonic() + SECONDS_TO_END
@@ -126,7 +125,7 @@ class RankPool:
             self._connections.append(here)
 
     def _collect(self, limit_seconds: float) -> list[Any]:
-        """Wait for every rank; after a failure only for a moment, so that the ranks it dragged along don't hide it."""
+        """Wait for every rank; after a failure only briefly, so that failures it causes elsewhere don't hide it."""
         results: dict[int, Any] = {}
         failures: dict[int, str] = {}
         waiting = {connection: rank for rank, connection in enumerate(self._connections)}
@@ -141,7 +140,7 @@ class RankPool:
                 try:
                     succeeded, payload = pickle.loads(connection.recv_bytes())
                 except (EOFError, ConnectionResetError):
-                    succeeded, payload = False, f"died without a word\n{self._stack(rank)}"
+                    succeeded, payload = False, f"died without a report\n{self._stack(rank)}"
                 (results if succeeded else failures)[rank] = payload
             if failures:
                 deadline = min(deadline, time.monotonic() + SECONDS_FOR_OTHER_FAILURES)
@@ -149,12 +148,12 @@ class RankPool:
             raise RankError("\n".join(f"rank {rank} failed: {failures[rank]}" for rank in sorted(failures)))
         if waiting:
             stacks = self._stacks(sorted(waiting.values()))
-            told = "\n".join(f"rank {rank} stands here:\n{stack}" for rank, stack in stacks.items())
+            told = "\n".join(f"stack of rank {rank}:\n{stack}" for rank, stack in stacks.items())
             raise RankError(f"ranks {sorted(stacks)} did not finish in {limit_seconds:.0f} s\n{told}")
         return [results[rank] for rank in sorted(results)]
 
     def _stacks(self, ranks: list[int]) -> dict[int, str]:
-        """Where ranks stand, by their own account; one without any doesn't run."""
+        """The stacks of ranks, as reported by themselves; a rank without one isn't running."""
         for rank in ranks:
             os.kill(self._processes[rank].pid, signal.SIGUSR1)
         deadline = time.monotonic() + SECONDS_FOR_STACKS
@@ -177,7 +176,7 @@ def run_on_ranks(
 
 
 def _preloaded_modules() -> list[str]:
-    """What the server that ranks are forked from imports once, instead of every rank again: families and models."""
+    """Modules that the fork server imports once, instead of every rank again: families and models."""
     families = entry_points(group="mrsp_engine.families")
     return ["mrsp_engine.testing.fixtures", "mrsp_engine.tiny.families", *(entry.module for entry in families)]
 
@@ -219,13 +218,14 @@ def _answer_calls(connection: Connection) -> None:
             return
         module_name, source, qualname, arguments = pickle.loads(order)
         result = getattr(_import(module_name, source), qualname)(*arguments)
-        # Plain pickle: the connection's own pickler would share the tensors' memory with a process about to end.
+        # Plain pickle: the connection's own pickler would share the tensors' memory with a process that is about to
+        # end.
         connection.send_bytes(pickle.dumps((True, result)))
 
 
 @functools.cache
 def _import(module_name: str, source: str) -> ModuleType:
-    """Import by name, or from the file where the name leads elsewhere or nowhere (test files)."""
+    """Import by name, or from the file where the name leads to another file or to none (test files)."""
     try:
         module = importlib.import_module(module_name)
         if module.__file__ is not None and Path(module.__file__).samefile(source):
@@ -236,6 +236,6 @@ def _import(module_name: str, source: str) -> ModuleType:
     if specification is None or specification.loader is None:
         raise ImportError(f"{source} can't be imported")
     module = importlib.util.module_from_spec(specification)
-    sys.modules[module_name] = module  # dataclasses of the file look themselves up here
+    sys.modules[module_name] = module  # the file's dataclasses look themselves up here
     specification.loader.exec_module(module)
     return module

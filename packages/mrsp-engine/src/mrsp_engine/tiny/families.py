@@ -1,7 +1,7 @@
-"""A tiny random checkpoint of every family that sees or reads, for tests and trials.
+"""Tiny random checkpoints of every vision and text family, for tests and trials.
 
-Each is an ordinary folder that `mrsp_engine.families.load_policy` and vLLM load like a published one. Their vision is
-random and only scaled so that it matters; `mrsp_engine.tiny.qwen2_5_vl` builds one that learns.
+Each is an ordinary folder that `mrsp_engine.families.load_policy` and vLLM load like a published one. Their vision
+tower is random and only scaled so that it affects the output; `mrsp_engine.tiny.qwen2_5_vl` builds one that can learn.
 """
 
 import json
@@ -59,7 +59,7 @@ VILA_CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-"""Like that of published VILA checkpoints it takes nothing but text."""
+"""Like that of published VILA checkpoints it accepts only text."""
 
 
 def build_tiny(family: str, folder: Path, seed: int = 0, sizes: LanguageSizes = TINY_SIZES) -> None:
@@ -67,13 +67,13 @@ def build_tiny(family: str, folder: Path, seed: int = 0, sizes: LanguageSizes = 
 
     Args:
         family: Its model type; one of `TINY_FAMILIES`.
-        folder: Where it goes; it must not exist or be empty.
+        folder: The output folder; it must not exist or be empty.
         seed: Seed of the weights.
         sizes: Dimensions of the language model.
 
     Raises:
         EngineUsageError: There is no builder for the family, or the folder isn't empty.
-        EngineError: If the folder can't be written.
+        EngineError: The folder can't be written.
     """
     if family not in TINY_FAMILIES:
         raise EngineUsageError(f"family {family!r}: expected one of {', '.join(sorted(TINY_FAMILIES))}")
@@ -93,13 +93,13 @@ def create_tiny_vila(
     """Write a VILA checkpoint in the published folder layout; see `build_tiny`.
 
     Args:
-        folder: Where it goes.
+        folder: The output folder.
         seed: Seed of the weights.
         sizes: Dimensions of the language model.
         projector_type: Its projector.
         patches_per_side: Patches per side of a frame.
-        pool_frames: Frames whose mean becomes one; 1 for a checkpoint without temporal pooling.
-        num_scales: Scales in which it sees images (`dynamic_s2`).
+        pool_frames: Frames averaged into one; 1 for a checkpoint without temporal pooling.
+        num_scales: Number of scales in which it sees images (`dynamic_s2`).
     """
     require_empty(folder)
     tokenizer = train_tokenizer(CORPUS, sizes.vocabulary_size, sizes.max_position_embeddings)

@@ -1,7 +1,7 @@
-"""Sizes of the language model in a tiny checkpoint, and the tiny checkpoints that are nothing else.
+"""Sizes of the language model in a tiny checkpoint, and the tiny text-only checkpoints.
 
 A language model of a few million random parameters that transformers and vLLM load unchanged; the other tiny
-checkpoints put a tower before it.
+checkpoints add a tower to it.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from mrsp_engine.tiny.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, 
 
 __all__ = ["LanguageSizes", "create_tiny_qwen2", "create_tiny_qwen3", "generation_config", "language_settings"]
 
-MINIMUM_HEAD_SIZE = 32  # vLLM's attention on CPUs knows nothing smaller
+MINIMUM_HEAD_SIZE = 32  # the minimum for vLLM's attention on CPUs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +26,13 @@ class LanguageSizes:
     """Dimensions of a tiny language model.
 
     Attributes:
-        hidden_size: Width.
+        hidden_size: Hidden size.
         num_layers: Number of layers.
         num_heads: Query heads; the head size must be 32 or more.
         num_key_value_heads: Key heads.
         intermediate_size: Width of the feed-forward layers.
         vocabulary_size: Upper bound of the number of tokens, special ones included; a small corpus needs fewer.
-        max_position_embeddings: Longest sequence the configuration allows.
+        max_position_embeddings: Longest sequence that the configuration allows.
         initializer_range: Standard deviation of the weights.
     """
 
@@ -70,14 +70,14 @@ def create_tiny_qwen2(
     """Write a complete, randomly initialised Qwen2 checkpoint in the ordinary Hugging Face layout.
 
     Args:
-        folder: Where it goes; it must not exist or be empty.
-        corpus: Texts on which the tokenizer is trained (prompts and answers as the model will meet them).
+        folder: The output folder; it must not exist or be empty.
+        corpus: Texts on which the tokenizer is trained (prompts and answers like those the model will see).
         seed: Seed of the weights.
         sizes: Dimensions of the model.
 
     Raises:
-        EngineUsageError: If the folder isn't empty.
-        EngineError: If the folder can't be written.
+        EngineUsageError: The folder isn't empty.
+        EngineError: The folder can't be written.
     """
     _create(folder, corpus, seed, sizes or LanguageSizes(), Qwen2Config, Qwen2ForCausalLM)
 
@@ -136,7 +136,7 @@ def language_settings(sizes: LanguageSizes, tokenizer: Any) -> dict[str, Any]:
 
 
 def generation_config(config: Any) -> GenerationConfig:
-    """Sampling settings that go with a language model's configuration."""
+    """Generation settings for a language model's configuration."""
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,

@@ -1,9 +1,9 @@
-"""A real Qwen2.5-VL checkpoint of a few million parameters, built on the spot.
+"""A real Qwen2.5-VL checkpoint of a few million parameters, built on demand.
 
-Machines without downloaded weights still need a model that every real part accepts: transformers and vLLM load the
+Machines without downloaded weights still need a model that every real component accepts: transformers and vLLM load the
 folder unchanged, the tokenizer is a byte-level BPE trained on the caller's texts, and the randomly initialised vision
-tower is calibrated so that what it sees reaches the language model. The folder depends on the arguments alone, to the
-byte. The module doesn't know what the texts are about or how the model will be trained.
+tower is calibrated so that its output is informative for the language model. The bytes of the folder depend only on the
+arguments. The module does not depend on the subject of the texts or on how the model will be trained.
 """
 
 from collections.abc import Iterable, Sequence
@@ -86,7 +86,7 @@ class _Sizes:
 
     @property
     def rotary_sections(self) -> list[int]:
-        """Rotary pairs for time, height and width; half for time, so that a small head can tell moments apart."""
+        """Rotary pairs for time, height and width; half are for time, so that a small head can distinguish times."""
         num_pairs = self.head_size // 2
         spatial = num_pairs // 4
         return [num_pairs - 2 * spatial, spatial, spatial]
@@ -115,8 +115,8 @@ def create_tiny_qwen2_5_vl(
     """Write a complete, randomly initialised Qwen2.5-VL checkpoint in the ordinary Hugging Face layout.
 
     Args:
-        folder: Where the checkpoint goes; it must not exist or be empty.
-        corpus: Texts on which the tokenizer is trained (prompts and answers as the model will meet them).
+        folder: The output folder; it must not exist or be empty.
+        corpus: Texts on which the tokenizer is trained (prompts and answers like those the model will see).
         seed: Seed of the weights.
         hidden_size: Width of the language model.
         num_layers: Its number of layers.
@@ -128,15 +128,15 @@ def create_tiny_qwen2_5_vl(
         vision_num_heads: Its heads.
         vision_depth: Its number of blocks.
         frame_pixels: Largest frame, in pixels, that isn't shrunk.
-        max_position_embeddings: Longest sequence the configuration allows.
+        max_position_embeddings: Longest sequence that the configuration allows.
         initializer_range: Standard deviation of the language model's weights.
         vision_token_scale: Root mean square of the merged vision tokens.
-        calibration_videos: Frames like those the model will see, uint8 [F, H, W, 3] each; without any, varied pictures
+        calibration_videos: Frames like those the model will see, uint8 [F, H, W, 3] each; without any, varied images
             are drawn. The frozen tower's output is centred and whitened over them.
 
     Raises:
-        EngineUsageError: If the sizes don't fit each other or the folder isn't empty.
-        EngineError: If the folder can't be written.
+        EngineUsageError: The sizes are inconsistent or the folder isn't empty.
+        EngineError: The folder can't be written.
     """
     sizes = _Sizes(
         hidden_size=hidden_size,

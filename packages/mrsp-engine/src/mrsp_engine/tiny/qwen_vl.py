@@ -1,6 +1,7 @@
 """Tiny random checkpoints of Qwen2-VL and Qwen3-VL, the latter with and without experts.
 
-Their vision is random and only scaled so that it matters; `mrsp_engine.tiny.qwen2_5_vl` builds one that learns.
+Their vision tower is random and only scaled so that it affects the output; `mrsp_engine.tiny.qwen2_5_vl` builds one
+that can learn.
 """
 
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def create_tiny_qwen2_vl(folder: Path, seed: int = 0, sizes: LanguageSizes = TIN
 def create_tiny_qwen3_vl(
     folder: Path, seed: int = 0, sizes: LanguageSizes = TINY_SIZES, *, is_tied: bool = True
 ) -> None:
-    """Write a Qwen3-VL checkpoint with two levels of DeepStack, its head the input embedding or one of its own."""
+    """Write a Qwen3-VL checkpoint with two DeepStack levels, and with a tied or a separate head."""
     _create_qwen3_vl(folder, seed, sizes, Qwen3VLConfig, Qwen3VLForConditionalGeneration, {}, is_tied=is_tied)
 
 
@@ -95,7 +96,7 @@ def create_tiny_qwen3_vl_moe(folder: Path, seed: int = 0, sizes: LanguageSizes =
         "num_experts": NUM_EXPERTS,
         "num_experts_per_tok": EXPERTS_PER_TOKEN,
         "moe_intermediate_size": sizes.intermediate_size // 2,
-        "norm_topk_prob": True,  # as published; transformers takes it for granted, vLLM reads it
+        "norm_topk_prob": True,  # as published; transformers assumes it, vLLM reads it
     }
     _create_qwen3_vl(folder, seed, sizes, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, experts, is_tied=False)
 
@@ -162,7 +163,7 @@ def _rotary_sections(sizes: LanguageSizes) -> list[int]:
 
 
 def _shared(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
-    """The settings that configurations of all of them have."""
+    """The settings that all their configurations share."""
     vocabulary = tokenizer.get_vocab()
     return {
         "image_token_id": vocabulary["<|image_pad|>"],

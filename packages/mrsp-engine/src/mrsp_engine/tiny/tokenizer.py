@@ -1,7 +1,7 @@
 """The tokenizer and the chat template of the tiny checkpoint.
 
-A byte-level BPE, cut like the Qwen2 tokenizer and trained on the caller's texts, so that a small vocabulary spends its
-tokens on the words that occur. The module doesn't know the model.
+A byte-level BPE with the pre-tokenisation of the Qwen2 tokenizer, trained on the caller's texts, so that a small
+vocabulary is spent on the words that occur. The module is independent of the model.
 """
 
 import json
@@ -62,12 +62,12 @@ def train_tokenizer(corpus: Iterable[str], vocabulary_size: int, max_length: int
     """Train on `corpus`; special tokens come last.
 
     Args:
-        corpus: Texts as the model will meet them.
+        corpus: Texts like those the model will see.
         vocabulary_size: Upper bound of the number of tokens, special ones included.
         max_length: Longest sequence, in tokens.
 
     Raises:
-        EngineUsageError: If the bound leaves no room for all bytes.
+        EngineUsageError: The bound leaves no room for all bytes.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     num_ordinary = vocabulary_size - len(SPECIAL_TOKENS)
@@ -76,7 +76,7 @@ def train_tokenizer(corpus: Iterable[str], vocabulary_size: int, max_length: int
             f"vocabulary_size={vocabulary_size}: expected {len(alphabet) + len(SPECIAL_TOKENS)} or more "
             "(all bytes and the special tokens)"
         )
-    empty = Qwen2Tokenizer().backend_tokenizer  # cuts words and digits as the family does
+    empty = Qwen2Tokenizer().backend_tokenizer  # splits words and digits like the family
     learner = Tokenizer(models.BPE())
     learner.normalizer = empty.normalizer
     learner.pre_tokenizer = empty.pre_tokenizer
@@ -102,6 +102,6 @@ def train_tokenizer(corpus: Iterable[str], vocabulary_size: int, max_length: int
 
 def _with_chat_words(corpus: Iterable[str]) -> Iterator[str]:
     yield from corpus
-    # Every prompt holds these words, so they deserve tokens of their own however the corpus looks.
+    # Every prompt contains these words, so they get tokens of their own whatever the corpus.
     for text in (f"system\n{DEFAULT_SYSTEM}\n", "user\n", "assistant\n"):
         yield from (text,) * 1000

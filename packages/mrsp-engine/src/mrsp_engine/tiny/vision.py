@@ -1,7 +1,7 @@
-"""Making a vision tower with random weights see.
+"""Calibrating a randomly initialised vision tower.
 
-Only the last two layers of a Qwen2.5-VL tower are set, from videos like those it will see or from pictures drawn here;
-it is then frozen for good.
+Only the last two layers of a Qwen2.5-VL tower are set, from videos like those it will see or from images drawn here; it
+then stays frozen.
 """
 
 import math
@@ -24,9 +24,9 @@ WHITENING_FLOOR = 1e-3  # directions weaker than this share of the strongest are
 def calibrate_vision(tower: nn.Module, scale: float, patches_SP: Tensor, grid_thw: Tensor) -> None:
     """Centre, whiten and scale the tower's output over the given patches [S, P] and their grids [N, 3].
 
-    Fresh weights give tokens that are nearly alike: the mean of all pictures dominates, then overall brightness, and
-    what tells two objects apart is a hundredth of it. Removing the mean and giving every direction the same size lets
-    all of it reach the language model.
+    Fresh weights give nearly identical tokens: the mean of all images dominates, then overall brightness, and what
+    distinguishes two objects is a hundredth of that. Removing the mean and scaling every direction to the same size
+    makes all of it visible to the language model.
     """
     merger = cast(Any, tower).merger
     for linear in (merger.mlp[0], merger.mlp[2]):
@@ -53,7 +53,7 @@ def patches_of_videos(processor: Qwen2VLVideoProcessor, videos: Sequence[NDArray
 def patches_of_pictures(
     config: Any, *, num_pictures: int = 256, num_patches_per_side: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of coloured rectangles as patches [S, channels × time × height × width], and their grids [N, 3]."""
+    """Images of coloured rectangles as patches [S, channels × time × height × width], and their grids [N, 3]."""
     patch_size, merge_size = int(config.patch_size), int(config.spatial_merge_size)
     side = num_patches_per_side * patch_size
     pictures = torch.rand(num_pictures, 3, 1, 1).mul(0.5).repeat(1, 1, side, side)
@@ -75,7 +75,7 @@ def patches_of_pictures(
 
 @torch.no_grad()
 def make_vision_matter(modules: Iterable[nn.Module]) -> None:
-    """Give the last layers weights of ordinary size; fresh ones let hardly anything of a picture through."""
+    """Give the last layers weights of ordinary size; fresh ones pass on hardly anything of an image."""
     for module in modules:
         for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):
             nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))

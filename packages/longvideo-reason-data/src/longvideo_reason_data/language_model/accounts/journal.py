@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.errors import DataError, UsageError
 
 
@@ -32,7 +33,7 @@ class Journal:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            self._file = ForeignFolder(path.parent, error=DataError).open_to_append(path.name)
         except OSError as error:
             raise DataError(f"{path}: can't be opened ({error.strerror}); choose another output folder") from error
         try:

@@ -7,6 +7,7 @@ there together, so a slow disk costs waiting, not requests. Only the places of t
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +33,7 @@ class StoredResponse(BaseModel):
         call: Name of the call in the ledger that brought it.
         form: What the request had in common with others, as `Request.form` has it.
         adapted: How the request was put otherwise than it was written, because the server wanted it so.
+        sampling: What was sent about sampling besides the temperature; nothing in answers of earlier versions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +49,7 @@ class StoredResponse(BaseModel):
     call: str = ""
     form: str = ""
     adapted: tuple[str, ...] = ()
+    sampling: Mapping[str, int | float] = {}
 
 
 class ResponseCache:
@@ -62,6 +65,7 @@ class ResponseCache:
         self._tokens = (0, 0)
         self._forms: set[tuple[str, str]] = set()
         self._adapted: dict[str, Counter[str]] = {}
+        self._sampling: dict[str, Counter[str]] = {}
         self._unwritten: list[StoredResponse] = []
         self._failure: DataError | None = None
         self._committing = asyncio.Lock()
@@ -119,6 +123,10 @@ class ResponseCache:
         """Count for each model the answers to requests that were put otherwise than they were written, by the way."""
         return {model: dict(sorted(counts.items())) for model, counts in sorted(self._adapted.items())}
 
+    def sampling(self) -> dict[str, dict[str, int]]:
+        """Count for each model the answers that were asked for with a value of sampling, by name and value."""
+        return {model: dict(sorted(counts.items())) for model, counts in sorted(self._sampling.items())}
+
     def total_tokens(self) -> tuple[int, int]:
         """Sum the tokens read and written over all answers in the journal, of this run and earlier ones."""
         return self._tokens
@@ -138,5 +146,7 @@ class ResponseCache:
         read, written = self._tokens
         self._tokens = (read + response.prompt_tokens, written + response.completion_tokens)
         self._forms.add((response.model, response.form))
+        counts = self._sampling.setdefault(response.model, Counter())
+        counts.update([f"{name}={value:g}" for name, value in response.sampling.items()] or ["the server's own"])
         if response.adapted:
             self._adapted.setdefault(response.model, Counter()).update(response.adapted)

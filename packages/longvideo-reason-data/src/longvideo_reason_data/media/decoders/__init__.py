@@ -1,1 +1,1 @@
-"""Decoders: what turns the frames of a video file into pixels. One is chosen by name, never another in its place."""
+"""Decoders: they turn the frames of a video file into pixels. One is chosen by name and never replaced by another."""

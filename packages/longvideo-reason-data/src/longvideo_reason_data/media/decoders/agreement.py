@@ -1,13 +1,12 @@
-"""Do the pictures of an extra decoder agree with the default one's?
+"""Checks that an extra decoder's frames agree with the default one's.
 
-Counts and times can agree while the pictures are those of other frames, or of another track: a library may begin
-behind the first frames, miss after a jump, or choose tracks in its own way. So some runs of neighbouring frames are
-read with both when a file is opened: the first, the last, some behind key frames, some in the middle of a group, and
-those that are shown at one time. Neighbours are compared too, so an error of one place shows. Where footage stands
-still, neighbours are equal and nothing can tell them apart; there, a frame read in place of its neighbour is the same
-picture, and counts and times remain.
+Counts and times can agree while the pixels are those of other frames, or of another track: a library may skip the first
+frames, miss after a seek, or choose another track. So some runs of neighbouring frames are read with both when a file
+is opened: the first, the last, some after key frames, some in the middle of a group, and those with the same time.
+Neighbours are compared too, which detects off-by-one errors. In still footage neighbours are equal and can't be
+distinguished; there, a neighbouring frame has the same pixels, and only counts and times are checked.
 
-The cost is bounded by the number of runs. What lies between them is not looked at.
+The cost is bounded by the number of runs. Frames between them are not checked.
 """
 
 from collections.abc import Iterator
@@ -25,14 +24,14 @@ _NUM_KEY_FRAMES = 3
 _NUM_FRAMES_INTO_GROUP = 16
 _NUM_TWINS = 2
 _BLOCK = 8
-# Libraries round differently within a picture; the mean of a block hardly changes.
+# Libraries round single pixels differently; the mean of a block hardly changes.
 _MAX_BLOCK_DIFFERENCE = 16.0
 
 
 def check_pictures(path: Path, index: VideoIndex, reader: FrameReader, name: str) -> None:
-    """Hold pictures of an extra decoder to the default decoder's.
+    """Compare frames of an extra decoder with the default decoder's.
 
-    Frames that the default decoder can't give, because the file is damaged there, are left out.
+    Frames that the default decoder can't decode, because the file is damaged there, are skipped.
 
     Args:
         path: The file.
@@ -41,9 +40,9 @@ def check_pictures(path: Path, index: VideoIndex, reader: FrameReader, name: str
         name: The extra decoder.
 
     Raises:
-        DataError: When one of its pictures is missing, of another size, or another frame's.
+        DataError: When one of its frames is missing, has another size, or is a different frame.
     """
-    # From the end to the start, so that every run is behind a jump.
+    # From the end to the start, so that every run follows a seek.
     for first in _starts_of_runs(index)[::-1]:
         wanted = list(range(first, min(first + _NUM_FRAMES_OF_RUN, len(index.times))))
         try:
@@ -58,12 +57,12 @@ def check_pictures(path: Path, index: VideoIndex, reader: FrameReader, name: str
 
 
 def _starts_of_runs(index: VideoIndex) -> list[int]:
-    """Choose where to look, ascending."""
+    """Choose the frames to check, ascending."""
     num_frames = len(index.times)
     keys = np.searchsorted(index.times, index.key_times)
     chosen = keys[np.linspace(0, len(keys) - 1, min(_NUM_KEY_FRAMES, len(keys))).astype(int)].tolist()
     starts = {0, *chosen, max(0, num_frames - _NUM_FRAMES_OF_RUN)}
-    twins = np.flatnonzero(np.diff(index.times) == 0)[:_NUM_TWINS]  # frames of one time, which a time can't tell apart
+    twins = np.flatnonzero(np.diff(index.times) == 0)[:_NUM_TWINS]  # frames with the same time
     starts |= {max(0, int(place) - 2) for place in twins}
     starts |= {key - 1 for key in chosen} | {key + _NUM_FRAMES_INTO_GROUP for key in chosen}
     return sorted(start for start in starts if 0 <= start < num_frames)
@@ -76,7 +75,7 @@ def _read_together_and_singly(reader: FrameReader, wanted: list[int]) -> Iterato
 
 
 def _disagreement(place: int, pixels: Pixels, expected: dict[int, Pixels]) -> str:
-    """Say what is wrong with a picture; nothing when it is right as far as anybody can see."""
+    """Describe what is wrong with a frame; None if no difference is visible."""
     own = expected[place]
     if pixels.shape != own.shape:
         return f"its frame {place} is {pixels.shape[1]}x{pixels.shape[0]}, not {own.shape[1]}x{own.shape[0]}"
@@ -85,9 +84,9 @@ def _disagreement(place: int, pixels: Pixels, expected: dict[int, Pixels]) -> st
         return ""
     nearest = min(expected, key=lambda other: _mean_difference(pixels, expected[other]))
     if _mean_difference(pixels, expected[nearest]) < difference / 2:
-        return f"it gives frame {nearest} for frame {place}"
+        return f"it returns frame {nearest} for frame {place}"
     if _block_difference(pixels, own) > _MAX_BLOCK_DIFFERENCE:
-        return f"it gives another picture for frame {place}"
+        return f"it returns different pixels for frame {place}"
     return ""
 
 

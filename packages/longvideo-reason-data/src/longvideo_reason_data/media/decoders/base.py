@@ -1,9 +1,8 @@
-"""What a decoder is to the rest of the package, and how one is chosen.
+"""The interface of decoders, and how one is chosen.
 
-The places and times of frames always come from the container's packets
-(`longvideo_reason_data.media.frame_index`). A decoder only makes pixels of named frames, and it has to know which frame
-it gives: one that counts other frames than the container has, or shows them at other times, is refused for that file.
-Nothing here decodes.
+The indices and times of frames always come from the container's packets (`longvideo_reason_data.media.frame_index`). A
+decoder only returns the pixels of given frames, and must return the right ones: a decoder whose frame count or times
+differ from the container's is refused for that file. This module doesn't decode.
 
 F frames, H height, W width in a shape.
 """
@@ -37,7 +36,7 @@ class FrameReader(Protocol):
     """A file opened for reading frames."""
 
     def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Give each wanted frame, in the order of `wanted`, which ascends without repetition.
+        """Yield each wanted frame, in the order of `wanted`, which is strictly ascending.
 
         Raises:
             DataError: When one of them can't be decoded.
@@ -46,10 +45,10 @@ class FrameReader(Protocol):
 
 
 class Decoder(Protocol):
-    """What a module of this folder has."""
+    """The interface of the modules in this folder."""
 
     def version(self) -> str:
-        """Name the library and what it decodes with, as they belong into a dataset's manifest.
+        """Name the library and its backend with versions, for a dataset's manifest.
 
         Raises:
             UsageError: When it isn't installed or can't be loaded.
@@ -57,20 +56,20 @@ class Decoder(Protocol):
         ...
 
     def open_reader(self, path: Path, index: VideoIndex, *, num_threads: int) -> AbstractContextManager[FrameReader]:
-        """Open a file, as the context is entered.
+        """Open a file when the context is entered.
 
         Raises:
             UsageError: When the library isn't installed or can't be loaded.
-            DataError: When it can't give exactly the frames of this file.
+            DataError: When it can't return exactly the frames of this file.
         """
         ...
 
 
 def find_decoder(name: str) -> Decoder:
-    """Find a decoder by its name; its library is loaded when it is used.
+    """Find a decoder by its name; its library is loaded when used.
 
     Raises:
-        UsageError: When there is none of this name.
+        UsageError: When there is none with this name.
     """
     if name not in set(DecoderName):
         raise UsageError(f"decoder is {name!r}, expected one of {', '.join(DecoderName)}")
@@ -81,19 +80,19 @@ def decoder_version(name: str) -> str:
     """Name a decoder with its versions, for a manifest.
 
     Raises:
-        UsageError: When there is none of this name, or it isn't installed.
+        UsageError: When there is none with this name, or it isn't installed.
     """
     return find_decoder(name).version()
 
 
 def check_times(path: Path, index: VideoIndex, seconds: NDArray[np.float64], wanted: Sequence[int], name: str) -> None:
-    """Hold the times that a decoder gives for the wanted frames to the container's.
+    """Compare a decoder's times for the wanted frames with the container's.
 
     Args:
         path: The file.
         index: Its frames.
-        seconds: The decoder's times, counted as the container does.
-        wanted: The places of these frames.
+        seconds: The decoder's times, on the container's clock.
+        wanted: The indices of these frames.
         name: The decoder's name.
 
     Raises:
@@ -101,7 +100,7 @@ def check_times(path: Path, index: VideoIndex, seconds: NDArray[np.float64], wan
     """
     units = index.times[np.asarray(wanted, dtype=np.int64)]
     expected = units * index.time_base.numerator / index.time_base.denominator
-    # Half a millisecond, and what a 32-bit float leaves of an hour.
+    # Half a millisecond, and the precision of a 32-bit float for an hour.
     wrong = np.flatnonzero(np.abs(seconds - expected) > 5e-4 + 3e-7 * np.abs(expected))
     if len(wrong):
         place = int(wrong[0])
@@ -111,24 +110,24 @@ def check_times(path: Path, index: VideoIndex, seconds: NDArray[np.float64], wan
 
 
 def refused(path: Path, name: str, why: str) -> DataError:
-    """Make the error of a decoder that can't give exactly the frames of a file."""
+    """Create the error for a decoder that can't return exactly the frames of a file."""
     return DataError(f"{path}: the decoder {name} can't read it exactly ({why}); use the decoder pyav")
 
 
 def refuse_unknown(path: Path, index: VideoIndex, name: str) -> None:
-    """Refuse what only the default decoder can do.
+    """Refuse files that only the default decoder supports.
 
     Raises:
-        DataError: When the container names no times to know frames by, or the light needs to be converted.
+        DataError: When the container has no times to identify frames by, or the dynamic range must be converted.
     """
     if not index.seekable:
-        raise refused(path, name, "its container doesn't tell when frames are shown")
+        raise refused(path, name, "its container has no presentation times")
     if index.dynamic_range != "standard":
-        raise refused(path, name, f"its light is written as {index.dynamic_range}, which it doesn't convert")
+        raise refused(path, name, f"its dynamic range is {index.dynamic_range}, which it doesn't convert")
 
 
 def missing_library(name: str, reason: str) -> UsageError:
-    """Make the error of a decoder whose library can't be loaded."""
+    """Create the error for a decoder whose library can't be loaded."""
     reason = reason.strip().partition("\n")[0]
     return UsageError(
         f"the decoder {name} can't be loaded ({reason}); install longvideo-reason-data[{name}] or use the decoder pyav"

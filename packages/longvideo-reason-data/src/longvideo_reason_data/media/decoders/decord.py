@@ -1,8 +1,8 @@
 """The decoder decord, an extra without an update since 2021.
 
-Its list of frames is held to the container's. It tells no times with the pixels but counts them from a key frame, which
-names wrong ones where frames are stored behind a key frame and shown before it; such files are refused. Bytes that are
-damaged it paints over without a word; only a digest of the file guards against them.
+Its list of frames is compared with the container's. It returns pixels without times and counts frames from a key frame,
+which gives wrong frames where frames are stored after a key frame but shown before it; such files are refused. It
+conceals damaged data silently; only a digest of the file protects against that.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -35,7 +35,7 @@ class DecordReader:
         self._reader = reader
 
     def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Give each wanted frame."""
+        """Yield each wanted frame."""
         from decord import DECORDError
 
         for start in range(0, len(wanted), _NUM_FRAMES_AT_ONCE):
@@ -58,11 +58,11 @@ def version() -> str:
 
 @contextmanager
 def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> Generator[DecordReader]:
-    """Open a file, as the context is entered."""
+    """Open a file when the context is entered."""
     decord = _load()
     refuse_unknown(path, index, DecoderName.DECORD)
     if index.has_leading_frames:
-        raise refused(path, DecoderName.DECORD, "some frames are stored behind a key frame and shown before it")
+        raise refused(path, DecoderName.DECORD, "some frames are stored after a key frame but shown before it")
     try:
         reader = decord.VideoReader(str(path.absolute()), num_threads=num_threads)
     except (decord.DECORDError, RuntimeError, AssertionError) as error:
@@ -71,7 +71,7 @@ def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> Generator
         raise refused(path, DecoderName.DECORD, f"it counts {len(reader)} frames, not {len(index.times)}")
     places = np.arange(len(index.times))
     starts = reader.get_frame_timestamp(places)[:, 0].astype(np.float64)
-    # It counts from the first frame in some containers and as they do in others.
+    # Its times start at the first frame in some containers and are the container's own in others.
     start = float(index.times[0] * index.time_base) if abs(starts[0]) < 1e-6 else 0.0
     check_times(path, index, starts + start, places.tolist(), DecoderName.DECORD)
     yield DecordReader(path, reader)

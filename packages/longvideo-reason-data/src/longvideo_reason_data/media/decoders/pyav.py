@@ -1,8 +1,8 @@
 """The default decoder: PyAV, which brings its own FFmpeg and reads every file that the probe reads.
 
-Light of the curves PQ and HLG (ITU-R BT.2100) is turned into that of an ordinary screen (sRGB, primaries of
-ITU-R BT.709) by swscale's colour mapping: one fixed function of each pixel, where the white of a printed page
-(203 candela per square metre, ITU-R BT.2408) and everything brighter is 255. Without that, such pictures are grey.
+The transfer curves PQ and HLG (ITU-R BT.2100) are converted to those of an ordinary screen (sRGB, primaries of ITU-R
+BT.709) by swscale's colour mapping: one fixed function of each pixel, where reference white (203 candela per square
+metre, ITU-R BT.2408) and everything brighter is 255. Without that, such frames look grey.
 """
 
 import threading
@@ -24,7 +24,7 @@ from longvideo_reason_data.media.orientation import orientation_of
 
 
 class _Converters(threading.local):
-    """Of each thread, one for each range: the table of a colour mapping takes seconds to make and is kept in it."""
+    """Per thread, one for each dynamic range; each keeps a colour-mapping table that takes seconds to compute."""
 
     def __init__(self) -> None:
         self.of_range: dict[DynamicRange, VideoReformatter] = defaultdict(VideoReformatter)
@@ -51,21 +51,21 @@ class PyAVReader:
         self._decoder.__exit__(kind, error, trace)
 
     def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Give each wanted frame."""
+        """Yield each wanted frame."""
         for frame_index, frame in self._decoder.frames(wanted):
             yield frame_index, self._pixels(frame, frame_index)
 
     def _pixels(self, frame: VideoFrame, frame_index: int) -> Pixels:
         """Convert a decoded frame to upright RGB."""
         if (frame.width, frame.height) != (self._index.coded_width, self._index.coded_height):
-            raise DataError(f"{self._path}: frame {frame_index} is of another size than the first; convert the file")
+            raise DataError(f"{self._path}: frame {frame_index} has another size than the first; convert the file")
         is_standard = self._index.dynamic_range == "standard"
         converted = _converters.of_range[self._index.dynamic_range].reformat(
             frame,
             format="rgb24",
             dst_color_trc=None if is_standard else ColorTrc.IEC61966_2_1,
             dst_color_primaries=None if is_standard else ColorPrimaries.BT709,
-            threads=1,  # for one picture, starting threads costs more than they bring
+            threads=1,  # for one frame, starting threads costs more than it saves
         )
         pixels = cast(Pixels, converted.to_ndarray())
         a, b, c, d = orientation_of(self._path, frame)
@@ -80,5 +80,5 @@ def version() -> str:
 
 
 def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> PyAVReader:
-    """Open a file, as the context is entered."""
+    """Open a file when the context is entered."""
     return PyAVReader(path, index, num_threads=num_threads)

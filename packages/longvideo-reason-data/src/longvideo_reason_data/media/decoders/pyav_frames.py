@@ -1,8 +1,8 @@
-"""Decoding forward through one open file and knowing at every frame which one it is.
+"""Decodes forward through one open file and identifies every frame.
 
-A frame is recognised by its presentation time, so it doesn't matter where the container lands after a jump: if it
-lands too late, an earlier key frame is tried, and in the end the file is read from its start. Only files without
-presentation times, or with others after a jump (`longvideo_reason_data.media.jumps`), are counted from the start.
+A frame is identified by its presentation time, so it doesn't matter where a seek lands: if it lands too late, an
+earlier key frame is tried, and finally the file is read from its start. Only files without presentation times, or with
+different ones after a seek (`longvideo_reason_data.media.jumps`), are counted from the start.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,16 +20,16 @@ from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.frame_index import VideoIndex, open_video, packets_from_key_frame
 from longvideo_reason_data.media.jumps import MistimedFramesError, packets_after_jump, read_in_sequence
 
-# Jumping to a key frame throws away what the decoder has under way; below this many frames, decoding on is as fast.
+# Seeking to a key frame discards the decoder's buffered frames; below this many frames, decoding on is as fast.
 MIN_SKIPPED_FRAMES_TO_JUMP = 8
 _NUM_KEY_FRAMES_TRIED = 3
 
 
 class _Damage:
-    """Which frames may be wrong after a packet failed, for a decoder that lost a reference silently uses another one.
+    """Which frames may be wrong after a packet failed, because a decoder silently replaces a lost reference frame.
 
-    That is every frame up to the next key frame. Frames that are stored behind a key frame but shown before it lean on
-    both groups; they fail after every jump to that key frame, which says nothing about the frames shown after it.
+    These are all frames up to the next key frame. Frames that are stored after a key frame but shown before it depend
+    on both groups; they fail after every seek to that key frame, which says nothing about the frames shown after it.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class _Damage:
         self._key_time: int | None = None
 
     def begins_at(self, packet: "av.Packet[VideoStream]") -> None:
-        """Note a packet that the decoder refused."""
+        """Record a packet that the decoder refused."""
         self._times.add(packet.pts)
         if self._is_leading(packet):
             self._is_on_for_leading = True
@@ -46,7 +46,7 @@ class _Damage:
             self._is_on = True
 
     def passes(self, packet: "av.Packet[VideoStream]") -> None:
-        """Note a packet that the decoder took."""
+        """Record a packet that the decoder accepted."""
         if packet.is_keyframe:
             self._is_on, self._is_on_for_leading = False, self._is_on
             self._key_time = packet.pts
@@ -54,11 +54,11 @@ class _Damage:
             self._times.add(packet.pts)
 
     def is_anywhere(self) -> bool:
-        """Say whether any packet was refused so far."""
+        """Return whether any packet was refused so far."""
         return bool(self._times)
 
     def covers(self, frame: VideoFrame) -> bool:
-        """Say whether a decoded frame may be wrong."""
+        """Return whether a decoded frame may be wrong."""
         return frame.pts in self._times
 
     def _is_leading(self, packet: "av.Packet[VideoStream]") -> bool:
@@ -70,12 +70,12 @@ class FrameDecoder:
 
     Args:
         path: The file.
-        index: What the probe found in it.
-        num_threads: Threads of the decoder; 0 lets it choose. They share one frame, because threads on different
-            frames report damage at the wrong one. Read several videos at once to use many cores.
+        index: The result of probing it.
+        num_threads: Threads of the decoder; 0 lets it choose. They work on the same frame, because threads on different
+            frames report damage at the wrong frame. Read several videos at once to use many cores.
 
     Attributes:
-        num_decoded: Frames decoded so far, wanted or not: the cost of what was asked for.
+        num_decoded: Frames decoded so far, wanted or not: the cost of the requests.
     """
 
     def __init__(self, path: Path, index: VideoIndex, *, num_threads: int) -> None:
@@ -97,7 +97,7 @@ class FrameDecoder:
         self._resources.close()
 
     def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """Give the wanted frames, which must ascend, in one pass that jumps where it pays.
+        """Yield the wanted frames, which must ascend, in one pass that seeks where that is faster.
 
         Raises:
             DataError: When one of them can't be decoded.
@@ -119,8 +119,8 @@ class FrameDecoder:
             return frame
         came = is_near and self._position == target
         for start in starts:
-            # The next key frame back: a container may land late, and after a jump into an open group the decoder
-            # refuses packets that it takes when it comes from the group before.
+            # The previous key frame: a seek may land late, and after seeking into an open group the decoder refuses
+            # packets that it accepts when coming from the group before.
             self._container.seek(start, stream=self._stream)
             self._begin(packets_after_jump(self._container, self._stream, self._index))
             if frame := self._advance(target):
@@ -132,12 +132,12 @@ class FrameDecoder:
         return self._advance(target)
 
     def _find_in_sequence(self, target: int) -> VideoFrame | None:
-        """Count from the start from now on: the times have proved wrong."""
+        """Count from the start from now on: the times are wrong."""
         num_frames = len(self._index.times)
         self._index = read_in_sequence(self._path, self._index)
         if len(self._index.times) != num_frames:
             raise DataError(
-                f"{self._path}: it holds {len(self._index.times)} frames, and times of {num_frames}; convert the file"
+                f"{self._path}: it has {len(self._index.times)} frames, but times for {num_frames}; convert the file"
             )
         self._start_over()
         return self._advance(target)
@@ -156,7 +156,7 @@ class FrameDecoder:
         self._damage = _Damage()
 
     def _decode(self, packets: "Iterator[av.Packet[VideoStream]]") -> Iterator[VideoFrame]:
-        """Decode these packets, past those that can't be decoded."""
+        """Decode these packets, skipping those that can't be decoded."""
         for packet in packets:
             try:
                 frames = packet.decode()
@@ -167,7 +167,7 @@ class FrameDecoder:
             yield from frames
 
     def _advance(self, target: int) -> VideoFrame | None:
-        """Decode up to the target; None when the frames go past it or it is damaged."""
+        """Decode up to the target; None if decoding passes it or it is damaged."""
         try:
             for frame in self._frames:
                 self.num_decoded += 1
@@ -179,7 +179,7 @@ class FrameDecoder:
         return None
 
     def _recognise(self, frame: VideoFrame) -> bool:
-        """Move the position to this frame; False for a frame that the container hides."""
+        """Advance the position to this frame; False for a frame that the container hides."""
         if not self._index.seekable:
             self._position += 1
             return True
@@ -189,7 +189,7 @@ class FrameDecoder:
         place = self._place_of(frame.pts)
         if place >= len(times) or times[place] != frame.pts:
             return False
-        # Several frames of one time are told apart by their order.
+        # Several frames with the same time are distinguished by their order.
         several = place < after < len(times) and times[after] == frame.pts
         is_checked = self._index.packets is not None and self._position >= 0 and not self._damage.is_anywhere()
         if is_checked and place != after and not several:

@@ -1,8 +1,7 @@
-"""The decoder torchcodec, an extra: it needs torch and the shared libraries of an FFmpeg of this machine.
+"""The decoder torchcodec, an extra: it needs torch and the shared libraries of an installed FFmpeg.
 
-Its own list of frames, made by its exact mode, may begin with ones before the first key frame. The time of every frame
-that it gives is held to the container's. Bytes that are damaged it paints over without a word; only a digest of the
-file guards against them.
+Its own list of frames, from its exact mode, may begin with frames before the first key frame. The time of every frame
+is compared with the container's. It conceals damaged data silently; only a digest of the file protects against that.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -38,10 +37,10 @@ class TorchCodecReader:
         self._num_before = len(decoder) - len(index.times)
 
     def check(self) -> None:
-        """Look at the first and the last frame.
+        """Check the first and the last frame.
 
         Raises:
-            DataError: When they aren't the container's.
+            DataError: When they differ from the container's.
         """
         num_frames = len(self._index.times)
         if self._num_before < 0:
@@ -51,7 +50,7 @@ class TorchCodecReader:
         self._read([0, num_frames - 1])
 
     def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Give each wanted frame."""
+        """Yield each wanted frame."""
         for start in range(0, len(wanted), _NUM_FRAMES_AT_ONCE):
             several = wanted[start : start + _NUM_FRAMES_AT_ONCE]
             yield from zip(several, self._read(several), strict=True)
@@ -69,13 +68,13 @@ class TorchCodecReader:
 
 def version() -> str:
     """Name the library and its FFmpeg."""
-    torchcodec = _load()  # which says what to install
+    torchcodec = _load()  # its error says what to install
     return f"torchcodec {version_of('torchcodec')} (FFmpeg {torchcodec.ffmpeg_major_version})"
 
 
 @contextmanager
 def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> Generator[TorchCodecReader]:
-    """Open a file, as the context is entered."""
+    """Open a file when the context is entered."""
     torchcodec = _load()
     refuse_unknown(path, index, DecoderName.TORCHCODEC)
     try:
@@ -94,14 +93,14 @@ def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> Generator
 
 
 def _load() -> Any:
-    """Import the library, and torch with it; without an FFmpeg it can be imported but not used."""
+    """Import the library and torch; without FFmpeg it can be imported but not used."""
     try:
         import torchcodec
     except (ImportError, OSError, RuntimeError) as error:
         raise missing_library(DecoderName.TORCHCODEC, str(error)) from error
     if not torchcodec.ffmpeg_major_version:
         raise UsageError(
-            "the decoder torchcodec finds no shared FFmpeg libraries (libavcodec and its like, version 4 to 9); "
+            "the decoder torchcodec finds no shared FFmpeg libraries (libavcodec and others, version 4 to 9); "
             "install FFmpeg or use the decoder pyav"
         )
     return torchcodec

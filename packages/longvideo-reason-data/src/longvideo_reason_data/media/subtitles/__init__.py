@@ -1,1 +1,1 @@
-"""What is said in a video, where somebody wrote it down: files beside it and text tracks inside it."""
+"""Subtitles of a video: files next to it and text tracks inside it."""

@@ -1,7 +1,7 @@
-"""Words and when they are shown: what subtitles of every form come to.
+"""Subtitle cues, text with times: the common form of all subtitle formats.
 
-Live and automatic captions roll: a line is shown again above the next one, so that it is read two or three times. Here
-every line is said once.
+Live and automatic captions roll: a line is shown again above the next one, so that it occurs two or three times. Here
+every line occurs once.
 """
 
 import hashlib
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 _DRAWING = re.compile(r"\{[^}]*\\p[1-9][^}]*\}.*?(?:\{[^}]*\\p0[^}]*\}|$)", re.DOTALL)
 _MARKUP = re.compile(r"\{\\[^}]*\}|</?[A-Za-z][^>]*>|<\d[\d:.]*>")
-_TOUCHING_SECONDS = 0.1  # between cues that follow each other without a pause
+_TOUCHING_SECONDS = 0.1  # between consecutive cues without a pause
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cue:
-    """Words, and when they are shown.
+    """Text, and when it is shown.
 
     Attributes:
-        start_seconds: Since the first frame of the video; below 0 when before it.
-        end_seconds: When they vanish; the start, when they are shown for no time at all.
+        start_seconds: Since the first frame of the video; negative if before it.
+        end_seconds: When it disappears; equal to the start if it has no duration.
         text: One line without markup.
     """
 
@@ -33,7 +33,7 @@ class Cue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownLines:
-    """What stands in subtitles: lines with markup, and when they are shown in seconds."""
+    """The raw content of subtitles: lines with markup, and when they are shown in seconds."""
 
     start_seconds: float
     end_seconds: float
@@ -41,10 +41,10 @@ class ShownLines:
 
 
 def make_cues(shown: Iterable[ShownLines]) -> tuple[Cue, ...]:
-    """Take off the markup and what rolling captions repeat.
+    """Remove the markup, and the repetitions of rolling captions.
 
     Returns:
-        In order of time; cues without words are left out.
+        In order of time; cues without text are omitted.
     """
     cues: list[Cue] = []
     before = ShownLines(start_seconds=0.0, end_seconds=float("-inf"), lines=())
@@ -58,9 +58,9 @@ def make_cues(shown: Iterable[ShownLines]) -> tuple[Cue, ...]:
 
 
 def speech_between(cues: Sequence[Cue], start_seconds: float, end_seconds: float) -> str:
-    """Join what is said in a time range; every cue belongs to the one range that holds its middle.
+    """Join what is said in a time range; every cue belongs to the range that contains its middle.
 
-    The same words twice in a row are said once.
+    The same text twice in a row is included once.
     """
     lines: list[str] = []
     for cue in cues:
@@ -71,7 +71,7 @@ def speech_between(cues: Sequence[Cue], start_seconds: float, end_seconds: float
 
 
 def digest_cues(cues: Sequence[Cue]) -> str:
-    """Compute a digest of all that is said and when."""
+    """Compute a digest of all text and times."""
     lines = "\n".join(f"{cue.start_seconds:.3f} {cue.end_seconds:.3f} {cue.text}" for cue in cues)
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -84,14 +84,14 @@ def _plain(item: ShownLines) -> ShownLines:
 
 
 def _new_words(before: ShownLines, item: ShownLines) -> Iterator[str]:
-    """Leave out the lines at the top that were there before: others are below, or there was no pause."""
+    """Remove the top lines that were already shown: others are below, or there was no pause."""
     touching = item.start_seconds - before.end_seconds <= _TOUCHING_SECONDS
     overlap = next((n for n in range(len(item.lines), 0, -1) if before.lines[-n:] == item.lines[:n]), 0)
     if overlap and (touching or overlap < len(item.lines)):
         yield from item.lines[overlap:]
         return
     first, *rest = item.lines
-    # A line that is painted word by word stands there again with more words.
+    # A line that appears word by word is repeated with more words.
     painted = before.lines[-1] if before.lines else ""
     if touching and painted and first.startswith(painted + " ") and not painted.endswith(_SENTENCE_ENDS):
         first = first[len(painted) + 1 :]

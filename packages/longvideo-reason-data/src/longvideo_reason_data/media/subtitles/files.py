@@ -1,11 +1,11 @@
 """Which files hold the subtitles of a video.
 
 A subtitle file has the name of its video, `film.mp4`: `film.srt`, `film.mp4.srt`, `film.en.srt`, `film.en.forced.srt`,
-`film.zh-Hans-en.vtt`, with an ending in any case. Of several, the first is taken: a folder that was named before the
-video's own; all that is said before `forced` lines, which translate signs and foreign speech only; no language before
-a language, plain words before those with sounds for the deaf; then the language by the alphabet, and the ending in the
-order below. JSON, as LongVideoBench has it (`film_en.json`), counts in a folder that was named only, because beside
-videos JSON is mostly something else.
+`film.zh-Hans-en.vtt`, with an extension in any case. Of several, the first is used, by these rules: a folder given by
+the user before the video's own; complete subtitles before `forced` ones, which translate signs and foreign speech only;
+no language before a language; plain subtitles before those for the deaf; then the language in alphabetical order, and
+the extension in the order below. JSON as in LongVideoBench (`film_en.json`) is only used in a folder given by the user,
+because next to videos JSON is usually something else.
 """
 
 import re
@@ -22,11 +22,11 @@ _Rank = tuple[bool, bool, bool, tuple[str, ...], int, str]
 
 
 def find_subtitle_files(video: Path, folder: Path | None = None) -> list[Path]:
-    """List the subtitle files of a video; the first one is to be read.
+    """List the subtitle files of a video; the first one is used.
 
     Args:
         video: The video.
-        folder: Where else they may lie.
+        folder: Another folder where they may be.
     """
     named = [] if folder is None else _in_folder(video, folder, with_json=True)
     return named + [path for path in _in_folder(video, video.parent, with_json=False) if path not in named]
@@ -49,7 +49,7 @@ def _in_folder(video: Path, folder: Path, *, with_json: bool) -> list[Path]:
 
 
 def _rank(path: Path, video: Path, suffix: str) -> _Rank | None:
-    """Say where a file stands among those of a video; None when it is of another one."""
+    """Return a file's rank among those of a video; None if it belongs to another one."""
     rest = path.stem[len(video.stem) :]
     if rest and any(video.with_name(path.stem + other).is_file() for other in VIDEO_SUFFIXES):
         return None

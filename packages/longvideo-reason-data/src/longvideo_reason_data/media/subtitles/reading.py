@@ -1,9 +1,9 @@
-"""Reading what is said in a video, from a file beside it or from a text track inside it.
+"""Reads the subtitles of a video, from a file next to it or from a text track inside it.
 
-Files go before tracks (`longvideo_reason_data.media.subtitles.files` says which). FFmpeg reads tracks and SubStation
-files, `longvideo_reason_data.media.subtitles.timed_text` all others. Times are seconds from the first frame, as
-everywhere; those of a file are taken to count from there. Subtitles that are pictures are left alone. What can't be
-read is said and never costs the video.
+Files take precedence over tracks (`longvideo_reason_data.media.subtitles.files` says which). FFmpeg reads tracks and
+SubStation files, `longvideo_reason_data.media.subtitles.timed_text` all others. Times are seconds from the first frame,
+as everywhere; those of a file are assumed to start there. Subtitles in the form of images are ignored. Unreadable
+subtitles are reported and never cause a video to be dropped.
 """
 
 import io
@@ -17,6 +17,7 @@ from av.container import InputContainer
 from av.stream import Discard
 from av.subtitles.subtitle import AssSubtitle
 
+from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.media.subtitles.cues import Cue, ShownLines, make_cues
 from longvideo_reason_data.media.subtitles.files import find_subtitle_files
 from longvideo_reason_data.media.subtitles.timed_text import (
@@ -28,9 +29,12 @@ from longvideo_reason_data.media.subtitles.timed_text import (
 from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.text_encodings import decode_text
 
+MAX_SUBTITLE_BYTES = 64 * 2**20
+"""Most bytes that are read of a subtitle file; those of the longest films have a hundredth."""
+
 _TEXT_CODECS = frozenset({"subrip", "srt", "webvtt", "mov_text", "ass", "ssa", "text"})
 _SUBSTATION = re.compile(r"^\s*\[(?:Script Info|Events)\]", re.IGNORECASE | re.MULTILINE)
-_NOTE = re.compile(r"\{[^\\}]*\}")  # of its author; what changes the look begins with a backslash
+_NOTE = re.compile(r"\{[^\\}]*\}")  # the author's comments; formatting begins with a backslash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +42,9 @@ class Subtitles:
     """The subtitles of a video.
 
     Attributes:
-        cues: In order of time; none when there are no subtitles or nobody speaks.
-        origin: Where they are from, in words, with other files that were passed over; empty when there are none.
-        problem: What of them can't be read, in one line; empty when all can.
+        cues: In order of time; empty if there are no subtitles or nobody speaks.
+        origin: Description of their source, with other files that were ignored; empty if there are none.
+        problem: What can't be read, in one line; empty if everything can.
     """
 
     cues: tuple[Cue, ...] = ()
@@ -53,15 +57,16 @@ def read_subtitles(video: VideoFile, folder: Path | None = None) -> Subtitles:
 
     Args:
         video: The video.
-        folder: Where its subtitle files may lie besides its own folder.
+        folder: Another folder where its subtitle files may be.
     """
     found = find_subtitle_files(video.path, folder)
     if not found:
         return _read_track(video)
     chosen, *others = found
-    passed_over = f"; passed over: {', '.join(path.name for path in others)}" if others else ""
+    passed_over = f"; ignored: {', '.join(path.name for path in others)}" if others else ""
     try:
-        text, guessed = decode_text(chosen.read_bytes())
+        place = ForeignFolder(chosen.parent, error=NotTimedTextError)
+        text, guessed = decode_text(place.read_bytes(chosen.name, max_bytes=MAX_SUBTITLE_BYTES))
         timed = _read_text(text, chosen.suffix.lower())
     except (OSError, UnicodeError, NotTimedTextError, av.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -70,14 +75,14 @@ def read_subtitles(video: VideoFile, folder: Path | None = None) -> Subtitles:
     problem = ""
     if timed.unreadable:
         problem = f"{chosen}: {len(timed.unreadable)} subtitles have no readable times, first in {timed.unreadable[0]}"
-    encoding = f" in {guessed}, as its letters suggest" if guessed else ""
+    encoding = f" in {guessed}, guessed from its content" if guessed else ""
     return Subtitles(cues=make_cues(timed.shown), origin=chosen.name + encoding + passed_over, problem=problem)
 
 
 def _read_text(text: str, suffix: str) -> TimedText:
     if suffix == ".json":
         return read_timed_json(text)
-    if _SUBSTATION.search(text):  # whatever the file is called
+    if _SUBSTATION.search(text):  # whatever the file's name
         with av.open(io.BytesIO(text.encode()), mode="r", format="ass", metadata_errors="ignore") as container:
             return TimedText(shown=tuple(_shown(container, first_seconds=0.0)))
     return read_timed_text(text)
@@ -104,7 +109,7 @@ def _shown(container: InputContainer, first_seconds: float) -> Iterator[ShownLin
         return
     for other in container.streams:
         if other.index != stream.index:
-            other.discard = Discard.all  # so that pictures and sound of an hour needn't be read
+            other.discard = Discard.all  # so that an hour of video and audio needn't be read
     for packet in container.demux(stream):
         if packet.size == 0 or packet.pts is None:
             continue

@@ -1,12 +1,11 @@
-"""The words of a subtitle file and their times, read as players read them.
+"""The text of a subtitle file and its times, read as leniently as by players.
 
-SubRip and WebVTT are lines with two times and `-->` between, each followed by the words. Files of people keep to no
-more than that: the milliseconds, the hours or the numbers may be missing, a comma stand for a point, coordinates behind
-the times, spaces anywhere. LongVideoBench and Whisper write JSON. FFmpeg and pysubs2 are stricter and lose whole files
-to this; so these forms are read here, and only SubStation is left to FFmpeg.
+SubRip and WebVTT have lines with two times and `-->` between them, each followed by text. Real files conform to no more
+than that: milliseconds, hours or numbers may be missing, a comma may replace a point, coordinates may follow the times,
+and spaces may be anywhere. LongVideoBench and Whisper write JSON. FFmpeg and pysubs2 are stricter and reject such files
+completely; so these formats are read here, and only SubStation is left to FFmpeg.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
+from longrl_files.json_text import UnfitJsonError, parse_json
 from longvideo_reason_data.media.subtitles.cues import ShownLines
 
 _TIME = r"(?:(\d{1,4})\s*:\s*)?(\d{1,3})\s*:\s*(\d{1,2})(?:\s*[.,]\s*(\d{1,9}))?"
@@ -25,16 +25,16 @@ _ARROW = "-->"
 
 
 class NotTimedTextError(ValueError):
-    """A text that is no subtitles; it says why."""
+    """A text that isn't subtitles; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedText:
-    """What is shown in a file.
+    """The content of a subtitle file.
 
     Attributes:
         shown: Lines with their times.
-        unreadable: What had no readable times, for instance "line 12"; it isn't shown.
+        unreadable: Entries without readable times, for instance "line 12"; they are omitted.
     """
 
     shown: tuple[ShownLines, ...]
@@ -42,13 +42,13 @@ class TimedText:
 
 
 def read_timed_text(text: str) -> TimedText:
-    """Read SubRip or WebVTT, whatever the file is called.
+    """Read SubRip or WebVTT, whatever the file's name.
 
     Returns:
-        Nothing shown for a file without words, as transcribers write it where nobody speaks.
+        Empty for a file without text, as written by speech recognition if nobody speaks.
 
     Raises:
-        NotTimedTextError: When there are words but no times.
+        NotTimedTextError: When there is text but no times.
     """
     lines = _LINE_END.split(text)
     is_web = text.lstrip().startswith("WEBVTT")
@@ -63,7 +63,7 @@ def read_timed_text(text: str) -> TimedText:
     for place, match in matches:
         block = lines[place + 1 : ends[place]]
         if is_web:
-            # Behind an empty line there are names of cues and notes.
+            # An empty line is followed by names of cues and notes.
             block = block[: block.index("")] if "" in block else block
         elif is_numbered and ends[place] < len(lines):
             block = _without_number(block)
@@ -76,13 +76,13 @@ def read_timed_json(text: str) -> TimedText:
     """Read the JSON of LongVideoBench (`start`, `end` and `line`, or `timestamp` and `text`) or Whisper (`segments`).
 
     Raises:
-        NotTimedTextError: When it is other JSON or none.
+        NotTimedTextError: When it is different JSON, or not JSON.
     """
     if not text.strip():
         return TimedText(shown=())
     try:
-        content: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except UnfitJsonError as error:
         raise NotTimedTextError(f"not readable as JSON, {error}") from error
     if isinstance(content, dict):
         content = cast(dict[str, object], content).get("segments")
@@ -111,13 +111,13 @@ def _json_lines(item: object) -> ShownLines | None:
     start, *rest = (_json_seconds(time) for time in cast(list[object], times)[:2])
     if start is None:
         return None
-    # LongVideoBench leaves the end of some last lines open.
+    # LongVideoBench omits the end of some last lines.
     end = rest[0] if rest and rest[0] is not None else start
     return ShownLines(start_seconds=start, end_seconds=end, lines=tuple(_whole_letters(words).splitlines()))
 
 
 def _whole_letters(text: str) -> str:
-    """Replace halves of letters, which JSON can hold and no file can be written with."""
+    """Replace unpaired surrogates, which JSON may contain but which can't be written to a file."""
     return text.encode("utf-8", errors="replace").decode()
 
 
@@ -149,7 +149,7 @@ def _is_number(line: str) -> bool:
 
 
 def _without_number(block: list[str]) -> list[str]:
-    """Leave out the number of the next cue, which is the last line before its times."""
+    """Remove the number of the next cue, which is the last line before its times."""
     last = len(block) - 1
     while last >= 0 and not block[last].strip():
         last -= 1

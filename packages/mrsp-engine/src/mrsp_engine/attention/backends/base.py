@@ -1,10 +1,11 @@
 """Backends of attention: one block of queries against one block of keys, with its log-sum-exp, forward and backward.
 
-The log-sum-exp is what lets blocks be joined exactly. Backward is given the output and log-sum-exp of the *joined*
-result: with them each block's probabilities come out as its share of the whole, and its gradients simply add up.
+The log-sum-exp is what lets blocks be joined exactly. The backward pass receives the output and log-sum-exp of the
+*joined* result: with them each block's probabilities are its share of the whole, and the gradients of the blocks simply
+add up.
 
-A backend is a class without arguments behind an entry point of the group `mrsp_engine.attention`. Of those that accept
-the tensors at hand the one with the highest preference is used, unless one is named.
+A backend is a class without arguments behind an entry point of the group `mrsp_engine.attention`. Among those that
+support the given tensors, the one with the highest preference is used, unless one is named.
 
 Shape legend: K key heads, N query heads per key head, Q queries, T keys, C head channels.
 """
@@ -21,21 +22,21 @@ from mrsp_engine.errors import EngineUsageError
 ENTRY_POINT_GROUP = "mrsp_engine.attention"
 
 Part = tuple[Tensor, Tensor]
-"""What a block makes of its queries: output [K, N, Q, C] and log-sum-exp [K, N, Q]."""
+"""The result of a block: output [K, N, Q, C] and log-sum-exp [K, N, Q]."""
 
 Gradients = tuple[Tensor, Tensor, Tensor]
-"""Those of query, key and value."""
+"""Gradients of query, key and value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Queries and the keys and values they see.
+    """Queries, and the keys and values they attend to.
 
     Attributes:
         query: [K, N, Q, C].
         key: [K, T, C].
         value: [K, T, C].
-        causal: Whether a query sees only the keys up to its own; then queries and keys are the same tokens.
+        causal: Whether a query attends only to keys up to its own position; queries and keys are then the same tokens.
         scale: Factor of the scores.
     """
 
@@ -51,7 +52,7 @@ class AttentionBackend(Protocol):
 
     @property
     def preference(self) -> int:
-        """The highest wins among the backends that accept."""
+        """Among the backends that support the tensors, the highest wins."""
         ...
 
     def refusal(self, query: Tensor) -> str | None:
@@ -71,7 +72,7 @@ def choose_backend(query: Tensor, name: str | None = None) -> AttentionBackend:
     """Return the backend called `name`, or the best one for tensors like `query`.
 
     Raises:
-        EngineUsageError: There is no such backend, or none accepts.
+        EngineUsageError: There is no such backend, or none supports the tensors.
     """
     backends = load_backends()
     if name is not None:

@@ -1,8 +1,8 @@
 """The flash-attn packages as backends, where they are installed: version 2, and version 3 for Hopper.
 
-Both know grouped heads and take tokens before heads. Their differentiable functions can't be given a joined
-log-sum-exp, hence the two operators below them, which each package registers with torch when it is imported. The
-packages differ in the arguments beside the tensors.
+Both support grouped heads and expect the token dimension before the head dimension. Their differentiable functions
+accept no joined log-sum-exp, so this module calls the two lower-level operators that each package registers with torch
+on import. The packages differ in the non-tensor arguments.
 
 Shape legend: K key heads, N query heads per key head, Q queries, T keys, C head channels.
 """

@@ -1,7 +1,7 @@
 """The backends that come with PyTorch: its fused operators for CPU and CUDA, and plain tensor operations.
 
 The operators are those behind `scaled_dot_product_attention`. They are called directly because the function returns no
-log-sum-exp and its backward can't be given the joined one.
+log-sum-exp and its backward pass accepts no joined one.
 
 Shape legend: K key heads, N query heads per key head, Q queries, T keys, C head channels.
 """
@@ -20,12 +20,12 @@ EFFICIENT_ALIGNMENT = 32  # The efficient kernel reads log-sum-exps in whole blo
 
 
 class _UngroupedBackend(ABC):
-    """A fused operator that knows no grouped heads: every query head is shown its key head, which copies nothing."""
+    """A fused operator without grouped heads: every query head gets a view of its key head, without a copy."""
 
     def forward(self, block: Block) -> Part:
         """See `AttentionBackend.forward`."""
         output, logsumexp = self._forward(block, *_expanded(block))
-        return output, logsumexp[..., : block.query.shape[2]]  # some operators fill it up to whole blocks
+        return output, logsumexp[..., : block.query.shape[2]]  # some operators pad it to whole blocks
 
     def backward(self, block: Block, gradient: Tensor, output: Tensor, logsumexp: Tensor) -> Gradients:
         """See `AttentionBackend.backward`."""
@@ -122,7 +122,7 @@ class CudaEfficientBackend(_UngroupedBackend):
         self, block: Block, keys: Tensor, values: Tensor, gradient: Tensor, output: Tensor, logsumexp: Tensor
     ) -> Gradients:
         operator = torch.ops.aten._scaled_dot_product_efficient_attention_backward
-        # Behind the last query infinity, which gives a probability of 0.
+        # Padding after the last query is infinity, which gives a probability of 0.
         padding = -block.query.shape[2] % EFFICIENT_ALIGNMENT
         random_state = torch.zeros((), dtype=torch.int64, device=block.query.device)
         gradients = operator(
@@ -144,7 +144,7 @@ class CudaEfficientBackend(_UngroupedBackend):
 
 
 class MathBackend:
-    """The same in plain tensor operations, for every device and type; stores the scores of a block."""
+    """Plain tensor operations, for every device and dtype; stores the scores of a block."""
 
     preference = 0
 
@@ -170,7 +170,7 @@ class MathBackend:
 
 
 def flash_refusal(query: Tensor, *, capability: int) -> str | None:
-    """What every build of flash attention refuses; devices need this major compute capability or a later one."""
+    """The requirements of every build of flash attention; devices need this major compute capability or a later one."""
     if query.device.type != "cuda":
         return f"computes on CUDA devices, not on {query.device.type}"
     if query.dtype not in (torch.float16, torch.bfloat16):
@@ -184,7 +184,7 @@ def flash_refusal(query: Tensor, *, capability: int) -> str | None:
 
 
 def _expanded(block: Block) -> tuple[Tensor, Tensor]:
-    """Keys and values [K, N, T, C], in which every query head of a group has the group's."""
+    """Keys and values [K, N, T, C], repeated for every query head of a group."""
     shape = (-1, block.query.shape[1], -1, -1)
     return block.key[:, None].expand(shape), block.value[:, None].expand(shape)
 

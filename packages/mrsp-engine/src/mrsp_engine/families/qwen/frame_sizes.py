@@ -1,7 +1,7 @@
-"""How large the frames of a video become for Qwen2.5-VL and Qwen3-VL, and in how many tokens: arithmetic without torch.
+"""Frame sizes and token counts of videos for Qwen2.5-VL and Qwen3-VL: arithmetic without torch.
 
-The rules are those of the checkpoints' processors. Qwen2.5-VL holds a frame between two numbers of pixels, Qwen3-VL a
-whole video. The encoder and the planner both go by this module, so they count alike.
+The rules are those of the checkpoints' processors. Qwen2.5-VL bounds the number of pixels of a frame, Qwen3-VL that of
+a whole video. The encoder and the planner both use this module, so their counts agree.
 """
 
 import math
@@ -14,24 +14,24 @@ from mrsp_engine.errors import UnfitMediumError
 __all__ = ["QwenFrames", "middle_seconds", "write_time"]
 
 TOKEN_SHARE_FOR_VIDEO = 0.9
-"""Part of the processor's `max_video_tokens` that Qwen2.5-VL's per-frame cap distributes over the frames."""
+"""Share of the processor's `max_video_tokens` that Qwen2.5-VL's per-frame cap distributes over the frames."""
 
 MOST_ASPECT_RATIO = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QwenFrames:
-    """The frames of a checkpoint's processor.
+    """How a checkpoint's processor sizes frames.
 
     Attributes:
         patch_size: Pixels along a patch's edge.
-        merge_size: Patches along the edge of what becomes one embedding.
+        merge_size: Patches along the edge of the square that becomes one embedding.
         frames_per_group: Frames that are encoded together (a temporal patch).
-        min_pixels: Fewest pixels of a frame, or of all frames.
-        max_pixels: Most pixels of a frame, or of all frames.
-        is_whole_video: Whether these are pixels of all frames together.
-        is_resized: Whether frames are resized at all; otherwise they must come in multiples of a merged patch.
-        capped_tokens: Tokens that a whole video is held to, if the processor caps frames by that.
+        min_pixels: Minimum pixels of a frame, or of all frames.
+        max_pixels: Maximum pixels of a frame, or of all frames.
+        is_whole_video: Whether these limits count the pixels of all frames together.
+        is_resized: Whether frames are resized at all; otherwise their sides must be multiples of a merged patch.
+        capped_tokens: Maximum tokens of a whole video, if the processor limits frames by it.
     """
 
     patch_size: int
@@ -45,25 +45,25 @@ class QwenFrames:
 
     @property
     def factor(self) -> int:
-        """Pixels along the edge of what becomes one embedding."""
+        """Pixels along the edge of the square that becomes one embedding."""
         return self.patch_size * self.merge_size
 
     def num_groups(self, num_frames: int) -> int:
-        """Groups that so many frames make; the last is filled up."""
+        """Number of groups of the given number of frames; the last one is padded."""
         return -(-num_frames // self.frames_per_group)
 
     def size(self, height: int, width: int, num_frames: int, budget: FrameBudget = UNLIMITED) -> tuple[int, int]:
         """Rows and columns of a frame as the tower sees it, in a video of `num_frames`.
 
         Raises:
-            UnfitMediumError: Frames like these can't be brought to a size that is allowed.
+            UnfitMediumError: Such frames can't be resized to an allowed size.
         """
         num_groups = self.num_groups(num_frames)
         allowed = budget.pixels_per_frame(num_groups, self.factor**2)
         size = self._fit(height, width, num_frames, None, self.min_pixels)
         if allowed is None or size[0] * size[1] <= allowed:
             return size
-        budget.check(num_groups)  # one embedding is the least that a group can be
+        budget.check(num_groups)  # a group has at least one embedding
         for min_pixels in (self.min_pixels, 1):
             size = self._fit(height, width, num_frames, allowed, min_pixels)
             if size[0] * size[1] <= allowed:
@@ -75,11 +75,11 @@ class QwenFrames:
         )
 
     def num_tokens(self, height: int, width: int, num_frames: int) -> int:
-        """Embeddings of a video of frames that have their size already."""
+        """Number of embeddings of a video whose frames are already resized."""
         return self.num_groups(num_frames) * (height // self.factor) * (width // self.factor)
 
     def _fit(self, height: int, width: int, num_frames: int, allowed: int | None, min_pixels: int) -> tuple[int, int]:
-        """The processor's size, of at most `allowed` pixels where that is possible."""
+        """The processor's size, with at most `allowed` pixels where possible."""
         factor = self.factor
         if not self.is_resized:
             if height % factor or width % factor:
@@ -99,7 +99,7 @@ class QwenFrames:
         if max(height, width) / min(height, width) > MOST_ASPECT_RATIO:
             raise UnfitMediumError(
                 f"frames of {given}: one side is more than {MOST_ASPECT_RATIO} times the other, which the checkpoint's "
-                "processor doesn't take"
+                "processor doesn't accept"
             )
         max_pixels = self._most_pixels(num_frames if not self.is_whole_video else counted)
         if allowed is not None:
@@ -116,7 +116,7 @@ class QwenFrames:
         return rows, columns
 
     def _most_pixels(self, num_frames: int) -> int:
-        """Of a frame, or of all frames, with the processor's cap on long videos."""
+        """Pixel limits of a frame, or of all frames, with the processor's cap on long videos."""
         if self.capped_tokens is None:
             return self.max_pixels
         token_pixels, least = self.factor**2, int(self.min_pixels * 1.05)
@@ -128,7 +128,7 @@ class QwenFrames:
 
 
 def middle_seconds(seconds: Sequence[float], frames_per_group: int) -> tuple[float, ...]:
-    """The middle between the first and the last frame of every group, the last frame repeated where one lacks."""
+    """The midpoint between the first and last frame of every group; a missing frame repeats the last one."""
     filled = [*seconds, *[seconds[-1]] * (-len(seconds) % frames_per_group)]
     return tuple(
         (filled[first] + filled[first + frames_per_group - 1]) / 2 for first in range(0, len(filled), frames_per_group)
@@ -136,5 +136,5 @@ def middle_seconds(seconds: Sequence[float], frames_per_group: int) -> tuple[flo
 
 
 def write_time(seconds: float) -> str:
-    """What Qwen3-VL reads before every group of frames."""
+    """The text that Qwen3-VL reads before every group of frames."""
     return f"<{seconds:.1f} seconds>"

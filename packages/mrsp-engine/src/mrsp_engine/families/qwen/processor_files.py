@@ -1,16 +1,17 @@
-"""What the processor files of a Qwen-VL checkpoint say about videos: JSON alone, without torch.
+"""The video settings in the processor files of a Qwen-VL checkpoint: reads JSON, without torch.
 
 Files are looked for in transformers' order: a nested `processor_config.json`, `video_preprocessor_config.json`, and
-`preprocessor_config.json`, which is all that Qwen2.5-VL's published checkpoints have. What they leave out has the
-default of transformers' class.
+`preprocessor_config.json`, the only one in Qwen2.5-VL's published checkpoints. Omitted settings have the defaults of
+transformers' class.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.messages import visible
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames
 
 __all__ = ["VIDEO_DEFAULTS", "read_frames", "read_video_processor"]
@@ -53,14 +54,20 @@ def read_video_processor(folder: Path, model_type: str) -> dict[str, Any]:
     Raises:
         EngineUsageError: There is no such file, or it can't be read.
     """
-    nested = _read(folder / "processor_config.json").get("video_processor")
-    found = nested or next((values for name in _FILES if (values := _read(folder / name))), None)
+    checkpoint = CheckpointFolder(folder)
+    nested = (checkpoint.find("processor_config.json") or {}).get("video_processor")
+    found = nested or next((values for name in _FILES if (values := checkpoint.find(name))), None)
     if not isinstance(found, dict):
         raise EngineUsageError(f"{folder}: has no {' or '.join(_FILES)}; set the model folder")
     named = {name: value for name, value in cast(dict[str, Any], found).items() if value is not None}
     values = {**VIDEO_DEFAULTS[model_type], **named}
+    if not isinstance(values["size"], dict):
+        raise EngineUsageError(
+            f"{folder}: the video processor's size={visible(repr(values['size']), 60)}: expected an object; "
+            "set the model folder"
+        )
     size = dict(cast(dict[str, Any], values["size"]))
-    if VIDEO_DEFAULTS[model_type] is _BY_FRAME:  # an older way to write the size, which counts for these alone
+    if VIDEO_DEFAULTS[model_type] is _BY_FRAME:  # an older format of the size, which applies to these only
         for edge, name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
             size[edge] = values.get(name, size.get(edge))
     return values | {"size": size}
@@ -86,16 +93,6 @@ def read_frames(folder: Path, model_type: str) -> QwenFrames:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineUsageError(
-            f"{folder}: the video processor's settings name no usable sizes ({type(error).__name__}: {error}); "
-            "set the model folder"
+            f"{folder}: the video processor's settings name no usable sizes ({type(error).__name__}: "
+            f"{visible(str(error))}); set the model folder"
         ) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineUsageError(f"{path}: can't be read as JSON ({error}); set the model folder") from None
-    return cast(dict[str, Any], values) if isinstance(values, dict) else {}

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: a language model with three rotary axes, a windowed vision tower, and videos timed by their positions.
+"""Qwen2.5-VL: a language model with three rotary axes, a windowed vision tower, and videos whose positions encode time.
 
 The language model runs under the engine's attention (`attention.registration`), the vision tower under ordinary `sdpa`.
 """
@@ -39,7 +39,7 @@ class Qwen25VlPolicy(LanguagePolicy):
         def positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
             image_id = int(model.config.image_token_id)
             return qwen2_5_vl_positions(
-                [placeholder_id if token == image_id else token for token in expanded_ids],  # placed alike
+                [placeholder_id if token == image_id else token for token in expanded_ids],  # same positions
                 media,
                 placeholder_id=placeholder_id,
                 merge_size=encoder.merge_size,
@@ -59,7 +59,7 @@ class Qwen25VlPolicy(LanguagePolicy):
 
     @staticmethod
     def tokens_per_second(vision_config: Any) -> float:
-        """Positions that a second of video takes."""
+        """Number of positions per second of video."""
         return float(vision_config.tokens_per_second)
 
 
@@ -82,7 +82,7 @@ def qwen_media_tokens(folder: Path, config: Any, tokenizer: Any) -> dict[str, Me
 
 
 class QwenVlFamily:
-    """What the families of the Qwen-VL series have in common; a subclass names its classes."""
+    """The common part of the Qwen-VL families; a subclass names its classes."""
 
     policy_class: ClassVar[Any]
     model_class: ClassVar[Any]
@@ -94,7 +94,13 @@ class QwenVlFamily:
         return str(self.policy_class.name)
 
     def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
     ) -> LanguagePolicy:
         """See `Family.load_policy`.
 
@@ -102,7 +108,14 @@ class QwenVlFamily:
             EngineUsageError: The folder is not a complete checkpoint of this family.
         """
         attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
-        model = load_model(folder, self.model_type, model_class=self.model_class, dtype=dtype, attention=attention)
+        model = load_model(
+            folder,
+            self.model_type,
+            model_class=self.model_class,
+            dtype=dtype,
+            attention=attention,
+            allow_pickle_weights=allow_pickle_weights,
+        )
         processor = load_processor(folder, self.model_type, processor_class=self.processor_class)
         return cast(LanguagePolicy, self.policy_class(folder, model.to(device).eval(), processor, store))
 

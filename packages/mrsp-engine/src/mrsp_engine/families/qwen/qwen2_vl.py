@@ -1,4 +1,4 @@
-"""Qwen2-VL: like Qwen2.5-VL, but a video's positions count its pairs of frames and know no seconds."""
+"""Qwen2-VL: like Qwen2.5-VL, but a video's positions count pairs of frames instead of time."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ class Qwen2VlPolicy(Qwen25VlPolicy):
 
     @staticmethod
     def tokens_per_second(vision_config: Any) -> float:
-        """A pair of frames takes one position, whenever it was filmed; the encoder says it lasts one second."""
+        """A pair of frames takes one position, whatever its time; the encoder reports a duration of one second."""
         return 1.0
 
 

@@ -1,11 +1,11 @@
 """Qwen3-VL: interleaved rotary axes, times written as text before every pair of frames, and DeepStack.
 
-DeepStack adds what middle layers of the vision tower saw to the first layers of the language model. The engine carries
-all of it side by side: embeddings are hidden size × (1 + levels) wide, with zeros behind those of text, so that rows of
-them are stored, split over ranks and differentiated like any others.
+DeepStack adds features of middle layers of the vision tower to the first layers of the language model. The engine
+concatenates all of them: embeddings are hidden size × (1 + levels) wide, with zeros after the first hidden size of
+text, so that their rows are stored, split over ranks and differentiated like any others.
 
 A video is written as `<0.5 seconds><|vision_start|>…<|vision_end|><1.5 seconds><|vision_start|>…`, as the model was
-trained. Since version 5.10 transformers leaves a second pair of markers around all of that; the engine does not.
+trained. Since version 5.10 transformers adds a second pair of markers around all of that; the engine does not.
 
 Shape legend: B rows, S tokens, D hidden size, L levels.
 """
@@ -59,23 +59,23 @@ class Qwen3VlPolicy(LanguagePolicy):
         )
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
-        """See `Policy.embed_tokens`; [S] to [S, D × (1 + L)], zero behind the first D."""
+        """See `Policy.embed_tokens`; [S] to [S, D × (1 + L)], zero after the first D."""
         embeddings = super().embed_tokens(token_ids)
         return pad(embeddings, (0, embeddings.shape[-1] * self._num_levels))
 
     def decoder_inputs(self, embeddings: Tensor) -> dict[str, Any]:
-        """See `Policy.decoder_inputs`; what stands behind the first D channels goes to the first L layers."""
+        """See `Policy.decoder_inputs`; the channels after the first D go to the first L layers."""
         first_BSD, *levels = embeddings.chunk(1 + self._num_levels, dim=-1)
         return {
             "inputs_embeds": first_BSD,
-            # Everywhere, since zeros are added to text: which rows are media need not be known here.
+            # For all rows: text only gets zeros added, so there is no need to know which rows are media.
             "visual_pos_masks": torch.ones(first_BSD.shape[:2], dtype=torch.bool, device=embeddings.device),
             "deepstack_visual_embeds": [level.flatten(0, 1) for level in levels],
         }
 
 
 def _timed_video(tokens: MediaTokens, tokenizer: Any) -> MediaTokens:
-    """Every temporal patch between markers of its own, behind its time."""
+    """Every temporal patch between its own markers, after its time."""
     start, placeholder, end = tokens.written
 
     def stretches(medium: MediaReference) -> list[Stretch]:
@@ -83,7 +83,7 @@ def _timed_video(tokens: MediaTokens, tokenizer: Any) -> MediaTokens:
         written = (cast(list[int], tokenizer.encode(time, add_special_tokens=False)) for time in times)
         return [((*of_time, start), (end,)) for of_time in written]
 
-    # The sampler puts all of this in the place of a placeholder, so its prompt has no markers around that.
+    # The sampler replaces a placeholder with all of this, so its prompt has no markers around it.
     return MediaTokens(
         part=tokens.part,
         written=tokens.written,

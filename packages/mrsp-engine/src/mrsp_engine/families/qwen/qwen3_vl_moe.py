@@ -1,7 +1,7 @@
-"""Qwen3-VL with a mixture of experts: Qwen3-VL whose feed-forward layers are experts, of which a router picks a few.
+"""Qwen3-VL with a mixture of experts: the feed-forward layers are experts, of which a router selects a few.
 
-The router is trained through the weights that it gives to the experts it picked. Its auxiliary loss, which evens out
-how often experts are picked, is not part of any objective here; the published models are used without it too.
+The router is trained through the weights that it gives to the selected experts. Its auxiliary load-balancing loss is
+not part of any objective here; the published models are used without it too.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ EXPERT_WEIGHTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 
 
 def save_with_experts(model: Any, folder: Path) -> None:
-    """Write the model with its experts' matrices as they lie in published checkpoints, which vLLM relies on.
+    """Write the model with its experts' matrices laid out as in published checkpoints, which vLLM relies on.
 
-    transformers reads both ways round and writes the way of its own class.
+    transformers reads both layouts and writes the one of its own class.
     """
     model.save_pretrained(folder)
     own = model.state_dict()
@@ -46,12 +46,12 @@ class Qwen3VlMoePolicy(Qwen3VlPolicy):
 
     def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
         if model.dtype == torch.float64:
-            model.set_experts_implementation("eager")  # torch's grouped products know no float64
+            model.set_experts_implementation("eager")  # torch's grouped products don't support float64
         super().__init__(folder, model, processor, store)
         self._unturned = _unturned_experts(folder, model)
 
     def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
-        """See `LanguagePolicy.checkpoint_weights`; the experts' matrices lie as in the folder they came from."""
+        """See `LanguagePolicy.checkpoint_weights`; the experts' matrices have the layout of the source folder."""
         return {
             folder: {
                 name: tensor.transpose(1, 2) if name.endswith(EXPERT_WEIGHTS) and name not in self._unturned else tensor
@@ -61,7 +61,7 @@ class Qwen3VlMoePolicy(Qwen3VlPolicy):
         }
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Policy.sampler_weights`; the experts of a layer are one tensor whose matrices lie as in checkpoints."""
+        """See `Policy.sampler_weights`; the experts of a layer are one tensor with the layout of checkpoints."""
         for name, tensor in super().sampler_weights():
             yield name, tensor.transpose(1, 2) if name.endswith(EXPERT_WEIGHTS) else tensor
 
@@ -75,7 +75,7 @@ class Qwen3VlMoeFamily(QwenVlFamily):
 
 
 def _unturned_experts(folder: Path, model: Any) -> set[str]:
-    """The experts' weights that a folder has the way of transformers' class, as transformers itself saves them."""
+    """Names of the experts' weights in a folder that have transformers' own layout, as saved by transformers."""
     own = model.state_dict()
     found: set[str] = set()
     for path in folder.glob("*.safetensors"):

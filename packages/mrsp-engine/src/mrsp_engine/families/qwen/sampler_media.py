@@ -11,11 +11,11 @@ from mrsp_engine.families.sampler_media import StoredSamplerMedia
 
 
 class Qwen25VlSamplerMedia(StoredSamplerMedia):
-    """Videos with their grids and timing, on both of which positions depend, and images with their grids."""
+    """Videos with their grids and timing, both of which determine positions, and images with their grids."""
 
     limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 0}
     placeholder_keys = ("video_token_id", "image_token_id")
-    kept_positions = 4  # a position says when, and there may be fewer tokens than moments
+    kept_positions = 4  # positions encode time, so there may be fewer tokens than positions
 
     def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
         """See `SamplerMedia.data`."""
@@ -31,16 +31,17 @@ class Qwen25VlSamplerMedia(StoredSamplerMedia):
 
 
 class Qwen2VlSamplerMedia(Qwen25VlSamplerMedia):
-    """The same without timing, which Qwen2-VL's positions don't know."""
+    """The same without timing, which Qwen2-VL's positions don't use."""
 
     def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
         return {}
 
 
 class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
-    """The same with the times that vLLM writes into the prompt, and with the levels of DeepStack in each row.
+    """The same with the times that vLLM writes into the prompt, and with DeepStack's levels in each row.
 
-    vLLM forgets DeepStack if it is told not to load the tower, so it loads it. It is never run, not even to measure.
+    vLLM disables DeepStack if it is told not to load the tower, so the tower is loaded. It never runs, not even for
+    profiling.
     """
 
     limits: ClassVar[Mapping[str, int]] = {}

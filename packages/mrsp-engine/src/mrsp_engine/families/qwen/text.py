@@ -25,7 +25,7 @@ class Qwen3Policy(LanguagePolicy):
 
 
 class _TextFamily:
-    """What both have in common; a subclass names its classes."""
+    """The common part of both; a subclass names its classes."""
 
     policy_class: ClassVar[type[LanguagePolicy]]
     model_class: ClassVar[Any]
@@ -36,7 +36,13 @@ class _TextFamily:
         return self.policy_class.name
 
     def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
     ) -> LanguagePolicy:
         """See `Family.load_policy`.
 
@@ -44,7 +50,12 @@ class _TextFamily:
             EngineUsageError: The folder is not a complete checkpoint of this family.
         """
         model = load_model(
-            folder, self.model_type, model_class=self.model_class, dtype=dtype, attention=register_attention()
+            folder,
+            self.model_type,
+            model_class=self.model_class,
+            dtype=dtype,
+            attention=register_attention(),
+            allow_pickle_weights=allow_pickle_weights,
         )
         tokenizer = load_processor(folder, self.model_type, processor_class=AutoTokenizer)
         return self.policy_class(folder, model.to(device).eval(), tokenizer, tokenizer, store)

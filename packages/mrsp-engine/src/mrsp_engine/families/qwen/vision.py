@@ -1,15 +1,15 @@
-"""The vision of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as the checkpoint's own processors and tower make it.
+"""The vision of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, with the checkpoint's own processors and tower.
 
-Both cut two frames into patches at a time and merge two by two of these. They differ in how large a frame may be (the
-pixels of a frame, or those of a whole video), and Qwen3-VL's tower also gives what its middle layers saw (DeepStack,
-arXiv 2406.04334), which is stored beside the rest: a row is then hidden size × (1 + levels) wide.
+All cut pairs of frames into patches and merge blocks of two by two patches. They differ in the limit on pixels (per
+frame, or per video), and Qwen3-VL's tower also returns features of its middle layers (DeepStack, arXiv 2406.04334),
+which are stored with the rest: a row is then hidden size × (1 + levels) wide.
 
-The projector is the tower's mergers. They stand inside it, and Qwen2.5-VL's tower puts back the order of windows only
-behind them. So features are what the tower gives with its mergers passing on what they are given: the rows are then in
-the order of the embeddings, whatever the tower does, and merging them later is a function of each row alone.
+The projector is the tower's mergers. They are inside the tower, and Qwen2.5-VL's tower undoes its window order only
+after them. So features are the tower's output with its mergers replaced by the identity: the rows are then in the order
+of the embeddings, whatever the tower does, and merging them later is a function of each row alone.
 
 Shape legend: F frames, G groups, N embedding rows, D hidden size (times 1 + levels), T embedding rows of a group, C
-what a merger joins into one row (times 1 + levels).
+channels that a merger joins into one row (times 1 + levels).
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -38,7 +38,7 @@ class QwenVisionEncoder(FrameEncoder):
     Args:
         model: The Hugging Face model, for its public feature methods and its tower.
         processor: The checkpoint's processor.
-        family: Name that goes into the key.
+        family: Name used in the key.
     """
 
     def __init__(self, model: Any, processor: Any, family: str) -> None:
@@ -68,7 +68,7 @@ class QwenVisionEncoder(FrameEncoder):
             width=width,
             grid_thw=grid_thw,
             num_tokens=frames.num_tokens(height, width, len(seconds)),
-            frames_per_group=temporal if modality == "video" else 1,  # an image's processor repeats it
+            frames_per_group=temporal if modality == "video" else 1,  # the image processor repeats the frame
             num_groups=grid_thw[0],
             operations_per_group=self._operations(num_patches),
             seconds_per_grid=self._seconds_per_grid(seconds, temporal) if modality == "video" else 1.0,
@@ -76,7 +76,7 @@ class QwenVisionEncoder(FrameEncoder):
         )
 
     def resize(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> NDArray[np.uint8]:
-        """See `FrameEncoder.resize`; the size depends on the length of the whole video, so the plan's is taken."""
+        """See `FrameEncoder.resize`; the size depends on the length of the whole video, so the plan's size is used."""
         processor, resize = (
             (self._videos, BaseVideoProcessor.resize)
             if modality == "video"
@@ -125,17 +125,17 @@ class QwenVisionEncoder(FrameEncoder):
 
     @property
     def _mergers(self) -> list[Callable[[Tensor], Tensor]]:
-        """The mergers, in the order in which what they make stands side by side."""
+        """The mergers, in the order in which their outputs are concatenated."""
         return [self._tower.merger]
 
     def _levels(self, features: Any) -> list[Tensor]:
-        """What each merger gave, [N, …]."""
+        """The output of each merger, [N, …]."""
         return [torch.cat(list(features.pooler_output))]
 
     def _operations(self, num_patches: int) -> float:
         config = self._tower.config
         window = (int(config.window_size) // int(config.patch_size)) ** 2
-        share = len(config.fullatt_block_indexes) / int(config.depth)  # layers in which all patches attend to all
+        share = len(config.fullatt_block_indexes) / int(config.depth)  # layers with full attention
         return transformer_operations(
             num_patches,
             width=int(config.hidden_size),
@@ -160,7 +160,7 @@ class QwenVisionEncoder(FrameEncoder):
         )
 
     def _seconds_per_grid(self, seconds: Sequence[float], temporal_patch_size: int) -> float:
-        """Mean seconds between temporal patches, rounded to float32 as the sampler will round it.
+        """Mean seconds between temporal patches, rounded to float32 like in the sampler.
 
         A single frame has no interval and only one temporal position; one second per frame is assumed.
         """
@@ -173,11 +173,11 @@ class QwenVisionEncoder(FrameEncoder):
 
 
 class Qwen2VisionEncoder(QwenVisionEncoder):
-    """Encodes with Qwen2-VL's tower, which has no windows and knows no time."""
+    """Encodes with Qwen2-VL's tower, which has no windows and no time."""
 
     @property
     def embedding_width(self) -> int:
-        """See `FrameEncoder.embedding_width`; this tower calls its own width by another name."""
+        """See `FrameEncoder.embedding_width`; this tower has another name for its width."""
         return int(self._tower.config.hidden_size)
 
     def _operations(self, num_patches: int) -> float:
@@ -223,12 +223,12 @@ class Qwen3VisionEncoder(QwenVisionEncoder):
 
 @contextmanager
 def _bypassed(merger: Any, num_joined: int) -> Generator[None]:
-    """Within the block, let a merger give its input, the patches of a row side by side, and compute nothing."""
+    """Within the block, make a merger return its input, the concatenated patches of a row."""
     given: list[Tensor] = []
 
     def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         given.append(inputs[0])
-        return (inputs[0][:num_joined],)  # it must be called with something
+        return (inputs[0][:num_joined],)  # it needs an argument
 
     def give(*_: Any) -> Tensor:
         return given.pop().unflatten(0, (-1, num_joined)).flatten(1)

@@ -1,9 +1,9 @@
-"""What the root `config.json` of a VILA checkpoint says about media, read strictly.
+"""The media settings in the root `config.json` of a VILA checkpoint, read strictly.
 
 Only data is read: class names in the file (`_target_`, `auto_map`) choose between the engine's own code or are refused,
-nothing is imported because of them, and paths in it (`resume_path`) are not followed. The facts are those of the
-published layout; what can't be computed exactly as published (images in several scales, tiles) is refused instead of
-being approximated.
+they never cause an import, and paths in it (`resume_path`) are not followed. The rules are those of the published
+layout; what can't be computed exactly as published (images in several scales, tiles) is refused instead of being
+approximated.
 """
 
 import json
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.json_text import UnfitJsonError, parse_json
+from longrl_files.messages import visible
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
-__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig", "read_json"]
+__all__ = ["LANGUAGE_FOLDER", "PROJECTOR_FOLDER", "TOWER_FOLDER", "MediaSyntax", "VilaConfig"]
 
 LANGUAGE_FOLDER = "llm"
 TOWER_FOLDER = "vision_tower"
@@ -24,16 +27,18 @@ _BASIC_ENCODERS = {"BasicImageEncoder", "BasicVideoEncoder"}
 _POOLING_ENCODER = "TSPVideoEncoder"
 _DYNAMIC_POOLING = ((256, 4), (512, 8), (1024, 16))
 _MOST_DYNAMIC_POOLING = 32
+MOST_SCALES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaSyntax:
-    """How an encoded medium stands in the prompt.
+    """How an encoded medium appears in the prompt.
 
     Attributes:
         start: Text before every frame, or "".
-        end: Text behind every frame, or "".
-        pool: Frames, rows and columns whose mean becomes one; None for frames if their number decides.
+        end: Text after every frame, or "".
+        pool: Numbers of frames, rows and columns that are averaged into one; None for frames if it depends on the
+            length of the video.
     """
 
     start: str
@@ -41,7 +46,7 @@ class MediaSyntax:
     pool: tuple[int | None, int, int]
 
     def frames_per_pool(self, num_frames: int) -> int:
-        """Frames whose mean becomes one, in a video of `num_frames` (LongVILA-R1's rule where none is fixed)."""
+        """Number of frames averaged into one, in a video of `num_frames` (LongVILA-R1's rule where it isn't fixed)."""
         if self.pool[0] is not None:
             return self.pool[0]
         return next((factor for most, factor in _DYNAMIC_POOLING if num_frames <= most), _MOST_DYNAMIC_POOLING)
@@ -49,16 +54,18 @@ class MediaSyntax:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VilaConfig:
-    """The parts of a checkpoint's configuration that shape embeddings and prompts."""
+    """The parts of a checkpoint's configuration that affect embeddings and prompts."""
 
     projector_type: str
     is_by_columns: bool
-    """Whether the projector writes its rows column by column. The first release did, whose configurations name no
-    encoders yet."""
+    """Whether the projector writes its rows column by column, like the first release, whose configurations name no
+    encoders yet.
+    """
     select_layer: int
     num_scales: int
-    """Times that the channels of a frame's patches are repeated. Models that see images in several scales
-    (`dynamic_s2`) see a video's frames in the smallest alone, which then stands for all of them."""
+    """How often the channels of a frame's patches are repeated. Models that see images in several scales (`dynamic_s2`)
+    see a video's frames only in the smallest, which is repeated for the others.
+    """
     video: MediaSyntax
     image: MediaSyntax | None
 
@@ -67,10 +74,12 @@ class VilaConfig:
         """Read the root and the projector's `config.json`.
 
         Raises:
-            EngineUsageError: Files are missing, or ask for something that the engine doesn't have.
+            EngineUsageError: Files are missing, or require something that the engine doesn't support.
         """
-        path = folder / "config.json"
-        values, projector = read_json(path), read_json(folder / PROJECTOR_FOLDER / "config.json")
+        path, checkpoint = folder / "config.json", CheckpointFolder(folder)
+        for part in (LANGUAGE_FOLDER, TOWER_FOLDER, PROJECTOR_FOLDER):
+            checkpoint.part(part)
+        values, projector = checkpoint.read("config.json"), checkpoint.read(f"{PROJECTOR_FOLDER}/config.json")
         is_scaled = bool(values.get("dynamic_s2"))
         if values.get("s2") and not is_scaled:
             raise EngineUsageError(
@@ -79,12 +88,12 @@ class VilaConfig:
             )
         projector_type = projector.get("mm_projector_type", values.get("mm_projector_type"))
         select_layer = values.get("mm_vision_select_layer", -2)
-        if not isinstance(projector_type, str) or not isinstance(select_layer, int):
+        if not isinstance(projector_type, str) or type(select_layer) is not int:
             raise EngineUsageError(
                 f"{folder}: mm_projector_type={projector_type!r}, mm_vision_select_layer={select_layer!r}: expected a "
                 "name and a number; set another model folder"
             )
-        # Otherwise images are cut into tiles.
+        # Other values mean that images are cut into tiles.
         is_resized = values.get("image_aspect_ratio", "resize") == "resize" and not is_scaled
         return cls(
             projector_type=projector_type,
@@ -98,12 +107,14 @@ class VilaConfig:
 
 def _count_scales(path: Path, scales: Any) -> int:
     """Count what is written as "448,896,1344" or as a list."""
-    listed = scales.split(",") if isinstance(scales, str) else scales
-    if not isinstance(listed, list) or not all(str(side).strip().isdecimal() for side in cast(list[Any], listed)):
+    listed: Any = scales.split(",") if isinstance(scales, str) else scales
+    sides = cast(list[Any], listed) if isinstance(listed, list) else []
+    if not 1 <= len(sides) <= MOST_SCALES or not all(str(side).strip().isdecimal() for side in sides):
         raise EngineUsageError(
-            f"{path}: s2_scales={scales!r}: expected sides of images, such as '448,896,1344'; set another model folder"
+            f"{path}: s2_scales={visible(repr(scales), 60)}: expected side lengths of images, such as '448,896,1344'; "
+            "set another model folder"
         )
-    return len(cast(list[Any], listed))
+    return len(sides)
 
 
 def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax:
@@ -122,24 +133,24 @@ def _read_syntax(path: Path, values: Mapping[str, Any], key: str) -> MediaSyntax
         pool = (None, 1, 1)
     if not is_plain:
         raise EngineUsageError(
-            f"{path}: {key}={json.dumps(encoder)}: expected frames one after another, or {_POOLING_ENCODER} with one "
-            "pool size; set another model folder"
+            f"{path}: {key}={visible(json.dumps(encoder))}: expected frames one after another, or "
+            f"{_POOLING_ENCODER} with one pool size; set another model folder"
         )
     return MediaSyntax(start=start, end=end, pool=pool)
 
 
 def _read_encoder(path: Path, key: str, written: Any) -> dict[str, Any]:
-    """An encoder as an object, from that, from JSON text (the default of VILA's own class), or from a class's name."""
+    """Return an encoder as an object, given an object, JSON text (the default of VILA's own class), or a class name."""
     encoder: Any = written
     if isinstance(written, str):
         is_json = written.lstrip().startswith("{")
         try:
-            encoder = json.loads(written) if is_json else {"_target_": written}
-        except ValueError:
+            encoder = parse_json(written) if is_json else {"_target_": written}
+        except UnfitJsonError:
             encoder = None
     if not isinstance(encoder, dict):
         raise EngineUsageError(
-            f"{path}: {key}={json.dumps(written)}: expected an object, as such or as JSON text; "
+            f"{path}: {key}={visible(json.dumps(written))}: expected an object, directly or as JSON text; "
             "set another model folder"
         )
     return cast(dict[str, Any], encoder)
@@ -147,20 +158,4 @@ def _read_encoder(path: Path, key: str, written: Any) -> dict[str, Any]:
 
 def _is_pool(size: Any) -> bool:
     values = cast(list[Any], size) if isinstance(size, list) else []
-    return len(values) == 3 and all(isinstance(value, int) and value > 0 for value in values)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        EngineUsageError: There is none.
-    """
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EngineUsageError(f"{path}: can't be read as JSON ({reason}); set the model folder") from error
-    if not isinstance(values, dict):
-        raise EngineUsageError(f"{path}: expected a JSON object; set the model folder")
-    return cast(dict[str, Any], values)
+    return len(values) == 3 and all(type(value) is int and 0 < value < 2**16 for value in values)

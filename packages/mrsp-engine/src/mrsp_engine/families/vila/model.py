@@ -1,7 +1,7 @@
 """The three parts of a VILA model, each an ordinary module, read from the published folder layout.
 
-`llm/` and `vision_tower/` are checkpoints of transformers by themselves, `mm_projector/` is a `config.json` with a
-`model.safetensors`. Remote code that lies beside them is neither read nor run.
+`llm/` and `vision_tower/` are transformers checkpoints themselves, `mm_projector/` is a `config.json` with a
+`model.safetensors`. Remote code next to them is neither read nor run.
 
 Shape legend: F frames, H and W patches per side, C channels of the tower, N rows of a frame, D hidden size.
 """
@@ -16,6 +16,7 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.checkpoints import load_model, refuse_broken
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, VilaConfig
 from mrsp_engine.families.vila.projector import VilaProjector
@@ -24,7 +25,7 @@ __all__ = ["PROJECTOR_FILE", "TOWER_PREFIX", "VilaModel"]
 
 PROJECTOR_FILE = "model.safetensors"
 TOWER_PREFIX = "vision_model."
-"""What the names of the tower's weights begin with in published files, and in transformers' class no longer."""
+"""Prefix of the tower's weight names in published files, which transformers' class no longer has."""
 
 
 class VilaModel(nn.Module):
@@ -35,7 +36,7 @@ class VilaModel(nn.Module):
         vision_tower: SigLIP.
         mm_projector: The projector between them.
         select_layer: Which of the tower's hidden states the projector sees, counted from the end.
-        num_scales: Times that the projector sees their channels, one after another.
+        num_scales: How often their channels are repeated for the projector.
     """
 
     def __init__(
@@ -49,11 +50,19 @@ class VilaModel(nn.Module):
         self.num_scales = num_scales
 
     @classmethod
-    def load(cls, folder: Path, config: VilaConfig, *, model_type: str, dtype: torch.dtype) -> "VilaModel":
-        """Load all three parts.
+    def load(
+        cls,
+        folder: Path,
+        config: VilaConfig,
+        *,
+        model_type: str,
+        dtype: torch.dtype,
+        allow_pickle_weights: bool = False,
+    ) -> "VilaModel":
+        """Load all three parts; the projector lies in safetensors in any case.
 
         Raises:
-            EngineUsageError: One of them is missing, damaged or doesn't fit the others.
+            EngineUsageError: One of them is missing, damaged or doesn't match the others.
         """
         llm = load_model(
             folder / LANGUAGE_FOLDER,
@@ -61,18 +70,25 @@ class VilaModel(nn.Module):
             model_class=Qwen2ForCausalLM,
             dtype=dtype,
             attention=register_attention(),
+            allow_pickle_weights=allow_pickle_weights,
         )
         tower = load_model(
-            folder / TOWER_FOLDER, model_type, model_class=SiglipVisionModel, dtype=dtype, attention="sdpa"
+            folder / TOWER_FOLDER,
+            model_type,
+            model_class=SiglipVisionModel,
+            dtype=dtype,
+            attention="sdpa",
+            allow_pickle_weights=allow_pickle_weights,
         )
-        projector = VilaProjector(
-            config.projector_type,
-            vision_width=int(tower.config.hidden_size) * config.num_scales,
-            hidden_size=int(llm.config.hidden_size),
-            is_by_columns=config.is_by_columns,
-        ).to(dtype)
         with refuse_broken(folder / PROJECTOR_FOLDER, model_type):
-            weights = load_file(folder / PROJECTOR_FOLDER / PROJECTOR_FILE)
+            with torch.device("meta"):  # before its shapes are those of the file, no memory is taken
+                projector = VilaProjector(
+                    config.projector_type,
+                    vision_width=int(tower.config.hidden_size) * config.num_scales,
+                    hidden_size=int(llm.config.hidden_size),
+                    is_by_columns=config.is_by_columns,
+                ).to(dtype)
+            weights = load_file(CheckpointFolder(folder).files.path(f"{PROJECTOR_FOLDER}/{PROJECTOR_FILE}"))
             expected = {name: tuple(weight.shape) for name, weight in projector.state_dict().items()}
             found = {name: tuple(weight.shape) for name, weight in weights.items()}
             if found != expected:
@@ -81,17 +97,17 @@ class VilaModel(nn.Module):
                     f"{folder / PROJECTOR_FOLDER}: weight {name} has shape {found.get(name)}, expected "
                     f"{expected.get(name)} for {config.projector_type}; set another model folder"
                 )
-            projector.load_state_dict(weights)
+            projector.to_empty(device="cpu").load_state_dict(weights)
         return cls(llm, tower, projector, select_layer=config.select_layer, num_scales=config.num_scales)
 
     def see_frames(self, pixels: Tensor) -> Tensor:
-        """What the tower makes of normalised pixels [F, 3, height, width]: patches [F, H × W, C]."""
+        """Encode normalised pixels [F, 3, height, width] to the tower's patches [F, H × W, C]."""
         parameter = next(self.vision_tower.parameters())
         output = self.vision_tower(pixels.to(parameter), output_hidden_states=True)
         return cast(Tensor, output.hidden_states[self.select_layer])
 
     def project_frames(self, patches: Tensor) -> Tensor:
-        """What the projector makes of patches [F, H × W, C]: rows [F, N, D]."""
+        """Project patches [F, H × W, C] to rows [F, N, D]."""
         squares = patches.unflatten(1, (self.patches_per_side, -1))
         if self.num_scales > 1:
             squares = squares.repeat(1, 1, 1, self.num_scales)
@@ -99,23 +115,23 @@ class VilaModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The language model's configuration, as the classes of transformers have one."""
+        """The language model's configuration, like in transformers' classes."""
         return self.llm.config
 
     @property
     def patches_per_side(self) -> int:
-        """Patches per side of a frame, which the tower takes in one size only."""
+        """Patches per side of a frame, which has one fixed size."""
         config = self.vision_tower.config
         return int(config.image_size) // int(config.patch_size)
 
     def get_input_embeddings(self) -> nn.Module:
-        """As the classes of transformers have it."""
+        """Like in transformers' classes."""
         return cast(nn.Module, self.llm.get_input_embeddings())
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
-        """As the classes of transformers have it; concerns the language model."""
+        """Like in transformers' classes; concerns the language model."""
         self.llm.gradient_checkpointing_enable(**settings)
 
     def gradient_checkpointing_disable(self) -> None:
-        """As the classes of transformers have it."""
+        """Like in transformers' classes."""
         self.llm.gradient_checkpointing_disable()

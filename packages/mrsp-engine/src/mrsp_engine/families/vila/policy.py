@@ -1,7 +1,7 @@
 """VILA, NVILA and LongVILA checkpoints behind the engine's interface.
 
-A frame is resized to the one size that SigLIP takes, becomes a square of rows, and is followed by a line break that the
-language model embeds like any text. Checkpoints with temporal pooling replace groups of frames by their mean first. All
+A frame is resized to SigLIP's fixed size, becomes a square of rows, and is followed by a line break that the language
+model embeds like any text. Checkpoints with temporal pooling replace groups of frames by their mean first. All
 positions have one axis.
 
 Shape legend: F frames, N rows of all frames, R rows per side, D hidden size.
@@ -36,14 +36,14 @@ from mrsp_engine.families.vila.projector import pool_mean
 __all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy", "load_tokenizer"]
 
 MEDIA_TEXTS = {"video": "<vila/video>", "image": "<image>"}
-"""Characters that stand for a medium, each one token of the tokenizer."""
+"""Characters that represent a medium, each one token of the tokenizer."""
 
 
 def load_tokenizer(folder: Path, model_type: str) -> Any:
     """The tokenizer in a language model's folder, with the tokens of media.
 
-    Where its files lack them they come last, as when VILA's own code loads it. The language model's embedding may end
-    before them (VILA's code makes it longer on loading, with rows that nothing reads); here it stays as it is.
+    Where its files lack them they are appended, as when VILA's own code loads it. The language model's embedding may
+    end before them (VILA's code extends it on loading, with rows that nothing reads); here it is unchanged.
     """
     tokenizer = load_processor(folder, model_type, processor_class=AutoTokenizer)
     tokenizer.add_tokens(list(MEDIA_TEXTS.values()), special_tokens=True)
@@ -57,7 +57,7 @@ class VilaEncoder(FrameEncoder):
         model: The three parts.
         image_processor: The tower's image processor.
         config: The checkpoint's configuration.
-        family: Name that goes into the key.
+        family: Name used in the key.
     """
 
     has_one_size = True
@@ -83,7 +83,7 @@ class VilaEncoder(FrameEncoder):
     def lay_out(
         self, modality: str, height: int, width: int, seconds: Sequence[float], budget: FrameBudget = UNLIMITED
     ) -> FrameLayout:
-        """See `FrameEncoder.lay_out`; every frame is resized to the tower's one size."""
+        """See `FrameEncoder.lay_out`; every frame is resized to the tower's fixed size."""
         side = self._model.mm_projector.rows_per_side(self._model.patches_per_side)
         syntax = self._syntax[modality]
         if modality == "image":
@@ -119,7 +119,7 @@ class VilaEncoder(FrameEncoder):
         return cast(NDArray[np.uint8], resized.permute(0, 2, 3, 1).contiguous().numpy())
 
     def extract(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
-        """See `FrameEncoder.extract`; the patches of a group's frames stand one behind the other."""
+        """See `FrameEncoder.extract`; the patches of a group's frames are concatenated."""
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
         inputs = self._processor(
             images=list(pixels), do_resize=False, input_data_format="channels_first", return_tensors="pt"
@@ -160,7 +160,7 @@ class VilaPolicy(LanguagePolicy):
         expected = int(model.vision_tower.config.image_size)
         if size != (expected, expected):
             raise EngineUsageError(
-                f"{folder / TOWER_FOLDER}: the image processor makes frames of {size[0]}×{size[1]}, the tower takes "
+                f"{folder / TOWER_FOLDER}: the image processor makes frames of {size[0]}×{size[1]}, the tower expects "
                 f"{expected}×{expected}; set another model folder"
             )
         syntax = {"video": config.video} | ({} if config.image is None else {"image": config.image})
@@ -179,7 +179,7 @@ class VilaPolicy(LanguagePolicy):
         )
 
     def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
-        """See `LanguagePolicy.checkpoint_weights`; published files have the tower's weights behind a prefix."""
+        """See `LanguagePolicy.checkpoint_weights`; in published files the tower's weight names have a prefix."""
         model = cast(VilaModel, self.model)
         tower = model.vision_tower.state_dict()
         return {
@@ -189,7 +189,7 @@ class VilaPolicy(LanguagePolicy):
         }
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Policy.sampler_weights`; the sampler has the language model alone."""
+        """See `Policy.sampler_weights`; the sampler runs only the language model."""
         is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
         for name, tensor in cast(VilaModel, self.model).llm.state_dict().items():
             if name != "lm_head.weight" or not is_tied:
@@ -197,7 +197,7 @@ class VilaPolicy(LanguagePolicy):
 
 
 def _media_tokens(folder: Path, tokenizer: Any, text: str, syntax: MediaSyntax) -> MediaTokens:
-    """Every frame's rows between the texts that open and close it."""
+    """Every frame's rows between its opening and closing texts."""
     placeholder_id = check_token(folder / LANGUAGE_FOLDER, tokenizer, text)
     start, end = (
         tuple(cast(list[int], tokenizer(written, add_special_tokens=False)["input_ids"]))
@@ -216,21 +216,29 @@ class VilaFamily:
     model_type = "vila"
 
     def load_policy(
-        self, folder: Path, *, dtype: torch.dtype, store: EmbeddingStore, device: torch.device
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
     ) -> VilaPolicy:
         """See `Family.load_policy`.
 
         Raises:
-            EngineUsageError: The folder is not a complete VILA checkpoint, or of a kind that isn't supported.
+            EngineUsageError: The folder is not a complete VILA checkpoint, or is of an unsupported kind.
         """
         config = VilaConfig.read(folder)
-        model = VilaModel.load(folder, config, model_type=self.model_type, dtype=dtype)
+        model = VilaModel.load(
+            folder, config, model_type=self.model_type, dtype=dtype, allow_pickle_weights=allow_pickle_weights
+        )
         tokenizer = load_tokenizer(folder / LANGUAGE_FOLDER, self.model_type)
         images = load_processor(folder / TOWER_FOLDER, self.model_type, processor_class=SiglipImageProcessor)
         return VilaPolicy(folder, model.to(device).eval(), tokenizer, images, store, config)
 
 
 class LlavaLlamaFamily(VilaFamily):
-    """The same under the model type that checkpoints written by VILA's own trainer carry."""
+    """The same under the model type of checkpoints written by VILA's own trainer."""
 
     model_type = "llava_llama"

@@ -1,7 +1,7 @@
 """VILA's projector: from the vision tower's patches to rows for the language model.
 
 The names of the weights (`layers.1.weight`, …) are those of published checkpoints, and so is every peculiarity: a side
-that doesn't divide is filled up with zeros, and the first release of the code wrote the rows of `mlp_downsample` column
+that isn't divisible is padded with zeros, and the first release of the code wrote the rows of `mlp_downsample` column
 by column, all later ones row by row.
 
 Shape legend: F frames, H and W patches per side, C channels of the tower, N rows, D hidden size.
@@ -21,7 +21,7 @@ _PLAIN_MLP = re.compile(r"mlp([1-9])x_gelu")
 
 
 class DownSample(nn.Module):
-    """Join `factor` × `factor` neighbours into one: [F, H, W, C] to [F, N, C × factor²].
+    """Concatenate `factor` × `factor` neighbours into one: [F, H, W, C] to [F, N, C × factor²].
 
     Args:
         factor: Neighbours per side.
@@ -34,7 +34,7 @@ class DownSample(nn.Module):
         self.is_by_columns = is_by_columns
 
     def forward(self, patches_FHWC: Tensor) -> Tensor:
-        """Join neighbours."""
+        """Concatenate neighbours."""
         factor = self.factor
         height, width, channels = patches_FHWC.shape[1:]
         filled = pad(patches_FHWC, (0, 0, 0, -width % factor, 0, -height % factor))
@@ -50,7 +50,7 @@ class VilaProjector(nn.Module):
         projector_type: Its name in the checkpoint, such as `mlp_downsample_2x2_fix`.
         vision_width: Channels C of the tower.
         hidden_size: Channels D of the language model.
-        is_by_columns: Whether neighbours that were joined are written column by column.
+        is_by_columns: Whether concatenated neighbours are written column by column.
 
     Raises:
         EngineUsageError: There is no such projector.
@@ -65,7 +65,7 @@ class VilaProjector(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def rows_per_side(self, patches_per_side: int) -> int:
-        """Rows per side that a square of patches becomes."""
+        """Rows per side after projecting a square of patches."""
         return -(-patches_per_side // self.factor)
 
     def forward(self, patches_FHWC: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class VilaProjector(nn.Module):
 def _layers(
     projector_type: str, vision_width: int, hidden_size: int, *, is_by_columns: bool
 ) -> tuple[list[nn.Module], int]:
-    """The layers of a type, and how many neighbours per side it joins."""
+    """The layers of a type, and how many neighbours per side it concatenates."""
     if projector_type in ("mlp_downsample", "mlp_downsample_2x2_fix"):
         joined = 4 * vision_width
         return [
@@ -110,5 +110,5 @@ def _layers(
 
 
 def pool_mean(rows: Tensor, factor: int, dim: int) -> Tensor:
-    """Mean over groups of `factor` neighbours along one dimension, which must divide."""
+    """Mean over groups of `factor` neighbours along one dimension, whose length must be divisible."""
     return rows if factor == 1 else torch.unflatten(rows, dim, (-1, factor)).mean(dim + 1)

@@ -1,7 +1,7 @@
-"""How prompts with stored embeddings are handed to vLLM for VILA.
+"""How prompts with stored embeddings are passed to vLLM for VILA.
 
-vLLM has no VILA, and needs none: it runs the language model, and the rows of media stand in the prompt as embeddings.
-Text goes as tokens, which vLLM embeds with the weights it was last given. The module imports nothing of vLLM.
+vLLM doesn't support VILA, and needn't: it runs the language model, and the rows of media are in the prompt as
+embeddings. Text is passed as tokens, which vLLM embeds with its latest weights. The module imports nothing from vLLM.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,19 +30,19 @@ class VilaSamplerMedia(SamplerMedia):
         self._placeholder_ids: frozenset[int] = frozenset()
 
     def placeholder_ids(self, folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
-        """See `SamplerMedia.placeholder_ids`; only the tokenizer knows them."""
+        """See `SamplerMedia.placeholder_ids`; only the tokenizer has them."""
         tokenizer = load_tokenizer(folder, "vila")
         self._placeholder_ids = frozenset(tokenizer.convert_tokens_to_ids(text) for text in MEDIA_TEXTS.values())
         return self._placeholder_ids
 
     def request(self, prompt: Prompt, embeddings: Sequence[Tensor], name: Callable[[MediaReference], str]) -> Any:
-        """See `SamplerMedia.request`; vLLM names what it caches of such a prompt by its contents."""
+        """See `SamplerMedia.request`; vLLM's cache keys for such a prompt come from its contents."""
         is_token = [token not in self._placeholder_ids for token in prompt.expanded_ids]
         rows_PD = embeddings[0].new_zeros(prompt.length, embeddings[0].shape[1])
         rows_PD[~torch.tensor(is_token)] = torch.cat(list(embeddings))
         return {
             "prompt_embeds": rows_PD,
-            # Those of media may be none that the model knows, and vLLM would refuse them.
+            # Ids of media tokens may be unknown to the model, and vLLM would refuse them.
             "prompt_token_ids": [
                 token if is_text else 0 for token, is_text in zip(prompt.expanded_ids, is_token, strict=True)
             ],

@@ -1,1 +1,1 @@
-"""vLLM as the sampler: its requests, its process, and how its workers read stored embeddings."""
+"""vLLM as the sampler: requests, process, and how workers read stored embeddings."""

@@ -1,11 +1,12 @@
-"""VLLM's worker reads the embedding store itself, so that a request carries a name in place of a tensor.
+"""Lets vLLM's worker read the embedding store itself, so that a request carries a name instead of a tensor.
 
-vLLM calls such a reader an encoder-cache connector and finds it here by module and class name. The class is made when
-vLLM asks for it, because its base is vLLM's and importing this package loads no vLLM. A request whose embedding has
-left the store is failed alone; nothing else is ever put in its place. The module doesn't know prompts or sampling.
+vLLM calls such a reader an encoder-cache connector and finds it here by module and class name. The class is created
+when vLLM looks it up, because its base class is vLLM's and importing this package must not load vLLM. A request whose
+embedding is no longer in the store fails alone; its embedding is never substituted. The module does not depend on
+prompts or sampling.
 
-A medium's name says everything that shapes its embedding and its positions, because vLLM trusts the name alone: what
-it computed for one name it serves for every other request that uses it.
+A medium's name includes everything that affects its embedding and its positions, because vLLM relies on the name alone:
+it reuses what it computed for a name in every other request with that name.
 """
 
 import hashlib
@@ -30,11 +31,11 @@ CLASS_NAME = "StoreConnector"
 NAME_DIGITS = 16
 
 _shared: dict[str, EmbeddingSource] = {}
-"""The stores of this process by folder: a worker in the same process uses its memory too."""
+"""The open stores of this process by folder, so that a worker in the same process shares their memory."""
 
 
 def medium_name(medium: MediaReference) -> str:
-    """The store's key and a digest of everything else a reference holds: grid, timing and what a family adds."""
+    """The store's key and a digest of everything else in a reference: grid, timing and a family's additions."""
     layout = {name: value for name, value in asdict(medium).items() if name != "key"}
     digest = hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
     return f"{medium.key}-{digest[:NAME_DIGITS]}"
@@ -60,22 +61,22 @@ class StoreReader:
     """Finds embeddings by the names of their media.
 
     Args:
-        folder: The store's folder; opened here unless this process has it open already.
+        folder: The store's folder; opened unless this process already has it open.
     """
 
     def __init__(self, folder: str) -> None:
         shared = _shared.get(folder)
-        self._source: EmbeddingSource = EmbeddingStore(Path(folder)) if shared is None else shared
+        self._source: EmbeddingSource = EmbeddingStore(Path(folder), is_read_only=True) if shared is None else shared
 
     def find(self, name: str) -> Tensor | None:
-        """The embedding of a medium, or None if the store holds it no more."""
+        """The embedding of a medium, or None if it is no longer in the store."""
         return self._source.get(name.partition("-")[0])
 
     def load(self, names: Mapping[str, None], encoder_cache: dict[str, Tensor], dtype: torch.dtype) -> None:
-        """Put the named embeddings where vLLM's model looks for them.
+        """Put the named embeddings where vLLM's model expects them.
 
         Raises:
-            EngineError: If one left the store after it was seen there a moment ago.
+            EngineError: One was deleted from the store after vLLM had found it there.
         """
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = torch.device(accelerator.type, torch.accelerator.current_device_index()) if accelerator else "cpu"
@@ -84,26 +85,26 @@ class StoreReader:
                 continue
             tensor = self.find(name)
             if tensor is None:
-                raise EngineError(f"embedding {name} left {self._source.folder} while vLLM was reading it")
+                raise EngineError(f"embedding {name} disappeared from {self._source.folder} while vLLM was reading it")
             encoder_cache[name] = tensor.to(device, dtype)
 
 
 @cache
 def _create_class() -> type:
-    """The connector's class; vLLM makes one for its scheduler and one for each worker."""
+    """The connector's class; vLLM creates an instance for its scheduler and one for each worker."""
     from vllm.config import VllmConfig
     from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
     class Wanted(ECConnectorMetadata):
-        """What the scheduler asks of the workers in one step."""
+        """What the scheduler requests from the workers in one step."""
 
         def __init__(self, names: dict[str, None]) -> None:
             self.names = names
 
     class StoreConnector(ECConnectorBase):
-        """See the module; methods without a docstring are described in vLLM's base class."""
+        """See the module docstring; methods without a docstring are documented in vLLM's base class."""
 
         def __init__(self, vllm_config: VllmConfig, role: ECConnectorRole) -> None:
             super().__init__(vllm_config, role)
@@ -114,7 +115,7 @@ def _create_class() -> type:
             self._lost: set[str] = set()
 
         def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
-            # Asked again before every step, so what is computed already must cost nothing.
+            # Called before every step, so repeated calls must be cheap.
             names = [
                 feature.identifier
                 for feature in request.mm_features

@@ -1,12 +1,13 @@
 """Sampling with vLLM, in the trainer's process, from cached embeddings.
 
-A request carries the prompt with one placeholder per medium, the medium's grid and timing, and a name made of all that
-shapes it; vLLM reads the embedding from the store by that name. So vLLM never encodes a frame, computes the positions
-the trainer computes, and can't mistake one embedding for another. The G samples of a prompt share its keys and values.
+A request carries the prompt with one placeholder per medium, the medium's grid and timing, and a name derived from
+everything that affects it; vLLM reads the embedding from the store by that name. So vLLM never encodes a frame,
+computes the same positions as the trainer, and can't confuse embeddings. The G samples of a prompt share its keys and
+values.
 
-In one process the engine is alone. Where a process group exists, each of its ranks opens an engine and they sample
-together: replicas of `tensor_parallel_size` ranks, all of them called at the same time. The engine doesn't know
-rewards, groups of responses or the trainer.
+Without a process group there is a single engine. With one, each rank opens an engine and they sample together: replicas
+of `tensor_parallel_size` ranks, all called at the same time. The engine does not depend on rewards, groups of responses
+or the trainer.
 """
 
 import gc
@@ -38,7 +39,7 @@ __all__ = ["VllmRolloutEngine"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 SMALL_HIDDEN_SIZE = 128
-REPLICA_SEED_STRIDE = 0x9E3779B9  # torch's CPU generator reads the low 32 bits of a seed alone
+REPLICA_SEED_STRIDE = 0x9E3779B9  # torch's CPU generator reads only the low 32 bits of a seed
 
 _FIXED_OPTIONS: dict[str, Any] = {
     "enable_prefix_caching": True,  # the samples of a prompt, and the prompts about a video, share it
@@ -46,6 +47,7 @@ _FIXED_OPTIONS: dict[str, Any] = {
     "mm_processor_cache_gb": 0,
     "logprobs_mode": "processed_logprobs",
     "generation_config": "vllm",
+    "load_format": "safetensors",  # by itself it takes pickles where there are none
     "use_tqdm_on_load": False,
     "disable_log_stats": True,
 }
@@ -59,22 +61,22 @@ class VllmRolloutEngine:
     Args:
         checkpoint_folder: A Hugging Face checkpoint folder.
         store: Holds the embeddings that prompts refer to.
-        max_model_len: Longest prompt with its response, in tokens.
+        max_model_len: Maximum length of a prompt with its response, in tokens.
         memory_bytes: Size of the key-value cache, on each rank.
-        dtype: Number format of the weights; "float32" gives the smallest distance to the trainer's log-probs.
+        dtype: Dtype of the weights; "float32" gives the smallest difference from the trainer's log-probs.
         max_num_seqs: Responses sampled at the same time.
         batch_tokens: Tokens computed at the same time; longer prompts are computed in pieces.
-        num_threads: Threads while sampling on CPUs; None takes one for small models, for which passing work between
+        num_threads: Threads while sampling on CPUs; None uses one for small models, for which passing work between
             threads costs more than the work, and torch's number otherwise.
-        seed: Start of the engine's own sequence of random numbers.
+        seed: Seed of the engine's own random sequence.
         enforce_eager: Don't compile the model; compiling takes half a minute or more.
         tensor_parallel_size: Ranks of the process group that hold one copy of the model together.
         read_store: Let vLLM read embeddings from the store, where the modality allows it; otherwise each request
             carries them.
 
     Raises:
-        EngineUsageError: If vLLM isn't installed, or can't run here as asked.
-        EngineError: If vLLM doesn't start.
+        EngineUsageError: vLLM isn't installed, or can't run here with these settings.
+        EngineError: vLLM doesn't start.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class VllmRolloutEngine:
             line = first_line(error)
             if "KV cache" in line:
                 raise EngineUsageError(
-                    f"memory_bytes={memory_bytes}: too little for the keys and values of max_model_len="
+                    f"memory_bytes={memory_bytes}: too small for the keys and values of max_model_len="
                     f"{max_model_len} tokens; raise it, lower max_model_len or use more ranks ({line})"
                 ) from error
             raise EngineError(f"{checkpoint_folder}: vLLM doesn't start ({line})") from error
@@ -154,15 +156,17 @@ class VllmRolloutEngine:
         """See `RolloutEngine.generate`.
 
         Raises:
-            EngineUsageError: If a prompt isn't one of this model's.
-            EngineError: If the engine has died, or sleeps.
+            EngineUsageError: A prompt isn't one of this model's.
+            EngineError: The engine has died, or sleeps.
         """
         self._require_alive()
         if not self._has_weights:
-            raise EngineError("this vLLM engine gave its weights up to sleep; call update_weights before generate")
+            raise EngineError(
+                "this vLLM engine sleeps and has released its weights; call update_weights before generate"
+            )
         written = [self._writer.write(prompt, sampling) for prompt in prompts]
         requests = [request for request in written if not isinstance(request, Refusal)]
-        # Replicas step together, so one without requests takes part all the same.
+        # Replicas step together, so one without requests must still take part.
         outputs = iter(self._run(requests, sampling) if requests or self._placement.num_replicas > 1 else ())
         return [
             request if isinstance(request, Refusal) else read_rollouts(next(outputs), self._tokenizer)
@@ -170,7 +174,7 @@ class VllmRolloutEngine:
         ]
 
     def update_weights(self, policy: WeightSource) -> None:
-        """See `RolloutEngine.update_weights`; an engine that sleeps is awake afterwards.
+        """See `RolloutEngine.update_weights`; a sleeping engine is awake afterwards.
 
         The weights pass by reference, one at a time, and each rank keeps its part. In a process group all ranks call
         this together.
@@ -183,7 +187,7 @@ class VllmRolloutEngine:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
                 self._llm.apply_model(_repack_copies)
                 if not self._has_weights:
-                    self._llm.wake_up(tags=["kv_cache"])  # after the weights, which are at their largest meanwhile
+                    self._llm.wake_up(tags=["kv_cache"])  # after the weights, which need more memory while loading
                 self._has_weights = True
                 # What was computed with the old weights must not be found again.
                 is_empty = self._llm.reset_prefix_cache()
@@ -191,13 +195,13 @@ class VllmRolloutEngine:
                 self._llm.llm_engine.reset_mm_cache()
             except Exception as error:
                 self._failure = first_line(error)
-                raise EngineError(f"vLLM couldn't take over the weights ({self._failure})") from error
+                raise EngineError(f"vLLM couldn't load the weights ({self._failure})") from error
         if not is_empty:
-            self._failure = "its prefix cache couldn't be emptied"
-            raise EngineError(f"vLLM couldn't take over the weights ({self._failure})")
+            self._failure = "its prefix cache couldn't be cleared"
+            raise EngineError(f"vLLM couldn't load the weights ({self._failure})")
 
     def sleep(self) -> None:
-        """See `RolloutEngine.sleep`; weights, keys and values are dropped on GPUs, and nothing happens on CPUs."""
+        """See `RolloutEngine.sleep`; on GPUs weights, keys and values are freed; on CPUs nothing happens."""
         self._require_alive()
         if self._can_sleep and self._has_weights:
             self._llm.sleep(level=2)
@@ -211,8 +215,8 @@ class VllmRolloutEngine:
     def close(self) -> None:
         """See `RolloutEngine.close`.
 
-        vLLM's shutdown destroys the process group it works in. Where that is the trainer's, the engine only sleeps,
-        and what is left of it ends with the process.
+        vLLM's shutdown destroys its process group. Where that is the trainer's, the engine only sleeps, and the rest of
+        it ends with the process.
         """
         if self.is_closed:
             return
@@ -253,9 +257,9 @@ class VllmRolloutEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # of the sampled token only
             stop_token_ids=list(self._end_token_ids),
-            ignore_eos=True,  # the end tokens are the ones above, whatever the tokenizer says
+            ignore_eos=True,  # the end tokens are those above, not the tokenizer's
             detokenize=False,
         )
 
@@ -264,10 +268,10 @@ _CLOSED = "it was closed"
 
 
 def _repack_copies(model: Any) -> None:
-    """Renew the copies of weights that vLLM packs for CPUs.
+    """Refresh the packed copies of weights that vLLM makes for CPUs.
 
-    Reloading renews them for every layer that receives weights, which an output layer tied to the input does not, and
-    for experts the first time only.
+    Reloading refreshes them for every layer that receives weights, but not for an output layer tied to the input, and
+    for experts only the first time.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.platforms import current_platform
@@ -287,5 +291,5 @@ def _require_vllm() -> None:
             "or choose the transformers rollout engine"
         )
     for engine in _open_engines:
-        cure = "start a new process, since in a process group vLLM stays" if engine.is_closed else "close it first"
-        raise EngineUsageError(f"a vLLM engine is open in this process, which holds one at a time; {cure}")
+        cure = "start a new process, as vLLM stays open in a process group" if engine.is_closed else "close it first"
+        raise EngineUsageError(f"a vLLM engine is already open in this process, which can have one at a time; {cure}")

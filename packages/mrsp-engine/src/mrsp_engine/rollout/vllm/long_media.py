@@ -1,8 +1,8 @@
-"""Media longer than vLLM expects: an hour of video is one item of a quarter of a million tokens.
+"""Media longer than vLLM expects: an hour of video is one item of 250,000 tokens.
 
-vLLM keeps room for one item as long as its own processor would make it (114,688 tokens for Qwen2.5-VL) or as one
-batch, whichever is longer, and refuses longer ones. Stored embeddings know no such bound, so the model is registered
-again, out of tree, with a processor that says an item may fill the whole context. The model itself is unchanged.
+vLLM reserves space for one item of its own processor's maximum length (114,688 tokens for Qwen2.5-VL) or of one batch,
+whichever is longer, and refuses longer ones. Stored embeddings have no such limit, so the model is registered again,
+out of tree, with a processor that allows an item to fill the whole context. The model itself is unchanged.
 """
 
 import importlib
@@ -18,14 +18,15 @@ VLLM_MODULES = {
     "Qwen3VL": ("qwen3_vl", "Qwen3VL"),
     "Qwen3VLMoe": ("qwen3_vl_moe", "Qwen3VL"),
 }
-"""By the beginning of the architecture's name, with which vLLM's classes begin too: the module that has them, and how
-the names of its processor and of what it measures memory with begin."""
+"""By the prefix of the architecture's name, which vLLM's classes share: their module, and the prefixes of the names of
+its processor and of its profiling class.
+"""
 
 MODEL_SUFFIX = "ForConditionalGeneration"
 
 
 def allow_long_media(architecture: str) -> bool:
-    """Let an item of this architecture be as long as the context; whether the architecture is one that we know."""
+    """Allow an item of this architecture to be as long as the context; returns whether the architecture is known."""
     stem = architecture.removesuffix(MODEL_SUFFIX)
     if stem not in VLLM_MODULES:
         return False
@@ -45,7 +46,7 @@ def _create_model_class(stem: str) -> type:
     base_info: type[BaseProcessingInfo] = getattr(module, f"{stem}ProcessingInfo")
 
     class LongMediaInfo(base_info):
-        """The family's own processing with a longer longest item."""
+        """The family's own processing with a higher limit on an item."""
 
         def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
             own = super().get_mm_max_tokens_per_item(seq_len, mm_counts) or {}

@@ -1,8 +1,8 @@
-"""Living with vLLM in one process, alone or as one of the ranks of a process group.
+"""Sharing one process with vLLM, alone or as one rank of a process group.
 
-vLLM is made to own its process: it changes environment variables (`LD_PRELOAD` among them, which every child would
-inherit), replaces `torch.set_num_threads`, logs freely and reports usage. Training goes on in the same process here, so
-each of these is confined to the moments when vLLM runs. The module doesn't know what is sampled.
+vLLM assumes that it owns its process: it changes environment variables (such as `LD_PRELOAD`, which every child would
+inherit), replaces `torch.set_num_threads`, logs a lot and reports usage. Training runs in the same process here, so
+each of these is confined to the times when vLLM runs. The module does not depend on what is sampled.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from mrsp_engine.errors import EngineUsageError
 
 __all__ = ["Placement", "confined_import", "own_random_numbers", "sampling_threads"]
 
-# Set while vLLM is imported and started. Later reads of these, in the process itself, are of the first two only.
+# Set while vLLM is imported and started. Later, only the first two are read in this process.
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in process: starts in seconds and takes weights without copies
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would hold for the trainer's threads too
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in-process: starts in seconds and receives weights without copies
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would affect the trainer's threads too
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -38,17 +38,16 @@ CPU_WORKER_NAME = "GroupedCpuWorker"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where this process stands among those that sample.
+    """The position of this process among those that sample.
 
-    The ranks of a process group form replicas of `tensor_parallel_size` neighbours, which hold one copy of the model
-    together and must be given the same prompts. Replicas are independent but for one thing: all of them must call
-    `generate` together.
+    The ranks of a process group form replicas of `tensor_parallel_size` neighbours, which share one copy of the model
+    and must receive the same prompts. Replicas are independent, except that all of them must call `generate` together.
 
     Attributes:
         tensor_parallel_size: Ranks per replica.
-        num_replicas: Replicas.
-        rank: This process in the group.
-        is_grouped: Whether there is a process group at all.
+        num_replicas: Number of replicas.
+        rank: Rank of this process in the group.
+        is_grouped: Whether there is a process group.
     """
 
     tensor_parallel_size: int
@@ -58,17 +57,17 @@ class Placement:
 
     @classmethod
     def find(cls, tensor_parallel_size: int) -> "Placement":
-        """The place in the default process group, or alone if there is none.
+        """The position in the default process group; a single process if there is none.
 
         Raises:
-            EngineUsageError: If the group's ranks can't be divided so.
+            EngineUsageError: The group's ranks can't be divided like this.
         """
         is_grouped = dist.is_available() and dist.is_initialized()
         num_ranks = dist.get_world_size() if is_grouped else 1
         if tensor_parallel_size < 1 or num_ranks % tensor_parallel_size:
             raise EngineUsageError(
                 f"tensor_parallel_size={tensor_parallel_size}: expected a divisor of the number of ranks, "
-                f"{num_ranks}; change it or start as many processes with torchrun"
+                f"{num_ranks}; change it or start that many processes with torchrun"
             )
         return cls(
             tensor_parallel_size=tensor_parallel_size,
@@ -79,11 +78,11 @@ class Placement:
 
     @property
     def replica(self) -> int:
-        """Which replica this process belongs to."""
+        """The replica of this process."""
         return self.rank // self.tensor_parallel_size
 
     def engine_options(self) -> dict[str, Any]:
-        """What vLLM has to be told."""
+        """Engine options for vLLM."""
         if not self.is_grouped:
             return {}
         options: dict[str, Any] = {
@@ -96,7 +95,7 @@ class Placement:
         return options
 
     def environment(self) -> dict[str, str]:
-        """What a launcher would have set; vLLM reads its rank from there."""
+        """The environment variables that a launcher would set; vLLM reads its rank from them."""
         if not self.is_grouped:
             return {}
         local_rank = torch.cuda.current_device() if torch.cuda.is_available() else self.rank
@@ -105,9 +104,9 @@ class Placement:
 
 @contextlib.contextmanager
 def confined_import(placement: Placement | None = None) -> Generator[None]:
-    """Import and start vLLM inside: quiet, offline, and with the process's state as before afterwards.
+    """Import and start vLLM within this context: quiet, offline, and with the process's state restored afterwards.
 
-    What is written to standard error meanwhile is dropped, unless `VLLM_LOGGING_LEVEL` is set by the user.
+    Anything written to standard error meanwhile is discarded, unless the user sets `VLLM_LOGGING_LEVEL`.
     """
     environment = dict(os.environ)
     set_num_threads = torch.set_num_threads
@@ -125,10 +124,10 @@ def confined_import(placement: Placement | None = None) -> Generator[None]:
 
 @cache
 def _create_cpu_worker() -> type:
-    """VLLM's worker on CPUs, whose ranks talk through the process group.
+    """VLLM's worker on CPUs, whose ranks communicate through the process group.
 
-    By itself it shares memory under a name that is the same for all launched jobs of a machine, is never given back,
-    and waits forever for a rank that died. Ranks that disagree on the name don't share.
+    By default vLLM uses shared memory under a name that is the same for all launched jobs of a machine, is never freed,
+    and waits forever for a rank that died. Ranks with different names don't use shared memory.
     """
     from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -143,7 +142,7 @@ def _create_cpu_worker() -> type:
             distributed_init_method: str,
             is_driver_worker: bool = False,
         ) -> None:
-            own_name = f"{distributed_init_method}:rank-{rank}"  # vLLM takes the name from what follows the last colon
+            own_name = f"{distributed_init_method}:rank-{rank}"  # vLLM uses the part after the last colon as the name
             super().__init__(vllm_config, local_rank, rank, own_name, is_driver_worker)
 
     return GroupedCpuWorker
@@ -156,18 +155,18 @@ def __getattr__(name: str) -> Any:
 
 
 def own_random_numbers() -> contextlib.AbstractContextManager[None]:
-    """Inside, random numbers may be drawn and seeded; afterwards the caller's go on as if nothing had been."""
+    """Within this context random numbers may be drawn and seeded; afterwards the caller's random state is restored."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     return torch.random.fork_rng(devices=devices)
 
 
 @contextlib.contextmanager
 def sampling_threads(num_threads: int, *, is_eager: bool) -> Generator[None]:
-    """Run vLLM inside with this many threads, without touching the caller's random numbers, compiling or not."""
+    """Run vLLM in this context with this many threads, compiling or not, and keep the caller's random state."""
     previous = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        # vLLM compiles its sampler on first use even in eager mode: half a minute that pays only on large machines.
+        # vLLM compiles its sampler on first use even in eager mode: half a minute that pays off only on large machines.
         with own_random_numbers(), torch.compiler.set_stance("force_eager" if is_eager else "default"):
             yield
     finally:
@@ -176,7 +175,7 @@ def sampling_threads(num_threads: int, *, is_eager: bool) -> Generator[None]:
 
 @contextlib.contextmanager
 def _dropped_standard_error() -> Generator[None]:
-    # Part of the noise is written by C++ code, so the file descriptor itself is turned away.
+    # Some of the output comes from C++ code, so the file descriptor itself is redirected.
     sys.stderr.flush()
     saved = os.dup(2)
     try:

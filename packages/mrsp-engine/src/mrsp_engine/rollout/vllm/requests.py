@@ -1,10 +1,10 @@
-"""What goes into vLLM for a prompt, and what comes out of it.
+"""vLLM's requests for prompts, and the responses in its outputs.
 
-vLLM checks little of what it is handed here and fails, or worse doesn't, inside the model. So a prompt is checked
-before it is submitted, and one that can't be sampled is refused alone. The module doesn't run vLLM.
+vLLM validates little of these inputs; bad ones fail inside the model or, worse, don't fail. So a prompt is checked
+before it is submitted, and one that can't be sampled is refused without affecting the others. The module doesn't run
+vLLM.
 """
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.sampler_media import SamplerMedia, StoredSamplerMedia, find_sampler_media
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import EmbeddingSource, Refusal, RefusalReason, Rollout, SamplingSettings
@@ -22,52 +23,61 @@ __all__ = ["RequestWriter", "SamplerCheckpoint", "read_rollouts"]
 
 
 class SamplerCheckpoint:
-    """What the sampler's side must know of a checkpoint.
+    """What the sampler needs to know about a checkpoint.
 
     Attributes:
-        folder: Where the model that vLLM runs lies.
+        folder: Folder of the model that vLLM runs.
         config: Its config.json.
-        architecture: The model class it names.
+        architecture: The model class named in it.
         hidden_size: Width of the language model.
         media: How its media are written into requests.
-        embedding_width: Columns of a medium's embedding.
-        placeholder_ids: Tokens that stand for media.
+        embedding_width: Width of a medium's embedding.
+        placeholder_ids: Tokens that represent media.
         end_token_ids: Tokens that end a response.
 
     Raises:
-        EngineUsageError: If the folder is no checkpoint, or names no end token.
+        EngineUsageError: The folder isn't a checkpoint, or specifies no end token.
     """
 
     def __init__(self, folder: Path) -> None:
         config = _read_config(folder)
         self.media: SamplerMedia = find_sampler_media(str(config.get("model_type")))
         if self.media.subfolder:
-            folder = folder / self.media.subfolder
+            folder = CheckpointFolder(folder).part(self.media.subfolder).path
             config = _read_config(folder)
+        checkpoint = CheckpointFolder(folder)
+        checkpoint.admit(allow_pickle_weights=True)
         self.folder, self.config = folder, config
         text_config = cast(dict[str, Any], config.get("text_config", config))
         if "hidden_size" not in text_config:
-            raise EngineUsageError(f"{folder / 'config.json'}: names no hidden_size; choose a language model's folder")
+            raise EngineUsageError(f"{folder / 'config.json'}: has no hidden_size; choose a language model's folder")
         self.architecture = str(next(iter(config.get("architectures") or ()), ""))
         self.hidden_size = int(text_config["hidden_size"])
         self.embedding_width = self.media.embedding_width(config)
         self.placeholder_ids = self.media.placeholder_ids(folder, config)
-        generation = _read_json(folder / "generation_config.json") or {}
+        generation = checkpoint.find("generation_config.json") or {}
         end = cast(int | list[int] | None, generation.get("eos_token_id", text_config.get("eos_token_id")))
         if end is None:
-            raise EngineUsageError(f"{folder / 'generation_config.json'}: names no end token; set eos_token_id there")
+            raise EngineUsageError(
+                f"{folder / 'generation_config.json'}: specifies no end token; set eos_token_id there"
+            )
         self.end_token_ids = (end,) if isinstance(end, int) else tuple(end)
+        if not checkpoint.weight_files():
+            raise EngineUsageError(
+                f"{folder}: has no weights as safetensors, and vLLM is given nothing else; train from it, which saves "
+                'safetensors, or set the sampler\'s engine to "transformers"'
+            )
 
 
 class RequestWriter:
     """Turns prompts into vLLM's requests.
 
     Args:
-        checkpoint: Whose prompts these are.
-        source: Holds the embeddings they refer to.
-        max_model_len: Longest prompt with its response, in tokens.
-        dtype: Number format of the sampler.
-        is_reading_store: Whether vLLM takes embeddings from the store by name, rather than from the request.
+        checkpoint: The checkpoint that the prompts were built for.
+        source: Holds the embeddings that they refer to.
+        max_model_len: Maximum length of a prompt with its response, in tokens.
+        dtype: Dtype of the sampler.
+        is_reading_store: Whether vLLM reads embeddings from the store by name, rather than from the request.
     """
 
     def __init__(
@@ -87,10 +97,10 @@ class RequestWriter:
         self._checked: set[MediaReference] = set()
 
     def write(self, prompt: Prompt, sampling: SamplingSettings) -> dict[str, Any] | Refusal:
-        """The request of one prompt, or why there is none.
+        """The request for one prompt, or a refusal.
 
         Raises:
-            EngineUsageError: If the prompt was built for another checkpoint.
+            EngineUsageError: The prompt was built for another checkpoint.
         """
         checkpoint = self._checkpoint
         if sum(token in checkpoint.placeholder_ids for token in prompt.token_ids) != len(prompt.media):
@@ -141,8 +151,9 @@ def read_rollouts(output: Any, tokenizer: Any) -> list[Rollout] | Refusal:
     if given_up or not completions:
         return Refusal(
             reason=RefusalReason.SAMPLER_GAVE_UP,
-            message=f"vLLM gave up on a prompt of {len(output.prompt_token_ids or ())} tokens "
-            f"({given_up[0] if given_up else 'no response'}); its embedding may have left the store meanwhile",
+            message=f"vLLM failed on a prompt of {len(output.prompt_token_ids or ())} tokens "
+            f"({given_up[0] if given_up else 'no response'}); its embedding may have been deleted from the store "
+            f"meanwhile",
         )
     token_ids = [tuple(completion.token_ids) for completion in completions]
     texts: list[str] = tokenizer.batch_decode([list(ids) for ids in token_ids], skip_special_tokens=True)
@@ -163,17 +174,9 @@ _ENDS = ("stop", "length")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "config.json")
+    config = CheckpointFolder(folder).find("config.json") if folder.exists() else None
     if config is None or "model_type" not in config:
         raise EngineUsageError(
             f"{folder / 'config.json'}: not readable as a model's configuration; choose a checkpoint folder"
         )
     return config
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return cast(dict[str, Any], value) if isinstance(value, dict) else None

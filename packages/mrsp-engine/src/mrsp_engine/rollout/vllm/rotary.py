@@ -1,8 +1,8 @@
-"""Rotary positions in vLLM: told so that it arrives at the trainer's frequencies, and looked at once it has started.
+"""Rotary positions in vLLM: configured to give the trainer's frequencies, and checked once it has started.
 
-vLLM keeps more positions ready for some models than they have, and takes that larger number for the trained length when
-it works out which frequencies YaRN stretches. Both bounds of that range are where a channel turns `beta` times within
-the trained length, so with bounds as many times larger it finds the range of the trained length.
+For some models vLLM precomputes more positions than they have, and uses that larger number as the trained length when
+it computes which frequencies YaRN stretches. Both bounds of that range are where a channel rotates `beta` times within
+the trained length, so with both betas scaled by the same factor vLLM gets the range of the trained length.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from mrsp_engine.rotary import longest_context, refuse_rotary
 __all__ = ["SamplerRotary", "rotary_frequencies"]
 
 BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
-"""YaRN's own, where a checkpoint names none."""
+"""YaRN's defaults, where a checkpoint specifies none."""
 
 
 class SamplerRotary:
@@ -30,10 +30,10 @@ class SamplerRotary:
     Args:
         folder: Where the model that vLLM runs lies.
         config: Its config.json.
-        kept_positions: Times the trained length that vLLM keeps ready.
+        kept_positions: Number of positions that vLLM precomputes, as a multiple of the trained length.
 
     Raises:
-        EngineUsageError: If vLLM can't have the trainer's frequencies.
+        EngineUsageError: vLLM can't use the trainer's frequencies.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, kept_positions: int) -> None:
@@ -46,9 +46,9 @@ class SamplerRotary:
             self._longest = longest_context(text.to_dict())
 
     def override(self, config: Any) -> Any:
-        """What vLLM calls with the configuration that it loaded (`hf_overrides`)."""
+        """Callback for vLLM, which passes the configuration that it loaded (`hf_overrides`)."""
         text = config.get_text_config()
-        if hasattr(text, "rope_parameters"):  # it also asks with an empty one
+        if hasattr(text, "rope_parameters"):  # it also calls this with an empty one
             text.rope_parameters = dict(self._settings)
             text.max_position_embeddings = self._longest
         return config
@@ -57,24 +57,24 @@ class SamplerRotary:
         """Compare the frequencies of vLLM's running model with the trainer's.
 
         Raises:
-            EngineUsageError: If fewer positions are ready than a sequence may have.
-            EngineError: If the frequencies differ.
+            EngineUsageError: Fewer positions are precomputed than a sequence may have.
+            EngineError: The frequencies differ.
         """
         tables = [
             module.cos_sin_cache for name, module in model.named_modules() if name.endswith("self_attn.rotary_emb")
         ]
         if not tables:
-            raise EngineError(f"vLLM's {type(model).__name__} has no rotary positions where they are looked for")
+            raise EngineError(f"vLLM's {type(model).__name__} has no rotary positions in the expected place")
         for table_PC in tables:
             if len(table_PC) < max_model_len:
                 raise EngineUsageError(
-                    f"max_model_len={max_model_len}: the checkpoint's rope_parameters reach to {len(table_PC)} "
+                    f"max_model_len={max_model_len}: the checkpoint's rope_parameters cover {len(table_PC)} "
                     "positions; lower it, or raise factor there"
                 )
             self._compare(table_PC)
 
     def _compare(self, table_PC: Tensor) -> None:
-        """Look at positions 1, 2, 4, …, with what rounding of the angle and of the table allows."""
+        """Check positions 1, 2, 4, …, with a tolerance for rounding of the angle and of the table."""
         positions_P = 2 ** torch.arange(len(table_PC).bit_length() - 1)
         angles_PF = positions_P[:, None] * self._frequencies
         expected_PC = torch.cat((angles_PF.cos(), angles_PF.sin()), dim=1) * self._scale
@@ -88,7 +88,7 @@ class SamplerRotary:
 
 
 def rotary_frequencies(config: Any) -> tuple[Tensor, float]:
-    """The frequencies that transformers gives a language model, and what it multiplies cosine and sine with.
+    """The frequencies that transformers computes for a language model, and its factor for cosine and sine.
 
     Args:
         config: The language model's configuration, as transformers loads it.
@@ -104,7 +104,7 @@ def rotary_frequencies(config: Any) -> tuple[Tensor, float]:
 
 
 def _settings(config: Any, kept_positions: int) -> dict[str, Any]:
-    """Rotary settings for vLLM: complete, and of the number types that it expects."""
+    """Rotary settings for vLLM: complete, and with the number types that it expects."""
     rope: dict[str, Any] = {name: value for name, value in config.rope_parameters.items() if value is not None}
     if rope["rope_type"] == "yarn":
         rope["factor"] = rope.get("factor") or config.max_position_embeddings / rope["original_max_position_embeddings"]

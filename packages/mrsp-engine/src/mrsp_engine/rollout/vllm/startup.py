@@ -1,4 +1,4 @@
-"""Starting vLLM in this process, and undoing a start that failed."""
+"""Starting vLLM in this process, and cleaning up after a failed start."""
 
 from functools import partial
 from typing import Any
@@ -13,17 +13,17 @@ __all__ = ["first_line", "leave_process_group", "start"]
 
 
 def start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[str, Any]) -> Any:
-    """Start the engine, as large as the checkpoint's media ask for.
+    """Start the engine, with the sizes that the checkpoint's media require.
 
     Raises:
-        EngineError: If its rotary positions aren't the trainer's.
+        EngineError: Its rotary positions differ from the trainer's.
     """
     from vllm import LLM
     from vllm.platforms import current_platform
 
     options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
     if not allow_long_media(checkpoint.architecture):
-        # A medium has to fit in the encoder cache, which is then as large as a batch.
+        # A medium has to fit into the encoder cache, which is then as large as a batch.
         options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
     llm = LLM(model=str(checkpoint.folder), hf_overrides=rotary.override, **options)
     try:
@@ -35,7 +35,7 @@ def start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[st
 
 
 def leave_process_group() -> None:
-    """Undo what a start that failed has begun; the next engine would take vLLM's process group for the trainer's."""
+    """Clean up after a failed start; otherwise the next engine would mistake vLLM's process group for the trainer's."""
     with confined_import():
         from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -43,6 +43,6 @@ def leave_process_group() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of vLLM in one line."""
+    """One line for an error in vLLM."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""Small random checkpoints in the exact layouts that models are published in.
+"""Small random checkpoints in the exact layouts of published models.
 
-`mrsp_engine.tiny.families` writes folders as the installed transformers would. These are folders as they lie on a hub:
-file names, names of weights, shards with an index, number format and every key of every configuration are those of the
-published models, most of which were written by transformers 4. Only the sizes are small, the weights random, and texts
+`mrsp_engine.tiny.families` writes folders like the installed transformers. These folders are like those on a hub: file
+names, names of weights, shards with an index, dtype and every key of every configuration are those of the published
+models, most of which were written by transformers 4. Only the sizes are small, the weights random, and the texts
 (templates, cards, licences) our own.
 """
 
@@ -25,20 +25,20 @@ PUBLISHED_KINDS: Mapping[str, Callable[[Path, int], None]] = {
     **{kind: partial(write_qwen3_vl, kind) for kind in QWEN3_VL_KINDS},
     **{kind: partial(write_vila, kind) for kind in VILA_KINDS},
 }
-"""What fills an empty folder, from a seed, by the model whose layout it has."""
+"""The functions that fill an empty folder, given a seed, by the model whose layout it gets."""
 
 
 def write_published(kind: str, folder: Path, seed: int = 0) -> None:
     """Write a small random checkpoint in a published layout.
 
     Args:
-        kind: Whose layout; one of `PUBLISHED_KINDS`.
-        folder: Where it goes; it must not exist or be empty.
+        kind: The layout; one of `PUBLISHED_KINDS`.
+        folder: The output folder; it must not exist or be empty.
         seed: Seed of the weights.
 
     Raises:
         EngineUsageError: There is no such kind, or the folder isn't empty.
-        EngineError: If the folder can't be written.
+        EngineError: The folder can't be written.
     """
     if kind not in PUBLISHED_KINDS:
         raise EngineUsageError(f"kind {kind!r}: expected one of {', '.join(sorted(PUBLISHED_KINDS))}")

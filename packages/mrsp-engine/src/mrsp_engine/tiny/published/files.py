@@ -1,6 +1,6 @@
 """The files of a published checkpoint: weights in shards with their index, tokenizer, JSON, card and licence.
 
-Everything is written as transformers 4 wrote it. The module knows no model.
+Everything is written like transformers 4 wrote it. The module is independent of models.
 """
 
 import json
@@ -26,21 +26,21 @@ CORPUS = (
 )
 VOCABULARY_SIZE = 512
 FURTHER_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
-"""Special tokens of the Qwen series that the engine has no use for; the last ones that are special there."""
+"""Special tokens of the Qwen series that the engine doesn't use; they are the last special ones there."""
 PLAIN_TOKENS = ("<tool_call>", "</tool_call>")
 """Added tokens that are not special."""
 WEIGHT_SCALE = 5.0
-"""How much larger than freshly initialised; with those hardly anything depends on positions."""
+"""Factor over freshly initialised weights, with which positions would hardly matter."""
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON with the keys in the order given, and a line break at the end."""
+    """Write JSON with the keys in the given order, and a line break at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_card(folder: Path, name: str) -> None:
-    """A card, a licence, and what git wants to know about large files."""
+    """Write a card, a licence, and git's attributes for large files."""
     (folder / "README.md").write_text(
         f"---\nlicense: other\nlibrary_name: transformers\n---\n\n# {name}\n\nSmall and random.\n", encoding="utf-8"
     )
@@ -49,7 +49,7 @@ def write_card(folder: Path, name: str) -> None:
 
 
 def create_weights(model_class: Any, config: Any, seed: int) -> dict[str, Tensor]:
-    """Random weights in bfloat16, under the names of transformers' class; a tied head is left out."""
+    """Random weights in bfloat16, under the names of transformers' class; a tied head is omitted."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = model_class(config)
@@ -83,11 +83,11 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, num_shards: in
 
 
 class PublishedTokenizer:
-    """A byte-level BPE with the special tokens of the Qwen series, and the files that transformers 4 keeps of it.
+    """A byte-level BPE with the special tokens of the Qwen series, and the files that transformers 4 writes for it.
 
     Args:
         specials: The special tokens.
-        plain: The added tokens behind them that are not special.
+        plain: The added tokens after them that are not special.
 
     Attributes:
         ids: Every added token's id.
@@ -123,18 +123,18 @@ class PublishedTokenizer:
         self._content["added_tokens"] = [{"id": self.ids[token], **entry} for token, entry in self._added.items()]
 
     def padded_size(self, multiple: int = 64) -> int:
-        """Rows of an embedding that are more than there are tokens."""
+        """Number of rows of an embedding, which is larger than the number of tokens."""
         return math.ceil((self.size + 1) / multiple) * multiple
 
     def write(self, folder: Path, *, template: str, max_length: int, is_fast: bool = True, **values: Any) -> None:
         """Write its files.
 
         Args:
-            folder: Where they go.
+            folder: The output folder.
             template: Chat template, in `tokenizer_config.json`.
             max_length: `model_max_length`.
             is_fast: With `tokenizer.json`; otherwise with what the slow classes of transformers 4 saved in its place.
-            values: Further keys of `tokenizer_config.json`.
+            values: Additional keys of `tokenizer_config.json`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "vocab.json", self._content["model"]["vocab"])

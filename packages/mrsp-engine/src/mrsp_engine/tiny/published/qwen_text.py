@@ -1,4 +1,4 @@
-"""Qwen2.5 and Qwen3 language models as they are published."""
+"""Qwen2.5 and Qwen3 language models in their published layouts."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from mrsp_engine.tiny.tokenizer import END_OF_TEXT, END_OF_TURN
 __all__ = ["QWEN_TEXT_KINDS", "write_qwen_text"]
 
 QWEN_TEXT_KINDS = ("qwen2_5_1_5b", "qwen2_5_7b", "qwen3_4b", "qwen3_8b")
-"""One file and a tied head; shards and a head; tied shards with heads × head size ≠ hidden size; and a head with it."""
+"""One file with a tied head; shards with a separate head; and, with heads × head size ≠ hidden size, shards with a tied
+head and with a separate one.
+"""
 
 _TIED = ("qwen2_5_1_5b", "qwen3_4b")
 _HIDDEN_SIZES = {"qwen2_5_1_5b": 96, "qwen2_5_7b": 96, "qwen3_4b": 64, "qwen3_8b": 128}

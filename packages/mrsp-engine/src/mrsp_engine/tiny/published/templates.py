@@ -1,4 +1,4 @@
-"""Chat templates with the habits of the published ones, in our own words."""
+"""Chat templates that behave like the published ones, in our own words."""
 
 __all__ = ["QWEN_TEXT_TEMPLATE", "QWEN_VL_TEMPLATE", "VILA_TEMPLATE"]
 
@@ -36,7 +36,7 @@ QWEN_VL_TEMPLATE = (
     "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Content in parts; media count up."""
+"""Content in parts; media are numbered."""
 
 VILA_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou look and answer.<|im_end|>\\n' }}{% endif %}"
@@ -45,4 +45,4 @@ VILA_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Nothing but text."""
+"""Text only."""

@@ -1,8 +1,8 @@
-"""VILA, NVILA and LongVILA as they are published: three folders below one configuration that repeats theirs.
+"""VILA, NVILA and LongVILA in their published layouts: three folders below one configuration that repeats theirs.
 
-NVILA-8B comes as VILA's trainer left it: no encoders are named, frames stand for three scales, and the embedding ends
-before the tokens of media. NVILA-Lite and LongVILA-R1 come as converted for `trust_remote_code`, with encoders as a
-JSON string or as an object, and with the code beside them; here that code refuses to be imported.
+NVILA-8B is as written by VILA's trainer: no encoders are named, frames represent three scales, and the embedding ends
+before the media tokens. NVILA-Lite and LongVILA-R1 are as converted for `trust_remote_code`, with encoders as a JSON
+string or as an object, and with their code in the folder; here that code refuses to be imported.
 """
 
 from pathlib import Path
@@ -115,7 +115,7 @@ def _auto_map() -> dict[str, str]:
 
 
 def _encoders(*, is_text: bool) -> dict[str, Any]:
-    """The encoders as objects, or as the JSON text that VILA's configuration class has for a default."""
+    """The encoders as objects, or as the JSON text that is the default of VILA's configuration class."""
     targets = {f"{name.lower()}_encoder": f"llava.model.encoders.Basic{name}Encoder" for name in ("Image", "Video")}
     if is_text:
         return {key: f'{{"_target_": "{target}"}}' for key, target in targets.items()}

@@ -1,0 +1,107 @@
+"""Folders in which a program writes and deletes, though somebody else may have put something there.
+
+A store or a run is changed long after it was begun, and may have been copied from anywhere in between. So what is
+written, renamed and removed is reached as `ForeignFolder` reaches what it reads: every folder on the way is a real one,
+a new file is made new, and removing a link removes the link.
+"""
+
+import os
+import shutil
+import stat
+from typing import BinaryIO
+
+from longrl_files.folders import ForeignFolder
+from longrl_files.regular_files import APPEND_FLAGS, adopt
+
+_NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class OwnFolder(ForeignFolder):
+    """A folder whose content is not trusted, and changed all the same.
+
+    What the system refuses is raised as the `OSError` it is; what leads elsewhere as the caller's own kind of error.
+    """
+
+    def status(self, name: str) -> os.stat_result | None:
+        """What the system says of a name, of a link itself; None if nothing has the name.
+
+        Raises:
+            error: A folder on the way is a link, or the name leads out of the folder.
+        """
+        try:
+            with self._parent(name) as (parent, last):
+                return os.stat(last, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder unless there is one.
+
+        Raises:
+            error: Something else has the name.
+        """
+        try:
+            with self._parent(name) as (parent, last):
+                os.mkdir(last, dir_fd=parent)
+        except FileExistsError:
+            self.names(name)
+
+    def create(self, name: str) -> BinaryIO:
+        """Make a new, empty file and open it to be written.
+
+        Raises:
+            FileExistsError: Something has the name, be it a link to nothing.
+            error: As for `status`.
+        """
+        with self._parent(name) as (parent, last):
+            return os.fdopen(os.open(last, _NEW_FLAGS, 0o666, dir_fd=parent), "w+b")
+
+    def extend(self, name: str) -> BinaryIO:
+        """Open a file to write at its end; it is made if there is none.
+
+        Raises:
+            error: Something other than a regular file has the name.
+        """
+        status = self.status(name)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            self.path(name)
+        with self._parent(name) as (parent, last):
+            descriptor = os.open(last, APPEND_FLAGS | os.O_NOFOLLOW, 0o666, dir_fd=parent)
+        return adopt(descriptor, self.root / name, error=self._error, mode="a+b")
+
+    def replace(self, name: str, other: str) -> None:
+        """Give a file another name; what had that name is gone, a link itself."""
+        with self._parent(name) as (parent, last), self._parent(other) as (other_parent, other_last):
+            os.replace(last, other_last, src_dir_fd=parent, dst_dir_fd=other_parent)
+
+    def link(self, name: str, other: str) -> None:
+        """Give a file another name beside its own.
+
+        Raises:
+            FileExistsError: Something has that name.
+        """
+        with self._parent(name) as (parent, last), self._parent(other) as (other_parent, other_last):
+            os.link(last, other_last, src_dir_fd=parent, dst_dir_fd=other_parent, follow_symlinks=False)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a link itself, if there is one."""
+        try:
+            with self._parent(name) as (parent, last):
+                os.unlink(last, dir_fd=parent)
+        except FileNotFoundError:
+            return
+
+    def remove_tree(self, name: str) -> None:
+        """Remove whatever has the name: a file, a link itself, or a folder with all that is in it, never through links.
+
+        Raises:
+            error: A folder on the way is a link.
+        """
+        status = self.status(name)
+        if status is None:
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            self.remove(name)
+            return
+        with self._parent(name) as (parent, last):
+            shutil.rmtree(last, dir_fd=parent)

@@ -1,0 +1,1 @@
+"""What is alike, among very many: sets of words, and stretches of time."""
