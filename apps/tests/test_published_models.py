@@ -283,5 +283,6 @@ def test_a_model_that_reads(
     stages = Stages(kind, texts, tmp_path, capsys)
     said = stages.run("encode", dataset / "videos", "--model", stages.model, "--store", stages.store, code=2)
     assert len(said.strip().splitlines()) == 1
-    assert "takes no video" in said
+    assert "a model of type qwen" in said
+    assert "no video; set another model folder" in said
     stages.go_through({"input": 3, "kept": 3, "dropped": {}}, epochs=3)

@@ -64,12 +64,13 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
         EngineError: There are none, or a file is gone or damaged.
     """
     weights: dict[str, dict[str, Tensor]] = {}
+    files = CheckpointFolder(folder).files
     try:
         for path in checkpoint_files(folder):
             if path.suffix == ".safetensors":
                 part = "" if path.parent == Path() else path.parent.as_posix()
-                weights.setdefault(part, {}).update(load_file(folder / path))
-    except (OSError, SafetensorError) as error:
+                weights.setdefault(part, {}).update(load_file(files.path(path.as_posix())))
+    except (OSError, SafetensorError, EngineUsageError) as error:
         raise EngineError(
             f"{folder}: its weights can't be read ({getattr(error, 'strerror', None) or error})"
         ) from error

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL as they are published."""
+"""Qwen2-VL and Qwen2.5-VL in their published layouts."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mrsp_engine.tiny.tokenizer import END_OF_TEXT, END_OF_TURN
 __all__ = ["QWEN2_VL_KINDS", "write_qwen2_vl"]
 
 QWEN2_VL_KINDS = ("qwen2_vl_2b", "qwen2_5_vl_3b", "qwen2_5_vl_7b")
-"""The first two with a tied head, the last with one of its own."""
+"""The first two with a tied head, the last with a separate one."""
 
 
 def write_qwen2_vl(kind: str, folder: Path, seed: int) -> None:

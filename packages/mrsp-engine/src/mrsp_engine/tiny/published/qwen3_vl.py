@@ -1,4 +1,4 @@
-"""Qwen3-VL as it is published, with and without experts."""
+"""Qwen3-VL in its published layout, with and without experts."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mrsp_engine.tiny.tokenizer import END_OF_TEXT, END_OF_TURN
 __all__ = ["QWEN3_VL_KINDS", "write_qwen3_vl"]
 
 QWEN3_VL_KINDS = ("qwen3_vl_4b", "qwen3_vl_8b", "qwen3_vl_30b_a3b")
-"""With a tied head and heads × head size ≠ hidden size; with a head of its own and the two equal; with experts."""
+"""With a tied head and heads × head size ≠ hidden size; with a separate head and the two equal; with experts."""
 
 
 def write_qwen3_vl(kind: str, folder: Path, seed: int) -> None:
