@@ -29,7 +29,7 @@ print(medium.key, medium.num_tokens, int(peak.split()[1]) * 1024)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_two_hour_file_is_encoded_within_two_gibibytes(tmp_path: Path) -> None:
     settings = WorldSettings(seconds=7200, frames_per_second=2, size_pixels=112, num_scenes=20)
     write_video(create_world("long", settings), tmp_path / "long.mp4")

@@ -57,7 +57,7 @@ def server(quickstart, serve, tmp_path_factory):
         yield address
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_vllm_serve_answers_a_question_about_a_video(server, video):
     encoded = base64.b64encode(video.read_bytes()).decode()
     content = [

@@ -34,7 +34,7 @@ NOTES = {
 FILTERED = {"items": [{"question_id": "q8", "reason": "near_duplicate", "detail": "repeats q1"}]}
 JOURNALS = ("responses.jsonl", "calls.jsonl")
 FILES = ("records.parquet", "manifest.json", "filters.json", "unfiltered.parquet", *NOTES, *JOURNALS)
-DEEP = "[" * 100_000
+DEEP = "[" * 100_000 + "\n"
 ESCAPES = "\x1b[2J\x1b]0;title\x07\nerror: forged"
 
 
@@ -172,10 +172,7 @@ HOSTILE_DATASETS: dict[str, Change] = {
     **{f"{name} is a folder": _replace(name, Path.mkdir) for name in (*FILES, ".owner")},
     ".owner is a link": _link(".owner", "secret.json"),
     "view.html is a link": _link("view.html", "secret.json"),
-    **{
-        f"{name} is nested deep": _write(name, DEEP + "\n")
-        for name in ("manifest.json", "filters.json", *NOTES, *JOURNALS)
-    },
+    **{f"{name} is nested deep": _write(name, DEEP) for name in ("manifest.json", "filters.json", *NOTES, *JOURNALS)},
     **{f"{name} is binary": _write(name, bytes(range(256)) * 10) for name in FILES},
     **{f"{name} holds another value": _json(name, [3]) for name in ("manifest.json", "filters.json", *NOTES)},
     **{f"{name} holds a line of another form": _json(name, {"stage": 3}) for name in (*NOTES, *JOURNALS)},

@@ -81,7 +81,7 @@ def _peak_bytes() -> int:
     return int(found[1]) * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_thousand_tokens_of_a_large_vocabulary_stay_within_a_gibibyte() -> None:
     """8 responses of 1,024 tokens with a vocabulary of 151,936: 4.6 GiB of logits if held at once."""
     (peak,) = run_on_ranks(peak_bytes_of_scoring, 1, 8 * 1024, 151_936, 16)

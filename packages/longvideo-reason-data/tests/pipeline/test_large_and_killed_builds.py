@@ -179,7 +179,7 @@ def paint(film: int, frame: np.ndarray) -> np.ndarray:
     return generator.integers(0, 256, (4, 6, 3), dtype=np.uint8).repeat(16, axis=0).repeat(16, axis=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_videos_need_no_more_memory_than_a_tenth_of_them(
     judge: Judge, make_video: MakeVideo, tmp_path: Path
 ) -> None:

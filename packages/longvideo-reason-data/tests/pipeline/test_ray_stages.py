@@ -46,7 +46,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     running.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_make_the_same_dataset(cluster: Any, server: Any, make_video: MakeVideo, tmp_path: Path) -> None:
     for number in range(4):
         make_video(f"films/film {number}.mp4", num_frames=60, first_number=100 * number)

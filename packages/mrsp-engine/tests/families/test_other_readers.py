@@ -131,6 +131,7 @@ def install(place: Path, version: str) -> Path:
     return python
 
 
+@pytest.mark.long
 @pytest.mark.timeout(INSTALL_SECONDS + READ_SECONDS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_another_version_reads_what_was_saved(root: Path, version: str, tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
-"""A model out of a run, finished or going on, as a checkpoint in the layout that it was published in.
+"""Exporting the model of a run, finished or in progress, as a checkpoint in its published layout.
 
-A finished run has its model in that layout already. A checkpoint of training has the layout but the number format of
-the training; the published formats stand in the weights of the model that the run began with, so that one is needed
-too. Both are written by what every saved model is written by (`mrsp_engine.families.copies`). No model is loaded, and
-a run that is going on is only looked at.
+A finished run has its model in that layout already. A training checkpoint has the layout but the training dtype; the
+published dtypes are taken from the weights of the model that the run began with, so that model is needed too. Both are
+written by the code that writes every saved model (`mrsp_engine.families.copies`). No model is loaded, and a run in
+progress is only read.
 """
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from longrl_files.folders import ForeignFolder
+from longrl_trainer.durable import LINK_CURE
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longrl_trainer.runs.folder import RESULT_NAME
@@ -65,13 +66,14 @@ def export_model(run: Path, output: Path, *, step: int | None = None, model: Pat
 
 def _num_steps_of_finished(run: Path) -> int | None:
     """How many steps a finished run has; None if it isn't finished."""
-    path = run / RESULT_NAME
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["num_steps"])
-    except FileNotFoundError:
+    files = ForeignFolder(run, error=TrainerUsageError, link_cure=LINK_CURE)
+    if not files.has(RESULT_NAME):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainerUsageError(f"{path} is not the result of a run: {error}") from error
+    result = files.read_json(RESULT_NAME)
+    num_steps = cast(dict[str, object], result).get("num_steps") if isinstance(result, dict) else None
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 0:
+        raise TrainerUsageError(f"{run / RESULT_NAME}: is not the result of a run; expected a number of steps in it")
+    return num_steps
 
 
 def _read_checkpoint(run: Path, step: int | None, num_steps: int | None) -> tuple[int, Weights]:

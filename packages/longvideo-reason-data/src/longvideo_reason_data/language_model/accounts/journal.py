@@ -15,6 +15,9 @@ from pathlib import Path
 from longrl_files.folders import ForeignFolder
 from longvideo_reason_data.errors import DataError, UsageError
 
+MAX_LINE_BYTES = 64 * 2**20
+"""Most bytes of a line; an answer of a server has an eighth at most."""
+
 
 class Journal:
     """An open journal.
@@ -93,8 +96,10 @@ class Journal:
     def _read(self, take: Callable[[int, bytes], None]) -> None:
         self._file.seek(0)
         offset = 0
-        for number, line in enumerate(self._file, start=1):
+        for number, line in enumerate(iter(lambda: self._file.readline(MAX_LINE_BYTES), b""), start=1):
             try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("too long")
                 take(offset, line)
             except (ValueError, KeyError, AttributeError) as error:
                 raise DataError(f"{self.path}: line {number} is damaged; remove that line and run again") from error

@@ -8,16 +8,16 @@ The lines survive the end of this process at any moment. An answer's own line in
 of its call, so a call whose answer was kept but whose end wasn't written is completed from there.
 """
 
-import json
 import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from longrl_files.json_text import parse_json
 from longvideo_reason_data.language_model.accounts.journal import Journal
 from longvideo_reason_data.language_model.accounts.prices import Amount, Count, TokenPrice, TokenUsage, dearest_price
 from longvideo_reason_data.language_model.accounts.response_cache import ResponseCache, StoredResponse
@@ -163,7 +163,7 @@ class Ledger:
                 self._end(started, Outcome.ANSWERED, usage_of(stored), is_confirmed=True, latency_seconds=0)
 
     def _take(self, offset: int, line: bytes) -> None:
-        fields = json.loads(line)
+        fields = cast(dict[str, object], parse_json(line))
         if fields.get("event") == "started":
             self._count_start(CallStarted.model_validate(fields))
             self._num_calls += 1

@@ -5,7 +5,6 @@ there together, so a slow disk costs waiting, not requests. Only the places of t
 """
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
+from longrl_files.json_text import parse_json
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.language_model.accounts.journal import Journal
 
@@ -132,7 +132,7 @@ class ResponseCache:
         return self._tokens
 
     def _take(self, offset: int, line: bytes) -> None:
-        self._note(StoredResponse.model_validate(json.loads(line)), offset, len(line))
+        self._note(StoredResponse.model_validate(parse_json(line)), offset, len(line))
 
     def _write(self, responses: list[StoredResponse]) -> None:
         lines = [response.model_dump_json().encode() + b"\n" for response in responses]
