@@ -88,7 +88,7 @@ def _read_checkpoint(run: Path, step: int | None, num_steps: int | None) -> tupl
 
 
 def _choose(run: Path, step: int | None, num_steps: int | None) -> Checkpoint:
-    checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run / "checkpoints")}
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run)}
     if step is None and checkpoints:
         return checkpoints[max(checkpoints)]
     if step in checkpoints:
