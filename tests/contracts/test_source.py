@@ -31,6 +31,17 @@ TRACES = re.compile(
 )
 
 
+# Where `json.loads` reads what this project or a library has written a moment before, in this run.
+OWN_JSON = {
+    "apps/src/longrl/pipeline.py",
+    "packages/longvideo-reason-data/src/longvideo_reason_data/pipeline/ray_stages.py",
+    "packages/mrsp-engine/src/mrsp_engine/testing/hostile_checkpoints.py",
+    "packages/mrsp-engine/src/mrsp_engine/tiny/published/files.py",
+    "packages/mrsp-engine/src/mrsp_engine/tiny/tokenizer.py",
+    "packages/longrl-files/src/longrl_files/folders.py",
+}
+
+
 def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -85,6 +96,13 @@ def test_half_of_the_modules_are_read_in_a_minute():
 def test_a_room_can_be_surveyed():
     rooms = Counter(path.parent for path in MODULES if path.name != "__init__.py")
     assert {relative(room): count for room, count in rooms.items() if count > MOST_MODULES} == {}
+
+
+def test_json_from_outside_is_read_in_one_way():
+    """By `longrl_files`, which bounds it; Python's own reader ends in a RecursionError, or accepts NaN."""
+    readers = re.compile(r"\bjson\.loads?\(|\bParquetFile\(|\bread_table\(")
+    found = {relative(path) for path in MODULES if readers.search(path.read_text(encoding="utf-8"))}
+    assert found - OWN_JSON == {"packages/longvideo-reason-data/src/longvideo_reason_data/parquet_rows.py"}
 
 
 def test_a_class_has_a_name_of_its_own():

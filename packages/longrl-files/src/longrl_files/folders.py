@@ -25,7 +25,7 @@ from longrl_files.regular_files import APPEND_FLAGS, MAX_TEXT_BYTES, READ_FLAGS,
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LINK_ERRORS = frozenset({errno.ELOOP, errno.EMLINK})
-_LINK_CURE = "put the file itself there, or allow links in this folder with --follow-links"
+_LINK_CURE = "put the file itself there, or allow links in this folder with --follow-links (data.follow_links)"
 FOLLOWED_VARIABLE = "LONGRL_FOLLOWED_FOLDERS"
 """Environment variable with the folders in which links are followed, so that processes started by this one know."""
 

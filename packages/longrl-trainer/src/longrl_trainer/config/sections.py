@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from longrl_files.folders import follow_links
 from longrl_trainer.config.effects import Effect
 
 AdvantageName = Literal["grpo", "dr_grpo", "rloo"]
@@ -107,6 +108,8 @@ class DataSection(FrameSettings):
     """The split of the dataset."""
     system: str | None = None
     """System message before the video; none by default."""
+    follow_links: Annotated[bool, Effect.NONE] = False
+    """Follow links in the dataset, which may lead anywhere; without it they are refused."""
 
     @model_validator(mode="after")
     def _counts_frames(self) -> Self:
@@ -144,5 +147,7 @@ class ParallelSection(Section):
 
 
 def records_path(data: DataSection) -> Path:
-    """The file with the questions of a dataset folder."""
+    """The file with the questions of a dataset; links in its folder are followed from now on if the settings say so."""
+    if data.follow_links:
+        follow_links(data.dataset)
     return data.dataset / "records.parquet"
