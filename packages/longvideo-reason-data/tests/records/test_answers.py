@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longvideo_reason_data.records import answer_phrases
+from longvideo_reason_data.records.answer_phrases import ANNOUNCEMENT, LETTER_IS_RIGHT, Phrase, find_suppositions
 from longvideo_reason_data.records.answers import ParseStatus, format_prompt, format_response, parse_response
 
 OPTIONS = ("the red circle", "the blue square", "a green star", "nobody")
@@ -448,3 +450,76 @@ def test_endless_repetition_is_read_in_linear_time(piece: str) -> None:
     start = time.process_time()
     parse_response(piece * 30_000, OPTIONS)
     assert time.process_time() - start < 3
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "answer",
+                "option",
+                "Lösung",
+                "Antwort",
+                "lautet",
+                "ist",
+                "is",
+                "est",
+                "es",
+                "the",
+                "die",
+                "la",
+                "correct",
+                "RIGHT",
+                "best",
+                "richtig",
+                "korrekt",
+                "réponse",
+                "juste",
+                "respuesta",
+                "correcta",
+                "elijo",
+                "I think",
+                "it's",
+                "so",
+                "probably",
+                "creo que",
+                "je pense",
+                "A",
+                "B",
+                "(C)",
+                "b",
+                "「D」",
+                "が正解",
+                "を選びます",
+                "正确",
+                "正解",
+                "选择",
+                "答案是",
+                "は",
+                ":",
+                ".",
+                ",",
+                ";",
+                "\n",
+                "because",
+                "or",
+                "go with",
+                "I choose",
+                "ich wähle",
+            ]
+        ),
+        max_size=10,
+    ),
+    st.sampled_from(["", " "]),
+)
+def test_looking_for_words_first_loses_no_phrase(words: list[str], space: str) -> None:
+    text = space.join(words)
+
+    def spans(found: object) -> list[tuple[int, int]]:
+        return [match.span() for match in found]
+
+    for phrase in (ANNOUNCEMENT, *LETTER_IS_RIGHT):
+        assert isinstance(phrase, Phrase)
+        assert spans(phrase.finditer(text)) == spans(phrase.pattern.finditer(text))
+    assert spans(find_suppositions(text)) == spans(answer_phrases._SUPPOSITION.finditer(text))

@@ -6,6 +6,28 @@ ones. Spaces are bounded everywhere: a model can repeat anything thousands of ti
 """
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A pattern that can match only where certain words are; looking for these first is many times as fast.
+
+    Attributes:
+        pattern: What is searched for, regardless of case.
+        words: In lower case; the text must have one of each tuple.
+    """
+
+    pattern: re.Pattern[str]
+    words: tuple[tuple[str, ...], ...]
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        """Find all matches, in their order."""
+        lowered = text.lower()
+        if all(any(word in lowered for word in alternatives) for alternatives in self.words):
+            yield from self.pattern.finditer(text)
+
 
 _OPEN, _CLOSE = r"[(\[‘'「『【《<]", r"[)\]’'」』】》>]"
 _LETTER_ENDS = r"(?![A-Za-z0-9_'’]|[-–]\w|[À-ɏ])"
@@ -35,7 +57,7 @@ LETTER_LIST = re.compile(
 )
 ONLY_LETTERS = re.compile(r"\W{0,3}[A-Z](?:\W{1,4}[A-Z])+\W{0,3}")
 
-ANNOUNCEMENT = re.compile(
+_ANNOUNCEMENT = re.compile(
     r"(?:\b(?:"
     r"(?:answer|option|choice)(?: (?:is|was|would be|must be|should be|has to be)\b| ?[:=])"
     r"|I(?: would| will|'d|'ll)? (?:choose|pick|select|go with)\b"
@@ -55,12 +77,24 @@ ANNOUNCEMENT = re.compile(
     r"[ :]{0,3}",
     re.IGNORECASE | re.MULTILINE,
 )
+ANNOUNCEMENT = Phrase(
+    _ANNOUNCEMENT,
+    (
+        (
+            *("answer", "option", "choice", "choose", "pick", "select", "go with"),
+            *("antwort", "lösung", "richtig ist", "korrekt ist", "ich wähle", "ich nehme", "ich entscheide"),
+            *("réponse", "solution", "je choisis", "je sélectionne"),
+            *("respuesta", "opción", "solución", "elijo", "escojo", "selecciono"),
+            *("答案", "答え", "正解", "回答", "解答", "选", "選"),
+        ),
+    ),
+)
 ANNOUNCED_LETTER = re.compile(
     rf"(?:the |die |der |la |le |l'|el )?(?:{_NOUN} ?)?(?:{_OPEN} ?([a-z]) ?{_CLOSE}|([a-z]){_LETTER_ENDS})",
     re.IGNORECASE,
 )
 # Weaker phrases, which count where there is no explicit one: "I think it's B."
-SUPPOSITION = re.compile(
+_SUPPOSITION = re.compile(
     r"(?:^|[.;,:] |\b)(?:I(?:'m| am)? (?:think|believe|guess|suppose|say|(?:pretty |quite |fairly )?(?:sure|confident))"
     r"|I(?:'d| would) say|so|thus|hence|therefore|probably|^(?=it|this|c'est|es ist)"
     r"|ich (?:denke|glaube|meine),?|je (?:pense|crois)(?: que)?|creo(?: que)?|pienso(?: que)?)"
@@ -69,6 +103,15 @@ SUPPOSITION = re.compile(
     rf"(?={_OPEN}?(?-i:[A-HJ-Z]){_CLOSE}?(?:$|[.!]|[,;] |[,;]$| (?:or|because|since|oder|weil|denn|ou|car|o|porque) ))",
     re.MULTILINE | re.IGNORECASE,
 )
+_SUPPOSED_LETTER = re.compile(rf"[A-HJ-Z]{_CLOSE}?(?:$|[.!,; ])", re.MULTILINE)
+
+
+def find_suppositions(text: str) -> Iterator[re.Match[str]]:
+    """Find the phrases by which a letter is supposed, in their order."""
+    if _SUPPOSED_LETTER.search(text):  # many times as fast as what follows
+        yield from _SUPPOSITION.finditer(text)
+
+
 _BEFORE_LETTER = (
     r"(?:^|[.:;,。,] ?|\b(?:so|thus|hence|therefore|also|daher|somit|folglich|donc|ainsi|así que"
     r"|option|choice|antwort|réponse|opción|respuesta),? |l'option )"
@@ -76,20 +119,38 @@ _BEFORE_LETTER = (
 _RIGHT_BEHIND = r"(?= ?(?:$|[.,;!。]|(?:answer|option|choice|because|since|weil|denn|car|parce|porque)\b))"
 _ALONE = r"(?<![A-Za-z0-9和或与與、,と])(?<!如果)(?<!假设)(?<!または)"
 LETTER_IS_RIGHT = tuple(
-    re.compile(pattern, re.IGNORECASE | re.MULTILINE)
-    for pattern in (
-        rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? is (?:(?:clearly|therefore) )?(?:the )?(?:correct|right|best)"
-        rf"{_RIGHT_BEHIND}",
-        rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? ist (?:die )?(?:richtige? antwort|korrekte antwort|richtig|korrekt)"
-        rf"{_RIGHT_BEHIND}",
-        rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? est (?:la )?(?:(?:bonne|meilleure) (?:réponse|option)"
-        rf"|réponse correcte|correcte?|exacte?|juste){_RIGHT_BEHIND}",
-        rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? es (?:la )?(?:(?:respuesta|opción) correcta|respuesta|correcta)"
-        rf"{_RIGHT_BEHIND}",
-        rf"{_ALONE}([A-Z])(?: ?(?:选项|選項|项|項))? ?(?:是|为|為)?(?:正确|正確)"
-        r"(?:的|答案|选项|選項){0,3}(?!性|吗|嗎|与|與)",
-        rf"{_ALONE}([A-Z]) ?が(?:正解|正しい|答え)(?!で(?:は|も)|じゃ|と(?:は|も)|か(?:は|も|ど))",
-        rf"{_ALONE}([A-Z]) ?を(?:選びます|選ぶ(?!べきで)|選択します|選択する)",
+    Phrase(re.compile(pattern, re.IGNORECASE | re.MULTILINE), words)
+    for pattern, words in (
+        (
+            rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? is (?:(?:clearly|therefore) )?(?:the )?(?:correct|right|best)"
+            rf"{_RIGHT_BEHIND}",
+            ((" is ",), ("correct", "right", "best")),
+        ),
+        (
+            rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? ist (?:die )?"
+            rf"(?:richtige? antwort|korrekte antwort|richtig|korrekt){_RIGHT_BEHIND}",
+            ((" ist ",), ("richtig", "korrekt")),
+        ),
+        (
+            rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? est (?:la )?(?:(?:bonne|meilleure) (?:réponse|option)"
+            rf"|réponse correcte|correcte?|exacte?|juste){_RIGHT_BEHIND}",
+            ((" est ",), ("réponse", "option", "correct", "exact", "juste")),
+        ),
+        (
+            rf"{_BEFORE_LETTER}{_OPEN}?([A-Z]){_CLOSE}? es (?:la )?"
+            rf"(?:(?:respuesta|opción) correcta|respuesta|correcta){_RIGHT_BEHIND}",
+            ((" es ",), ("respuesta", "correcta")),
+        ),
+        (
+            rf"{_ALONE}([A-Z])(?: ?(?:选项|選項|项|項))? ?(?:是|为|為)?(?:正确|正確)"
+            r"(?:的|答案|选项|選項){0,3}(?!性|吗|嗎|与|與)",
+            (("正确", "正確"),),
+        ),
+        (
+            rf"{_ALONE}([A-Z]) ?が(?:正解|正しい|答え)(?!で(?:は|も)|じゃ|と(?:は|も)|か(?:は|も|ど))",
+            (("が",),),
+        ),
+        (rf"{_ALONE}([A-Z]) ?を(?:選びます|選ぶ(?!べきで)|選択します|選択する)", (("を",),)),
     )
 )
 # "A red ball" is an article and a noun; "A because it is red" is an answer and a reason.
@@ -105,3 +166,9 @@ NEGATION = re.compile(
     r"\b(?:not|neither|nor|never|except|than|unlike|nicht|kein\w*|pas|ni|no|or|oder|ou|o)\b|n't|不|没|非",
     re.IGNORECASE,
 )
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|。")
+
+
+def first_sentence(text: str) -> str:
+    """The text up to the end of its first sentence."""
+    return _SENTENCE_END.split(text, maxsplit=1)[0]

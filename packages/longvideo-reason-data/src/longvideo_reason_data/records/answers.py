@@ -16,9 +16,10 @@ exact option texts only; it can't decide whether two free texts mean the same.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from longvideo_reason_data.records.answer_phrases import (
     ANNOUNCED_LETTER,
@@ -32,17 +33,16 @@ from longvideo_reason_data.records.answer_phrases import (
     LONE_LETTER,
     NEGATION,
     ONLY_LETTERS,
-    SUPPOSITION,
     TEXT_AND_LETTER,
+    find_suppositions,
+    first_sentence,
 )
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _MARKUP = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s{0,2}\{|[*_`$#{}\"“”]")
-
 _NUM_PHRASES_READ = 500  # from the end; only repetitive text has more
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|。")
 _POLITE_END = re.compile(r"(?:です|だと思います|と思います)$")
 _THOUGHTS = r"think(?:ing)?|thoughts?|reasoning"
 
@@ -203,16 +203,16 @@ def _option_line(line: str, options: Sequence[str]) -> set[str]:
 def _last_phrase(text: str, options: Sequence[str]) -> set[str] | None:
     """Find what the last explicit phrase says; None without a phrase, empty if it names no valid letter."""
     found = [(match.start(1), {match.group(1).upper()}) for right in LETTER_IS_RIGHT for match in right.finditer(text)]
-    found += _announced(ANNOUNCEMENT, text, options)
-    found = found or _announced(SUPPOSITION, text, options)
+    found += _announced(ANNOUNCEMENT.finditer(text), text, options)
+    found = found or _announced(find_suppositions(text), text, options)
     if not found:
         return None
     return max(found, key=lambda item: item[0])[1] & set(LETTERS[: len(options)])
 
 
-def _announced(phrases: re.Pattern[str], text: str, options: Sequence[str]) -> list[tuple[int, set[str]]]:
-    """Find the last phrase of a kind that is followed by a letter or an option, and where it begins."""
-    for phrase in list(phrases.finditer(text))[: -_NUM_PHRASES_READ - 1 : -1]:
+def _announced(phrases: Iterable[re.Match[str]], text: str, options: Sequence[str]) -> list[tuple[int, set[str]]]:
+    """Find the last phrase that is followed by a letter or an option, and where it begins."""
+    for phrase in list(phrases)[: -_NUM_PHRASES_READ - 1 : -1]:
         rest = text[phrase.end() : phrase.end() + 2000].split("\n", 1)[0].strip()
         if named := _after_phrase(rest, options):
             return [(phrase.start(), named)]
@@ -221,7 +221,7 @@ def _announced(phrases: re.Pattern[str], text: str, options: Sequence[str]) -> l
 
 def _after_phrase(rest: str, options: Sequence[str]) -> set[str]:
     """Read the words after "the answer is"; letters beyond the options are returned too."""
-    sentence = _first_sentence(rest)
+    sentence = first_sentence(rest)
     if by_text := _options_with_text(rest, options) or _options_with_text(_POLITE_END.sub("", sentence), options):
         return by_text
     match = ANNOUNCED_LETTER.match(rest)
@@ -241,7 +241,7 @@ def _after_phrase(rest: str, options: Sequence[str]) -> set[str]:
     if DENIED.match(after):
         return set()
     after = after.lstrip(" .:,)]–-")
-    named = _options_with_text(after, options) or _options_with_text(_first_sentence(after), options)
+    named = _options_with_text(after, options) or _options_with_text(first_sentence(after), options)
     return {(bracketed or bare).upper()} | named
 
 
@@ -273,7 +273,7 @@ def _lone_letter(line: str, valid: str) -> set[str]:
 def _options_with_text(text: str, options: Sequence[str]) -> set[str]:
     """Find the options whose whole text this is, regardless of case, spaces and punctuation at the ends."""
     wanted = _bare(text)
-    return {letter for letter, option in _lettered(options) if wanted and _bare(_normalise(option)) == wanted}
+    return {letter for letter, option in _lettered(options) if wanted and _bare_option(option) == wanted}
 
 
 def _lettered(options: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -295,5 +295,6 @@ def _bare(text: str) -> str:
     return " ".join(text.split()).strip(" .,;:!?'\"()[]。、‘’「」『』").casefold()
 
 
-def _first_sentence(text: str) -> str:
-    return _SENTENCE_END.split(text, maxsplit=1)[0]
+@lru_cache(maxsize=4096)
+def _bare_option(option: str) -> str:
+    return _bare(_normalise(option))
