@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 OPTIONAL = ("vllm", "flash_attn", "deepspeed", "ray")
 TENSORS = ("torch", "transformers", "mrsp_engine", "longrl_trainer")
 NEVER_LOADED = {
+    "longrl_files": (*OPTIONAL, *TENSORS, "longvideo_reason_data", "mrsp_engine"),
     "longvideo_reason_data": OPTIONAL + TENSORS,
     "mrsp_engine": (*OPTIONAL, "longvideo_reason_data"),
     "longrl_trainer": (*OPTIONAL, "longrl_omni", "longrl"),

@@ -54,6 +54,13 @@ def test_json_that_nobody_can_work_with(text: str | bytes) -> None:
     assert str(caught.value).isprintable()
 
 
+@given(st.text(st.characters(categories=("Cs", "L", "P", "Cc")), max_size=30))
+def test_half_letters_are_replaced_and_nothing_else(text: str) -> None:
+    for written in (json.dumps(text), json.dumps(json.dumps(text))):
+        expected = json.loads(written).encode("utf-8", "replace").decode()
+        assert parse_json(written, replaces_half_letters=True) == expected
+
+
 @given(st.text(st.characters(), max_size=700), st.integers(20, 500))
 def test_what_is_shown_prints_and_is_short(text: str, limit: int) -> None:
     shown = visible(text, limit)

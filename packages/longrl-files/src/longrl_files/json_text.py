@@ -12,6 +12,10 @@ from pydantic_core import from_json
 
 # A float that overflows has an exponent of three digits or hundreds of digits before the point.
 _PERHAPS_INFINITE = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+# A backslash and its letter, a whole surrogate pair, or, as a group, half of one.
+_ESCAPES = re.compile(
+    rb"\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -19,11 +23,13 @@ class UnfitJsonError(ValueError):
     """The text is not JSON, or is JSON that can't be worked with; the message has no line feeds."""
 
 
-def parse_json(text: str | bytes | memoryview) -> object:
+def parse_json(text: str | bytes | memoryview, *, replaces_half_letters: bool = False) -> object:
     """Parse one JSON value.
 
     Args:
         text: UTF-8, with or without a byte order mark.
+        replaces_half_letters: Read an escape of half a surrogate pair, as programs write that cut texts anywhere, as a
+            question mark.
 
     Returns:
         What `json.loads` would return. Nesting ends at 200 levels, pydantic's own limit.
@@ -36,6 +42,8 @@ def parse_json(text: str | bytes | memoryview) -> object:
     except UnicodeEncodeError as error:
         raise UnfitJsonError("not valid Unicode") from error
     content = content.removeprefix(_BYTE_ORDER_MARK)
+    if replaces_half_letters:
+        content = _ESCAPES.sub(lambda match: match[0] if match[1] is None else b"?", content)
     try:
         value = cast(object, from_json(content, allow_inf_nan=False))
     except ValueError as error:

@@ -60,9 +60,9 @@ def _read_text(path: Path) -> str:
 def _json_rows(path: Path, text: str) -> list[object]:
     try:
         try:
-            content = parse_json(text)
+            content = parse_json(text, replaces_half_letters=True)
         except UnfitJsonError:
-            return [parse_json(line) for line in text.split("\n") if line.strip()]
+            return [parse_json(line, replaces_half_letters=True) for line in text.split("\n") if line.strip()]
     except UnfitJsonError as error:
         raise DataError(f"{path}: not readable as JSON or JSON lines ({error})") from error
     if isinstance(content, list):

@@ -81,7 +81,7 @@ def read_timed_json(text: str) -> TimedText:
     if not text.strip():
         return TimedText(shown=())
     try:
-        content = parse_json(text)
+        content = parse_json(text, replaces_half_letters=True)
     except UnfitJsonError as error:
         raise NotTimedTextError(f"not readable as JSON, {error}") from error
     if isinstance(content, dict):
@@ -113,12 +113,7 @@ def _json_lines(item: object) -> ShownLines | None:
         return None
     # LongVideoBench omits the end of some last lines.
     end = rest[0] if rest and rest[0] is not None else start
-    return ShownLines(start_seconds=start, end_seconds=end, lines=tuple(_whole_letters(words).splitlines()))
-
-
-def _whole_letters(text: str) -> str:
-    """Replace unpaired surrogates, which JSON may contain but which can't be written to a file."""
-    return text.encode("utf-8", errors="replace").decode()
+    return ShownLines(start_seconds=start, end_seconds=end, lines=tuple(words.splitlines()))
 
 
 def _json_seconds(value: object) -> float | None:
