@@ -36,6 +36,7 @@ ON_STORES = {
     "encode": ENCODE,
 }
 RECIPE = """
+output = "output"
 epochs = 1
 rows_per_step = 1
 learning_rate = 1e-4

@@ -1,7 +1,6 @@
 """`longrl store`: the contents of the embedding store, checking it, and making it smaller."""
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +47,7 @@ def verify(folder: Folder = Path("embeddings"), remove: bool = False) -> None:
     disk = _open(folder, is_read_only=not remove)
     damaged = disk.verify()
     for digest in damaged:
-        print(f"damaged: {disk.path(digest)}", file=sys.stderr)
+        print(f"damaged: {disk.path(digest)}")
         if remove:
             try:
                 disk.remove(digest)
