@@ -27,12 +27,14 @@ def digest_of(path: Path, setting: str, *, outside: Sequence[Path] = ()) -> str:
         outside: Folders that are not part of the checkpoint, wherever they are.
 
     Raises:
-        TrainerUsageError: The path doesn't exist.
+        TrainerUsageError: The path doesn't exist, or is a checkpoint larger than this machine's memory.
     """
     if not path.exists():
         raise TrainerUsageError(f"{path} does not exist; set {setting} to an existing place")
     if path.is_dir():
-        return _digest_files(path, checkpoint_files(path, outside=outside))
+        files = checkpoint_files(path, outside=outside)
+        _require_memory(path, sum((path / name).stat().st_size for name in files), setting)
+        return _digest_files(path, files)
     digest = hashlib.sha256()
     with open_regular(path, error=TrainerUsageError) as stream:
         while block := stream.read(2**20):
@@ -44,6 +46,16 @@ def digest_of_uppermost_files(folder: Path) -> str:
     """The digest of a model as recorded by older runs, which ignored subfolders."""
     names = CheckpointFolder(folder).files.names()
     return _digest_files(folder, [Path(name) for name in names if (folder / name).is_file()])
+
+
+def _require_memory(path: Path, num_bytes: int, setting: str) -> None:
+    """Refuse a checkpoint that can't be loaded here before all of it is read."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > memory_bytes:
+        raise TrainerUsageError(
+            f"{path}: its files have {num_bytes / 1e9:,.1f} GB, and this machine has {memory_bytes / 1e9:,.1f} GB of "
+            f"memory; set {setting} to a smaller model"
+        )
 
 
 def _digest_files(folder: Path, paths: Iterable[Path]) -> str:
