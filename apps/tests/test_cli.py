@@ -30,6 +30,7 @@ def assert_one_line(done, code, *parts):
         assert str(part) in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help_with_an_example(longrl, command):
     done = longrl(command, "--help")
@@ -114,6 +115,7 @@ def test_an_unknown_option(longrl):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written(longrl, tmp_path):
     (tmp_path / "file").write_text("")
     done = longrl("quickstart", "--recipe", TINY_RECIPE, "--output", tmp_path / "file" / "run")
@@ -132,6 +134,7 @@ def training_options(finished, output):
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_family(longrl, finished, tmp_path):
     stranger = tmp_path / "stranger"
     shutil.copytree(finished.folder / "model", stranger)
@@ -142,6 +145,7 @@ def test_a_checkpoint_of_another_family(longrl, finished, tmp_path):
     assert_one_line(done, 2, stranger, "'gpt2'")
 
 
+@pytest.mark.slow
 def test_a_dataset_of_another_version(longrl, finished, tmp_path):
     dataset = tmp_path / "dataset"
     shutil.copytree(finished.folder / "dataset", dataset)
@@ -153,6 +157,7 @@ def test_a_dataset_of_another_version(longrl, finished, tmp_path):
     assert_one_line(done, 2, "version 99", str(SCHEMA_VERSION))
 
 
+@pytest.mark.slow
 def test_separate_stages_run_on_any_data(longrl, finished, tmp_path):
     done = longrl("sft", SFT_RECIPE, *training_options(finished, tmp_path / "sft"), "--epochs", "1")
     assert done.returncode == 0, done.stderr
@@ -168,6 +173,7 @@ def test_separate_stages_run_on_any_data(longrl, finished, tmp_path):
     assert json.loads((tmp_path / "accuracy.json").read_text())["count"] == 4
 
 
+@pytest.mark.slow
 def test_a_tiny_model_needs_no_data(longrl, tmp_path):
     sizes = ("--hidden-size", "64", "--num-heads", "2", "--num-key-value-heads", "1", "--num-layers", "1")
     done = longrl("tiny-model", "--output", tmp_path / "model", *sizes)
@@ -176,6 +182,7 @@ def test_a_tiny_model_needs_no_data(longrl, tmp_path):
     assert_one_line(longrl("tiny-model", "--output", tmp_path / "model", *sizes), 2, "not an empty folder")
 
 
+@pytest.mark.slow
 def test_a_tiny_model_of_another_family(longrl, tmp_path):
     done = longrl("tiny-model", "--output", tmp_path / "model", "--family", "vila")
     assert done.returncode == 0, done.stderr
@@ -185,6 +192,7 @@ def test_a_tiny_model_of_another_family(longrl, tmp_path):
     assert_one_line(longrl("tiny-model", "--output", tmp_path / "other", "--family", "x"), 2, "expected one of qwen2")
 
 
+@pytest.mark.slow
 def test_videos_are_encoded_and_unusable_ones_reported(longrl, finished, tmp_path):
     films = tmp_path / "films"
     shutil.copytree(finished.folder / "dataset" / "videos", films)
@@ -201,6 +209,7 @@ def test_videos_are_encoded_and_unusable_ones_reported(longrl, finished, tmp_pat
     assert "7 videos, 0 newly encoded" in again.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [("missing.mp4", None, 2), ("empty.mp4", b"", 1), ("text.mp4", b"no video at all\n" * 99, 1), ("folder", "", 2)],
@@ -227,6 +236,7 @@ def test_a_report_is_written_anew(longrl, finished, tmp_path):
     assert (folder / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_interrupting_exits_with_130(longrl, tmp_path):
     process = longrl.start("quickstart", "--recipe", TINY_RECIPE, "--output", tmp_path / "run")
     while not (tmp_path / "run" / "stages" / "world.json").exists():

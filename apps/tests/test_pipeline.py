@@ -165,6 +165,7 @@ def wait_for(path, seconds=60.0):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_sigkill_keeps_the_time_spent_and_frees_the_folder(tmp_path):
     folder = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", SLEEPER, folder, "100"], stdout=subprocess.DEVNULL)

@@ -257,6 +257,7 @@ def kinds(chosen: Sequence[str]) -> list[Any]:
     return [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.long) for kind in chosen]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reward")
 @pytest.mark.parametrize("kind", kinds([kind for kind in PUBLISHED_KINDS if kind not in READERS]))
 def test_a_model_that_sees(kind: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,7 @@ def test_every_package_is_looked_at():
     assert set(NEVER_LOADED) == in_tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", NEVER_LOADED)
 def test_importing_every_module_loads_nothing_optional(package):
     num_modules, *loaded = run_python(IMPORT_EVERYTHING, package, *NEVER_LOADED[package]).split()

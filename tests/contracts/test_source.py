@@ -181,6 +181,7 @@ def undeclared(paths: Iterator[Path], declared: set[str]) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", MEMBERS, ids=relative)
 def test_a_package_imports_what_it_declares(member):
     tables = project(member)["project"]
@@ -189,6 +190,7 @@ def test_a_package_imports_what_it_declares(member):
     assert undeclared(member.glob("src/**/*.py"), declared) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", MEMBERS, ids=relative)
 def test_a_package_is_tested_with_what_it_declares(member):
     # Other libraries may come through a dependency; another package of this workspace must not be taken for granted.

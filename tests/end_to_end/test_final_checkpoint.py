@@ -35,6 +35,7 @@ def video(quickstart):
     return sorted((quickstart / "dataset" / "videos").glob("*.mp4"))[0]
 
 
+@pytest.mark.slow
 def test_transformers_answers_a_question_about_a_video(quickstart, video):
     folder = quickstart / "grpo" / "model"
     processor = AutoProcessor.from_pretrained(folder)

@@ -29,6 +29,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_sound_dataset_passes(sound: Path, run_data: Run, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     shutil.copytree(sound, dataset)

@@ -167,6 +167,7 @@ def root(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
     return str(root)
 
 
+@pytest.mark.slow
 def test_a_case_equals_the_plain_way(case: ParityCase, ranks: RankPool, root: str) -> None:
     worst, name = max(ranks.call(difference, root, case))
     assert worst <= 1, f"{name} differs by {worst} times what is allowed"

@@ -149,6 +149,7 @@ def ranks() -> Iterator[RankPool]:
         yield ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASE, TRAINED], ids=lambda case: case.vision)
 def test_without_a_fault_the_case_passes(ranks: RankPool, root: str, case: ParityCase) -> None:
     assert max(ranks.call(measure, root, case, None)) <= 1

@@ -17,6 +17,7 @@ from mrsp_engine.planner.costs import STAGES
 SMALL_STEP = ["--frames", "4", "--response-tokens", "8", "--group-size", "4", "--repeats", "1", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_steps_are_measured_in_every_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "step.json"
     assert main(["benchmark", "step", "--output", str(output), *SMALL_STEP]) == 0
@@ -41,6 +42,7 @@ def test_steps_are_measured_in_every_mode(tmp_path: Path, capsys: pytest.Capture
     assert "off by" in printed
 
 
+@pytest.mark.slow
 def test_steps_that_take_too_long_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--frames", "2", "4", "--response-tokens", "2", "--group-size", "2", "--device", "cpu"]
     arguments = ["--modes", "cached", "shared", "--repeats", "2", *sizes]
@@ -66,6 +68,7 @@ def test_steps_are_measured_on_two_ranks(tmp_path: Path) -> None:
     assert [(row["mode"], row["ranks"]) for row in rows] == [(mode, 2) for mode in MODES]
 
 
+@pytest.mark.slow
 def test_one_rank_of_many_sends_what_the_planner_foresees(tmp_path: Path) -> None:
     sizes: dict[str, object] = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"num_hidden_layers": 6, "intermediate_size": 256, "vocab_size": 300, "max_position_embeddings": 1024}

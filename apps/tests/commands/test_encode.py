@@ -41,6 +41,7 @@ def entries_in(store: Path) -> list[Path]:
     return sorted(store.glob("??/*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_the_number_that_is_stored(longrl, material, tmp_path):
     store = tmp_path / "store"
     first = Path(shutil.copy(sorted(material.videos.iterdir())[0], tmp_path))

@@ -59,6 +59,7 @@ def outline(page):
     return parser
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_well_formed(finished):
     parser = outline(finished.page())
     assert "script" not in parser.tags

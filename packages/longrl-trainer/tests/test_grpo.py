@@ -24,6 +24,7 @@ from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_two_steps_end_to_end(started, tmp_path, temperature):
     config = started.grpo(tmp_path / "run", group_size=8, max_response_tokens=24, temperature=temperature)
@@ -54,6 +55,7 @@ def test_two_steps_end_to_end(started, tmp_path, temperature):
     assert trained.name == "qwen2_5_vl"
 
 
+@pytest.mark.slow
 def test_rewards_rise(started, tmp_path):
     config = started.grpo(
         tmp_path / "run",

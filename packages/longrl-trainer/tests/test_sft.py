@@ -108,6 +108,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens_however_rows_are_cut(wor
     assert losses[0]["gradient_norm"] == pytest.approx(losses[1]["gradient_norm"], rel=1e-7)
 
 
+@pytest.mark.slow
 def test_a_small_set_is_learned_by_heart(world, tmp_path):
     config = world.sft(tmp_path / "run", epochs=120, rows_per_step=4, learning_rate=1e-2, checkpoint_every_steps=1000)
     result = train_sft(config)

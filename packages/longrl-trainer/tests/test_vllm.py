@@ -15,6 +15,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_grpo_and_evaluation_with_vllm(started, tmp_path):
     config = started.grpo(
         tmp_path / "run", steps=4, group_size=8, max_response_tokens=24, learning_rate=5e-3, sampler__engine="vllm"
@@ -32,6 +33,7 @@ def test_grpo_and_evaluation_with_vllm(started, tmp_path):
     assert blind.count == 8
 
 
+@pytest.mark.slow
 def test_sft_grpo_and_evaluation_about_several_media_with_vllm(album, tmp_path):
     learned = train_sft(album.sft(tmp_path / "sft"))
     config = album.grpo(
@@ -55,6 +57,7 @@ def test_sft_grpo_and_evaluation_about_several_media_with_vllm(album, tmp_path):
     assert [item.response for item in by_vllm.items] == [item.response for item in plainly.items]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_steps_draws_the_same_responses_again(started, tmp_path):
     options = {"steps": 4, "max_response_tokens": 24, "learning_rate": 5e-3, "sampler__engine": "vllm"}
     whole = started.grpo(tmp_path / "whole", **options)

@@ -61,6 +61,7 @@ def films(make_video: MakeVideo, tmp_path: Path) -> Path:
     return tmp_path / "films"
 
 
+@pytest.mark.slow
 def test_build_check_and_stats(server: Any, films: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     arguments = ("--videos", films, "--output", dataset, "--base-url", server.base_url, "--model", "model")
@@ -180,6 +181,7 @@ def hear_interruptions() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["loading", "asking", "twice"])
 def test_an_interruption_is_one_line(server: Any, films: Path, tmp_path: Path, moment: str) -> None:
     server.delay_seconds = 0.5
@@ -207,6 +209,7 @@ def test_an_interruption_is_one_line(server: Any, films: Path, tmp_path: Path, m
     assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_times", [1, 2])
 @pytest.mark.parametrize(("name", "lists_models"), [("says nothing", True), ("body drips", False)])
 def test_a_server_that_hangs_does_not_stop_an_interruption(
@@ -233,6 +236,7 @@ def test_a_server_that_hangs_does_not_stop_an_interruption(
     assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["timeline", "--videos", "10", "--seconds", "16", "--output", "world"]]
 )
@@ -366,6 +370,7 @@ def test_wrong_datasets(tmp_path: Path) -> None:
     failed(command("stats", tmp_path), 1, "not a readable Parquet file")
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_tensors_and_reading_needs_no_client() -> None:
     modules = "records.record records.answers records.folder media.video_file cli pipeline.build pipeline.ray_stages"
     program = "; ".join(f"import longvideo_reason_data.{name}" for name in modules.split())

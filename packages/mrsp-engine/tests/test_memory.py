@@ -52,6 +52,7 @@ def kept_by_split(folder: str) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_a_rank_of_four_keeps_a_quarter_of_the_activations(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     create_tiny_qwen2_5_vl(

@@ -110,6 +110,7 @@ def test_scores_are_those_of_the_models_own_logits(case: tuple[LanguagePolicy, P
     assert relative(scored, wanted) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("text", ["", "How high?", "\n A.\n", "naïve 🙂"])
 def test_the_shared_prompt_and_its_tails_are_the_whole_prompt(

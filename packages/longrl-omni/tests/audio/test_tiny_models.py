@@ -29,6 +29,7 @@ create_tiny_qwen2_audio(Path(sys.argv[1]) / "audio", corpus=["a tone"], seed=3, 
 """
 
 
+@pytest.mark.slow
 def test_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     contents: list[dict[str, bytes]] = []
     for name in ("one", "two"):

@@ -111,6 +111,7 @@ def _with_spread(group: Any) -> Any:
     return dataclasses.replace(group, scores=tuple(scores), advantages=advantages)
 
 
+@pytest.mark.slow
 def test_the_model_learns_to_hear(load: Load, audio_folder: Path, tones: Path, store: EmbeddingStore) -> None:
     """After some SFT the reasoning names the tone of the recording rather than another."""
     policy = load(audio_folder)
@@ -139,6 +140,7 @@ def test_the_model_learns_to_hear(load: Load, audio_folder: Path, tones: Path, s
         assert max(guesses, key=lambda name: guesses[name]) == question.record.reasoning
 
 
+@pytest.mark.slow
 def test_the_whole_loops_run_unchanged(
     task: tuple[Path, Path], load: Load, store: EmbeddingStore, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_evaluation_end_to_end(started, tmp_path):
     assert result.well_formed_rate > 0.5
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_beats_the_same_model_blind(world, tmp_path):
     from longrl_trainer.sft import train_sft
 

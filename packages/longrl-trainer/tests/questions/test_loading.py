@@ -116,6 +116,7 @@ def test_a_split_without_any_usable_question_is_one_line(new_world, tmp_path):
         train_sft(world.sft(tmp_path / "run2"))
 
 
+@pytest.mark.slow
 def test_every_video_is_encoded_once_in_all_stages_together(new_world, tmp_path):
     world = new_world()
     store = EmbeddingStore(world.folder / "embeddings")

@@ -119,6 +119,7 @@ def test_a_row_holds_the_questions_that_are_shown_the_same_in_the_same_order(new
             assert packed.prompt.expanded_ids + branch.token_ids[: branch.scored_from] == whole.expanded_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train_vision", ["frozen", "projector", "all"])
 def test_sft_and_grpo_learn_from_several_media(album, tmp_path, train_vision):
     learned = train_sft(album.sft(tmp_path / "sft", train_vision=train_vision))

@@ -60,6 +60,7 @@ def check_run(config, model_folder, gap, begun):
     assert gap <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["projector", "all"])
 def test_two_steps_of_grpo(started, tmp_path, part):
     config = started.grpo(
@@ -115,6 +116,7 @@ def test_a_sampler_that_keeps_old_embeddings_is_noticed(started, tmp_path):
         train_grpo(config, policy=policy, engine=Forgetful(policy))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_vision(started, tmp_path):
     class StopError(Exception):
         pass

@@ -61,6 +61,7 @@ def unfit(request, tmp_path_factory, film_world):
     return film_world(folder, FILMS), num_frames, reasons
 
 
+@pytest.mark.slow
 def test_every_stage_drops_it_with_its_reason_and_goes_on(unfit, tmp_path):
     world, num_frames, reasons = unfit
     options = {"data__num_frames": num_frames, "data__split": "train_rl"}

@@ -73,6 +73,7 @@ def broken_off(world, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen2_5_vl_7b", "qwen3_vl_4b", "nvila_8b", "longvila_r1_7b"])
 def test_a_checkpoint_as_it_was_published(world, tmp_path, kind):
     config = break_off(world, tmp_path, kind)

@@ -88,6 +88,7 @@ def straight(world, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_sft_killed_twice_ends_with_the_same_bits(world, interrupted, straight, tmp_path):
     config = world.sft(tmp_path / "run", epochs=3)
     shutil.copytree(interrupted, config.output)
@@ -99,6 +100,7 @@ def test_sft_killed_twice_ends_with_the_same_bits(world, interrupted, straight, 
     assert [line["step"] for line in read_json_lines(config.output / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_grpo_killed_ends_with_the_same_bits(started, tmp_path):
     options = {"steps": 5, "kl_coefficient": 0.01, "updates_per_batch": 2, "max_response_tokens": 24}
     whole, broken = (started.grpo(tmp_path / name, **options) for name in ("whole", "broken"))

@@ -125,6 +125,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_run_that_is_none_is_refused_in_one_line(world, finished, tmp_path, name):
     run, outside = tmp_path / "run", tmp_path / "outside"

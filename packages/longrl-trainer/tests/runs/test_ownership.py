@@ -36,6 +36,7 @@ train_sft(parse_config(json.loads(sys.argv[1]), SftConfig, source="test"), progr
 """
 
 
+@pytest.mark.slow
 def test_the_second_run_is_refused_and_the_first_ends_as_if_alone(world, started, tmp_path):
     config = world.sft(tmp_path / "run", epochs=1)
     command = [sys.executable, "-c", WORKER, config.model_dump_json()]
@@ -52,6 +53,7 @@ def test_the_second_run_is_refused_and_the_first_ends_as_if_alone(world, started
     assert not (config.output / ".owner").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued_at_once(world, tmp_path):
     config = world.sft(tmp_path / "run", epochs=1)
     command = [sys.executable, "-c", WORKER, config.model_dump_json()]

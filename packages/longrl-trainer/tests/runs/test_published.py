@@ -49,6 +49,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen2_5_vl_3b", "nvila_8b"])
 def test_interrupted_or_not_it_ends_as_it_was_published(world, tmp_path, kind):
     model = tmp_path / "model"

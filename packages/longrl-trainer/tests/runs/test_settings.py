@@ -93,6 +93,7 @@ def test_fewer_steps_than_done_are_one_line(started, broken_off, tmp_path):
         train_grpo(started.grpo(tmp_path / "run", steps=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_an_sft_run_made_longer_says_when_its_schedule_makes_it_another(world, tmp_path, is_flat, caplog):
     options = FLAT if is_flat else {}
@@ -183,6 +184,7 @@ def test_settings_as_older_versions_wrote_them_are_the_same_run(started, broken_
     assert settings_of(output)["settings"] == settings_of(whole.output)["settings"]
 
 
+@pytest.mark.slow
 def test_a_video_that_is_gone_when_a_run_goes_on_is_refused_by_name(new_world, tmp_path):
     world = new_world(splits=["train_sft"])
     options = FLAT | {"checkpoint_every_steps": 1}

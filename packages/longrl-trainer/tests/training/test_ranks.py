@@ -117,6 +117,7 @@ def comparable(lines: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(started, tmp_path):
     sft = {"epochs": 1, "dtype": "float64", "rows_per_step": 4}
     grpo = {

@@ -117,6 +117,7 @@ def test_video_r1(tmp_path, videos):
     assert (number.options, number.answer) == ((), "3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -152,6 +153,7 @@ PROBLEM = "What does she leave on?"
 BOLD = [f"**{letter}.** {option}" for letter, option in zip("ABCD", OPTIONS, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tail",
     [
@@ -182,6 +184,7 @@ def test_options_are_read_however_they_stand_behind_the_question(tmp_path, video
     assert (record.question.partition("\nA. But")[0], list(record.options), record.answer) == (PROBLEM, OPTIONS, "A")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -221,6 +224,7 @@ NO_OPTIONS = [
 LETTER_ANSWERS = ["<answer>B</answer>", "(B)", "b", "B. blue", "The answer is B.", "A, C", "A or B"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [*NO_OPTIONS, *({"options": None, "solution": answer} for answer in LETTER_ANSWERS)]
 )

@@ -126,6 +126,7 @@ DISTRIBUTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_work_and_memory_grow_with_the_questions_and_not_with_their_pairs(
     distribution: str, monkeypatch: pytest.MonkeyPatch
@@ -204,6 +205,7 @@ def fingerprint(path: Path) -> Fingerprint:
     return fingerprint_video(VideoFile.open(path))
 
 
+@pytest.mark.slow
 def test_footage_is_recognised_in_another_file_and_told_from_other_footage(tmp_path: Path) -> None:
     worlds = [create_world(f"footage {number}", SETTINGS) for number in range(12)]
     originals = [fingerprint(encode(world, tmp_path / f"{number}.mp4")) for number, world in enumerate(worlds)]

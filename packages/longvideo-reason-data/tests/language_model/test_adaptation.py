@@ -65,6 +65,7 @@ PARAMETERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("who", "name", "payload"), PARAMETERS, ids=lambda value: value if len(value) < 20 else "")
 def test_a_parameter_that_a_server_refuses_is_left_out_once_for_all(
     server: ScriptedServer, tmp_path: Path, who: str, name: str, payload: bytes, caplog: pytest.LogCaptureFixture
@@ -264,6 +265,7 @@ def test_a_rejection_of_one_request_drops_that_one(server: ScriptedServer, tmp_p
         assert "prompt is too long" in replies[0].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "payload"),
     [

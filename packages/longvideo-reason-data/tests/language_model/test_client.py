@@ -119,6 +119,7 @@ def test_a_failure_that_passes_is_tried_again(server: Any, tmp_path: Path, failu
     assert len(server.bodies) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [f for f in PASSING_FAILURES if f[0] != 0], ids=str)
 def test_a_failure_that_stays_is_a_typed_outcome_and_is_asked_again_next_time(
     server: Any, tmp_path: Path, failure: Any

@@ -121,6 +121,7 @@ ask(None, Path(sys.argv[2]), *requests, base_url=sys.argv[3], price=PRICE, max_c
 """
 
 
+@pytest.mark.slow
 def test_a_killed_client_asks_nothing_twice_and_keeps_the_limit(server: Any, tmp_path: Path) -> None:
     server.delay_seconds, server.count_tokens = 0.05, dear
     command = [sys.executable, "-c", CLIENT, str(Path(__file__).parents[1]), str(tmp_path), server.base_url]

@@ -79,6 +79,7 @@ def failing(share: float, seed: int) -> Any:
     return fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_every_request_ends_and_the_books_agree_to_the_token(server: Any, tmp_path: Path, share: float) -> None:
     server.reply, server.count_tokens, server.fail = say, count_tokens, failing(share, seed=1)

@@ -36,6 +36,7 @@ def forget_peak() -> int:
     return peak_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lists_models", [True, False], ids=["asked", "listing"])
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_a_server_cannot_hold_or_flood_us(name: str, lists_models: bool, tmp_path: Path) -> None:
@@ -148,6 +149,7 @@ def test_a_plain_port_behind_tls_is_one_line(tmp_path: Path) -> None:
             ask(server, tmp_path, request(), base_url=base_url, timeout_seconds=TIMEOUT_SECONDS)
 
 
+@pytest.mark.slow
 def test_one_bad_answer_among_good_ones_costs_itself_only(tmp_path: Path) -> None:
     def act(connection: Connection, received: Received) -> None:
         name = next((name for name in BEHAVIOURS if f'"{name}"' in received.body.decode()), "")

@@ -75,6 +75,7 @@ def found_in(text: str, key: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 @given(key=keys, before=around, after=around)
 def test_a_key_is_found_in_every_spelling(spell: Callable[[str], str], key: str, before: str, after: str) -> None:
@@ -117,6 +118,7 @@ def test_a_short_key_is_a_word_like_others(
     assert reply.text == f"The box is EMPTY, and {key} is a word."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["s" * 8 * 2**20, "\\" * 8 * 2**20, "%25" * 2**21, "sk-proj-" * 2**20], ids=len)
 def test_looking_for_a_key_takes_no_longer_in_odd_text(size: str) -> None:
     start = time.process_time()
@@ -124,6 +126,7 @@ def test_looking_for_a_key_takes_no_longer_in_odd_text(size: str) -> None:
     assert time.process_time() - start < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 def test_no_line_and_no_file_repeats_what_a_server_repeats(
     spell: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -213,6 +216,7 @@ def everything_in(folder: Path) -> str:
     return "\n".join(texts)
 
 
+@pytest.mark.slow
 def test_a_build_and_a_filter_keep_the_key_to_themselves(make_video: Callable[..., Path], tmp_path: Path) -> None:
     for number in range(2):
         make_video(f"films/film {number}.mp4", num_frames=50, first_number=100 * number)

@@ -126,6 +126,7 @@ def without_first_packets(path: Path, num_missing: int) -> Path:
     return cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_frame_segment_and_interval_is_where_the_clock_says(
     clock: Callable[[str], tuple[Path, list[int], list[Fraction]]],

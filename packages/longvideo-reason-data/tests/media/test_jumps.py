@@ -62,6 +62,7 @@ def written(make_video: MakeVideo, name: str) -> Path:
     return make_video(f"{name}.{settings.pop('suffix')}", num_frames=NUM_FRAMES, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_frame_alone_is_that_of_the_sequence(make_video: MakeVideo, read_counter: ReadCounter, name: str) -> None:
     video = VideoFile.open(written(make_video, name))

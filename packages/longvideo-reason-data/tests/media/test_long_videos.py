@@ -59,6 +59,7 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_largest_plan_of_an_hour_is_exact_in_bounded_memory(hour: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", READ_AN_HOUR, str(hour)], capture_output=True, text=True, timeout=120, check=True

@@ -68,6 +68,7 @@ def variant(request: pytest.FixtureRequest, make_video: MakeVideo) -> tuple[Path
     return make_video(f"video.{settings.pop('suffix', 'mp4')}", **settings), settings
 
 
+@pytest.mark.slow
 def test_every_frame_is_the_one_asked_for(variant: tuple[Path, dict[str, Any]], read_counter: ReadCounter) -> None:
     path, settings = variant
     video = VideoFile.open(path)
@@ -172,6 +173,7 @@ def test_frames_before_the_first_key_frame_are_not_counted(
 # Files that aren't complete videos.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.mp4", "v.mov", "v.mkv", "v.webm", "v.avi", "faststart.mp4"])
 @pytest.mark.parametrize("kept", [0.03, 0.5, 0.9, 0.999])
 def test_truncated(make_video: MakeVideo, name: str, kept: float) -> None:

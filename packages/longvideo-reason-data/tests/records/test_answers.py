@@ -423,6 +423,7 @@ def test_two_letters_are_never_one_answer(letters: set[str], between: str) -> No
         assert parse_response(text, OPTIONS).status is ParseStatus.AMBIGUOUS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

@@ -202,6 +202,7 @@ for name in "abcdefgh":
 """
 
 
+@pytest.mark.slow
 def test_a_file_depends_on_nothing_that_lies_in_memory(tmp_path):
     said: set[str] = set()
     for fill in ("0", "85", "170", "255"):  # glibc fills fresh memory with this byte
@@ -216,6 +217,7 @@ def test_a_file_depends_on_nothing_that_lies_in_memory(tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_killing_the_renderer_leaves_no_process_behind(tmp_path):
     line = "from longvideo_reason_data.cli import main; main()"
     arguments = ["timeline", "--output", tmp_path / "world", "--videos", "500", "--seconds", "60"]

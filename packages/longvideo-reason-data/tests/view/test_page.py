@@ -251,6 +251,7 @@ def num_found(dom: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 def test_a_browser_finds_and_filters(browse, page):
     everything = browse(page)
     assert num_found(everything) == NUM_QUESTIONS
@@ -265,6 +266,7 @@ def test_a_browser_finds_and_filters(browse, page):
     assert "Nothing matches" in browse(page, "search=unicorn")
 
 
+@pytest.mark.slow
 def test_a_browser_shows_what_a_filter_took_out(browse, page):
     dom = browse(page, "view=dropped&reason=blind_passed")
     assert num_found(dom) == 1
@@ -453,6 +455,7 @@ def test_a_large_page_is_not_written_when_a_file_is_damaged(tmp_path, capsys, mo
     assert {path.name for path in tmp_path.iterdir()} == {"records.parquet", "segments.jsonl"}
 
 
+@pytest.mark.slow
 def test_a_page_of_many_questions_is_written_in_little_memory(tmp_path):
     write_records(
         tmp_path / "records.parquet", (make_question(number, reasoning="a " * 2000) for number in range(6000))

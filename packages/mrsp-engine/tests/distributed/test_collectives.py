@@ -131,6 +131,7 @@ def wait_on_second_rank() -> None:
         dist.barrier()
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_says_where_and_the_next_call_starts_anew() -> None:
     with RankPool(2, timeout_seconds=2) as ranks:
         with pytest.raises(RankError, match=r"(?s)ranks \[1\] did not finish in 2 s.*in wait_on_second_rank"):

@@ -41,6 +41,7 @@ def read_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
     return {"read": read, "logprobs": torch.cat(scores.logprobs)}
 
 
+@pytest.mark.slow
 def test_bytes_read_follow_the_slice(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry_layout, "BLOCK_BYTES", 1 << 12)
     store = EmbeddingStore(tmp_path)

@@ -177,6 +177,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert store.stats().entries == 0
 
 
+@pytest.mark.slow
 def test_many_processes_write_the_same_entries(tmp_path: Path) -> None:
     writers = [start_writer(tmp_path, 0, 20, 1000) for _ in range(3)]
     for writer in writers:

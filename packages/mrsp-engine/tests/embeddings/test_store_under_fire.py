@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from mrsp_engine.embeddings import EmbeddingStore
@@ -82,6 +83,7 @@ def damage(path: Path, choose: random.Random) -> None:
         shorter.replace(path)
 
 
+@pytest.mark.slow
 def test_no_wrong_embedding_and_nothing_hangs(tmp_path: Path) -> None:
     choose = random.Random(0)
     store = EmbeddingStore(tmp_path)

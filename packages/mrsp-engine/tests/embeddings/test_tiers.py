@@ -227,6 +227,7 @@ except EngineError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["small file system", "limited file size"])
 def test_a_full_disk_is_one_line_and_the_embeddings_stay_in_memory(tmp_path: Path, kind: str) -> None:
     python = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(Path(__file__).parent)]

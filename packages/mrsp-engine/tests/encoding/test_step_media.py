@@ -202,6 +202,7 @@ def load_vila(folder: Path) -> PlainVila:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SEEING)
 def test_gradients_are_those_of_plain_transformers(family: str, folders: Path, tmp_path: Path) -> None:
     found: dict[str, dict[str, Tensor]] = {}
@@ -269,6 +270,7 @@ def gradients_on_a_rank(folder: str, store: str) -> dict[str, dict[str, Tensor]]
     return found if group.rank == 0 else {}
 
 
+@pytest.mark.slow
 def test_ranks_have_the_gradients_of_one_process(folders: Path, tmp_path: Path) -> None:
     folder = folders / "qwen3_vl"
     on_ranks = run_on_ranks(gradients_on_a_rank, NUM_RANKS, str(folder), str(tmp_path / "shared"))[0]

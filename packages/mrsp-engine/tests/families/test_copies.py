@@ -60,6 +60,7 @@ def weights(folder: Path) -> dict[tuple[str, str], Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_is_the_same_to_the_byte(folders: Path, kind: str, store: EmbeddingStore, tmp_path: Path) -> None:
     """Weights too, because float32 represents every bfloat16 number."""
@@ -67,6 +68,7 @@ def test_untrained_is_the_same_to_the_byte(folders: Path, kind: str, store: Embe
     assert contents(tmp_path / "saved") == contents(folders / kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_changes_numbers_alone(folders: Path, kind: str, store: EmbeddingStore, tmp_path: Path) -> None:
     policy = load(folders / kind, store)
@@ -86,6 +88,7 @@ def test_training_changes_numbers_alone(folders: Path, kind: str, store: Embeddi
         assert again[name].equal(tensor.bfloat16().float()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen2_5_vl_3b", "qwen3_vl_8b", "qwen2_5_1_5b", "nvila_8b"])
 def test_an_exact_copy_loses_nothing(folders: Path, kind: str, store: EmbeddingStore, tmp_path: Path) -> None:
     policy = load(folders / kind, store, torch.float64)

@@ -109,6 +109,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
+@pytest.mark.slow
 def test_sharing_the_prompt_and_splitting_the_row_change_no_gradient(folders: Path) -> None:
     expected: dict[str, Outcome] = {}
     for family in FAMILIES:
@@ -124,6 +125,7 @@ def test_sharing_the_prompt_and_splitting_the_row_change_no_gradient(folders: Pa
                 assert relative(of_rank[family][name], value) <= 1e-9, f"{family} split: {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SEEING)
 def test_every_medium_matters(folders: Path, family: str) -> None:
     policy = load(folders, family)
@@ -164,6 +166,7 @@ def test_sampling_with_transformers_agrees(folders: Path, family: str) -> None:
     assert logprob_gaps(policy, [prompt], outcomes, temperature=sampling.temperature).max() <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_checkpoint_is_the_same_model_under_the_same_names(folders: Path, family: str, tmp_path: Path) -> None:
     policy = load(folders, family)
@@ -189,6 +192,7 @@ def test_a_saved_checkpoint_is_the_same_model_under_the_same_names(folders: Path
             assert set(old.keys()) == set(new.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SEEING)
 def test_any_range_of_groups_can_be_encoded_alone(folders: Path, family: str) -> None:
     policy = load(folders, family)

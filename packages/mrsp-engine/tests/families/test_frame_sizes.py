@@ -92,6 +92,7 @@ def test_a_budget_shrinks_frames_no_more_than_it_must(frames: QwenFrames) -> Non
         FrameBudget(video_tokens=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["qwen2_5_vl", "qwen3_vl", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_4b", "qwen3_vl_30b_a3b"]
 )

@@ -45,6 +45,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
     return {name: (status.st_mode, status.st_size, status.st_mtime_ns) for name, status in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_is_refused_in_one_line(
     kind: str, name: str, sound: Path, tmp_path: Path, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch

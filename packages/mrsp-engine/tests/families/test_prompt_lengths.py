@@ -24,6 +24,7 @@ def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 64, 256, 1024])
 def test_one_video_of_any_length_and_shape(seeing: Policy, num_frames: int, shape: str) -> None:
@@ -47,6 +48,7 @@ def test_several_media_and_none(seeing: Policy) -> None:
         assert seeing.prompt_length("Which?", shown) == seeing.build_prompt("Which?", shown).length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", *FAMILIES])
 def test_positions_are_those_of_the_language_model(family: str, tmp_path: Path) -> None:
     build_tiny(family, tmp_path / "model")

@@ -72,6 +72,7 @@ class TestEmbeddings:
         assert stored.shape == (reference.num_tokens, 96)
         torch.testing.assert_close(stored, torch.cat(list(features.pooler_output)), atol=1e-6, rtol=1e-6)
 
+    @pytest.mark.slow
     @given(height=st.integers(20, 300), width=st.integers(20, 300), num_frames=st.integers(1, 9), cap=st.booleans())
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_size_is_foreseen(

@@ -98,6 +98,7 @@ def test_times_stand_between_the_frames(policy: Qwen3VlPolicy, folder: Path) -> 
     assert f"user\n{written}{QUESTION}<|im_end|>" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 24])
 @pytest.mark.parametrize("size", [(84, 112), (300, 33), (20, 20), (480, 640)])
 def test_size_is_foreseen(policy: Qwen3VlPolicy, folder: Path, num_frames: int, size: tuple[int, int]) -> None:

@@ -39,6 +39,7 @@ def prompts_of(policy: Policy) -> list[Prompt]:
     return [blind, *(policy.build_prompt(QUESTION, media) for media in ([long], [short, image, short]))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(TINY_FAMILIES.keys() - {WITH_EXPERTS}))
 def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> None:
     build_tiny(family, tmp_path / "model")
@@ -73,6 +74,7 @@ def least_lead(policy: Policy) -> Iterator[list[float]]:
             handle.remove()
 
 
+@pytest.mark.slow
 def test_the_sampler_picks_the_experts_of_the_trainer(tmp_path: Path) -> None:
     """Within rounding, the selection of experts is random: prompts with such a token don't count."""
     build_tiny(WITH_EXPERTS, tmp_path / "model")
@@ -104,6 +106,7 @@ def test_the_sampler_picks_the_experts_of_the_trainer(tmp_path: Path) -> None:
     assert min(gaps.mean() for gaps in stale) > 1e-2
 
 
+@pytest.mark.slow
 def test_media_beyond_the_embedding(tmp_path: Path) -> None:
     """NVILA-8B's media tokens have no rows in its embedding, and vLLM accepts no such token."""
     write_published("nvila_8b", tmp_path / "model")

@@ -32,6 +32,7 @@ def build(kind: str, folder: Path) -> None:
         write_published(kind, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["qwen2_5_vl", "qwen3_vl", "vila", "pooled vila", "qwen2_5_vl_3b", "qwen3_vl_4b", "nvila_8b"]
 )

@@ -47,6 +47,7 @@ def open_plain(_: Path, policy: Policy) -> RolloutEngine:
     return TransformersRolloutEngine(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("open_engine", [open_plain, open_vllm])
 def test_only_the_end_tokens_count(
     folder: Path, open_engine: Callable[[Path, Policy], RolloutEngine], tmp_path: Path

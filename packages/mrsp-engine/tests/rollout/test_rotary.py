@@ -57,6 +57,7 @@ def open_engine(folder: Path, policy: Policy) -> VllmRolloutEngine:
     return VllmRolloutEngine(folder, policy.store, max_model_len=MAX_MODEL_LEN, memory_bytes=32 * 1024**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "rope"),
     [
@@ -111,6 +112,7 @@ def test_yarn_stretches_what_turns_less_than_once_within_the_trained_length(fami
     assert embedding.attention_scaling == pytest.approx(0.1 * math.log(FACTOR) + 1)
 
 
+@pytest.mark.slow
 def test_a_sampler_that_turns_otherwise_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_scaled("qwen2_5_vl", tmp_path / "model", YARN)
     policy = open_policy(tmp_path / "model")
@@ -120,6 +122,7 @@ def test_a_sampler_that_turns_otherwise_is_not_used(tmp_path: Path, monkeypatch:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_context_longer_than_the_settings_reach_is_refused(tmp_path: Path) -> None:
     build_scaled("qwen2", tmp_path / "model", YARN | {"factor": 2})
     path = tmp_path / "model" / "config.json"

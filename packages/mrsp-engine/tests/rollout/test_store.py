@@ -60,6 +60,7 @@ def test_a_medium_may_fill_the_context_whatever_vllm_expects(tiny_folder: Path, 
     assert info.get_mm_max_tokens_per_item(*asked) == {"image": MAX_MODEL_LEN, "video": MAX_MODEL_LEN}
 
 
+@pytest.mark.slow
 def test_reading_the_store_gives_what_carrying_the_embeddings_gives(
     tiny_folder: Path, policy: Policy, prompts: list[Prompt]
 ) -> None:
@@ -87,6 +88,7 @@ def test_reading_the_store_gives_what_carrying_the_embeddings_gives(
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_short_of_memory_it_computes_again_and_dying_it_says_so(
     tiny_folder: Path,
     policy: Policy,

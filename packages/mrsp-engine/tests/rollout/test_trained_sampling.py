@@ -35,6 +35,7 @@ def gap(engine: VllmRolloutEngine, policy: Policy, media: StepMedia) -> float:
     return max(float((torch.tensor(rollout.logprobs) - scored).abs().max()) for rollout, scored in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_vl", "vila"])
 def test_the_sampler_follows_a_trained_projector(family: str, tmp_path: Path) -> None:
     build_tiny(family, tmp_path / "model")

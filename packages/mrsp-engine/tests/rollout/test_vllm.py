@@ -90,6 +90,7 @@ def train_a_little(policy: Policy, prompt: Prompt, group: list[Rollout]) -> None
     policy.model.zero_grad()
 
 
+@pytest.mark.slow
 def test_agrees_with_the_trainer_before_and_after_an_update(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
 ) -> None:
@@ -105,6 +106,7 @@ def test_agrees_with_the_trainer_before_and_after_an_update(
     assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).mean() <= 1e-5
 
 
+@pytest.mark.slow
 def test_every_kind_of_weight_reaches_the_engine(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
 ) -> None:
@@ -253,6 +255,7 @@ def test_one_engine_at_a_time(engine: VllmRolloutEngine, tiny_folder: Path, shel
         VllmRolloutEngine(tiny_folder, shelf, max_model_len=MAX_MODEL_LEN)
 
 
+@pytest.mark.slow
 def test_without_vllm_the_extra_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     script = f"""
 import sys

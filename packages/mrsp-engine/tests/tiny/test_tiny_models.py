@@ -34,6 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_same_arguments_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     script = SCRIPT.format(corpus=CORPUS)
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
