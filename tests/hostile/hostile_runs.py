@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+KEY = "sk-a-key-that-nobody-may-see"
+"""The key for servers that every command is given."""
 MAX_SECONDS = 20.0
 MAX_MEMORY_BYTES = 2**30
 MAX_LINE_CHARACTERS = 400
@@ -55,7 +57,10 @@ class Forks:
     def __init__(self, module: str, loaded: Sequence[str], folder: Path) -> None:
         self._folder = folder
         command = [sys.executable, str(Path(__file__)), module, *loaded]
-        self._program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | {"OPENAI_API_KEY": KEY}
+        self._program = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def run(self, arguments: Sequence[str]) -> Ending:
         """Run the command once."""
