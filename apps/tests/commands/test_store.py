@@ -33,9 +33,9 @@ def test_verify_names_what_is_damaged_and_removes_it(store: EmbeddingStore, caps
     data[-1] ^= 1
     store.path(key(1)).write_bytes(bytes(data))
     assert main(["store", "verify", str(store.folder)]) == 1
-    errors = capsys.readouterr().err
-    assert str(store.path(key(1))) in errors
-    assert "1 of 3 embeddings damaged" in errors
+    said = capsys.readouterr()
+    assert str(store.path(key(1))) in said.out
+    assert "1 of 3 embeddings damaged" in said.err
     assert store.path(key(1)).exists()
     assert main(["store", "verify", str(store.folder), "--remove"]) == 1
     assert "1 of 3 embeddings damaged; removed" in capsys.readouterr().err
