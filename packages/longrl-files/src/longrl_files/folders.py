@@ -59,13 +59,22 @@ class ForeignFolder:
     def has(self, name: str) -> bool:
         """Whether there is anything under this name, be it a link to nothing."""
         try:
-            with self._parent(name) as (parent, last):
-                os.stat(last, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
+            return self.status(name) is not None
         except OSError as failure:
             raise self._refused(name, failure) from failure
-        return True
+
+    def status(self, name: str) -> os.stat_result | None:
+        """What the system says of a name, of a link itself; None if nothing has the name.
+
+        Raises:
+            OSError: The system refuses.
+            error: A folder on the way is a link, or the name leads out of the folder.
+        """
+        try:
+            with self._parent(name) as (parent, last):
+                return os.stat(last, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
 
     def open(self, name: str) -> BinaryIO:
         """Open a file to read its bytes.
@@ -192,19 +201,13 @@ class ForeignFolder:
         """
         for last in self.names(folder or "."):
             name = f"{folder}/{last}" if folder else last
-            if self._is_folder(name):
+            status = self.status(name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
                 if not skips(name):
                     yield from self.files(name, skips=skips)
             elif not (self._is_link_to_folder(name) and skips(name)):
                 self.path(name)
                 yield name
-
-    def _is_folder(self, name: str) -> bool:
-        try:
-            with self._parent(name) as (parent, last):
-                return stat.S_ISDIR(os.stat(last, dir_fd=parent, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return False
 
     def _is_link_to_folder(self, name: str) -> bool:
         path = self.root / name

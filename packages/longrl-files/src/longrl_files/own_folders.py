@@ -22,18 +22,6 @@ class OwnFolder(ForeignFolder):
     What the system refuses is raised as the `OSError` it is; what leads elsewhere as the caller's own kind of error.
     """
 
-    def status(self, name: str) -> os.stat_result | None:
-        """What the system says of a name, of a link itself; None if nothing has the name.
-
-        Raises:
-            error: A folder on the way is a link, or the name leads out of the folder.
-        """
-        try:
-            with self._parent(name) as (parent, last):
-                return os.stat(last, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
     def make_folder(self, name: str) -> None:
         """Make a folder unless there is one.
 

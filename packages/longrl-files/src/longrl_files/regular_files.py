@@ -43,16 +43,6 @@ def open_regular(path: Path, *, error: type[Exception]) -> BinaryIO:
     return adopt(descriptor, path, error=error)
 
 
-def require_regular(path: Path, *, error: type[Exception]) -> Path:
-    """Refuse what `open_regular` would, for libraries that open a path themselves.
-
-    Raises:
-        error: There is no file, it can't be read, or it is no regular file.
-    """
-    open_regular(path, error=error).close()
-    return path
-
-
 def read_bounded(path: Path, *, error: type[Exception], max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """Read a whole file that the user named.
 
