@@ -20,10 +20,8 @@ def find_object(folder: Path, name: str) -> dict[str, Any] | None:
         AppUsageError: It is no file or no JSON object.
     """
     files = ForeignFolder(folder, error=AppUsageError, link_cure=LINK_CURE)
-    found = files.find(name)
-    if found is None:
+    if not files.has(name):
         return None
-    found.close()
     values = files.read_json(name)
     if not isinstance(values, dict):
         raise AppUsageError(f"{folder / name}: expected a JSON object; run the quickstart again")

@@ -53,10 +53,8 @@ def read_object(folder: Path, name: str, kinds: Mapping[str, type] | None = None
         TrainerUsageError: It is no file, no JSON object, or says something of another kind.
     """
     files = ForeignFolder(folder, error=TrainerUsageError, link_cure=LINK_CURE)
-    found = files.find(name) if folder.exists() else None
-    if found is None:
+    if not files.has(name):
         return None
-    found.close()
     values = files.read_json(name)
     if not isinstance(values, dict):
         raise TrainerUsageError(f"{folder / name} was written by something else: expected a JSON object; remove it")
