@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mrsp_engine import logprobs, rows
+from mrsp_engine import logprobs, row_scorer, rows
 from mrsp_engine.attention.backends.base import Block
 from mrsp_engine.attention.backends.torch_fused import CpuFlashBackend
 from mrsp_engine.distributed.collectives import gather_results
@@ -94,10 +94,10 @@ def late_labels() -> Any:
 
 def overscaled_loss() -> Any:
     """The gradient counts once per rank, as when every rank's loss is summed."""
-    return patch("mrsp_engine.logprobs.gather_results", lambda *a: NUM_RANKS * (g := right_gather(*a)) - g.detach())
+    return patch("mrsp_engine.row_scorer.gather_results", lambda *a: NUM_RANKS * (g := right_gather(*a)) - g.detach())
 
 
-right_gather = logprobs.gather_results
+right_gather = row_scorer.gather_results
 
 
 def forgotten_ranks() -> Any:

@@ -13,8 +13,9 @@ from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import LOGIT_BYTES, score_branches, token_logprobs
+from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
+from mrsp_engine.row_scorer import LOGIT_BYTES, token_logprobs
 from mrsp_engine.testing.fixtures import run_on_ranks
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 

@@ -26,10 +26,10 @@ from longrl_trainer.durable import write_json
 from mrsp_engine.attention.plan import AttentionPlan, plan_attention
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.attention.split import AttentionSettings
-from mrsp_engine.logprobs import token_logprobs
 from mrsp_engine.planner.checkpoints import find_shape
 from mrsp_engine.planner.costs import Sizes, exchanged_bytes
 from mrsp_engine.planner.shapes import ModelShape
+from mrsp_engine.row_scorer import token_logprobs
 
 LOGIT_TOKENS = 256
 

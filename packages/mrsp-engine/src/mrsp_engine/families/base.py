@@ -45,6 +45,7 @@ class Policy(ABC):
         encoder: What encodes videos and images frame by frame; None for models without vision.
         end_token_ids: Tokens that end a response.
         vocab_size: Number of rows of the language model's head.
+        row_scorer: What all training calls; see `mrsp_engine.row_scorer.row_scorer_of`.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class Policy(ABC):
     encoder: FrameEncoder | None = None
     end_token_ids: tuple[int, ...]
     vocab_size: int
+    row_scorer: nn.Module | None = None
 
     @abstractmethod
     def encode_video(

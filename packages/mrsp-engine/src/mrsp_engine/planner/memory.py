@@ -15,7 +15,7 @@ __all__ = ["Strategy", "memory_by_part", "rollout_bytes"]
 Sharding = Literal["none", "optimizer", "everything"]
 MASTER_BYTES, MOMENT_BYTES = 4, 8
 LOGIT_CHUNK_BYTES = 4 * (128 << 20)
-"""Bytes of a chunk's logits, and of what is computed from them (`mrsp_engine.logprobs.LOGIT_BYTES`)."""
+"""Bytes of a chunk's logits, and of what is computed from them (`mrsp_engine.row_scorer.LOGIT_BYTES`)."""
 RUNTIME_BYTES = 2e9
 """Bytes used by the driver, kernels and communication."""
 
