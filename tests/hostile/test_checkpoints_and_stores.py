@@ -22,11 +22,22 @@ from mrsp_engine.tiny.published import write_published
 ENCODE = ["encode", "{video}", "--model", "{model}", "--store", "{store}", "--num-frames", "2"]
 SFT = [
     *("sft", "{recipe}", "--model.folder", "{model}", "--model.store", "{store}", "--data.dataset", "{dataset}"),
-    *("--output", "{output}"),
+    *("--output", "{output}/sft"),
+]
+GRPO = [
+    *("grpo", "{grpo}", "--model.folder", "{model}", "--model.store", "{store}", "--data.dataset", "{dataset}"),
+    *("--output", "{output}/grpo"),
+]
+EVALUATE = [
+    *("evaluate", "--model.folder", "{model}", "--model.store", "{store}", "--data.dataset", "{dataset}"),
+    *("--data.split", "train_rl", "--data.num-frames", "2", "--max-response-tokens", "4", "--limit", "1"),
+    *("--sampler.engine", "transformers", "--output", "{output}/accuracy.json"),
 ]
 ON_CHECKPOINTS = {
     "encode": ENCODE,
     "sft": SFT,
+    "grpo": GRPO,
+    "evaluate": EVALUATE,
     "plan": ["plan", "--model", "{model}", "--num-frames", "4", "--gpus", "1"],
 }
 ON_STORES = {
@@ -34,6 +45,7 @@ ON_STORES = {
     "verify": ["store", "verify", "{store}"],
     "prune": ["store", "prune", "{store}", "--keep", "1MB"],
     "encode": ENCODE,
+    "evaluate": EVALUATE,
 }
 RECIPE = """
 output = "output"
@@ -48,6 +60,12 @@ dataset = "dataset"
 split = "train_rl"
 num_frames = 2
 """
+GRPO_RECIPE = (
+    RECIPE.replace("epochs = 1\n", "steps = 1\ngroup_size = 2\nmax_response_tokens = 4\n").replace(
+        "rows_per_step", "prompts_per_step"
+    )
+    + '[sampler]\nengine = "transformers"\n'
+)
 
 pytestmark = pytest.mark.long
 Words = Callable[..., list[str]]
@@ -61,6 +79,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in (HOSTILE_KIND, HOSTILE_PARTS_KIND):
         write_published(kind, root / kind)
     (root / "recipe.toml").write_text(RECIPE)
+    (root / "grpo.toml").write_text(GRPO_RECIPE)
     return root
 
 
@@ -74,6 +93,7 @@ def fill(sound: Path, tmp_path: Path) -> Words:
             "model": sound / HOSTILE_KIND,
             "dataset": sound / "dataset",
             "recipe": sound / "recipe.toml",
+            "grpo": sound / "grpo.toml",
             "store": tmp_path / "new store",
             "output": tmp_path / "output",
         }
@@ -130,5 +150,6 @@ def test_training_on_datasets(name: str, sound: Path, fill: Words, run_longrl: R
     fill_beside_dataset(outside)
     HOSTILE_DATASETS[name](dataset, outside)
     before = snapshot(dataset), snapshot(outside)
-    require_orderly(run_longrl(fill(SFT, dataset=dataset)))
+    for words in (SFT, GRPO, EVALUATE):
+        require_orderly(run_longrl(fill(words, dataset=dataset)))
     assert (snapshot(dataset), snapshot(outside)) == before

@@ -131,6 +131,7 @@ def test_video_r1(tmp_path, videos):
         ({"path": 7}, "field_missing"),
         ({"problem": None}, "field_missing"),
         ({"solution": " "}, "field_missing"),
+        ({"process": {"text": "She walks."}}, "field_missing"),
         ({"data_type": "audio"}, "not_a_video"),
         ({"data_type": "image"}, "image_unreadable"),
         ({"options": LETTERED[:3]}, "options_not_four"),

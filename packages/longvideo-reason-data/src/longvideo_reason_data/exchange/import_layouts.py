@@ -93,7 +93,7 @@ def read_question(row: Mapping[str, Any], layout: ImportLayout, skill: Skill | N
     skill = next((_SKILLS[name] for name in _named_skills(row) if name in _SKILLS), skill)
     if skill is None:
         raise UnusableError("skill_unknown", "it has no skill; set one for such questions with --skill")
-    reasoning = _untag(str(row.get(reasoning_name) or ""), "think")
+    reasoning = _untag(_text(row, reasoning_name), "think") if row.get(reasoning_name) else ""
     return PublishedQuestion(
         media=order_media(places, named),
         question=question,

@@ -86,9 +86,15 @@ def refuse_wrong_values(path: Path, values: Mapping[str, Any]) -> None:
         values: What it holds; its sections are looked at too.
 
     Raises:
-        EngineUsageError: So it is; names the value and what was expected.
+        EngineUsageError: So it is, or the weights are quantized; names the value and what was expected.
     """
     for key, value in values.items():
+        if key == "quantization_config" and value is not None:
+            method = cast(dict[str, Any], value).get("quant_method") if isinstance(value, dict) else value
+            raise EngineUsageError(
+                f"{path}: the weights are quantized ({visible(str(method), 60)}), expected numbers that can be trained; "
+                "set the folder of the model as it was before"
+            )
         expected = None if value is None else _expectation(key, value)
         if expected is not None:
             raise EngineUsageError(

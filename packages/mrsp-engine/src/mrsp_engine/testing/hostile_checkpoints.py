@@ -198,6 +198,8 @@ HOSTILE_CHECKPOINTS: dict[str, Change] = {
     "large_patches": _set("config.json", vision_config={"patch_size": 4000}),
     "large_merges": _set("config.json", vision_config={"spatial_merge_size": 1000}),
     "text_for_indexes": _set("config.json", vision_config={"fullatt_block_indexes": "all"}),
+    "quantized": _set("config.json", quantization_config={"quant_method": "awq", "bits": 4}),
+    "quantized_by_a_list": _set("config.json", quantization_config=["\x1b[2J"]),
     "number_for_architectures": _set("config.json", architectures=5),
     # Tokenizer, templates, processor, generation.
     "tokenizer_link": _other("tokenizer.json", "link"),
