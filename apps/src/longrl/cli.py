@@ -19,7 +19,7 @@ from longrl.commands import store as store_command
 from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
-from longrl_files.messages import LINE_CHARACTERS, visible
+from longrl_files.messages import error_line
 from longrl_files.regular_files import read_bounded
 from longrl_trainer.config.sections import FrameSettings
 from longrl_trainer.errors import TrainerError
@@ -258,7 +258,7 @@ def _run(arguments: list[str] | None) -> int:
 
 def _say(message: str) -> None:
     """Print why the command ends, in one line that no text from outside can break."""
-    print(visible(f"error: {message}", LINE_CHARACTERS), file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -154,8 +154,8 @@ def _bomb(dataset: Path, outside: Path) -> None:
     schema = pq.read_schema(path)
     row = pq.read_table(path).to_pylist()[0]
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for number in range(3):
-            long = [row | {"question_id": f"{number} {place}", "reasoning": "x" * 2**20} for place in range(700)]
+        for number in range(2):
+            long = [row | {"question_id": f"{number} {place}", "reasoning": "x" * 2**20} for place in range(600)]
             writer.write_table(pa.Table.from_pylist(long, schema=schema), row_group_size=10_000)
 
 

@@ -97,7 +97,7 @@ def _encode(videos: list[VideoFile], model: ModelSection, frames: FrameSettings)
 
 def _tell(failures: Sequence[DataError | EngineError]) -> None:
     for failure in failures:
-        print(f"dropped: {error_line(failure)}", file=sys.stderr)
+        print(error_line(failure, "dropped"), file=sys.stderr)
 
 
 def _check_length(policy: "Policy", medium: "MediaReference") -> None:

@@ -32,9 +32,9 @@ def visible(text: str, limit: int = VALUE_CHARACTERS) -> str:
     return shown[:head] + _OMISSION + shown[-(kept - head) :]
 
 
-def error_line(error: BaseException) -> str:
-    """Show an error as one line of at most 399 characters."""
-    return visible(str(error) or type(error).__name__, LINE_CHARACTERS)
+def error_line(error: BaseException | str, mark: str = "error") -> str:
+    """Show an error as one line, `error: …`, of at most 399 characters."""
+    return visible(f"{mark}: {str(error) or type(error).__name__}", LINE_CHARACTERS)
 
 
 def _spell(letter: str) -> str:

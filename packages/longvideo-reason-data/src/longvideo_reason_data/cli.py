@@ -144,7 +144,7 @@ def _run(arguments: list[str] | None) -> int:
             config=(tyro.conf.EnumChoicesFromValues,),
         )
     except DataError as error:
-        print(f"error: {error_line(error)}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return error.exit_code
     except ValidationError as error:
         print(f"error: {describe_invalid(error)}", file=sys.stderr)

@@ -14,6 +14,7 @@ from longvideo_reason_data.language_model.requests import Outcome
 from longvideo_reason_data.records.notes import DroppedNote, FilteredNote
 
 _NUM_REASONS = 3
+_DETAIL_CHARACTERS = 80
 
 _STAGES = {
     "caption": ("the description of a segment", "--captions.max-tokens"),
@@ -55,7 +56,7 @@ def refuse_empty(
     details: dict[str, str] = {}
     for item in dropped:
         counts[item.reason] += 1
-        details.setdefault(item.reason, visible(item.detail))
+        details.setdefault(item.reason, visible(item.detail, _DETAIL_CHARACTERS))
     told = [
         f"{f'{count} times' if count > 1 else 'once'} {in_words(reason)}"
         + (f" ({details[reason]})" if details[reason] else "")
