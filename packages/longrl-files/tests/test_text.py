@@ -76,7 +76,7 @@ def test_control_characters_are_spelled_out() -> None:
 
 def test_both_ends_of_a_long_line_are_kept() -> None:
     line = error_line(ValueError(f"question 'x{'y' * 10**6}' is odd; set --other"))
-    assert line.startswith("question 'xyyy")
+    assert line.startswith("error: question 'xyyy")
     assert line.endswith("yy' is odd; set --other")
     assert len(line) < 400
 

@@ -92,7 +92,7 @@ def refuse_wrong_values(path: Path, values: Mapping[str, Any]) -> None:
         if key == "quantization_config" and value is not None:
             method = cast(dict[str, Any], value).get("quant_method") if isinstance(value, dict) else value
             raise EngineUsageError(
-                f"{path}: the weights are quantized ({visible(str(method), 60)}); expected numbers that can be trained, "
+                f"{path}: the weights are quantized ({visible(str(method), 60)}); expected trainable numbers, "
                 "set the folder of the model before that"
             )
         expected = None if value is None else _expectation(key, value)
