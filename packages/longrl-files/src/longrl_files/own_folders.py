@@ -1,8 +1,8 @@
 """Folders in which a program writes and deletes, though somebody else may have put something there.
 
-A store or a run is changed long after it was begun, and may have been copied from anywhere in between. So what is
-written, renamed and removed is reached as `ForeignFolder` reaches what it reads: every folder on the way is a real one,
-a new file is made new, and removing a link removes the link.
+A store or a run is changed long after it was created, and may have been copied from anywhere in the meantime. So files
+are written, renamed and removed with the same care with which `ForeignFolder` reads them: every folder on the way is a
+real one, a new file is always created, and removing a link removes only the link.
 """
 
 import os
@@ -17,9 +17,9 @@ _NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class OwnFolder(ForeignFolder):
-    """A folder whose content is not trusted, and changed all the same.
+    """A folder that is changed although its content is not trusted.
 
-    What the system refuses is raised as the `OSError` it is; what leads elsewhere as the caller's own kind of error.
+    What the system refuses is raised as `OSError`; what leads elsewhere, as the caller's own kind of error.
     """
 
     def make_folder(self, name: str) -> None:
@@ -58,7 +58,7 @@ class OwnFolder(ForeignFolder):
         return adopt(descriptor, self.root / name, error=self._error, mode="a+b")
 
     def replace(self, name: str, other: str) -> None:
-        """Give a file another name; what had that name is gone, a link itself."""
+        """Give a file another name, replacing whatever had that name; a link there is itself replaced."""
         with self._parent(name) as (parent, last), self._parent(other) as (other_parent, other_last):
             os.replace(last, other_last, src_dir_fd=parent, dst_dir_fd=other_parent)
 

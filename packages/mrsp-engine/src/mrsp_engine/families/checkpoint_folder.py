@@ -1,11 +1,11 @@
 """A checkpoint's folder, looked at before any library opens it.
 
-Checkpoints are downloaded, and transformers opens by path whatever lies there: a link to elsewhere, a FIFO that never
-ends, a pickle, a list of weight files that names another folder, a configuration of another shape. So every file that
-may be read is looked at first, JSON is read with bounds and of the expected kinds, and what is wrong is one line. The
-hub's cache, whose snapshots are links into `blobs` beside them, loads as it is; other links are refused.
+Checkpoints are downloaded, and transformers opens whatever it finds at a path: a link to elsewhere, a FIFO that never
+ends, a pickle, a list of weight files in another folder, a configuration of another shape. So every file that may be
+read is checked first, the size and the types of JSON are bounded, and anything wrong is reported in one line. The hub's
+cache, whose snapshots are links into `blobs` beside them, loads as it is; other links are refused.
 
-Knows files and JSON; neither torch nor a family.
+This module knows files and JSON, but neither torch nor a family.
 """
 
 from collections.abc import Iterable, Mapping
@@ -98,7 +98,7 @@ class CheckpointFolder:
         """Read a JSON object that must be there.
 
         Raises:
-            EngineUsageError: As from `find`; or there is none.
+            EngineUsageError: As from `find`, or there is no such file.
         """
         found = self.find(name)
         if found is None:
@@ -106,13 +106,13 @@ class CheckpointFolder:
         return found
 
     def admit(self, *, allow_pickle_weights: bool = False) -> None:
-        """Look at everything that transformers or a sampler may open in this folder, those below not included.
+        """Check everything that transformers or a sampler may open directly in this folder.
 
         Args:
             allow_pickle_weights: Weights may lie in pickles, of which transformers reads nothing but tensors.
 
         Raises:
-            EngineUsageError: Something there is not what a checkpoint has.
+            EngineUsageError: Something there doesn't belong into a checkpoint.
         """
         names = set(self.files.names())
         if _ADAPTER_NAME in names:
@@ -147,7 +147,7 @@ class CheckpointFolder:
         return [WEIGHTS_NAME] if self.files.has(WEIGHTS_NAME) else self._indexed(INDEX_NAME)
 
     def count_weights(self) -> int | None:
-        """Numbers in those files, by their headers; None if there are no such files.
+        """Number of weights in those files, according to their headers; None if there are no such files.
 
         Raises:
             EngineUsageError: A file isn't as long as its header says, or its header can't be read.
@@ -192,7 +192,7 @@ class CheckpointFolder:
         return sorted(set(cast(Iterable[str], names)))
 
     def _check_names(self) -> None:
-        """Refuse configurations that send a reader to files of their own choice."""
+        """Refuse configurations that direct a reader to other files."""
         config = self.find(CONFIG_NAME) or {}
         tokenizer = self.find("tokenizer_config.json") or {}
         for name, values, key in (

@@ -1,10 +1,10 @@
 """What the values in a checkpoint's configurations may be, and how many weights they ask for.
 
-Every reader of a `config.json` takes its numbers as they are: a text where a number belongs is an error somewhere deep,
-a billion layers are built until memory ends. So the values that shape a model are checked where they are read, and a
-model is built only if its weights are in the files and fit into this machine's memory.
+Readers of a `config.json` use its numbers as they are: text in place of a number is an error somewhere deep inside, and
+a billion layers are built until memory runs out. So the values that shape a model are checked where they are read, and
+a model is built only if its weights are in the files and fit into this machine's memory.
 
-Knows the names that the families' configurations use, and no family.
+This module knows the names that the families' configurations use, but no family.
 """
 
 import os
@@ -51,7 +51,7 @@ _MOST = {
     "max_source_positions": 2**26,
     "max_position_embeddings": 2**40,
 }
-"""Whole numbers from 1, and the most of each that any machine could want."""
+"""Whole numbers from 1 up to a limit that no real model reaches."""
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SECTIONS = ("text_config", "vision_config", "audio_config", "rope_scaling", "rope_parameters", "video_processor")
@@ -83,10 +83,11 @@ def refuse_wrong_values(path: Path, values: Mapping[str, Any]) -> None:
 
     Args:
         path: Where it was read, for the message.
-        values: What it holds; its sections are looked at too.
+        values: Its contents, including its sections.
 
     Raises:
-        EngineUsageError: So it is, or the weights are quantized; names the value and what was expected.
+        EngineUsageError: There is such a value (the message names it and what was expected), or the weights are
+            quantized.
     """
     for key, value in values.items():
         if key == "quantization_config" and value is not None:
@@ -105,7 +106,7 @@ def refuse_wrong_values(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _expectation(key: str, value: Any) -> str | None:
-    """What a value should have been, if it isn't."""
+    """What was expected instead of a value, or None if the value is acceptable."""
     most = _MOST.get(key)
     if most is not None:
         return None if _is_whole(value) and 1 <= value <= most else f"a whole number from 1 to {most}"
@@ -153,12 +154,12 @@ def refuse_wrong_sizes(path: Path, values: Mapping[str, Any], *, stored: int | N
 
     Args:
         path: The configuration, for the message.
-        values: All of it, what its file leaves out included.
-        stored: Numbers in the files of weights; None if unknown.
+        values: All its values, including defaults that its file omits.
+        stored: Number of weights in the files; None if unknown.
         number_bytes: Bytes of one number in the model to be built.
 
     Raises:
-        EngineUsageError: So it is.
+        EngineUsageError: The weights are missing or don't fit.
     """
     least = least_weights(values)
     if stored is not None and least > stored:
@@ -176,7 +177,7 @@ def refuse_wrong_sizes(path: Path, values: Mapping[str, Any], *, stored: int | N
 
 
 def least_weights(values: Mapping[str, Any]) -> int:
-    """A number of weights that a model of this configuration has at least: its large matrices."""
+    """A lower bound of the number of weights of such a model: the sum of its large matrices."""
     text = cast(Mapping[str, Any], values.get("text_config") or values)
     total = _language_weights(text) if "vocab_size" in text else 0
     vision = values.get("vision_config") or (values if "vocab_size" not in values else None)

@@ -1,10 +1,10 @@
 """A first rendering of a chat template, where one that never ends can be ended.
 
-A chat template is a program in Jinja that comes with a checkpoint. transformers runs it in a sandbox, which keeps it
-from files and from Python's inside, but not from running for ever or from filling the memory. So before a template is
-used it renders a sample in a child process, forked, with little time and memory of its own. What a template does with
-another conversation it may still do: the trial is for broken templates and plain traps, and each text that is rendered
-later is bounded in length (`mrsp_engine.families.chat_prompts`).
+A chat template is a Jinja program that comes with a checkpoint. transformers runs it in a sandbox, which keeps it away
+from files and from Python's internals, but doesn't stop it from running for ever or filling the memory. So before a
+template is used, it renders a sample in a forked child process with little time and memory. It may still misbehave with
+another conversation: the trial finds broken templates and simple traps, and the length of every later text is bounded
+too (`mrsp_engine.families.chat_prompts`).
 """
 
 import os
@@ -26,14 +26,14 @@ def describe_trial(render: Callable[[], object]) -> str | None:
     """Run something in a child process and say what is wrong with it.
 
     Args:
-        render: What to run. An exception it raises is no fault: whoever calls it later gets that himself.
+        render: What to run. An exception is not reported here, because a later call raises it as well.
 
     Returns:
-        What went wrong, for a message; None if it came to an end.
+        What went wrong, for a message; None if it ended.
     """
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        # The child runs the template alone, and none of what threads of the parent were at.
+        # The child only runs the template and needs nothing that the parent's other threads were doing.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -44,7 +44,7 @@ def describe_trial(render: Callable[[], object]) -> str | None:
         said = os.read(reader, 1) if is_ended else b""
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)  # it may have ended; nobody else has its number before it is waited for
+        os.kill(child, signal.SIGKILL)  # it may have ended; its number stays its own until it is waited for
         _, status = os.waitpid(child, 0)
     if said == _ENDED:
         return None
@@ -59,7 +59,7 @@ _ENDED, _OUT_OF_MEMORY = b"e", b"m"
 
 
 def _render_and_exit(render: Callable[[], object], writer: int) -> None:
-    """What the child does; it never returns into the parent's code."""
+    """Run in the child; never returns to the parent's code."""
     said = _ENDED
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,9 +1,9 @@
-"""The one HTTP client, which takes from a server no more than an answer can be, and asks nobody but that server.
+"""The only HTTP client: it accepts no more than the longest possible answer, and asks no other server.
 
 Every request of every method goes through `GuardedHttpClient.send`. It bounds the bytes of an answer as they arrive,
-after decompression, and the time until the answer is whole, since a server that sends a byte now and then never lets
-the usual limits on a single read run out. It follows no redirect to another address, because prompt, pictures and key
-would follow too. It hands on text without our secrets, and none of the headers but those that somebody reads.
+after decompression, and the time until the answer is complete, since a server that sends a byte now and then never
+exceeds the usual limit on a single read. It follows no redirect to another address, because prompt, pictures and key
+would go there too. Text is passed on without our secrets, and only those headers are passed on that are used.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from longvideo_reason_data.language_model.transport.redaction import Redaction
 MOST_ANSWER_BYTES = 8 * 2**20
 """More than two hundred thousand tokens with every character escaped (six bytes each), or any list of models."""
 
-_MOST_REDIRECTS = 5  # a slash at the end, another version of the path; whoever needs more goes in circles
+_MOST_REDIRECTS = 5  # such as a slash at the end or another version of the path; more than that is a circle
 _READ_HEADERS = ("retry-after",)
 
 
 class UnusableAnswerError(httpx2.DecodingError):
-    """The answer is too long, or no text; the message says how."""
+    """The answer is too long, or isn't text; the message says which."""
 
 
 class RefusedRedirectError(httpx2.RequestError):
-    """The server sends us elsewhere; the message says where to."""
+    """The server redirects to another one; the message says which."""
 
 
 class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
@@ -47,9 +47,9 @@ class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
         """Send a request and read the answer, both within the request's time.
 
         Raises:
-            UnusableAnswerError: When the answer is too long or no text.
-            RefusedRedirectError: When the server sends us elsewhere, or in circles.
-            httpx2.RequestError: When the connection fails or the time is over.
+            UnusableAnswerError: When the answer is too long or isn't text.
+            RefusedRedirectError: When the server redirects to another one, or in circles.
+            httpx2.RequestError: When the connection fails or takes too long.
         """
         timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
         seconds = timeouts.get("read")
@@ -61,7 +61,7 @@ class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
         except httpx2.RequestError as error:  # it may quote what arrived
             error.args = (visible(self._redaction.clean(str(error))),)
             raise
-        except (httpx2.InvalidURL, ValueError) as error:  # a place to go on to that the library can't make out
+        except (httpx2.InvalidURL, ValueError) as error:  # a redirect that the library can't parse
             said = visible(self._redaction.clean(str(error)))
             raise UnusableAnswerError(f"the answer's headers can't be read ({said})", request=request) from error
 
@@ -73,12 +73,12 @@ class GuardedHttpClient(openai.DefaultAsyncHttpxClient):
                     return await self._read(response)
             finally:
                 await response.aclose()
-                self.cookies.clear()  # a server may not make us say anything to it later
+                self.cookies.clear()  # a server can't have us send it anything later
             request = _follow(response.next_request, request)
         raise RefusedRedirectError(f"redirects more than {_MOST_REDIRECTS} times", request=request)
 
     async def _read(self, response: httpx2.Response) -> httpx2.Response:
-        """Read an answer as far as one may be, and give it decoded and without secrets."""
+        """Read an answer up to the limit, and return it decoded and without secrets."""
         request = response.request
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity", *request.headers.get("accept-encoding", "").replace(" ", "").split(",")):
