@@ -20,7 +20,7 @@ from longrl_trainer.errors import TrainerError
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import Question, QuestionSet, build_question_prompt
-from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
+from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing, train_parts
 from longrl_trainer.rewards.registry import WeightedReward, load_rewards
 from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
@@ -28,6 +28,7 @@ from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
+from longrl_trainer.training.adapter_targets import refuse_unknown_targets
 from longrl_trainer.training.opening import create_optimizer, open_engine, open_policy, open_training_policy
 from longrl_trainer.training.optimizer import Optimizer, warmup_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
@@ -70,6 +71,7 @@ def train_grpo(
     ranks = join_ranks(config.model)
     progress = progress if progress and ranks.is_first else SilentProgress()
     rewards = load_rewards(config.rewards)
+    refuse_unknown_targets(config.model.folder, config.lora)
     with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:
         result = run.result or _train(config, run, rewards, policy, engine, progress, ranks)
         return GrpoResult(model_folder=run.model_folder, **result)
@@ -86,13 +88,15 @@ def _train(
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
     run.require_length(config.steps)
-    policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
+    policy = open_training_policy(
+        config.model, config.dtype, policy=policy, checkpoint=run.checkpoint, lora=config.lora, seed=config.seed
+    )
     questions = _load_questions(config, run, policy, progress, ranks)
-    policy.train_vision(config.train_vision)
+    train_parts(policy, config)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     update = create_update(config, policy, optimizer, ranks)
-    start_folder = run.checkpoint.model_folder if run.checkpoint else config.model.folder
+    start_folder = run.checkpoint.model_folder if run.checkpoint and policy.adapters is None else config.model.folder
 
     with (
         open_engine(
@@ -102,6 +106,7 @@ def _train(
             engine=engine,
             max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,
+            adapter_rank=config.lora.rank,
             ranks=ranks,
         ) as sampler,
         progress.task("GRPO", total=config.steps, done=run.step) as bar,
@@ -168,14 +173,17 @@ def _load_questions(
 
 
 def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, ranks: Ranks) -> PolicyUpdate:
-    """The policy update that the recipe specifies; loads the reference if the objective needs it."""
+    """The policy update that the recipe specifies; loads the reference if the objective needs one beside the policy."""
     objective = build_objective(config)
+    reference = None
+    if objective.needs_reference:
+        reference = open_policy(config.model, config.dtype) if policy.adapters is None else policy
     return PolicyUpdate(
         policy=policy,
         optimizer=optimizer,
         objective=objective,
         scoring=RowScoring.of(config, ranks, temperature=config.temperature),
-        reference=open_policy(config.model, config.dtype) if objective.needs_reference else None,
+        reference=reference,
         num_updates=config.updates_per_batch,
         max_logprob_gap=config.logprob_gap_limit,
     )

@@ -18,10 +18,12 @@ import torch
 from longrl_trainer.config.stages import SftConfig
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import Question
-from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
+from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing, train_parts
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
+from longrl_trainer.training.adapter_targets import refuse_unknown_targets
+from longrl_trainer.training.adapters import dropping
 from longrl_trainer.training.opening import create_optimizer, open_training_policy
 from longrl_trainer.training.optimizer import cosine_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
@@ -57,6 +59,7 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
         progress: Where to show progress.
     """
     ranks = join_ranks(config.model)
+    refuse_unknown_targets(config.model.folder, config.lora)
     progress = progress if progress and ranks.is_first else SilentProgress()
     with open_run("sft", config, model=config.model, data=config.data, ranks=ranks) as run:
         result = run.result or _train(config, run, policy, progress, ranks)
@@ -67,7 +70,9 @@ def _train(
     config: SftConfig, run: Run, policy: Policy | None, progress: ProgressDisplay, ranks: Ranks
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
-    policy = open_training_policy(config.model, config.dtype, policy=policy, checkpoint=run.checkpoint)
+    policy = open_training_policy(
+        config.model, config.dtype, policy=policy, checkpoint=run.checkpoint, lora=config.lora, seed=config.seed
+    )
     with storing(policy, config):
         questions = load_questions(
             config.data,
@@ -79,7 +84,7 @@ def _train(
             ranks=ranks,
         )
     run.save_questions(questions.report())
-    policy.train_vision(config.train_vision)
+    train_parts(policy, config)
     optimizer = create_optimizer(policy, config)
     scoring = RowScoring.of(config, ranks)
     run.restore(optimizer)
@@ -99,7 +104,7 @@ def _train(
             frames_before = count_frames_encoded(policy)
             shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
-            with media.lend(with_gradients=True):
+            with media.lend(with_gradients=True), dropping(policy, config, step=step, ranks=ranks):
                 loss = take_gradients(policy, groups, scoring)
             media.backward()
             ranks.sum_gradients(policy.model)

@@ -127,10 +127,43 @@ class SamplerSection(Section):
     """vLLM's memory for keys and values."""
     max_num_seqs: Annotated[int, Effect.NONE] = Field(default=256, ge=1)
     """Responses that vLLM generates at the same time."""
+    lora_sync: Annotated[Literal["merged", "adapter"], Effect.NONE] = "merged"
+    """What vLLM gets after an update of adapters: all weights with the adapters `merged` into them, which every family
+    allows, or the `adapter` alone, which is smaller and isn't rounded to the weights' number format.
+    """
 
 
 RewardSettings = dict[str, bool | int | float | str]
 """A reward's weight and its own settings, which only the reward itself defines."""
+
+
+class LoraSection(Section):
+    """Adapters (LoRA, arXiv 2106.09685) that are trained in place of the model's own weights, if a rank is set."""
+
+    rank: int | None = Field(default=None, ge=1)
+    """Rank of the adapters; without it the model's own weights are trained."""
+    alpha: int | None = Field(default=None, ge=1)
+    """An adapter's product is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a layer's inputs that its adapter doesn't see, in sft and in the language model only."""
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Linear layers that get adapters, by the ends of their names, such as `q_proj` or `layers.0.mlp.up_proj`; by
+    default all in the layers of the language model.
+    """
+    use_rslora: bool = False
+    """Multiply by alpha / √rank instead (arXiv 2312.03732), so that larger ranks learn as fast as small ones."""
+    vision: bool = False
+    """Give the vision encoder adapters too; each video is then encoded once per step."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        fields = type(self).model_fields
+        changed = next((name for name, field in fields.items() if getattr(self, name) != field.default), None)
+        if self.rank is None and changed is not None:
+            raise ValueError(f"lora.rank: missing; lora.{changed} has no meaning without it")
+        if self.rank is not None and self.alpha is None:
+            raise ValueError("lora.alpha: missing; set it to one or two times lora.rank, for example")
+        return self
 
 
 class ParallelSection(Section):

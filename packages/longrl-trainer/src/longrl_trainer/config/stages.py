@@ -8,9 +8,9 @@ settings at once.
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from longrl_trainer.config.effects import Effect
 from longrl_trainer.config.sections import (
@@ -18,6 +18,7 @@ from longrl_trainer.config.sections import (
     AggregationName,
     DataSection,
     DtypeName,
+    LoraSection,
     ModelSection,
     OptimizerName,
     ParallelSection,
@@ -30,6 +31,10 @@ from longrl_trainer.config.sections import (
 
 GAP_LIMITS: dict[DtypeName, float] = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.05}
 """Default of `max_logprob_gap`, by dtype."""
+
+
+MOST_SAMPLER_RANK = 512
+"""The highest rank of adapters in vLLM."""
 
 
 class TrainingConfig(Section):
@@ -69,6 +74,21 @@ class TrainingConfig(Section):
     questions_may_change: Annotated[bool, Effect.NONE] = False
     """Continue an interrupted run even if the usable questions have changed since it began."""
     parallel: Annotated[ParallelSection, Effect.NONE] = ParallelSection()
+    lora: LoraSection = LoraSection()
+
+    @model_validator(mode="after")
+    def _trains_one_kind_of_weights(self) -> Self:
+        if self.lora.rank is not None and self.train_vision != "frozen":
+            raise ValueError(
+                f'train_vision="{self.train_vision}" with lora.rank={self.lora.rank}: expected "frozen", since nothing '
+                "but adapters is trained; set lora.vision for adapters in the vision"
+            )
+        return self
+
+    @property
+    def trained_vision(self) -> VisionName:
+        """The part of the vision whose output changes during training."""
+        return "all" if self.lora.vision else self.train_vision
 
 
 class SftConfig(TrainingConfig):
@@ -144,6 +164,23 @@ class GrpoConfig(TrainingConfig):
                 where = f"rewards.{name}.weight" if isinstance(entry, dict) else f"rewards.{name}"
                 raise ValueError(f"{where}: got {json.dumps(weight, default=str)}, expected: number")
         return rewards
+
+    @model_validator(mode="after")
+    def _samples_what_it_trains(self) -> Self:
+        lora, sampler = self.lora, self.sampler
+        if lora.dropout:
+            raise ValueError(f"lora.dropout={lora.dropout}: expected 0 in grpo, because the sampler drops nothing")
+        if sampler.lora_sync == "adapter":
+            needed = {"lora.rank": lora.rank is not None, 'sampler.engine="vllm"': sampler.engine == "vllm"}
+            lacking = next((name for name, is_there in needed.items() if not is_there), None)
+            if lacking is not None:
+                raise ValueError(f'sampler.lora_sync="adapter": expected with {lacking}; omit it or set that')
+            if lora.rank is not None and lora.rank > MOST_SAMPLER_RANK:
+                raise ValueError(
+                    f"lora.rank={lora.rank}: vLLM takes adapters up to rank {MOST_SAMPLER_RANK}; lower it, or set "
+                    'sampler.lora_sync to "merged"'
+                )
+        return self
 
     @property
     def logprob_gap_limit(self) -> float:

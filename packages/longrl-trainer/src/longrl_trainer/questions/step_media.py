@@ -27,9 +27,10 @@ def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
         TrainerUsageError: The recipe's settings contradict each other.
         EngineUsageError: The model has no such part to train.
     """
-    if config.train_vision != "frozen" and config.stored != "embeddings":
+    if config.trained_vision != "frozen" and config.stored != "embeddings":
+        cause = "lora.vision=true" if config.lora.vision else f'train_vision="{config.train_vision}"'
         raise TrainerUsageError(
-            f'stored="{config.stored}" with train_vision="{config.train_vision}", which determines what is stored; '
+            f'stored="{config.stored}" with {cause}, which determines what is stored; '
             "omit `stored`, or freeze the vision"
         )
     policy.train_vision(config.train_vision)  # refused before a video is opened
@@ -38,11 +39,18 @@ def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
         yield
         return
     contents: dict[VisionName, ContentChoice] = {"frozen": config.stored, "projector": "features", "all": "frames"}
-    policy.encoder.content = contents[config.train_vision]
+    policy.encoder.content = contents[config.trained_vision]
     try:
         yield
     finally:
         policy.encoder.content = "embeddings"
+
+
+def train_parts(policy: Policy, config: TrainingConfig) -> None:
+    """Train from now on what the recipe trains, in the vision and in the language model."""
+    policy.train_vision(config.train_vision)
+    if policy.adapters is not None:
+        policy.adapters.train()
 
 
 def open_step(

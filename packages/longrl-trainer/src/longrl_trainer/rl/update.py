@@ -6,6 +6,7 @@ Shape legend: R tokens of a response.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,8 @@ class PolicyUpdate:
         optimizer: The optimizer of its parameters.
         objective: The objective to minimise.
         scoring: How rows are scored, at the sampling temperature.
-        reference: The starting model, if the objective needs it.
+        reference: The starting model, if the objective needs it; with adapters, which it is scored without, it is the
+            policy itself.
         num_updates: Optimizer steps on the same rollouts.
         max_logprob_gap: Maximum difference between sampler and trainer (mean absolute log-probability).
     """
@@ -66,7 +68,9 @@ class PolicyUpdate:
         rows = [[trained[index] for index in row] for row in self.scoring.plan([g.as_prompt_group() for g in trained])]
         references: dict[int, list[Tensor]] = {}
         if self.reference is not None:
-            with torch.no_grad(), StepMedia(self.reference, media.plans, self.scoring.ranks.group).lend():
+            adapters = self.reference.adapters
+            off = nullcontext() if adapters is None else adapters.turned_off()
+            with torch.no_grad(), off, StepMedia(self.reference, media.plans, self.scoring.ranks.group).lend():
                 for row in rows:
                     references |= zip(map(id, row), self._score_frozen(self.reference, row), strict=True)
         if not trained:

@@ -2,29 +2,37 @@
 
 A finished run has its model in that layout already. A training checkpoint has the layout but the training dtype; the
 published dtypes are taken from the weights of the model that the run began with, so that model is needed too. Both are
-written by the code that writes every saved model (`mrsp_engine.families.copies`). No model is loaded, and a run in
-progress is only read.
+written by the code that writes every saved model (`mrsp_engine.families.copies`). A run in progress is only read, and
+no model is loaded, except to merge what adapters have learned into the model that they were trained for.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
 from longrl_files.folders import ForeignFolder
+from longrl_trainer.config.recipes import parse_config
+from longrl_trainer.config.sections import LoraSection
 from longrl_trainer.durable import LINK_CURE
-from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longrl_trainer.runs.folder import RESULT_NAME
 from longrl_trainer.runs.settings import SETTINGS_NAME, read_settings
+from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.checkpoints import Checkpoint, list_checkpoints
+from longrl_trainer.training.opening import TORCH_DTYPES
+from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
+from mrsp_engine.families import load_policy
 from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
 from mrsp_engine.families.copies import read_weights, write_copy
+from mrsp_engine.families.language_policy import LanguagePolicy
 
 __all__ = ["export_model"]
 
-Weights = dict[str, dict[str, Tensor]]
+Weights = Mapping[str, Mapping[str, Tensor]]
 
 
 def export_model(run: Path, output: Path, *, step: int | None = None, model: Path | None = None) -> int:
@@ -56,10 +64,14 @@ def export_model(run: Path, output: Path, *, step: int | None = None, model: Pat
         source, found, weights = run / "model", num_steps, read_weights(run / "model")
         outside = (output,)
     else:
-        found, weights = _read_checkpoint(run, step, num_steps)
+        chosen = _choose(run, step, num_steps)
         source = _published(saved, outside) if model is None else model
         if not (source / "config.json").is_file():
             raise TrainerUsageError(f"{source}: is no checkpoint; set `--model` to what the run began with")
+        read = _read_model
+        if chosen.has_adapters:
+            read = _load_to_merge(run, saved, source, allow_pickle_weights=model is None)
+        found, weights = _read_checkpoint(run, step, num_steps, read)
     write_checkpoint(output, lambda folder: write_copy(source, folder, weights, is_whole=True, outside=outside))
     return found
 
@@ -76,15 +88,47 @@ def _num_steps_of_finished(run: Path) -> int | None:
     return num_steps
 
 
-def _read_checkpoint(run: Path, step: int | None, num_steps: int | None) -> tuple[int, Weights]:
+def _read_checkpoint(
+    run: Path, step: int | None, num_steps: int | None, read: Callable[[Checkpoint], Weights]
+) -> tuple[int, Weights]:
     """The weights of a checkpoint; of the next one if the run replaces it in this moment."""
     while True:
         checkpoint = _choose(run, step, num_steps)
         try:
-            return checkpoint.step, read_weights(checkpoint.model_folder)
-        except EngineError:
+            return checkpoint.step, read(checkpoint)
+        except (EngineError, TrainerError):
             if checkpoint.folder.exists():
                 raise
+
+
+def _read_model(checkpoint: Checkpoint) -> Weights:
+    return read_weights(checkpoint.model_folder)
+
+
+def _load_to_merge(
+    run: Path, saved: dict[str, Any], source: Path, *, allow_pickle_weights: bool
+) -> Callable[[Checkpoint], Weights]:
+    """Load the model that a run's adapters belong to; returns a function that merges those of a checkpoint into it.
+
+    It is loaded in the run's dtype, so that the result is what the run itself would save.
+    """
+    settings: dict[str, Any] = saved.get("settings", {})
+    dtype = TORCH_DTYPES.get(settings.get("dtype", ""))
+    if dtype is None or not isinstance(settings.get("lora"), dict):
+        raise TrainerUsageError(
+            f"{run / SETTINGS_NAME}: has no settings of the adapters in its checkpoints; expected those that the run "
+            "was begun with"
+        )
+    lora = parse_config(settings["lora"], LoraSection, source=str(run / SETTINGS_NAME))
+    store = EmbeddingStore(run / "embeddings", is_read_only=True)  # nothing is encoded
+    policy = load_policy(source, dtype=dtype, store=store, allow_pickle_weights=allow_pickle_weights)
+    adapters = LoraAdapters(policy, lora, seed=0)
+
+    def merge(checkpoint: Checkpoint) -> Weights:
+        adapters.load(checkpoint.adapter_folder)
+        return cast(LanguagePolicy, policy).checkpoint_weights()
+
+    return merge
 
 
 def _choose(run: Path, step: int | None, num_steps: int | None) -> Checkpoint:

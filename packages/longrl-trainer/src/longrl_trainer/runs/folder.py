@@ -4,7 +4,8 @@
     metrics.jsonl    one line per step (in GRPO also rollouts.jsonl)
     questions.json   how many questions were kept, and which were dropped and why
     checkpoints/     the state to continue from
-    model/           the final model
+    model/           the final model; what adapters have learned is merged into it
+    adapter/         with LoRA, those adapters by themselves
     result.json      written last: the run is finished
 
 Started again with the same settings, a run continues or, if finished, only reports its result. With a larger number of
@@ -132,6 +133,8 @@ class Run:
         """Save the final model, then the result; all ranks call this together."""
         if self._ranks.is_first:
             policy.save(self.model_folder)
+            if policy.adapters is not None:
+                policy.adapters.save(self.folder / "adapter")
             write_json(self.folder / RESULT_NAME, result)
         self._ranks.wait()
 

@@ -1,7 +1,8 @@
 """The state of a training run on disk: the model, the optimizer's tensors, the step. No pickle.
 
     checkpoints/step-000120/
-        model/                  the model in its published layout, with weights in their training dtype
+        model/                  the model in its published layout, with weights in their training dtype;
+        adapter/                or, with LoRA, only the adapters, in PEFT's layout
         optimizer.safetensors   moments and step counts
         state.json              {"format_version": 1, "step": 120}
 
@@ -41,12 +42,25 @@ class Checkpoint:
         """The model, in the Hugging Face layout."""
         return self.folder / "model"
 
+    @property
+    def adapter_folder(self) -> Path:
+        """The adapters, in PEFT's layout, where nothing else is trained."""
+        return self.folder / "adapter"
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether it holds adapters instead of a model."""
+        return self.adapter_folder.is_dir()
+
 
 def save_checkpoint(checkpoints: Path, *, step: int, policy: Policy, optimizer: Optimizer) -> Checkpoint:
     """Save the state after `step` steps, then remove the checkpoints before it."""
     checkpoint = Checkpoint(step=step, folder=checkpoints / f"step-{step:06d}")
     with new_folder(checkpoint.folder) as folder:
-        policy.save(folder / "model", exact=True)
+        if policy.adapters is None:
+            policy.save(folder / "model", exact=True)
+        else:
+            policy.adapters.save(folder / "adapter")
         try:
             save_file(optimizer.state_tensors(), folder / "optimizer.safetensors")
         except SafetensorError as error:
@@ -71,6 +85,7 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     latest = max(list_checkpoints(run), key=lambda checkpoint: checkpoint.step, default=None)
     if latest is not None:
         ForeignFolder(latest.folder, error=TrainerError, link_cure=LINK_CURE).names(latest.model_folder.name)
+        ForeignFolder(latest.folder, error=TrainerError, link_cure=LINK_CURE).names(latest.adapter_folder.name)
     return latest
 
 

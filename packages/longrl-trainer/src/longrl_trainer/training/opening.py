@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from longrl_trainer.config.sections import DtypeName, ModelSection, SamplerSection
+from longrl_trainer.config.sections import DtypeName, LoraSection, ModelSection, SamplerSection
 from longrl_trainer.config.stages import TrainingConfig
+from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.checkpoints import Checkpoint
 from longrl_trainer.training.joint_sampler import JointSampler
 from longrl_trainer.training.optimizer import Optimizer
@@ -17,6 +19,7 @@ from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.rollout.base import RolloutEngine
 
+FULL_WEIGHTS = LoraSection()
 TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -37,7 +40,13 @@ def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
 
 
 def open_training_policy(
-    model: ModelSection, dtype: DtypeName, *, policy: Policy | None, checkpoint: Checkpoint | None
+    model: ModelSection,
+    dtype: DtypeName,
+    *,
+    policy: Policy | None,
+    checkpoint: Checkpoint | None,
+    lora: LoraSection = FULL_WEIGHTS,
+    seed: int = 0,
 ) -> Policy:
     """The policy at the point where training begins or continues, with the media encoder frozen.
 
@@ -48,7 +57,22 @@ def open_training_policy(
         dtype: Type of its weights.
         policy: The same model, if the caller has already loaded it.
         checkpoint: Where an interrupted run continues.
+        lora: The adapters to train instead of its weights.
+        seed: Determines their first values.
+
+    Raises:
+        TrainerUsageError: The model can't get the adapters that the recipe asks for, or has some already.
     """
+    if policy is not None and policy.adapters is not None:
+        raise TrainerUsageError(f"{model.folder}: the given policy has adapters already; load the model anew")
+    if lora.rank is not None:
+        policy = policy or open_policy(model, dtype)
+        policy.source = model.folder
+        adapters = LoraAdapters(policy, lora, seed=seed)
+        if checkpoint is not None:
+            adapters.load(checkpoint.adapter_folder)
+        policy.freeze_vision()
+        return policy
     if checkpoint is None:
         policy = policy or open_policy(model, dtype)
     else:
@@ -82,6 +106,7 @@ def open_engine(
     engine: RolloutEngine | None,
     max_model_len: int,
     dtype: DtypeName,
+    adapter_rank: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Generator[RolloutEngine]:
     """A sampler with the policy's weights, for as long as the block runs.
@@ -89,10 +114,11 @@ def open_engine(
     Args:
         sampler: The kind of sampler, and its limits.
         policy: The policy with the weights to sample with.
-        folder: A checkpoint folder with those weights.
+        folder: A checkpoint folder with those weights, without adapters.
         engine: The caller's own sampler to use instead; it gets the policy's weights and stays open.
         max_model_len: Maximum tokens of a prompt with its response.
         dtype: Type of its weights.
+        adapter_rank: Rank of the policy's adapters, if it has any.
         ranks: Processes that each open a sampler; together they form the sampler.
     """
     if engine is not None:
@@ -113,8 +139,11 @@ def open_engine(
             memory_bytes=sampler.memory_bytes,
             max_num_seqs=sampler.max_num_seqs,
             dtype=dtype,
+            adapter_rank=adapter_rank if sampler.lora_sync == "adapter" else None,
         )
     try:
+        if policy.adapters is not None:
+            opened.update_weights(policy)
         yield opened if ranks.group is None else JointSampler(opened, ranks)
     finally:
         opened.close()

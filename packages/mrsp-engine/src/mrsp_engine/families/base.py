@@ -10,6 +10,7 @@ states: a family that adds features to several layers concatenates all of them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -31,6 +32,37 @@ VisionPart = Literal["frozen", "projector", "all"]
 """The trained part of the media encoder: none, the projector between tower and language model, or the tower too."""
 
 
+class Adapters(Protocol):
+    """Low-rank matrices beside some weights of a model, trained in their place (LoRA); the weights stay as they are."""
+
+    def merged_weights(self, module: nn.Module, *, device: torch.device | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield a module's weights under the names that they have without adapters, with the adapters added.
+
+        Each is computed when its turn comes and is complete, so ranks that share sharded weights iterate together.
+
+        Args:
+            module: The model, or a part of it.
+            device: Where changed weights are placed; where they are computed by default.
+        """
+        ...
+
+    def train(self) -> None:
+        """Let gradients reach all of them, also those in a part of the model that was frozen meanwhile."""
+        ...
+
+    def turned_off(self) -> AbstractContextManager[None]:
+        """Within the block, the model computes what it computed before it had adapters."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write them in PEFT's layout, complete or not at all; an older folder is replaced."""
+        ...
+
+    def write_for_sampler(self, folder: Path) -> None:
+        """Write what a sampler that gets embeddings needs of them into an empty folder, in PEFT's layout."""
+        ...
+
+
 class Policy(ABC):
     """One loaded checkpoint.
 
@@ -40,6 +72,7 @@ class Policy(ABC):
         source: The checkpoint from which a saved one takes its layout and all files except the weights; `folder` unless
             set.
         model: The Hugging Face model.
+        adapters: What is trained instead of the model's own weights, if anything.
         tokenizer: The checkpoint's tokenizer.
         store: The store of embeddings.
         encoder: What encodes videos and images frame by frame; None for models without vision.
@@ -52,6 +85,7 @@ class Policy(ABC):
     folder: Path
     source: Path
     model: nn.Module
+    adapters: Adapters | None = None
     tokenizer: Any
     store: EmbeddingStore
     encoder: FrameEncoder | None = None
@@ -122,6 +156,11 @@ class Policy(ABC):
     def decoder(self) -> nn.Module:
         """The language model without its head; accepts `decoder_inputs` and positions; fills a cache if given."""
 
+    @property
+    @abstractmethod
+    def causal_model(self) -> nn.Module:
+        """The part of the model with decoder and head, as transformers loads it by itself; adapters are named in it."""
+
     def decoder_inputs(self, embeddings: Tensor) -> dict[str, Any]:
         """The decoder's inputs for embeddings [B, S, D] as `embed` and `embed_tokens` return them."""
         return {"inputs_embeds": embeddings}
@@ -172,6 +211,16 @@ class Policy(ABC):
     @abstractmethod
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights that a sampler needs after an update, under the checkpoint's names."""
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapters for a sampler that has the model's own weights.
+
+        Raises:
+            EngineUsageError: The model has none.
+        """
+        if self.adapters is None:
+            raise EngineUsageError(f"{self.folder}: the model has no adapters; let the sampler take whole weights")
+        self.adapters.write_for_sampler(folder)
 
     @property
     def attention_heads(self) -> AttentionHeads:

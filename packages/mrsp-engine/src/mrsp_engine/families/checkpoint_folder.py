@@ -8,6 +8,7 @@ cache, whose snapshots are links into `blobs` beside them, loads as it is; other
 This module knows files and JSON, but neither torch nor a family.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -155,24 +156,38 @@ class CheckpointFolder:
         names = self.weight_files()
         return sum(self._count(name) for name in names) if names else None
 
+    def matrices(self) -> set[str]:
+        """Names of the weights with two dimensions in those files, by their headers.
+
+        Raises:
+            EngineUsageError: A file's header can't be read.
+        """
+        headers = [self._header(name)[0] for name in self.weight_files()]
+        return {key for header in headers for key, shape in header.items() if len(shape) == 2}
+
     def _count(self, name: str) -> int:
+        shapes, expected, size = self._header(name)
+        if expected != size:
+            raise EngineUsageError(
+                f"{self.path / name}: has {size:,} bytes, expected {expected:,}; the file is cut short or "
+                f"changed, {_CURE}"
+            )
+        return sum(math.prod(shape) for shape in shapes.values())
+
+    def _header(self, name: str) -> tuple[dict[str, list[int]], int, int]:
+        """The shape of every tensor in a file of weights, the bytes it should have, and those it has."""
         with self.files.open(name) as file:
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length) if length <= LONGEST_HEADER_BYTES else b""
             size = file.seek(0, 2)
         try:
             header = cast(Mapping[str, Any], parse_json(text))
-            tensors = [tensor for key, tensor in header.items() if key != "__metadata__"]
-            end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-            counts = [_product(tensor["shape"]) for tensor in tensors]
+            tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
+            end = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+            shapes = {key: _checked_shape(tensor["shape"]) for key, tensor in tensors.items()}
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise EngineUsageError(f"{self.path / name}: not a file of tensors; {_CURE}") from error
-        if 8 + length + end != size:
-            raise EngineUsageError(
-                f"{self.path / name}: has {size:,} bytes, expected {8 + length + end:,}; the file is cut short or "
-                f"changed, {_CURE}"
-            )
-        return sum(counts)
+        return shapes, 8 + length + end, size
 
     def _indexed(self, index: str) -> list[str]:
         """The files that a list of weights names, each directly in this folder."""
@@ -206,10 +221,8 @@ class CheckpointFolder:
                 )
 
 
-def _product(shape: list[int]) -> int:
-    total = 1
+def _checked_shape(shape: Any) -> list[int]:
     for extent in shape:
         if type(extent) is not int or extent < 0:
             raise ValueError(f"extent {extent}")
-        total *= extent
-    return total
+    return list(shape)

@@ -7,7 +7,7 @@ arguments.
 Shape legend: P prompt tokens, S row tokens, D hidden size.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -166,6 +166,11 @@ class LanguagePolicy(Policy):
         return cast(nn.Module, self._decoder)
 
     @property
+    def causal_model(self) -> nn.Module:
+        """See `Policy.causal_model`."""
+        return cast(nn.Module, self._causal_model)
+
+    @property
     def language_model_head(self) -> nn.Module:
         """See `Policy.language_model_head`."""
         return cast(nn.Module, self._causal_model.lm_head)
@@ -184,8 +189,18 @@ class LanguagePolicy(Policy):
 
     def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
         """All weights, by the checkpoint folder that contains them and the names they may have there."""
-        own = self.model.state_dict()
+        own = self.weights_to_save(self.model)
         return {"": {self.checkpoint_name(name): tensor for name, tensor in own.items()} | own}
+
+    def weights_to_save(self, module: nn.Module) -> dict[str, Tensor]:
+        """All weights of a part of the model, with adapters merged into them."""
+        if self.adapters is None:
+            return module.state_dict()
+        return dict(self.adapters.merged_weights(module, device=torch.device("cpu")))
+
+    def weights_to_sample(self, module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+        """The same one by one, where the model is."""
+        return module.state_dict().items() if self.adapters is None else self.adapters.merged_weights(module)
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the encoder only if it is trained, never a head tied to the input."""
@@ -195,7 +210,7 @@ class LanguagePolicy(Policy):
             for name, parameter in self.model.named_parameters()
             if name.startswith(self.encoder_prefixes)
         )
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in self.weights_to_sample(self.model):
             if name.startswith(self.encoder_prefixes) and not is_encoder_trained:
                 continue
             if name != "lm_head.weight" or not is_tied:

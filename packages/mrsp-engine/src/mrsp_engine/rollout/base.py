@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -18,6 +18,7 @@ from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.prompts import Prompt
 
 __all__ = [
+    "AdapterSource",
     "EmbeddingSource",
     "Refusal",
     "RefusalReason",
@@ -128,6 +129,15 @@ class WeightSource(Protocol):
 
     def sampler_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Yield names as in the checkpoint, and tensors."""
+        ...
+
+
+@runtime_checkable
+class AdapterSource(Protocol):
+    """Where a rollout engine that keeps the base weights gets new adapters from, such as a `Policy` that has some."""
+
+    def save_adapter(self, folder: Path, /) -> None:
+        """Write them into an empty folder, in PEFT's layout."""
         ...
 
 

@@ -58,6 +58,8 @@ class TransformersRolloutEngine:
         own = self._require_open()
         if policy is own:
             return
+        if own.adapters is not None:
+            raise EngineError("this engine's own model has adapters, so it can't take another model's weights")
         targets = dict(language_weights(own))
         with torch.no_grad():
             for name, tensor in language_weights(policy):

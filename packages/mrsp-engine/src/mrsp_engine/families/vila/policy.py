@@ -183,7 +183,7 @@ class VilaPolicy(LanguagePolicy):
         model = cast(VilaModel, self.model)
         tower = model.vision_tower.state_dict()
         return {
-            LANGUAGE_FOLDER: model.llm.state_dict(),
+            LANGUAGE_FOLDER: self.weights_to_save(model.llm),
             TOWER_FOLDER: {f"{TOWER_PREFIX}{name}": tensor for name, tensor in tower.items()} | tower,
             PROJECTOR_FOLDER: model.mm_projector.state_dict(),
         }
@@ -191,7 +191,7 @@ class VilaPolicy(LanguagePolicy):
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the sampler runs only the language model."""
         is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
-        for name, tensor in cast(VilaModel, self.model).llm.state_dict().items():
+        for name, tensor in self.weights_to_sample(self.causal_model):
             if name != "lm_head.weight" or not is_tied:
                 yield name, tensor
 

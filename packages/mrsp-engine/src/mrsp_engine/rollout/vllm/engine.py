@@ -29,6 +29,7 @@ from mrsp_engine.rollout.base import (
     WeightSource,
     language_weights,
 )
+from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
 from mrsp_engine.rollout.vllm.embedding_connector import connector_options
 from mrsp_engine.rollout.vllm.process import Placement, confined_import, own_random_numbers, sampling_threads
 from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint, read_rollouts
@@ -71,6 +72,7 @@ class VllmRolloutEngine:
         seed: Seed of the engine's own random sequence.
         enforce_eager: Don't compile the model; compiling takes half a minute or more.
         tensor_parallel_size: Ranks of the process group that hold one copy of the model together.
+        adapter_rank: Keep the checkpoint's weights, and take adapters of this rank instead of new weights.
         read_store: Let vLLM read embeddings from the store, where the modality allows it; otherwise each request
             carries them.
 
@@ -93,6 +95,7 @@ class VllmRolloutEngine:
         seed: int = 0,
         enforce_eager: bool = True,
         tensor_parallel_size: int = 1,
+        adapter_rank: int | None = None,
         read_store: bool = True,
     ) -> None:
         _require_vllm()
@@ -128,11 +131,14 @@ class VllmRolloutEngine:
             "limit_mm_per_prompt": dict(checkpoint.media.limits),
         }
         options |= checkpoint.media.options
+        self._adapter = None if adapter_rank is None else SamplerAdapter(adapter_rank)
         threads_before = torch.get_num_threads()
         try:
             with own_random_numbers(), confined_import(self._placement):
                 if is_reading_store:
                     options |= connector_options(store)
+                if self._adapter is not None:
+                    options |= self._adapter.engine_options()
                 self._llm = start(checkpoint, rotary, options | self._placement.engine_options())
         except Exception as error:
             if not self._placement.is_grouped:
@@ -184,8 +190,11 @@ class VllmRolloutEngine:
             try:
                 if not self._has_weights:
                     self._llm.wake_up(tags=["weights"])
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
-                self._llm.apply_model(_repack_copies)
+                if self._adapter is not None:
+                    self._adapter.renew(self._llm, policy)
+                else:
+                    self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
+                    self._llm.apply_model(_repack_copies)
                 if not self._has_weights:
                     self._llm.wake_up(tags=["kv_cache"])  # after the weights, which need more memory while loading
                 self._has_weights = True
@@ -201,10 +210,13 @@ class VllmRolloutEngine:
             raise EngineError(f"vLLM couldn't load the weights ({self._failure})")
 
     def sleep(self) -> None:
-        """See `RolloutEngine.sleep`; on GPUs weights, keys and values are freed; on CPUs nothing happens."""
+        """See `RolloutEngine.sleep`; on GPUs weights, keys and values are freed; on CPUs nothing happens.
+
+        Weights that no update brings again wait in host memory.
+        """
         self._require_alive()
         if self._can_sleep and self._has_weights:
-            self._llm.sleep(level=2)
+            self._llm.sleep(level=2 if self._adapter is None else 1)
             self._has_weights = False
 
     @property
@@ -240,7 +252,10 @@ class VllmRolloutEngine:
             # Not the request's own seed: vLLM's CPU sampler can't combine it with chunked prompts.
             torch.manual_seed((seed + self._placement.replica * REPLICA_SEED_STRIDE) % 2**63)
             try:
-                return cast(list[Any], self._llm.generate(requests, self._parameters(sampling), use_tqdm=False))
+                parameters = self._parameters(sampling)
+                adapter = None if self._adapter is None else self._adapter.request
+                outputs = self._llm.generate(requests, parameters, lora_request=adapter, use_tqdm=False)
+                return cast(list[Any], outputs)
             except Exception as error:
                 self._failure = first_line(error)
                 raise EngineError(f"vLLM failed while sampling ({self._failure}); start a new engine") from error

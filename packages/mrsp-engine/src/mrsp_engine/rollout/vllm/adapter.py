@@ -1,0 +1,68 @@
+"""The adapter of a sampler that keeps the base weights: vLLM's LoRA, with new matrices after every update.
+
+vLLM finds an adapter by its number and remembers keys and values by its name, so every update has a new number and a
+new name: neither old matrices nor what was computed with them can be found again. The module doesn't depend on how
+adapters are trained.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.rollout.base import AdapterSource, WeightSource
+
+__all__ = ["SamplerAdapter"]
+
+
+class SamplerAdapter:
+    """The adapter that requests name.
+
+    Args:
+        rank: Its rank.
+
+    Attributes:
+        request: The adapter in vLLM's terms; None before the first update, when the base alone is sampled.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.request: Any = None
+        self._num_updates = 0
+
+    def engine_options(self) -> dict[str, Any]:
+        """Engine options for vLLM.
+
+        Raises:
+            EngineUsageError: vLLM has no adapters of this rank.
+        """
+        from vllm.config.lora import MaxLoRARanks
+
+        allowed = sorted(get_args(MaxLoRARanks))
+        if not 1 <= self.rank <= allowed[-1]:
+            raise EngineUsageError(
+                f"an adapter of rank {self.rank}: vLLM takes ranks from 1 to {allowed[-1]}; lower the rank, or let the "
+                "sampler take merged weights"
+            )
+        most = next(rank for rank in allowed if rank >= self.rank)
+        return {"enable_lora": True, "max_lora_rank": most, "max_loras": 1, "max_cpu_loras": 1}
+
+    def renew(self, llm: Any, policy: WeightSource) -> None:
+        """Give vLLM the policy's adapter in place of the one before.
+
+        Raises:
+            EngineError: The policy has none, or vLLM doesn't take it.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if not isinstance(policy, AdapterSource):
+            raise EngineError(f"{type(policy).__name__} has no adapters to give")
+        with tempfile.TemporaryDirectory(prefix="longrl-adapter-") as folder:
+            policy.save_adapter(Path(folder))
+            self._num_updates += 1
+            request = LoRARequest(f"update-{self._num_updates}", self._num_updates, folder)
+            if not llm.llm_engine.add_lora(request):
+                raise EngineError("vLLM refused the adapter")
+        if self.request is not None:
+            llm.llm_engine.remove_lora(self.request.lora_int_id)
+        self.request = request
