@@ -1,0 +1,59 @@
+"""vLLM samples with the adapters of the latest update, merged or by themselves, as PEFT's files hold them."""
+
+import importlib.util
+
+import pytest
+
+from longrl_trainer.errors import TrainerError
+from longrl_trainer.grpo import train_grpo
+from longrl_trainer.runs.journal import read_json_lines
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+def options_of(lora_sync: str, **changes):
+    return {
+        "steps": 3,
+        "group_size": 8,
+        "max_response_tokens": 24,
+        "learning_rate": 2e-2,
+        "checkpoint_every_steps": 1,
+        "sampler": {"engine": "vllm", "lora_sync": lora_sync},
+        "lora__rank": 4,
+        "lora__alpha": 16,
+        **changes,
+    }
+
+
+def read_gaps(config):
+    return [line["logprob_gap"]["mean_abs"] for line in read_json_lines(config.output / "metrics.jsonl")]
+
+
+def test_merged_weights_arrive_in_every_step(started, tmp_path):
+    config = started.grpo(tmp_path / "run", **options_of("merged"))
+    train_grpo(config)
+    assert len(read_gaps(config)) == 3
+    assert max(read_gaps(config)) <= 1e-5
+
+
+def test_adapters_arrive_in_every_step_and_after_a_pause_and_lacking_ones_are_noticed(started, tmp_path, monkeypatch):
+    config = started.grpo(tmp_path / "run", **options_of("adapter"))
+    train_grpo(config)
+
+    from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
+
+    renew = SamplerAdapter.renew
+
+    def renew_once(self, llm, policy):
+        if self.request is None:
+            renew(self, llm, policy)
+
+    monkeypatch.setattr(SamplerAdapter, "renew", renew_once)
+    with pytest.raises(TrainerError, match="sampler and trainer disagree"):
+        train_grpo(started.grpo(tmp_path / "run", **options_of("adapter", steps=6)))
+    gaps = read_gaps(config)
+    assert 4 <= len(gaps) < 6  # the step after the pause has the checkpoint's adapter
+    assert max(gaps) <= 1e-5
