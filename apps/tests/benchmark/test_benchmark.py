@@ -135,6 +135,10 @@ def test_a_plan_counts_what_a_run_shows(
         (["plan", "--model", "Qwen2.5-VL-72B", "--frames", "64", "--gpus", "2"], "doesn't fit on 2 devices"),
         (["plan", "--model", "Qwen2.5-VL-7B", "--frames", "8", "--gpu-memory", "much"], "--gpu-memory 'much'"),
         (["plan", "--model", "nothing", "--frames", "8"], "neither a folder"),
+        (
+            ["plan", "--model", "Qwen2.5-VL-7B", "--frames", "8", "--lora-rank", "0"],
+            "--lora-rank 0: expected 1 or more",
+        ),
         (["plan", "--model", "Qwen2.5-VL-7B"], "--frames is missing"),
         (["plan", "--model", "Qwen2.5-VL-7B", "--fps", "1"], "set --video-seconds"),
         (["plan", "--model", "Qwen2.5-VL-7B", "--frames", "8", "--fps", "1"], "omit one"),

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +32,7 @@ def plan(
     group_size: int = 8,
     response_tokens: int = 1024,
     prompts_per_step: int = 1,
+    lora_rank: int | None = None,
     video_height: int = 720,
     video_width: int = 1280,
     video_seconds: float | None = None,
@@ -59,6 +60,7 @@ def plan(
         group_size: Responses per question.
         response_tokens: Tokens of a response.
         prompts_per_step: Questions per step.
+        lora_rank: Train adapters of this rank in all linear layers instead of the weights.
         video_height: Height of the videos' frames in pixels.
         video_width: Width of the videos' frames in pixels.
         video_seconds: Length of a video; by default one second per frame.
@@ -78,8 +80,10 @@ def plan(
     if frames != 0:
         settings = shown if frames is None else shown.model_copy(update={"num_frames": frames})
         video = _plan_video(settings, model, video_height, video_width, video_seconds, video_fps)
+    if lora_rank is not None and lora_rank < 1:
+        raise AppUsageError(f"--lora-rank {lora_rank}: expected 1 or more")
     request = PlanRequest(
-        shape=find_shape(model),
+        shape=replace(find_shape(model), lora_rank=lora_rank or 0),
         hardware=hardware,
         num_devices=gpus,
         memory_bytes=hardware.memory_bytes if gpu_memory is None else _read_bytes(gpu_memory),
@@ -138,7 +142,7 @@ def _read_bytes(text: str) -> float:
 
 
 def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:
-    sizes, split, strategy = plan.sizes, plan.split, plan.strategy
+    sizes, split, strategy, lora_rank = plan.sizes, plan.split, plan.strategy, request.shape.lora_rank
     divided = f"{split.head_ranks} by heads × {split.token_ranks} by tokens"
     if split.token_ranks > 1:
         divided += f" ({split.exchange})"
@@ -147,7 +151,7 @@ def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:
     lines = [
         f"{request.shape.name}, {request.num_devices} × {request.hardware.name} with {memory}: "
         f"{sizes.prompt_tokens} prompt tokens, {sizes.group_size} responses of {sizes.response_tokens}, "
-        f"{request.prompts_per_step} per step",
+        f"{request.prompts_per_step} per step" + (f", adapters of rank {lora_rank}" if lora_rank else ""),
         "",
         "recommended",
         f"  ranks per row          {plan.sequence_ranks}: {divided}",

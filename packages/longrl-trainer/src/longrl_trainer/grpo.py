@@ -106,7 +106,6 @@ def _train(
             engine=engine,
             max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,
-            adapter_rank=config.lora.rank,
             ranks=ranks,
         ) as sampler,
         progress.task("GRPO", total=config.steps, done=run.step) as bar,

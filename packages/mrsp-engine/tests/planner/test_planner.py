@@ -117,6 +117,29 @@ def test_memory_by_part() -> None:
     assert activation_bytes(SEVEN, 1000, Strategy(is_checkpointed=True)) < plain / 8
 
 
+def test_adapters_need_memory_of_their_own_and_no_reference() -> None:
+    shape, strategy = replace(SEVEN, lora_rank=32), Strategy(is_checkpointed=True)
+    # By layer: q, k, v, o between 3584, 3584 and 512 channels, and three matrices between 3584 and 18944.
+    adapters = 28 * 32 * (7168 + 4096 + 4096 + 7168 + 3 * (3584 + 18944))
+    assert shape.num_trained_parameters == shape.num_adapter_parameters == adapters
+    sizes = Sizes.of(shape, num_frames=64, frame_pixels=128 * 28 * 28, group_size=8, response_tokens=1024)
+    _, row = sizes.rows("shared")
+    whole, small = (
+        memory_by_part(each, sizes, row, rows_tokens=row.total, sequence_ranks=1, all_ranks=1, strategy=strategy)
+        for each in (SEVEN, shape)
+    )
+    assert small["reference"] == 0
+    assert small["weights"] == whole["weights"] + 2 * adapters
+    assert (small["gradients"], small["optimizer"]) == (2 * adapters, 12 * adapters)
+    assert small["activations"] == whole["activations"] + row.total * 7 * 32 * 2
+    seconds = [
+        predict_stages(each, sizes, HOUR.hardware, num_ranks=1, mode="shared", is_checkpointed=True)
+        for each in (SEVEN, shape)
+    ]
+    assert seconds[1]["update"] < seconds[0]["update"]
+    assert seconds[1]["old"] == pytest.approx(seconds[0]["old"], rel=0.05)
+
+
 def test_more_takes_longer_and_more_devices_take_less() -> None:
     at = [total(plan_step(replace(HOUR, num_frames=frames))) for frames in (256, 512, 1024, 2048, 3600)]
     assert at == sorted(at)

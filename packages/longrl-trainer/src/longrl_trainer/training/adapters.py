@@ -76,10 +76,22 @@ class LoraAdapters:
             peft.inject_adapter_in_model(self._config, self._model, adapter_name=NAME)
         self._layers: dict[str, Any] = {name: self._model.get_submodule(name) for name in targets}
         self._targets = targets
+        seeing = set(() if policy.encoder is None else map(id, policy.encoder.parts.modules()))
+        self._sampled_layers = [name for name, layer in self._layers.items() if id(layer) not in seeing]
         policy.model.requires_grad_(False)
         policy.model.eval()
         policy.adapters = self
         self.train()
+
+    @property
+    def rank(self) -> int:
+        """See `Adapters.rank`."""
+        return int(self._config.r)
+
+    @property
+    def sampled_layers(self) -> list[str]:
+        """See `Adapters.sampled_layers`."""
+        return self._sampled_layers
 
     def train(self) -> None:
         """See `Adapters.train`."""
@@ -98,7 +110,7 @@ class LoraAdapters:
     @contextmanager
     def dropping(self, seed: int) -> Generator[None]:
         """Within the block, inputs of the language model's adapters are dropped, by random numbers of its own."""
-        dropouts: list[nn.Module] = [layer.lora_dropout for name, layer in self._layers.items() if not self._sees(name)]
+        dropouts: list[nn.Module] = [self._layers[name].lora_dropout for name in self.sampled_layers]
         devices = [self._policy.device] if self._policy.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
@@ -128,7 +140,7 @@ class LoraAdapters:
 
     def write_for_sampler(self, folder: Path) -> None:
         """See `Adapters.write_for_sampler`; without those of the vision."""
-        self._write(folder, [name for name in self._targets if not self._sees(name)])
+        self._write(folder, self.sampled_layers)
 
     def load(self, folder: Path) -> None:
         """Take the values that `save` wrote for the same model and settings.
@@ -169,11 +181,6 @@ class LoraAdapters:
         fine = torch.promote_types(whole_OI.dtype, torch.float32)
         merged_OI = torch.addmm(whole_OI.to(fine), B_OR.to(fine), A_RI.to(fine), alpha=layer.scaling[NAME])
         return merged_OI.to(device=device, dtype=whole_OI.dtype)
-
-    def _sees(self, name: str) -> bool:
-        """Whether a layer belongs to the vision."""
-        encoder = self._policy.encoder
-        return encoder is not None and any(module is self._layers[name] for module in encoder.parts.modules())
 
     def _settings(self, targets: list[str]) -> dict[str, Any]:
         return self._config.to_dict() | {"target_modules": sorted(targets), "inference_mode": True}

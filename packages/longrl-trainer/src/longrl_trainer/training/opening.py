@@ -106,7 +106,6 @@ def open_engine(
     engine: RolloutEngine | None,
     max_model_len: int,
     dtype: DtypeName,
-    adapter_rank: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Generator[RolloutEngine]:
     """A sampler with the policy's weights, for as long as the block runs.
@@ -118,7 +117,6 @@ def open_engine(
         engine: The caller's own sampler to use instead; it gets the policy's weights and stays open.
         max_model_len: Maximum tokens of a prompt with its response.
         dtype: Type of its weights.
-        adapter_rank: Rank of the policy's adapters, if it has any.
         ranks: Processes that each open a sampler; together they form the sampler.
     """
     if engine is not None:
@@ -130,8 +128,12 @@ def open_engine(
 
         opened: RolloutEngine = TransformersRolloutEngine(policy)
     else:
+        from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
         from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
 
+        adapter = None
+        if sampler.lora_sync == "adapter" and policy.adapters is not None:
+            adapter = SamplerAdapter(policy.adapters.rank, policy.adapters.sampled_layers)
         opened = VllmRolloutEngine(
             folder,
             policy.store,
@@ -139,7 +141,7 @@ def open_engine(
             memory_bytes=sampler.memory_bytes,
             max_num_seqs=sampler.max_num_seqs,
             dtype=dtype,
-            adapter_rank=adapter_rank if sampler.lora_sync == "adapter" else None,
+            adapter=adapter,
         )
     try:
         if policy.adapters is not None:

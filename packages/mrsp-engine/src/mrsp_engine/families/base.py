@@ -35,6 +35,16 @@ VisionPart = Literal["frozen", "projector", "all"]
 class Adapters(Protocol):
     """Low-rank matrices beside some weights of a model, trained in their place (LoRA); the weights stay as they are."""
 
+    @property
+    def rank(self) -> int:
+        """Inner dimension of the matrices."""
+        ...
+
+    @property
+    def sampled_layers(self) -> Sequence[str]:
+        """Names of the layers that have some and that a sampler runs which gets embeddings."""
+        ...
+
     def merged_weights(self, module: nn.Module, *, device: torch.device | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield a module's weights under the names that they have without adapters, with the adapters added.
 

@@ -88,9 +88,11 @@ def row_split(shape: ModelShape, layout: PackedLayout, num_ranks: int, hardware:
 def forward_operations(shape: ModelShape, layout: PackedLayout, num_scored: int) -> tuple[float, float]:
     """Operations of one forward pass over a row: of its linear layers, and of its attention.
 
-    Linear: 2 N S, and 2 V D for every scored token. Attention: 4 L H C for every query-key pair.
+    Linear: 2 N S (N with the adapters' weights), and 2 V D for every scored token. Attention: 4 L H C for every
+    query-key pair.
     """
-    linear = 2.0 * shape.num_layers * shape.layer_weights * layout.total + 2.0 * shape.head_weights * num_scored
+    weights = shape.layer_weights + shape.layer_adapter_weights
+    linear = 2.0 * shape.num_layers * weights * layout.total + 2.0 * shape.head_weights * num_scored
     attention = 4.0 * shape.num_layers * shape.heads.query * shape.heads.channels * layout.num_visible_pairs
     return linear, attention
 
@@ -133,7 +135,8 @@ def predict_stages(
                sequences' keys' and values' share of a rank from memory.
     old, reference   operations of the rows / (n × rates) + bytes exchanged / link.
     update     the same for forward and backward, with 2 × the linear work of a forward pass and 2.5 × its attention
-               in backward, and one forward pass more where activations are recomputed.
+               in backward, and one forward pass more where activations are recomputed. Where adapters are trained,
+               the weights have no gradient of their own, and the linear work of backward is that of one forward pass.
 
     The update of the weights themselves, 2 × 16 bytes each, is in `update`.
     """
@@ -148,10 +151,10 @@ def predict_stages(
     attention_seconds = turns * attention / share / hardware.attention_rate
     sent, sent_back = exchanged_bytes(shape, row, split)
     forward = linear_seconds + attention_seconds + turns * sent / hardware.link_bandwidth
-    backward = 2 * linear_seconds + BACKWARD_PER_FORWARD * attention_seconds
+    backward = (1 if shape.lora_rank else 2) * linear_seconds + BACKWARD_PER_FORWARD * attention_seconds
     backward += turns * sent_back / hardware.link_bandwidth
     once = encode_operations(shape, sizes) / hardware.linear_rate
-    weight_bytes = shape.num_parameters * 32 / num_ranks
+    weight_bytes = shape.num_trained_parameters * 32 / num_ranks
     return {
         "encode": once * (1 + 3 * turns) if mode == "plain" else once / num_ranks,
         "rollout": _rollout_seconds(shape, sizes, hardware, num_ranks),
@@ -184,7 +187,7 @@ def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit) -> dict[str, f
     """Bytes a rank sends in one step: attention in four forward passes and one backward pass, gradients, new weights.
 
     Two passes without gradient, the update's own and its recomputation make four. Gradients are summed in a ring, 2 (n
-    - 1) / n of all weights, and the sampler receives the weights once.
+    - 1) / n of all trained weights, and the sampler receives the weights once, with adapters merged into them.
     """
     _, row = sizes.rows("shared")
     num_ranks = split.head_ranks * split.token_ranks
@@ -192,6 +195,6 @@ def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit) -> dict[str, f
     sent, sent_back = exchanged_bytes(shape, row, split)
     return {
         "attention": 4 * sent + sent_back,
-        "gradients": 2 * (num_ranks - 1) / num_ranks * weight_bytes,
+        "gradients": 2 * (num_ranks - 1) / num_ranks * shape.num_trained_parameters * ITEM_BYTES,
         "weights to the sampler": weight_bytes,
     }

@@ -43,10 +43,11 @@ def activation_bytes(shape: ModelShape, num_tokens: float, strategy: Strategy) -
     Per token a layer keeps two residual streams and the inputs of its two norms and projections (8 D, the norms' copies
     in float32), queries before and after rotation and the output (3 H C), keys and values (4 K C) and four widths of
     the feed-forward layer (4 I). With checkpointing each layer keeps its input, D, and one layer all of it; with
-    offloading, all inputs except two are in host memory.
+    offloading, all inputs except two are in host memory. Each of seven adapters keeps its R inner numbers.
     """
     heads = shape.heads
     of_layer = 8 * shape.hidden_size + (3 * heads.query + 4 * heads.key) * heads.channels + 4 * shape.intermediate_size
+    of_layer += 7 * shape.lora_rank
     if not strategy.is_checkpointed:
         return num_tokens * shape.num_layers * of_layer * ITEM_BYTES
     kept_layers = 2 if strategy.are_activations_offloaded else shape.num_layers
@@ -66,21 +67,21 @@ def memory_by_part(
     """Bytes of one rank during the update, by part.
 
     Weights and gradients take 2 bytes per number, the optimizer 12 (a float32 copy and two moments). The reference is a
-    second copy of the weights. One layer's keys and values of the whole row, with their gradients in float32, exist
-    while it is computed.
+    second copy of the weights, unless only adapters are trained: it is then the weights without them. One layer's keys
+    and values of the whole row, with their gradients in float32, exist while it is computed.
     """
     spread = all_ranks if strategy.sharding == "everything" else 1
     optimizer_spread = 1 if strategy.sharding == "none" else all_ranks
-    weights, vision = shape.num_parameters, shape.num_vision_parameters
+    weights, vision, trained = shape.num_parameters, shape.num_vision_parameters, shape.num_trained_parameters
     tokens = rows_tokens / sequence_ranks
     gathered = rows_tokens * 2 * shape.heads.key * shape.heads.channels * (ITEM_BYTES + 4)
     return {
-        "weights": (weights / spread + vision) * ITEM_BYTES,
-        "reference": weights * ITEM_BYTES / spread,
-        "gradients": weights * ITEM_BYTES / spread,
+        "weights": ((weights + shape.num_adapter_parameters) / spread + vision) * ITEM_BYTES,
+        "reference": 0.0 if shape.lora_rank else weights * ITEM_BYTES / spread,
+        "gradients": trained * ITEM_BYTES / spread,
         "optimizer": 0.0
         if strategy.is_optimizer_offloaded
-        else weights * (MASTER_BYTES + MOMENT_BYTES) / optimizer_spread,
+        else trained * (MASTER_BYTES + MOMENT_BYTES) / optimizer_spread,
         "activations": activation_bytes(shape, tokens, strategy) + (gathered if sequence_ranks > 1 else 0.0),
         "embeddings": embedding_bytes(shape, sizes) * rows_tokens / row.total / sequence_ranks,
         "logits": float(LOGIT_CHUNK_BYTES),

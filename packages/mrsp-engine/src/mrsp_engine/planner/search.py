@@ -193,8 +193,8 @@ def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Stra
     """Seconds of a step by stage: the questions of one group of ranks in sequence, and the cost of saving memory.
 
     Sharded weights are gathered in each of four passes and their gradients scattered in one, 2 bytes per weight each;
-    an offloaded optimizer moves gradients to the host and weights back, 4 bytes per weight; offloaded activations are
-    moved out and back once.
+    an offloaded optimizer moves gradients to the host and weights back, 4 bytes per trained weight; offloaded
+    activations are moved out and back once.
     """
     shape, hardware = request.shape, request.hardware
     turns = -(-request.prompts_per_step * ranks // request.num_devices)
@@ -204,13 +204,14 @@ def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Stra
     seconds = {stage: value * turns for stage, value in seconds.items()}
     if strategy.sharding == "everything":
         gathered = 2 * shape.num_parameters / hardware.link_bandwidth * turns
+        scattered = 2 * shape.num_trained_parameters / hardware.link_bandwidth * turns
         seconds["old"] += gathered
         seconds["reference"] += gathered
-        seconds["update"] += 3 * gathered
+        seconds["update"] += 2 * gathered + scattered
     elif strategy.sharding == "optimizer":
-        seconds["update"] += 2 * shape.num_parameters / hardware.link_bandwidth
+        seconds["update"] += 2 * shape.num_trained_parameters / hardware.link_bandwidth
     if strategy.is_optimizer_offloaded:
-        seconds["update"] += 4 * shape.num_parameters * HOST_COPY_SECONDS
+        seconds["update"] += 4 * shape.num_trained_parameters * HOST_COPY_SECONDS
     if strategy.are_activations_offloaded:
         _, row = sizes.rows("shared")
         inputs = row.total / ranks * shape.num_layers * shape.hidden_size * 2

@@ -85,6 +85,8 @@ class ModelShape:
         is_tied: Whether the head is the input embedding.
         max_positions: Longest sequence it was trained for.
         vision: Its tower; None for text-only models.
+        lora_rank: Rank of the adapters that are trained instead of the weights, in all linear layers of the language
+            model; 0 for none.
     """
 
     name: str
@@ -96,6 +98,7 @@ class ModelShape:
     is_tied: bool
     max_positions: int
     vision: VisionShape | None = None
+    lora_rank: int = 0
 
     @property
     def layer_weights(self) -> int:
@@ -112,6 +115,22 @@ class ModelShape:
     def num_parameters(self) -> int:
         """Weights of the language model, without norms and biases."""
         return self.num_layers * self.layer_weights + self.head_weights * (1 if self.is_tied else 2)
+
+    @property
+    def layer_adapter_weights(self) -> int:
+        """Weights of one layer's adapters: R (4 D + 2 (H + K) C) in attention, 3 R (D + I) in the feed-forward layer."""
+        attention = 4 * self.hidden_size + 2 * (self.heads.query + self.heads.key) * self.heads.channels
+        return self.lora_rank * (attention + 3 * (self.hidden_size + self.intermediate_size))
+
+    @property
+    def num_adapter_parameters(self) -> int:
+        """Weights of all adapters."""
+        return self.num_layers * self.layer_adapter_weights
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """Weights that have gradients and an optimizer's state."""
+        return self.num_adapter_parameters or self.num_parameters
 
     @property
     def num_vision_parameters(self) -> int:

@@ -6,6 +6,7 @@ adapters are trained.
 """
 
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,24 +21,33 @@ class SamplerAdapter:
 
     Args:
         rank: Its rank.
+        layers: Names of the layers that have a part of it; vLLM prepares layers of no other name.
 
     Attributes:
         request: The adapter in vLLM's terms; None before the first update, when the base alone is sampled.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, layers: Iterable[str]) -> None:
         self.rank = rank
+        self._layer_ends = sorted({name.rpartition(".")[2] for name in layers})
         self.request: Any = None
         self._num_updates = 0
 
-    def engine_options(self) -> dict[str, Any]:
-        """Engine options for vLLM.
+    def engine_options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Engine options for vLLM, given the model's config.json.
 
         Raises:
-            EngineUsageError: vLLM has no adapters of this rank.
+            EngineUsageError: vLLM has no adapters of this rank, or none for this model on this machine.
         """
         from vllm.config.lora import MaxLoRARanks
+        from vllm.platforms import current_platform
 
+        has_experts = "num_experts" in config.get("text_config", config)
+        if has_experts and current_platform.is_cpu():
+            raise EngineUsageError(
+                "an adapter for a model with experts: on CPUs vLLM can't run experts beside adapters; let the sampler "
+                "take merged weights"
+            )
         allowed = sorted(get_args(MaxLoRARanks))
         if not 1 <= self.rank <= allowed[-1]:
             raise EngineUsageError(
@@ -45,7 +55,13 @@ class SamplerAdapter:
                 "sampler take merged weights"
             )
         most = next(rank for rank in allowed if rank >= self.rank)
-        return {"enable_lora": True, "max_lora_rank": most, "max_loras": 1, "max_cpu_loras": 1}
+        return {
+            "enable_lora": True,
+            "max_lora_rank": most,
+            "max_loras": 1,
+            "max_cpu_loras": 1,
+            "lora_target_modules": self._layer_ends,
+        }
 
     def renew(self, llm: Any, policy: WeightSource) -> None:
         """Give vLLM the policy's adapter in place of the one before.

@@ -72,7 +72,7 @@ class VllmRolloutEngine:
         seed: Seed of the engine's own random sequence.
         enforce_eager: Don't compile the model; compiling takes half a minute or more.
         tensor_parallel_size: Ranks of the process group that hold one copy of the model together.
-        adapter_rank: Keep the checkpoint's weights, and take adapters of this rank instead of new weights.
+        adapter: Keep the checkpoint's weights, and take this adapter's new values instead of new weights.
         read_store: Let vLLM read embeddings from the store, where the modality allows it; otherwise each request
             carries them.
 
@@ -95,7 +95,7 @@ class VllmRolloutEngine:
         seed: int = 0,
         enforce_eager: bool = True,
         tensor_parallel_size: int = 1,
-        adapter_rank: int | None = None,
+        adapter: SamplerAdapter | None = None,
         read_store: bool = True,
     ) -> None:
         _require_vllm()
@@ -131,14 +131,14 @@ class VllmRolloutEngine:
             "limit_mm_per_prompt": dict(checkpoint.media.limits),
         }
         options |= checkpoint.media.options
-        self._adapter = None if adapter_rank is None else SamplerAdapter(adapter_rank)
+        self._adapter = adapter
         threads_before = torch.get_num_threads()
         try:
             with own_random_numbers(), confined_import(self._placement):
                 if is_reading_store:
                     options |= connector_options(store)
                 if self._adapter is not None:
-                    options |= self._adapter.engine_options()
+                    options |= self._adapter.engine_options(checkpoint.config)
                 self._llm = start(checkpoint, rotary, options | self._placement.engine_options())
         except Exception as error:
             if not self._placement.is_grouped:
