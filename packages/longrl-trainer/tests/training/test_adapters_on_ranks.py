@@ -9,7 +9,6 @@ from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
-from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 from mrsp_engine.testing.fixtures import run_on_ranks
 
 LORA = {"lora__rank": 4, "lora__alpha": 8, "dtype": "float64", "learning_rate": 1e-3}
@@ -19,10 +18,6 @@ CASES: dict[str, dict[str, Any]] = {
     "values and the way out of the last layer": {"lora__targets": ["v_proj", "layers.1.mlp.down_proj"]},
     "vision": {"lora__vision": True},
 }
-
-
-class SameResponses(TransformersRolloutEngine):
-    """Samples whatever the number of processes in the same way: greedily, but for the first token."""
 
 
 def train_all(sft_values: list[str], grpo_values: list[str]) -> None:

@@ -118,7 +118,7 @@ class ModelShape:
 
     @property
     def layer_adapter_weights(self) -> int:
-        """Weights of one layer's adapters: R (4 D + 2 (H + K) C) in attention, 3 R (D + I) in the feed-forward layer."""
+        """Weights of a layer's adapters: R (4 D + 2 (H + K) C) of attention, 3 R (D + I) of the feed-forward layer."""
         attention = 4 * self.hidden_size + 2 * (self.heads.query + self.heads.key) * self.heads.channels
         return self.lora_rank * (attention + 3 * (self.hidden_size + self.intermediate_size))
 

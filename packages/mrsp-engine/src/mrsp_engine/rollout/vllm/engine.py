@@ -27,7 +27,6 @@ from mrsp_engine.rollout.base import (
     Rollout,
     SamplingSettings,
     WeightSource,
-    language_weights,
 )
 from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
 from mrsp_engine.rollout.vllm.embedding_connector import connector_options
@@ -35,6 +34,7 @@ from mrsp_engine.rollout.vllm.process import Placement, confined_import, own_ran
 from mrsp_engine.rollout.vllm.requests import RequestWriter, SamplerCheckpoint, read_rollouts
 from mrsp_engine.rollout.vllm.rotary import SamplerRotary
 from mrsp_engine.rollout.vllm.startup import first_line, leave_process_group, start
+from mrsp_engine.rollout.vllm.weights import reload_weights
 
 __all__ = ["VllmRolloutEngine"]
 
@@ -193,8 +193,7 @@ class VllmRolloutEngine:
                 if self._adapter is not None:
                     self._adapter.renew(self._llm, policy)
                 else:
-                    self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
-                    self._llm.apply_model(_repack_copies)
+                    reload_weights(self._llm, policy)
                 if not self._has_weights:
                     self._llm.wake_up(tags=["kv_cache"])  # after the weights, which need more memory while loading
                 self._has_weights = True
@@ -280,23 +279,6 @@ class VllmRolloutEngine:
 
 
 _CLOSED = "it was closed"
-
-
-def _repack_copies(model: Any) -> None:
-    """Refresh the packed copies of weights that vLLM makes for CPUs.
-
-    Reloading refreshes them for every layer that receives weights, but not for an output layer tied to the input, and
-    for experts only the first time.
-    """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-    from vllm.platforms import current_platform
-
-    for module in cast(torch.nn.Module, model).modules():
-        method: Any = getattr(module, "quant_method", None)
-        if isinstance(module, ParallelLMHead):
-            method.process_weights_after_loading(module)
-        elif current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
-            method.moe_kernel.fused_experts.process_weights_after_loading(module)
 
 
 def _require_vllm() -> None:
