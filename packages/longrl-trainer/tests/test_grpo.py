@@ -93,7 +93,7 @@ def gradient_after(policy, groups, config, reference=None):
         policy=policy,
         optimizer=optimizer,
         objective=build_objective(config),
-        scoring=RowScoring.of(config, temperature=config.temperature),
+        scoring=RowScoring.of(config, policy, temperature=config.temperature),
         reference=reference,
         num_updates=config.updates_per_batch,
         max_logprob_gap=config.logprob_gap_limit,

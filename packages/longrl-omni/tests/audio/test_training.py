@@ -87,7 +87,7 @@ def test_two_grpo_steps_with_the_trainers_own_parts(
         policy=policy,
         optimizer=optimizer,
         objective=objective,
-        scoring=RowScoring.of(config, temperature=config.temperature),
+        scoring=RowScoring.of(config, policy, temperature=config.temperature),
         max_logprob_gap=config.logprob_gap_limit,
     )
     for step in range(2):

@@ -5,7 +5,7 @@ turn rewards into advantages, ascend the clipped objective, give the new weights
 computes its long prompt once. What is measured meanwhile is in `step_metrics`.
 
 Under torchrun every rank runs the same loop (`training.ranks`): it samples and judges its share of the prompts and
-computes its share of every row, and all make the same update.
+computes its share of some rows, and all make the same update.
 """
 
 import random
@@ -29,11 +29,20 @@ from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
-from longrl_trainer.training.opening import create_optimizer, open_engine, open_policy, open_training_policy
+from longrl_trainer.training.opening import (
+    check_sharding,
+    create_optimizer,
+    open_engine,
+    open_reference,
+    open_training_policy,
+    shard_weights,
+    share_rows,
+)
 from longrl_trainer.training.optimizer import Optimizer, warmup_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
 from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.families.base import Policy
+from mrsp_engine.layout import GroupLengths
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
 
@@ -68,8 +77,9 @@ def train_grpo(
         engine: A sampler to use instead of opening one; it stays open and ends with the final weights.
         progress: Where to show progress.
     """
-    ranks = join_ranks(config.model)
+    ranks = join_ranks(config.model, config.parallel)
     progress = progress if progress and ranks.is_first else SilentProgress()
+    check_sharding(config, ranks)
     rewards = load_rewards(config.rewards)
     refuse_unknown_targets(config.model.folder, config.lora)
     with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:
@@ -93,6 +103,9 @@ def _train(
     )
     questions = _load_questions(config, run, policy, progress, ranks)
     train_parts(policy, config)
+    longest = GroupLengths(questions.longest_prompt, (config.max_response_tokens,) * config.group_size)
+    ranks = share_rows(config, policy, ranks, [longest] * config.prompts_per_step)
+    shard_weights(policy, config, ranks)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     update = create_update(config, policy, optimizer, ranks)
@@ -107,6 +120,7 @@ def _train(
             max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,
             ranks=ranks,
+            allow_pickle_weights=config.model.allow_pickle_weights,
         ) as sampler,
         progress.task("GRPO", total=config.steps, done=run.step) as bar,
     ):
@@ -176,12 +190,12 @@ def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, rank
     objective = build_objective(config)
     reference = None
     if objective.needs_reference:
-        reference = open_policy(config.model, config.dtype) if policy.adapters is None else policy
+        reference = open_reference(config, ranks) if policy.adapters is None else policy
     return PolicyUpdate(
         policy=policy,
         optimizer=optimizer,
         objective=objective,
-        scoring=RowScoring.of(config, ranks, temperature=config.temperature),
+        scoring=RowScoring.of(config, policy, ranks, temperature=config.temperature),
         reference=reference,
         num_updates=config.updates_per_batch,
         max_logprob_gap=config.logprob_gap_limit,

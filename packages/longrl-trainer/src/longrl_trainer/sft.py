@@ -3,9 +3,10 @@
 One video, or one tuple of media that several questions share, makes one packed row `[system + media | question 1 +
 response 1 | question 2 + response 2 | …]`, so that the long prompt is computed once for all its questions. Only
 responses are learned. The loss of a step is the mean over all response tokens of the step, whichever rows they are in.
-Under torchrun every rank computes its share of every row (`training.ranks`), and all make the same update.
+Under torchrun every rank computes its share of some rows (`training.ranks`), and all make the same update.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,13 @@ from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
 from longrl_trainer.training.adapters import dropping
-from longrl_trainer.training.opening import create_optimizer, open_training_policy
+from longrl_trainer.training.opening import (
+    check_sharding,
+    create_optimizer,
+    open_training_policy,
+    shard_weights,
+    share_rows,
+)
 from longrl_trainer.training.optimizer import cosine_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
 from longrl_trainer.training.scoring import RowScoring
@@ -58,7 +65,8 @@ def train_sft(config: SftConfig, policy: Policy | None = None, progress: Progres
         policy: The model of `config.model`, if it is already loaded; it is trained in place.
         progress: Where to show progress.
     """
-    ranks = join_ranks(config.model)
+    ranks = join_ranks(config.model, config.parallel)
+    check_sharding(config, ranks)
     refuse_unknown_targets(config.model.folder, config.lora)
     progress = progress if progress and ranks.is_first else SilentProgress()
     with open_run("sft", config, model=config.model, data=config.data, ranks=ranks) as run:
@@ -85,13 +93,15 @@ def _train(
         )
     run.save_questions(questions.report())
     train_parts(policy, config)
+    shard_weights(policy, config, ranks)
     optimizer = create_optimizer(policy, config)
-    scoring = RowScoring.of(config, ranks)
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
     num_steps = config.epochs * steps_per_epoch
     run.require_length(num_steps)
     remark_schedule(run, config, steps_per_epoch)
+    ranks = share_rows(config, policy, ranks, [group.lengths for group in first_groups(policy, questions.kept, config)])
+    scoring = RowScoring.of(config, policy, ranks)
     plan: list[list[list[Question]]] = []
     started = perf_counter()
 
@@ -185,13 +195,18 @@ def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) 
 def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowScoring) -> float:
     """The gradients of a step's loss, row by row; returns the loss, the mean over all response tokens."""
     num_tokens = sum(map(count_scored_tokens, groups))
-    loss = 0.0
-    for row in scoring.plan(groups):
-        scores = scoring.score(policy, [groups[index] for index in row])
-        row_loss = -torch.cat([part for group in scores for part in group.logprobs]).sum() / num_tokens
-        row_loss.backward()
-        loss += row_loss.item()
-    return loss
+    total = 0.0
+    for turn in scoring.plan(groups):
+        scores = scoring.score(policy, [groups[index] for index in turn.members], turn.num_passes)
+        logprobs = [part for group in scores.groups for part in group.logprobs]
+        total += scores.backward(-torch.cat(logprobs).sum() / num_tokens if logprobs else None)
+    return math.fsum(scoring.ranks.exchange_between_data_ranks(total))
+
+
+def first_groups(policy: Policy, questions: Sequence[Question], config: SftConfig) -> list[PromptGroup]:
+    """The rows of the first step, which are typical of all."""
+    first, *_ = plan_epoch(questions, config, epoch=0)
+    return [pack_questions(policy, of_video, config) for of_video in first]
 
 
 def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:

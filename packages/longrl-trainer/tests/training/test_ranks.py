@@ -1,4 +1,4 @@
-"""Training with two processes: the same run as with one, each video encoded once, each frame decoded by one."""
+"""Training with two processes, weights sharded: the same run as with one, every video encoded once."""
 
 import contextlib
 import dataclasses
@@ -20,6 +20,7 @@ from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
 from longrl_trainer.training.ranks import ALONE
 from longvideo_reason_data.media.video_file import VideoFile
+from mrsp_engine.distributed.sharded_weights import whole_tensor
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 from mrsp_engine.testing.fixtures import run_on_ranks
@@ -74,21 +75,23 @@ def train_on_ranks(sft_values: str, grpo_values: str) -> dict[str, Any]:
     decoded.clear()
 
     config = GrpoConfig.model_validate_json(grpo_values)
-    interrupted = open_policy(config.model, config.dtype)
+    interrupted, sampled = (open_policy(config.model, config.dtype) for _ in range(2))
+    sampled.store = interrupted.store
     with contextlib.suppress(StopError):
-        train_grpo(config, policy=interrupted, engine=StoppingEngine(interrupted))
+        train_grpo(config, policy=interrupted, engine=StoppingEngine(sampled))
     is_finished = (config.output / "result.json").exists()
     policy = open_policy(config.model, config.dtype)
     grpo = train_grpo(config, policy=policy)
     again = train_grpo(config)
     weights = hashlib.sha256()
     for tensor in policy.model.state_dict().values():
-        weights.update(tensor.numpy().tobytes())
+        weights.update(whole_tensor(tensor).numpy().tobytes())
     return {
         "sft": dataclasses.asdict(sft) | {"seconds": None},
         "grpo": dataclasses.asdict(grpo),
         "is_same_again": again == grpo,
         "was_interrupted": not is_finished,
+        "is_sharded": policy.is_sharded,
         "decoded": decoded,
         "weights": weights.hexdigest(),
         "encodes": EmbeddingStore(config.model.store).counters.encodes,
@@ -140,6 +143,7 @@ def test_two_processes_train_as_one(started, tmp_path):
     assert shared[0] == shared[1]
     assert shared[0]["was_interrupted"]
     assert shared[0]["is_same_again"]
+    assert shared[0]["is_sharded"]
 
     # Every video is encoded once, every frame decoded by one rank, over the interruption too.
     decoded = Counter(frame for seen in ranks for frame in seen["decoded"])

@@ -16,13 +16,16 @@ Shape legend: N scored tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
+import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from mrsp_engine.attention.split import AttentionSettings
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import Branch, pack_rows
+from mrsp_engine.layout import Branch, PackedLayout, pack_rows
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.row_scorer import row_scorer_of
 from mrsp_engine.rows import PackedRow, PromptGroup
@@ -95,13 +98,13 @@ def score_groups(
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: expected a positive number (score greedy samples at 1.0)")
-    parts = groups if share_prompt else [replace(g, branches=[branch]) for g in groups for branch in g.branches]
+    parts = _parts(groups, share_prompt)
     is_plain = not share_prompt and sequence_group is None and row_tokens is None
-    scorer = row_scorer_of(policy)
     scores: list[list[tuple[Tensor, Tensor]]] = [[] for _ in parts]
     for members in pack_rows([part.lengths.total for part in parts], row_tokens):
         row = PackedRow.of([parts[member] for member in members], policy.device)
-        logprobs_N, entropies_N = scorer(
+        logprobs_N, entropies_N = _pass(
+            policy,
             row,
             temperature=temperature,
             is_plain=is_plain,
@@ -117,3 +120,40 @@ def score_groups(
     return [
         BranchScores(logprobs=[pair[0] for pair in pairs], entropies=[pair[1] for pair in pairs]) for pairs in of_groups
     ]
+
+
+def pass_layouts(
+    groups: Sequence[PromptGroup], *, share_prompt: bool = True, row_tokens: int | None = None
+) -> list[PackedLayout]:
+    """The rows that `score_groups` computes for these groups, one in each pass through the model."""
+    lengths = [part.lengths for part in _parts(groups, share_prompt)]
+    rows = pack_rows([of_part.total for of_part in lengths], row_tokens)
+    return [PackedLayout(tuple(lengths[member] for member in row)) for row in rows]
+
+
+def score_nothing(
+    policy: Policy, *, sequence_group: SequenceGroup | None = None, attention: AttentionSettings | None = None
+) -> Tensor:
+    """One empty pass through the model: a zero, whose gradients are zeros.
+
+    Sharded weights are gathered by all ranks together, layer by layer, so ranks with fewer rows take part in the passes
+    of the others, forward and backward.
+    """
+    length = 2 * (1 if sequence_group is None else sequence_group.size)  # tokens for every rank, however they divide it
+    branch = Branch(token_ids=(0,) * length, scored_from=length - 1)
+    group = PromptGroup(prompt=policy.build_prompt(".", []), branches=[branch])
+    row = PackedRow.of([group], policy.device)
+    logprobs_N, _ = _pass(policy, row, group=sequence_group, attention=attention)
+    return 0 * logprobs_N.sum()
+
+
+def _parts(groups: Sequence[PromptGroup], share_prompt: bool) -> Sequence[PromptGroup]:
+    return groups if share_prompt else [replace(g, branches=[branch]) for g in groups for branch in g.branches]
+
+
+def _pass(policy: Policy, row: PackedRow, **settings: Any) -> tuple[Tensor, Tensor]:
+    scorer = row_scorer_of(policy)
+    result = cast(tuple[Tensor, Tensor], scorer(row, **settings))
+    if isinstance(scorer, FSDPModule) and not torch.is_grad_enabled():
+        scorer.reshard()  # which otherwise the backward pass does
+    return result

@@ -150,7 +150,7 @@ def _score_evenly(
     num_chunks = max(1, -(-max(lengths) // chunk_tokens))
     logprobs_N, entropies_N = token_logprobs(chosen, row.targets[own_share], head, temperature, num_chunks=num_chunks)
     whole = gather_results(torch.stack((logprobs_N, entropies_N.to(logprobs_N.dtype)), dim=1), lengths, group)
-    return whole[:, 0], whole[:, 1].detach()
+    return whole[:, 0].clone(), whole[:, 1].detach().clone()
 
 
 def _chunk_logprobs(

@@ -32,6 +32,9 @@ StoredName = Literal["embeddings", "frames", "smaller"]
 PresetName = Literal["checkpoint", "longvila_r1", "longvila_r1_hour"]
 
 
+ShardingName = Literal["none", "fsdp2"]
+
+
 SplitName = Literal["train_sft", "train_rl", "held_out"]
 
 
@@ -167,8 +170,12 @@ class LoraSection(Section):
 
 
 class ParallelSection(Section):
-    """How the processes started by torchrun divide a row; what isn't set is chosen for every row."""
+    """How the processes started by torchrun divide rows; what isn't set is chosen."""
 
+    sequence_ranks: int | None = Field(default=None, ge=1)
+    """Number of processes that share a row; the others compute other rows. By default the number with which the rows of
+    the recipe are computed fastest and fit.
+    """
     row_tokens: int | None = Field(default=None, ge=1)
     """Pack short prompts with their responses into rows of at most this many tokens; by default each has its own
     row.
@@ -177,6 +184,19 @@ class ParallelSection(Section):
     """Number of processes that split the attention heads; the others split the tokens."""
     exchange: Literal["gather", "ring"] | None = None
     """How processes that split the tokens exchange keys and values."""
+
+
+class ShardingSection(Section):
+    """How weights, gradients and optimizer state are kept by the processes started by torchrun."""
+
+    kind: ShardingName | None = None
+    """`none`: every process holds everything; `fsdp2`: every process holds a part, and layers are gathered while they
+    are computed. By default `fsdp2`. Of no effect on a single process.
+    """
+    shard_ranks: int | None = Field(default=None, ge=1)
+    """Number of neighbouring processes that hold one copy together, such as those of a node, with copies elsewhere; by
+    default all processes hold one.
+    """
 
 
 def records_path(data: DataSection) -> Path:

@@ -25,6 +25,7 @@ from longrl_trainer.config.sections import (
     RewardSettings,
     SamplerSection,
     Section,
+    ShardingSection,
     StoredName,
     VisionName,
 )
@@ -74,6 +75,7 @@ class TrainingConfig(Section):
     questions_may_change: Annotated[bool, Effect.NONE] = False
     """Continue an interrupted run even if the usable questions have changed since it began."""
     parallel: Annotated[ParallelSection, Effect.NONE] = ParallelSection()
+    sharding: Annotated[ShardingSection, Effect.NONE] = ShardingSection()
     lora: LoraSection = LoraSection()
 
     @model_validator(mode="after")

@@ -43,6 +43,18 @@ class TokenStatistics:
         self._entropy_sum = 0.0
         self._kl_sum = 0.0
 
+    @classmethod
+    def joined(cls, parts: Sequence["TokenStatistics"]) -> "TokenStatistics":
+        """The statistics of a step whose responses were divided among ranks; the gradient's norm is that of all."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls()
+        for name in vars(whole):
+            setattr(whole, name, sum(getattr(part, name) for part in parts))
+        whole.gradient_norm = parts[0].gradient_norm
+        whole._gap_max = float(torch.tensor([part._gap_max for part in parts], dtype=torch.float64).max())
+        return whole
+
     @property
     def gap_mean_abs(self) -> float:
         """Mean absolute difference between the sampler's and the trainer's log-probability of the same token."""

@@ -17,7 +17,7 @@ from longrl_trainer.objectives.base import Objective
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.step_metrics import TokenStatistics
 from longrl_trainer.training.optimizer import Optimizer
-from longrl_trainer.training.scoring import RowScoring
+from longrl_trainer.training.scoring import RowScores, RowScoring
 from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.families.base import Policy
 from mrsp_engine.logprobs import BranchScores
@@ -54,28 +54,40 @@ class PolicyUpdate:
 
         A group without spread has only zero advantages. Unless there is a KL term it adds nothing to the gradient and
         is omitted from the computation, but not from the weights. The gap between sampler and trainer is measured on
-        every group that is computed, and on one group if there is nothing to compute.
+        every group that is computed, and on one group if there is nothing to compute; it is judged before the weights
+        change.
+
+        All ranks call this with the same groups, and get the same statistics.
 
         Raises:
             TrainerError: No response could be judged, or sampler and trainer disagree.
         """
+        ranks = self.scoring.ranks
         statistics = TokenStatistics()
         judged = [group for group in groups if group.judged()]
         if not judged:
             raise TrainerError("no response of this step could be judged; check the rewards' verifiers")
         weights = dict(zip(map(id, judged), weigh_groups(judged, self.objective), strict=True))
         trained = [group for group in judged if group.has_spread or self.reference is not None]
-        rows = [[trained[index] for index in row] for row in self.scoring.plan([g.as_prompt_group() for g in trained])]
+        computed = trained or judged[:1]
+        turns = [
+            ([computed[index] for index in turn.members], turn.num_passes)
+            for turn in self.scoring.plan([group.as_prompt_group() for group in computed])
+        ]
         references: dict[int, list[Tensor]] = {}
         if self.reference is not None:
             adapters = self.reference.adapters
             off = nullcontext() if adapters is None else adapters.turned_off()
-            with torch.no_grad(), off, StepMedia(self.reference, media.plans, self.scoring.ranks.group).lend():
-                for row in rows:
-                    references |= zip(map(id, row), self._score_frozen(self.reference, row), strict=True)
+            with torch.no_grad(), off, StepMedia(self.reference, media.plans, ranks.group).lend():
+                for row, num_passes in turns:
+                    references |= zip(map(id, row), self._score_frozen(self.reference, row, num_passes), strict=True)
         if not trained:
             with media.lend():
-                self._measure_gap(statistics, judged[0], self._score_frozen(self.policy, judged[:1])[0])
+                for row, num_passes in turns:
+                    for group, logprobs in zip(row, self._score_frozen(self.policy, row, num_passes), strict=True):
+                        compare_with_sampler(statistics, group, logprobs)
+            statistics = TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics))
+            self._check_gap(statistics)
             return statistics
 
         old: dict[int, list[Tensor]] = {}
@@ -84,41 +96,41 @@ class PolicyUpdate:
             if update > 0:
                 media.encode()
             with media.lend(with_gradients=True):
-                for row in rows:
+                for row, num_passes in turns:
                     losses: list[Tensor] = []
-                    for group, scores in zip(row, self._score(self.policy, row), strict=True):
+                    row_scores = self._score(self.policy, row, num_passes)
+                    for group, scores in zip(row, row_scores.groups, strict=True):
                         place = id(group)
                         if update == 0:
                             # No weight has changed since the rollouts were drawn: these are their old log-probs.
                             old[place] = [logprobs_R.detach() for logprobs_R in scores.logprobs]
-                            self._measure_gap(statistics, group, old[place])
+                            compare_with_sampler(statistics, group, old[place])
                         of_reference = references.get(place)
                         losses.append(
                             group_loss(
                                 self.objective, group, scores, old[place], of_reference, weights[place], statistics
                             )
                         )
-                    loss = torch.stack(losses).sum()
-                    loss.backward()
-                    statistics.loss += loss.item()
+                    statistics.loss += row_scores.backward(torch.stack(losses).sum() if losses else None)
+            if update == 0:
+                # Together, so that all ranks stop if one of them finds a difference.
+                self._check_gap(TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics)))
             media.backward()
-            self.scoring.ranks.sum_gradients(self.policy.model)
+            ranks.sum_gradients(self.policy.model)
             statistics.gradient_norm = self.optimizer.step(learning_rate)
-        return statistics
+        return TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics))
 
-    def _score(self, policy: Policy, row: Sequence[RolloutGroup]) -> list[BranchScores]:
+    def _score(self, policy: Policy, row: Sequence[RolloutGroup], num_passes: int) -> RowScores:
         """Log-probabilities of the responses of a row's groups."""
-        return self.scoring.score(policy, [group.as_prompt_group() for group in row])
+        return self.scoring.score(policy, [group.as_prompt_group() for group in row], num_passes)
 
     @torch.no_grad()
-    def _score_frozen(self, policy: Policy, row: Sequence[RolloutGroup]) -> list[list[Tensor]]:
+    def _score_frozen(self, policy: Policy, row: Sequence[RolloutGroup], num_passes: int) -> list[list[Tensor]]:
         """Log-probabilities of the responses of a row's groups, without a gradient."""
-        return [scores.logprobs for scores in self._score(policy, row)]
+        return [scores.logprobs for scores in self._score(policy, row, num_passes).groups]
 
-    def _measure_gap(self, statistics: TokenStatistics, group: RolloutGroup, logprobs: Sequence[Tensor]) -> None:
-        """Compare sampler and trainer token by token, and stop the run if they differ too much."""
-        for (rollout, _), logprobs_R in zip(group.judged(), logprobs, strict=True):
-            statistics.compare_with_sampler(logprobs_R, rollout.logprobs)
+    def _check_gap(self, statistics: TokenStatistics) -> None:
+        """Stop the run if sampler and trainer differ too much."""
         if not statistics.gap_mean_abs <= self.max_logprob_gap:
             raise TrainerError(
                 f"sampler and trainer disagree: mean absolute log-probability gap {statistics.gap_mean_abs:.2e}, "
@@ -126,6 +138,12 @@ class PolicyUpdate:
                 f"otherwise the "
                 "sampler's weights, positions or embeddings differ from the trainer's"
             )
+
+
+def compare_with_sampler(statistics: TokenStatistics, group: RolloutGroup, logprobs: Sequence[Tensor]) -> None:
+    """Compare the sampler's and the trainer's log-probabilities of a group, token by token."""
+    for (rollout, _), logprobs_R in zip(group.judged(), logprobs, strict=True):
+        statistics.compare_with_sampler(logprobs_R, rollout.logprobs)
 
 
 def group_loss(

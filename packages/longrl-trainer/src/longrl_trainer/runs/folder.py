@@ -35,7 +35,13 @@ from longrl_trainer.runs.settings import (
     with_whole_model,
     write_settings,
 )
-from longrl_trainer.training.checkpoints import Checkpoint, latest_checkpoint, restore_optimizer, save_checkpoint
+from longrl_trainer.training.checkpoints import (
+    Checkpoint,
+    gather_checkpoint,
+    latest_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
 from longvideo_reason_data.ownership import OWNER_NAME, own_folder
@@ -82,9 +88,11 @@ class Run:
             restore_optimizer(self.checkpoint, optimizer)
 
     def save_checkpoint(self, step: int, policy: Policy, optimizer: Optimizer) -> None:
-        """Make `step` the step to continue from."""
+        """Make `step` the step to continue from; all ranks call this together."""
         if self._ranks.is_first:
             save_checkpoint(self.folder / "checkpoints", step=step, policy=policy, optimizer=optimizer)
+        elif policy.is_sharded:
+            gather_checkpoint(self.folder / "checkpoints", policy=policy, optimizer=optimizer)
 
     def save_questions(self, report: dict[str, Any]) -> None:
         """Record which questions were kept and dropped; all ranks call this together.
@@ -131,10 +139,11 @@ class Run:
 
     def finish(self, policy: Policy, result: dict[str, Any]) -> None:
         """Save the final model, then the result; all ranks call this together."""
-        if self._ranks.is_first:
+        if self._ranks.is_first or policy.is_sharded:
             policy.save(self.model_folder)
             if policy.adapters is not None:
                 policy.adapters.save(self.folder / "adapter")
+        if self._ranks.is_first:
             write_json(self.folder / RESULT_NAME, result)
         self._ranks.wait()
 

@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
@@ -30,6 +29,7 @@ from longrl_trainer.errors import TrainerError
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import choose_targets
 from longrl_trainer.training.ranks import Ranks
+from mrsp_engine.distributed.sharded_weights import has_first_parts, whole_tensor
 from mrsp_engine.families.base import Policy
 from mrsp_engine.families.checkpoints import write_checkpoint
 
@@ -126,7 +126,7 @@ class LoraAdapters:
         """See `Adapters.merged_weights`."""
         layers = {id(layer): layer for layer in self._layers.values()}
         own = {name: layers[id(part)] for name, part in module.named_modules() if id(part) in layers}
-        for name, tensor in module.state_dict().items():
+        for name, tensor in module.state_dict(keep_vars=True).items():
             place, base, last = name.rpartition(".base_layer.")
             if base and place in own:
                 weight = self._merge(own[place], tensor, device) if last == "weight" else tensor
@@ -136,11 +136,13 @@ class LoraAdapters:
 
     def save(self, folder: Path) -> None:
         """See `Adapters.save`."""
-        write_checkpoint(folder, lambda temporary: self._write(temporary, self._targets))
+        tensors = self._tensors(self._targets)
+        if has_first_parts(self._policy.model):
+            write_checkpoint(folder, lambda temporary: self._write(temporary, self._targets, tensors))
 
     def write_for_sampler(self, folder: Path) -> None:
         """See `Adapters.write_for_sampler`; without those of the vision."""
-        self._write(folder, self.sampled_layers)
+        self._write(folder, self.sampled_layers, self._tensors(self.sampled_layers))
 
     def load(self, folder: Path) -> None:
         """Take the values that `save` wrote for the same model and settings.
@@ -185,13 +187,16 @@ class LoraAdapters:
     def _settings(self, targets: list[str]) -> dict[str, Any]:
         return self._config.to_dict() | {"target_modules": sorted(targets), "inference_mode": True}
 
-    def _write(self, folder: Path, targets: list[str]) -> None:
+    def _tensors(self, targets: list[str]) -> dict[str, Tensor]:
+        """The complete matrices of some layers, in host memory."""
         chosen = tuple(f"{PREFIX}{name}.lora_" for name in targets)
-        tensors = {
+        return {
             name: _whole(weight).cpu().contiguous()
             for name, weight in self._parameters().items()
             if name.startswith(chosen)
         }
+
+    def _write(self, folder: Path, targets: list[str], tensors: dict[str, Tensor]) -> None:
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         write_json(folder / CONFIG_NAME, self._settings(targets))
 
@@ -249,5 +254,4 @@ def _read_tensors(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, T
 
 def _whole(tensor: Tensor) -> Tensor:
     """A tensor without its gradient, gathered from all ranks if it is sharded."""
-    detached = tensor.detach()
-    return detached.full_tensor() if isinstance(detached, DTensor) else detached
+    return whole_tensor(tensor.detach())

@@ -54,7 +54,10 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoints: Path, *, step: int, policy: Policy, optimizer: Optimizer) -> Checkpoint:
-    """Save the state after `step` steps, then remove the checkpoints before it."""
+    """Save the state after `step` steps, then remove the checkpoints before it.
+
+    If the weights are sharded, the other ranks call `gather_checkpoint` at the same time.
+    """
     checkpoint = Checkpoint(step=step, folder=checkpoints / f"step-{step:06d}")
     with new_folder(checkpoint.folder) as folder:
         if policy.adapters is None:
@@ -73,6 +76,16 @@ def save_checkpoint(checkpoints: Path, *, step: int, policy: Policy, optimizer: 
         if older.step != step:
             remove_folder(older.folder)
     return checkpoint
+
+
+def gather_checkpoint(checkpoints: Path, *, policy: Policy, optimizer: Optimizer) -> None:
+    """Another rank's part in `save_checkpoint`: it gives its parts of sharded weights, and writes nothing."""
+    nowhere = checkpoints / "written by the first rank"
+    if policy.adapters is None:
+        policy.save(nowhere, exact=True)
+    else:
+        policy.adapters.save(nowhere)
+    optimizer.state_tensors()
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:

@@ -1,23 +1,26 @@
 """Loads the models of a stage: the policy in the trainer's precision, and the sampler that generates responses."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from longrl_trainer.config.sections import DtypeName, LoraSection, ModelSection, SamplerSection
-from longrl_trainer.config.stages import TrainingConfig
+from longrl_trainer.config.sections import DtypeName, LoraSection, ModelSection, SamplerSection, ShardingName
+from longrl_trainer.config.stages import GrpoConfig, TrainingConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.checkpoints import Checkpoint
+from longrl_trainer.training.division import RowCosts, choose_sequence_ranks
 from longrl_trainer.training.joint_sampler import JointSampler
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE, Ranks, choose_device
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
+from mrsp_engine.layout import GroupLengths, PackedLayout, pack_rows
 from mrsp_engine.rollout.base import RolloutEngine
+from mrsp_engine.sharding import shard_policy
 
 FULL_WEIGHTS = LoraSection()
 TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
@@ -94,7 +97,62 @@ def create_optimizer(policy: Policy, config: TrainingConfig) -> Optimizer:
         max_gradient_norm=config.max_gradient_norm,
         name=config.optimizer,
         muon_learning_rate_ratio=config.muon_learning_rate_ratio,
+        computed_dtype=policy.dtype,
     )
+
+
+def share_rows(config: TrainingConfig, policy: Policy, ranks: Ranks, groups: Sequence[GroupLengths]) -> Ranks:
+    """Let the recipe's number of ranks share every row, or the best one for steps of such groups.
+
+    All ranks call this together.
+    """
+    if ranks.group is None:
+        return ranks
+    chosen = config.parallel.sequence_ranks
+    if chosen is None:
+        costs = RowCosts.of(policy, config.parallel)
+        rows = pack_rows([group.total for group in groups], config.parallel.row_tokens)
+        layouts = [PackedLayout(tuple(groups[index] for index in row)) for row in rows]
+        is_sharded = sharding_kind(config, ranks) != "none"
+        chosen = choose_sequence_ranks(costs, layouts, ranks.size, is_sharded=is_sharded)
+    return ranks.share_rows(chosen)
+
+
+def check_sharding(config: TrainingConfig, ranks: Ranks) -> None:
+    """Refuse what can't be combined with sharded weights, before a model is loaded.
+
+    Raises:
+        TrainerUsageError: The recipe does.
+    """
+    if sharding_kind(config, ranks) == "none":
+        return
+    if config.optimizer == "muon":
+        raise TrainerUsageError(
+            'optimizer="muon" needs whole matrices, but weights are sharded over the processes; set '
+            'sharding.kind="none", or optimizer="adamw"'
+        )
+    shard_ranks = config.sharding.shard_ranks
+    if shard_ranks is not None and ranks.size % shard_ranks:
+        raise TrainerUsageError(f"sharding.shard_ranks={shard_ranks}: expected a divisor of the {ranks.size} processes")
+
+
+def sharding_kind(config: TrainingConfig, ranks: Ranks) -> ShardingName:
+    """How the recipe's weights are kept by these processes."""
+    return "none" if ranks.size == 1 else config.sharding.kind or "fsdp2"
+
+
+def shard_weights(policy: Policy, config: TrainingConfig, ranks: Ranks) -> None:
+    """Spread the policy over the processes, if the recipe says so; all ranks call this together."""
+    if ranks.group is not None and sharding_kind(config, ranks) == "fsdp2" and not policy.is_sharded:
+        shard_policy(policy, ranks.group, shard_ranks=config.sharding.shard_ranks)
+
+
+def open_reference(config: GrpoConfig, ranks: Ranks) -> Policy:
+    """The starting model, which is not trained, kept like the model in training."""
+    reference = open_policy(config.model, config.dtype)
+    reference.model.requires_grad_(False)
+    shard_weights(reference, config, ranks)
+    return reference
 
 
 @contextmanager
@@ -107,6 +165,7 @@ def open_engine(
     max_model_len: int,
     dtype: DtypeName,
     ranks: Ranks = ALONE,
+    allow_pickle_weights: bool = False,
 ) -> Generator[RolloutEngine]:
     """A sampler with the policy's weights, for as long as the block runs.
 
@@ -118,6 +177,7 @@ def open_engine(
         max_model_len: Maximum tokens of a prompt with its response.
         dtype: Type of its weights.
         ranks: Processes that each open a sampler; together they form the sampler.
+        allow_pickle_weights: Whether a sampler with a model of its own may load it from pickles.
     """
     if engine is not None:
         engine.update_weights(policy)
@@ -126,7 +186,17 @@ def open_engine(
     if sampler.engine == "transformers":
         from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 
-        opened: RolloutEngine = TransformersRolloutEngine(policy)
+        sampled = policy
+        if policy.is_sharded:
+            # A second, whole model, which gets the new weights after every step.
+            sampled = load_policy(
+                folder,
+                dtype=policy.dtype,
+                store=policy.store,
+                device=str(policy.device),
+                allow_pickle_weights=allow_pickle_weights,
+            )
+        opened: RolloutEngine = TransformersRolloutEngine(sampled)
     else:
         from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
         from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine

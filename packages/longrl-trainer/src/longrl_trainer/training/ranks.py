@@ -1,7 +1,8 @@
 """The processes of a run: a single one, or all that torchrun started, which work on every step together.
 
-All ranks form one sequence group: they split the frames of the videos, the tokens of every row and the prompts to
-sample among themselves, end every step with the same gradient, and so keep equal weights. What is decided or written
+Ranks = data × sequence. The frames of the videos and the prompts to sample are shared among all of them. Rows are
+divided twice: `sequence_ranks` neighbours share the tokens of a row, and these groups of neighbours, the data ranks,
+compute different rows. All end a step with the same gradient, and so keep equal weights. What is decided or written
 once is decided or written by the first rank. Ranks exchange only plain objects here; the engine exchanges tensors.
 """
 
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from longrl_trainer.config.sections import ModelSection
+from longrl_trainer.config.sections import ModelSection, ParallelSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from mrsp_engine.distributed.collectives import exchange_objects, sum_gradients
 from mrsp_engine.distributed.process_groups import SequenceGroup, create_sequence_group
@@ -34,9 +35,11 @@ class Ranks:
 
     Attributes:
         group: All processes; None for a single one.
+        sequence_group: The processes that share this one's rows; None if it computes its rows alone.
     """
 
     group: SequenceGroup | None = None
+    sequence_group: SequenceGroup | None = None
 
     @property
     def rank(self) -> int:
@@ -52,6 +55,37 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process writes the run's folder and the output."""
         return self.rank == 0
+
+    @property
+    def sequence_ranks(self) -> int:
+        """Number of processes that share a row."""
+        return 1 if self.sequence_group is None else self.sequence_group.size
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the groups that share their rows this process belongs to."""
+        return self.rank // self.sequence_ranks
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Number of groups that compute different rows."""
+        return self.size // self.sequence_ranks
+
+    def share_rows(self, sequence_ranks: int) -> "Ranks":
+        """The same processes, of which as many neighbours share every row; all ranks call this together.
+
+        Raises:
+            TrainerUsageError: They can't be divided so.
+        """
+        check_sequence_ranks(sequence_ranks, self.size)
+        if self.group is None or sequence_ranks == 1:
+            return Ranks(group=self.group)
+        whole = sequence_ranks == self.size
+        return Ranks(group=self.group, sequence_group=self.group if whole else create_sequence_group(sequence_ranks))
+
+    def exchange_between_data_ranks(self, value: ResultT) -> list[ResultT]:
+        """The value of every data rank, whose processes all have the same; all ranks call this together."""
+        return self.exchange(value)[:: self.sequence_ranks]
 
     def exchange(self, value: ResultT) -> list[ResultT]:
         """The value of every rank, in rank order; all ranks call this together."""
@@ -76,7 +110,7 @@ class Ranks:
         self.exchange(None)
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Sum the ranks' gradients; afterwards each rank has the total."""
+        """Sum the ranks' gradients of weights that every rank holds whole; afterwards each rank has the total."""
         if self.group is not None:
             sum_gradients(model, self.group)
 
@@ -110,12 +144,32 @@ def choose_device(model: ModelSection) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def join_ranks(model: ModelSection) -> Ranks:
-    """Join the processes that torchrun started, or use an existing process group.
+def check_sequence_ranks(sequence_ranks: int, num_ranks: int) -> None:
+    """Refuse a number of processes per row that doesn't divide the number of processes.
 
     Raises:
-        TrainerUsageError: There are more processes than GPUs.
+        TrainerUsageError: It doesn't.
     """
+    if sequence_ranks < 1 or num_ranks % sequence_ranks:
+        possible = ", ".join(str(ranks) for ranks in range(1, num_ranks + 1) if num_ranks % ranks == 0)
+        raise TrainerUsageError(
+            f"parallel.sequence_ranks={sequence_ranks} with {num_ranks} processes: expected one of {possible}"
+        )
+
+
+def join_ranks(model: ModelSection, parallel: ParallelSection | None = None) -> Ranks:
+    """Join the processes that torchrun started, or use an existing process group; `Ranks.share_rows` comes later.
+
+    Raises:
+        TrainerUsageError: There are more processes than GPUs, or they can't share rows as the recipe says.
+    """
+    ranks = _join(model)
+    if parallel is not None and parallel.sequence_ranks is not None:
+        check_sequence_ranks(parallel.sequence_ranks, ranks.size)
+    return ranks
+
+
+def _join(model: ModelSection) -> Ranks:
     if not dist.is_initialized():
         if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
             return ALONE

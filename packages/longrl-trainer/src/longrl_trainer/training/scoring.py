@@ -2,50 +2,137 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
 
 from longrl_trainer.config.sections import ParallelSection
 from longrl_trainer.config.stages import TrainingConfig
+from longrl_trainer.training.division import RowCosts, divide_by_cost
 from longrl_trainer.training.ranks import ALONE, Ranks
-from mrsp_engine.attention.split import AttentionSettings
 from mrsp_engine.families.base import Policy
-from mrsp_engine.layout import pack_rows
-from mrsp_engine.logprobs import BranchScores, score_groups
+from mrsp_engine.layout import PackedLayout, pack_rows
+from mrsp_engine.logprobs import BranchScores, pass_layouts, score_groups, score_nothing
 from mrsp_engine.rows import PromptGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One row of every data rank, computed at the same time.
+
+    Attributes:
+        members: Indices of the groups in the row of this data rank; none if it has fewer rows than others.
+        num_passes: Passes through the model that the data rank with most of them makes.
+    """
+
+    members: tuple[int, ...]
+    num_passes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScores:
+    """The scores of a turn on this data rank.
+
+    Attributes:
+        groups: Scores of the groups of its row.
+        idle: A zero to add to the loss: its backward pass takes part in what ranks with sharded weights do together
+            while this one has no row. None if there is nothing to take part in.
+    """
+
+    groups: list[BranchScores]
+    idle: Tensor | None
+
+    def backward(self, loss: Tensor | None) -> float:
+        """The backward pass of the row's loss (None without a row), by all ranks together; returns the loss."""
+        parts = [part for part in (loss, self.idle) if part is not None]
+        if parts:
+            torch.stack(parts).sum().backward()
+        return 0.0 if loss is None else loss.item()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowScoring:
-    """How rows are packed and scored; the same for a whole run.
+    """How rows are packed, divided among ranks, and scored; the same for a whole run.
 
     Attributes:
         parallel: Maximum length of a row, and how ranks divide it.
+        costs: The cost of rows, by which they are divided.
         share_prompt: Whether a prompt is computed once for all its continuations.
         temperature: Temperature of the log-probabilities.
-        ranks: Processes that share every row.
+        ranks: Processes that share the work.
     """
 
     parallel: ParallelSection
+    costs: RowCosts
     share_prompt: bool = True
     temperature: float = 1.0
     ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, config: TrainingConfig, ranks: Ranks = ALONE, *, temperature: float = 1.0) -> "RowScoring":
-        """The recipe's settings."""
-        return cls(parallel=config.parallel, share_prompt=config.share_prompt, temperature=temperature, ranks=ranks)
-
-    def plan(self, groups: Sequence[PromptGroup]) -> list[list[int]]:
-        """Which groups share a row: their indices, row by row."""
-        return pack_rows([group.lengths.total for group in groups], self.parallel.row_tokens)
-
-    def score(self, policy: Policy, groups: Sequence[PromptGroup]) -> list[BranchScores]:
-        """Score the groups of one row; every rank gets all scores, and its share of the gradients of their loss."""
-        return score_groups(
-            policy,
-            groups,
-            temperature=self.temperature,
-            share_prompt=self.share_prompt,
-            row_tokens=self.parallel.row_tokens,
-            sequence_group=self.ranks.group,
-            attention=AttentionSettings(head_ranks=self.parallel.head_ranks, exchange=self.parallel.exchange),
+    def of(
+        cls, config: TrainingConfig, policy: Policy, ranks: Ranks = ALONE, *, temperature: float = 1.0
+    ) -> "RowScoring":
+        """The recipe's settings, for its model."""
+        return cls(
+            parallel=config.parallel,
+            costs=RowCosts.of(policy, config.parallel),
+            share_prompt=config.share_prompt,
+            temperature=temperature,
+            ranks=ranks,
         )
+
+    def plan(self, groups: Sequence[PromptGroup]) -> list[Turn]:
+        """Which groups share a row, and which rows are computed at the same time; all ranks plan the same groups.
+
+        Data ranks get groups of about the same total cost, and compute their most expensive rows first.
+
+        Raises:
+            EngineUsageError: The ranks that share a row can't divide one of the rows.
+        """
+        shares = [list(range(len(groups)))]
+        if self.ranks.num_data_ranks > 1:
+            shares = divide_by_cost([self._seconds([group]) for group in groups], self.ranks.num_data_ranks)
+        rows_of_shares: list[list[list[int]]] = []
+        for share in shares:
+            packed = pack_rows([groups[index].lengths.total for index in share], self.parallel.row_tokens)
+            rows = [[share[place] for place in row] for row in packed]
+            if len(shares) > 1:
+                rows.sort(key=lambda row: -self._seconds([groups[index] for index in row]))
+            rows_of_shares.append(rows)
+        turns: list[Turn] = []
+        for at_once in zip_longest(*rows_of_shares, fillvalue=()):
+            passes = [self._passes([groups[index] for index in row]) for row in at_once]
+            for layout in (layout for of_row in passes for layout in of_row):
+                self.costs.check(layout, self.ranks.sequence_ranks)
+            turns.append(Turn(members=tuple(at_once[self.ranks.data_rank]), num_passes=max(map(len, passes))))
+        return turns
+
+    def score(self, policy: Policy, groups: Sequence[PromptGroup], num_passes: int) -> RowScores:
+        """Score the groups of this data rank's row in one turn; all ranks call this together.
+
+        Every rank of the row gets all its scores, and its share of the gradients of their loss.
+        """
+        found: list[BranchScores] = []
+        if groups:
+            found = score_groups(
+                policy,
+                groups,
+                temperature=self.temperature,
+                share_prompt=self.share_prompt,
+                row_tokens=self.parallel.row_tokens,
+                sequence_group=self.ranks.sequence_group,
+                attention=self.costs.settings,
+            )
+        num_missing = num_passes - len(self._passes(groups)) if policy.is_sharded else 0
+        idle = [
+            score_nothing(policy, sequence_group=self.ranks.sequence_group, attention=self.costs.settings)
+            for _ in range(num_missing)
+        ]
+        return RowScores(groups=found, idle=torch.stack(idle).sum() if idle else None)
+
+    def _seconds(self, groups: Sequence[PromptGroup]) -> float:
+        return self.costs.seconds(PackedLayout(tuple(group.lengths for group in groups)), self.ranks.sequence_ranks)
+
+    def _passes(self, groups: Sequence[PromptGroup]) -> list[PackedLayout]:
+        return pass_layouts(groups, share_prompt=self.share_prompt, row_tokens=self.parallel.row_tokens)

@@ -74,14 +74,9 @@ def plan_attention(
     settings, device = settings or AttentionSettings(), device or torch.device("cpu")
     if group is None or group.size == 1:
         return AttentionPlan(exchange=NoExchange(layout.attention_calls()), backend=settings.backend)
-    split = choose_split(layout, heads, group.size, settings, item_bytes=dtype.itemsize, device_type=device.type)
-    by_rank = layout.split(split.token_ranks, split.head_ranks)
-    if not all(by_rank):
-        # The models' own layers can't compute an empty sequence.
-        raise EngineUsageError(
-            f"a row of {layout.total} tokens leaves some of {group.size} ranks without any; use a smaller sequence "
-            "group, or pack more groups into a row (row_tokens)"
-        )
+    split, by_rank = divide_row(
+        layout, heads, group.size, settings=settings, item_bytes=dtype.itemsize, device_type=device.type
+    )
     token_rank, head_rank = divmod(group.rank, split.head_ranks)
     members = tuple(range(token_rank * split.head_ranks, (token_rank + 1) * split.head_ranks))
     uneven = heads.uneven_key_heads(head_rank, split.head_ranks)
@@ -100,6 +95,31 @@ def plan_attention(
         ),
         backend=settings.backend,
     )
+
+
+def divide_row(
+    layout: PackedLayout,
+    heads: AttentionHeads,
+    num_ranks: int,
+    *,
+    settings: AttentionSettings,
+    item_bytes: int,
+    device_type: str,
+) -> tuple[RowSplit, tuple[tuple[TokenRange, ...], ...]]:
+    """How ranks divide a row, and the tokens of each.
+
+    Raises:
+        EngineUsageError: The settings are impossible with these heads and ranks, or the row is too short for them.
+    """
+    split = choose_split(layout, heads, num_ranks, settings, item_bytes=item_bytes, device_type=device_type)
+    by_rank = layout.split(split.token_ranks, split.head_ranks)
+    if not all(by_rank):
+        # The models' own layers can't compute an empty sequence.
+        raise EngineUsageError(
+            f"a row of {layout.total} tokens leaves some of {num_ranks} ranks without any; let fewer ranks share a row "
+            "(sequence_ranks), or pack more groups into a row (row_tokens)"
+        )
+    return split, by_rank
 
 
 def _plan_exchange(

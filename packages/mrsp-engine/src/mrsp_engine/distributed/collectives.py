@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mrsp_engine.distributed.process_groups import SequenceGroup
 
@@ -107,10 +108,11 @@ def exchange_objects(value: Value, group: SequenceGroup | None) -> list[Value]:
 def sum_gradients(parameters: nn.Module | Iterable[nn.Parameter], group: SequenceGroup) -> None:
     """Add up the gradients of all trainable parameters over the group, in place.
 
-    A parameter without a gradient on this rank counts as zero, so every rank ends with the same set of gradients.
+    A parameter without a gradient on this rank counts as zero, so every rank ends with the same set of gradients. Those
+    of sharded parameters are left as they are: their own backward pass adds them up.
     """
     every = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-    trainable = [parameter for parameter in every if parameter.requires_grad]
+    trainable = [parameter for parameter in every if parameter.requires_grad and not isinstance(parameter, DTensor)]
     by_kind: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     for parameter in trainable:
         if parameter.grad is None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.plan import AttentionPlan
+from mrsp_engine.distributed.sharded_weights import is_sharded
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
@@ -89,6 +90,7 @@ class Policy(ABC):
         end_token_ids: Tokens that end a response.
         vocab_size: Number of rows of the language model's head.
         row_scorer: What all training calls; see `mrsp_engine.row_scorer.row_scorer_of`.
+        computed_dtype: The dtype of the model's computations where sharded weights are kept in a finer one.
     """
 
     name: ClassVar[str]
@@ -102,6 +104,7 @@ class Policy(ABC):
     end_token_ids: tuple[int, ...]
     vocab_size: int
     row_scorer: nn.Module | None = None
+    computed_dtype: torch.dtype | None = None
 
     @abstractmethod
     def encode_video(
@@ -209,6 +212,8 @@ class Policy(ABC):
     def save(self, folder: Path, *, exact: bool = False) -> None:
         """Write a checkpoint like `source`, with the model's weights; complete or not at all.
 
+        If the weights are sharded, all ranks call this together, and the first one writes.
+
         Args:
             folder: The output folder; an older checkpoint there is replaced.
             exact: Write the weights in their training dtype, to resume from, instead of the dtype they were published
@@ -253,14 +258,19 @@ class Policy(ABC):
         return longest_context(cast(Any, self.model).config.get_text_config().to_dict())
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether every rank holds a part of the weights only, so that all must make the same passes together."""
+        return is_sharded(self.model)
+
+    @property
     def device(self) -> torch.device:
         """Device of the model's parameters."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the language model's parameters."""
-        return next(self.language_model_head.parameters()).dtype
+        """Dtype in which the language model computes: that of its parameters, unless they are sharded."""
+        return self.computed_dtype or next(self.language_model_head.parameters()).dtype
 
 
 class Family(Protocol):

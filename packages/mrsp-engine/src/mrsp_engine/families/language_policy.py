@@ -13,8 +13,10 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mrsp_engine.attention.plan import AttentionPlan
+from mrsp_engine.distributed.sharded_weights import gather_weights, has_first_parts
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
@@ -183,27 +185,36 @@ class LanguagePolicy(Policy):
     def save(self, folder: Path, *, exact: bool = False) -> None:
         """See `Policy.save`."""
         weights, outside = self.checkpoint_weights(), (folder, self.store.folder)
+        if any(tensor.is_meta for part in weights.values() for tensor in part.values()):
+            return  # another rank has the weights
         write_checkpoint(
             folder, lambda temporary: write_copy(self.source, temporary, weights, exact=exact, outside=outside)
         )
 
     def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
-        """All weights, by the checkpoint folder that contains them and the names they may have there."""
+        """All weights, by the checkpoint folder that contains them and the names they may have there.
+
+        See `mrsp_engine.distributed.sharded_weights.gather_weights` for sharded ones.
+        """
         own = self.weights_to_save(self.model)
         return {"": {self.checkpoint_name(name): tensor for name, tensor in own.items()} | own}
 
     def weights_to_save(self, module: nn.Module) -> dict[str, Tensor]:
         """All weights of a part of the model, with adapters merged into them."""
-        if self.adapters is None:
-            return module.state_dict()
-        return dict(self.adapters.merged_weights(module, device=torch.device("cpu")))
+        named: Iterable[tuple[str, Tensor]] = module.state_dict(keep_vars=True).items()
+        if self.adapters is not None:
+            named = self.adapters.merged_weights(module, device=torch.device("cpu"))
+        return gather_weights(named, is_kept=has_first_parts(self.model), dtype=self.dtype)
 
     def weights_to_sample(self, module: nn.Module) -> Iterable[tuple[str, Tensor]]:
         """The same one by one, where the model is."""
         return module.state_dict().items() if self.adapters is None else self.adapters.merged_weights(module)
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Policy.sampler_weights`; the encoder only if it is trained, never a head tied to the input."""
+        """See `Policy.sampler_weights`; the encoder only if it is trained, never a head tied to the input.
+
+        Sharded weights come as they are, in the dtype of the model's computations.
+        """
         is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
         is_encoder_trained = any(
             parameter.requires_grad
@@ -214,7 +225,11 @@ class LanguagePolicy(Policy):
             if name.startswith(self.encoder_prefixes) and not is_encoder_trained:
                 continue
             if name != "lm_head.weight" or not is_tied:
-                yield self.checkpoint_name(name), tensor
+                yield self.checkpoint_name(name), self.as_computed(tensor)
+
+    def as_computed(self, tensor: Tensor) -> Tensor:
+        """A weight in the dtype of the model's computations, which is its own unless it is sharded."""
+        return tensor.to(self.dtype) if isinstance(tensor, DTensor) and tensor.is_floating_point() else tensor
 
     @classmethod
     def checkpoint_name(cls, name: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from mrsp_engine.distributed.sharded_weights import whole_tensor
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.prompts import Prompt
 
@@ -148,8 +148,7 @@ def language_weights(policy: WeightSource) -> Iterator[tuple[str, Tensor]]:
     """
     for name, tensor in policy.sampler_weights():
         if not name.startswith(VISION_PREFIXES):
-            weight = tensor.detach()
-            yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+            yield name, whole_tensor(tensor.detach())
 
 
 class RolloutEngine(Protocol):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from mrsp_engine.errors import EngineError
+from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import (
@@ -42,6 +42,10 @@ class TransformersRolloutEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
         """See `RolloutEngine.generate`."""
         policy = self._require_open()
+        if policy.is_sharded:
+            raise EngineUsageError(
+                "this engine samples with whole weights; give it a policy whose weights aren't sharded"
+            )
         generator = self._generator
         if sampling.seed is not None:
             generator = torch.Generator().manual_seed(sampling.seed)

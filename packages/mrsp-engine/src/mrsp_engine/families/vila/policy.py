@@ -193,7 +193,7 @@ class VilaPolicy(LanguagePolicy):
         is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
         for name, tensor in self.weights_to_sample(self.causal_model):
             if name != "lm_head.weight" or not is_tied:
-                yield name, tensor
+                yield name, self.as_computed(tensor)
 
 
 def _media_tokens(folder: Path, tokenizer: Any, text: str, syntax: MediaSyntax) -> MediaTokens:

@@ -1,0 +1,71 @@
+"""Weights of which every rank holds a part: whether a model has them, and whole ones one at a time.
+
+Sharded weights are DTensors; `mrsp_engine.sharding` makes them.
+"""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether any weight of the module is sharded."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """All parts of a sharded tensor joined, or the tensor itself if it isn't sharded; all ranks call this together.
+
+    Args:
+        tensor: The tensor.
+        dtype: Convert a sharded one of floating-point numbers to this dtype before it is gathered.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    part: Any = tensor.detach()
+    part = part.to(dtype) if dtype is not None and tensor.is_floating_point() else part
+    return cast(Tensor, part.full_tensor())
+
+
+def spread_like(whole: Tensor, example: Tensor) -> Tensor:
+    """This rank's part of a tensor that every rank has whole, spread like the example; the tensor if that is whole."""
+    if not isinstance(example, DTensor):
+        return whole
+    whole = whole.to(device=example.device, dtype=example.dtype)
+    return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
+
+
+def has_first_parts(module: nn.Module) -> bool:
+    """Whether this rank is the first of those that hold the module's weights together; alone it is."""
+    sharded = next((parameter for parameter in module.parameters() if isinstance(parameter, DTensor)), None)
+    return sharded is None or not any(sharded.device_mesh.get_coordinate() or ())
+
+
+def gather_weights(
+    named: Iterable[tuple[str, Tensor]], *, is_kept: bool, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Whole tensors by name; all ranks of sharded ones call this together, with the same names in the same order.
+
+    Sharded tensors are gathered one after the other, and then lie in host memory. A parameter with two names is one
+    tensor.
+
+    Args:
+        named: Names and tensors.
+        is_kept: Whether this rank needs them; otherwise it gets their shapes (on the device "meta").
+        dtype: Convert sharded tensors of floating-point numbers to this dtype.
+    """
+    of_parameters: dict[int, Tensor] = {}  # which exist as long as their model, so no other object gets their id
+    found: dict[str, Tensor] = {}
+    for name, tensor in named:
+        if id(tensor) in of_parameters:
+            found[name] = of_parameters[id(tensor)]
+            continue
+        whole = whole_tensor(tensor, dtype).detach()
+        whole = whole.cpu() if isinstance(tensor, DTensor) else whole
+        found[name] = whole if is_kept else torch.empty_like(whole, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            of_parameters[id(tensor)] = found[name]
+    return found

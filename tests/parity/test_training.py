@@ -1,0 +1,344 @@
+"""Training on several ranks is that of one: for every division of data × sequence, with whole and with sharded weights.
+
+A few steps of SFT and GRPO, on the trainer's own parts, from the same groups: the losses, the gradients of the first
+step and the weights at the end equal those of a single process. All cases run on four ranks that are started once.
+Faults known from other systems are injected into the running code; each is far beyond the tolerance.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longrl_trainer.config.sections import ModelSection, ParallelSection
+from longrl_trainer.config.stages import GrpoConfig
+from longrl_trainer.objectives.base import build_objective
+from longrl_trainer.questions.question import Question
+from longrl_trainer.rewards.base import RewardResult, RewardStatus
+from longrl_trainer.rewards.registry import ResponseScore
+from longrl_trainer.rl.groups import RolloutGroup
+from longrl_trainer.rl.update import PolicyUpdate
+from longrl_trainer.sft import take_gradients
+from longrl_trainer.training import scoring as scoring_module
+from longrl_trainer.training.division import divide_by_cost
+from longrl_trainer.training.opening import create_optimizer, shard_weights
+from longrl_trainer.training.ranks import ALONE, Ranks
+from longrl_trainer.training.scoring import RowScoring
+from longvideo_reason_data.records.record import QuestionRecord, Skill, Split
+from mrsp_engine import sharding
+from mrsp_engine.distributed.process_groups import SequenceGroup
+from mrsp_engine.distributed.sharded_weights import whole_tensor
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.step_media import StepMedia
+from mrsp_engine.families import load_policy
+from mrsp_engine.families.base import Policy
+from mrsp_engine.layout import Branch
+from mrsp_engine.rollout.base import Rollout
+from mrsp_engine.row_scorer import RowScorer
+from mrsp_engine.rows import PromptGroup
+from mrsp_engine.testing.fixtures import NoiseVideo, RankPool, use_exact_norms
+from mrsp_engine.tiny.families import build_tiny
+from mrsp_engine.tiny.language import LanguageSizes
+
+NUM_RANKS = 4
+NUM_STEPS = 2
+SIZES = LanguageSizes(
+    hidden_size=128, num_layers=2, num_heads=4, num_key_value_heads=2, intermediate_size=32, vocabulary_size=300
+)
+TIED, UNTIED, SEEING = "qwen3", "qwen2", "qwen2_5_vl"
+TOLERANCES = {"loss": 1e-9, "gradient": 1e-9, "weight": 1e-5}
+SECONDS_PER_CASE = 120.0
+
+Stage = Literal["sft", "grpo", "grpo with a reference"]
+Data = Literal["uneven", "one group", "nothing to learn", "videos"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCase:
+    """What is trained, and on which ranks."""
+
+    stage: Stage
+    data: Data = "uneven"
+    family: str = UNTIED
+    sharding: Literal["none", "fsdp2"] = "fsdp2"
+    num_ranks: int = NUM_RANKS
+    sequence_ranks: int = 1
+    shard_ranks: int | None = None
+    shares_prompt: bool = True
+    row_tokens: int | None = None
+
+    @property
+    def alone(self) -> "TrainingCase":
+        """The same training by one process."""
+        return TrainingCase(stage=self.stage, data=self.data, family=self.family, sharding="none", num_ranks=1)
+
+    def __str__(self) -> str:
+        parallel = f"{self.num_ranks // self.sequence_ranks} x {self.sequence_ranks} ranks"
+        return f"{self.stage}, {self.data}, {self.family}, {parallel}, {self.sharding}"
+
+
+CASES = [
+    *(
+        TrainingCase(stage=stage, sharding=kind, sequence_ranks=sequence_ranks)
+        for stage in ("sft", "grpo")
+        for kind in ("none", "fsdp2")
+        for sequence_ranks in (1, 2, 4)
+    ),
+    *(TrainingCase(stage="sft", num_ranks=2, sequence_ranks=ranks, family=TIED) for ranks in (1, 2)),
+    TrainingCase(stage="grpo", num_ranks=2, sharding="none"),
+    TrainingCase(stage="sft", data="one group"),
+    TrainingCase(stage="grpo with a reference", data="one group", sequence_ranks=2),
+    TrainingCase(stage="grpo", data="nothing to learn"),
+    TrainingCase(stage="grpo with a reference", data="nothing to learn", family=TIED),
+    TrainingCase(stage="sft", data="videos", family=SEEING, sequence_ranks=2),
+    TrainingCase(stage="grpo", data="videos", family=SEEING),
+    TrainingCase(stage="sft", shares_prompt=False),
+    TrainingCase(stage="sft", row_tokens=90, shard_ranks=2),
+]
+
+
+def build(root: Path) -> None:
+    for family in (TIED, UNTIED, SEEING):
+        build_tiny(family, root / family, sizes=SIZES)
+
+
+def open_exact(root: str, family: str) -> Policy:
+    policy = load_policy(Path(root) / family, dtype=torch.float64, store=EmbeddingStore(Path(root) / "embeddings"))
+    use_exact_norms(policy.model)
+    policy.freeze_vision()
+    return policy
+
+
+def config_of(root: str, case: TrainingCase) -> GrpoConfig:
+    return GrpoConfig.model_validate(
+        {
+            "output": Path(root) / "run",
+            "model": ModelSection(folder=Path(root) / case.family),
+            "data": {"dataset": Path(root), "split": "train_rl", "num_frames": 4},
+            "steps": NUM_STEPS,
+            "dtype": "float64",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "share_prompt": case.shares_prompt,
+            "kl_coefficient": 0.1 if case.stage == "grpo with a reference" else 0.0,
+            "max_logprob_gap": 1e9,
+            "updates_per_batch": 2 if case.stage == "grpo" else 1,
+            "parallel": ParallelSection(row_tokens=case.row_tokens),
+            "sharding": {"kind": case.sharding, "shard_ranks": case.shard_ranks},
+        }
+    )
+
+
+def prompt_groups(policy: Policy, data: Data, step: int) -> list[PromptGroup]:
+    """Groups of very different lengths; "videos" has some with a medium."""
+    generator = torch.Generator().manual_seed(step)
+    sizes = [(1, (30, 41, 7)), (12, (5, 9, 2)), (3, (17, 1, 23)), (1, (2, 3, 1)), (5, (8, 8, 8))]
+    groups: list[PromptGroup] = []
+    for number, (num_words, lengths) in enumerate(sizes if data != "one group" else sizes[:1]):
+        media = []
+        if data == "videos" and number % 2 == 0:
+            media = [policy.encode_video(NoiseVideo(seed=number, frame_count=8), range(0, 8, 2))]
+        branches = [
+            Branch(token_ids=tuple(torch.randint(0, 250, (length,), generator=generator).tolist()))
+            for length in lengths
+        ]
+        groups.append(PromptGroup(prompt=policy.build_prompt("why " * num_words, media), branches=branches))
+    return groups
+
+
+def rollout_groups(policy: Policy, data: Data, step: int) -> list[RolloutGroup]:
+    """The same as judged responses; one group has no spread, and one response could not be judged."""
+    record = QuestionRecord.model_construct(question_id="q", split=Split.TRAIN_RL, skill=next(iter(Skill)))
+    found: list[RolloutGroup] = []
+    for number, group in enumerate(prompt_groups(policy, data, step)):
+        is_even = number == 3 or data == "nothing to learn"
+        rewards = [0.5, 0.5, 0.5] if is_even else [1.0, 0.0, None if number == 1 else 0.25]
+        found.append(
+            RolloutGroup(
+                question=Question(record=record, media=()),
+                prompt=group.prompt,
+                rollouts=tuple(
+                    Rollout(
+                        token_ids=branch.token_ids, logprobs=(-5.0,) * len(branch.token_ids), text="", finished=True
+                    )
+                    for branch in group.branches
+                ),
+                scores=tuple(
+                    ResponseScore(terms={"answer": RewardResult(value=reward, status=RewardStatus.OK)}, total=reward)
+                    for reward in rewards
+                ),
+                advantages=tuple(None if reward is None else reward - 0.4 for reward in rewards),
+            )
+        )
+    return found
+
+
+def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
+    """The losses of a few steps, the gradients of the first, and the weights at the end."""
+    config, policy = config_of(root, case), open_exact(root, case.family)
+    shard_weights(policy, config, ranks)
+    optimizer = create_optimizer(policy, config)
+    scoring = RowScoring.of(config, policy, ranks, temperature=0.9)
+    found: dict[str, Tensor] = {}
+    step_of = optimizer.step
+
+    def noting(learning_rate: float) -> float:
+        for name, weight in policy.model.named_parameters():
+            if weight.requires_grad and weight.grad is not None:
+                found.setdefault(f"gradient {name}", whole_tensor(weight.grad).clone())
+        return step_of(learning_rate)
+
+    optimizer.step = noting  # type: ignore[method-assign]
+    reference = None
+    if case.stage == "grpo with a reference":
+        reference = open_exact(root, case.family)
+        reference.model.requires_grad_(False)
+        shard_weights(reference, config, ranks)
+    update = PolicyUpdate(
+        policy=policy,
+        optimizer=optimizer,
+        objective=build_objective(config),
+        scoring=scoring,
+        reference=reference,
+        num_updates=config.updates_per_batch,
+        max_logprob_gap=config.logprob_gap_limit,
+    )
+    for step in range(NUM_STEPS):
+        if case.stage == "sft":
+            loss = take_gradients(policy, prompt_groups(policy, case.data, step), scoring)
+            ranks.sum_gradients(policy.model)
+            measured: dict[str, Any] = {"loss": loss, "norm": optimizer.step(config.learning_rate)}
+        else:
+            statistics = update.run(rollout_groups(policy, case.data, step), StepMedia(policy, []), 1e-3)
+            measured = statistics.metrics()
+            measured |= {f"gap {name}": value for name, value in measured.pop("logprob_gap").items()}
+        found |= {
+            f"loss, {name} {step}": torch.tensor(value, dtype=torch.float64)
+            for name, value in measured.items()
+            if value is not None
+        }
+    for name, weight in policy.model.named_parameters():
+        found[f"weight {name}"] = whole_tensor(weight.detach()).clone()
+    return found
+
+
+@functools.cache
+def expected_of(root: str, case: TrainingCase) -> dict[str, Tensor]:
+    return train(root, case, ALONE)
+
+
+@functools.cache
+def ranks_of(num_ranks: int) -> SequenceGroup | None:
+    """The first ranks; every rank has to request the same numbers in the same order."""
+    process_group = dist.new_group(list(range(num_ranks)))
+    return SequenceGroup.of(process_group) if dist.get_rank() < num_ranks else None
+
+
+def difference(root: str, values: dict[str, Any], fault: str | None = None) -> tuple[float, str]:
+    """The largest difference of this rank from one process, in units of what is allowed, and where it is."""
+    case = TrainingCase(**values)
+    group = ranks_of(case.num_ranks)
+    if group is None:
+        return 0.0, ""
+    expected = expected_of(root, case.alone)
+    with FAULTS[fault]() if fault else nullcontext():
+        actual = train(root, case, Ranks(group=group).share_rows(case.sequence_ranks))
+    if actual.keys() != expected.keys():
+        return float("inf"), ", ".join(sorted(actual.keys() ^ expected.keys()))
+    gradients = [value.norm() for name, value in expected.items() if name.startswith("gradient")]
+    norm = torch.stack(gradients or [torch.ones(())]).norm()
+    worst = (0.0, "")
+    for name, value in expected.items():
+        kind = next(kind for kind in TOLERANCES if name.startswith(kind))
+        scale = norm if kind == "gradient" else value.abs().max().clamp(min=1.0)
+        share = float((actual[name] - value).norm() / scale / TOLERANCES[kind])
+        worst = worst if share <= worst[0] else (share if share == share else float("inf"), name)
+    return worst
+
+
+def count_passes(root: str, values: dict[str, Any]) -> int:
+    """How often this rank runs the model in the first step, by the module that all training calls."""
+    right, num_passes = RowScorer.forward, 0
+
+    def counting(self: RowScorer, *arguments: Any, **settings: Any) -> Any:
+        nonlocal num_passes
+        num_passes += 1
+        return right(self, *arguments, **settings)
+
+    with patch.object(RowScorer, "forward", counting):
+        difference(root, values)
+    return num_passes
+
+
+def averaged() -> AbstractContextManager[object]:
+    """Gradients are divided by the number of ranks, as is usual elsewhere."""
+    return patch.object(sharding, "_sum_gradients", lambda module: None)
+
+
+def split_group() -> AbstractContextManager[object]:
+    """The first group is computed by two data ranks."""
+
+    def wrong(costs: Any, num_shares: int) -> list[list[int]]:
+        shares = divide_by_cost(costs, num_shares)
+        place = next(place for place, share in enumerate(shares) if 0 not in share)
+        shares[place].append(0)
+        return shares
+
+    return patch.object(scoring_module, "divide_by_cost", wrong)
+
+
+def own_loss() -> AbstractContextManager[object]:
+    """Every data rank takes the mean over its own tokens."""
+    return patch(
+        "longrl_trainer.sft.count_scored_tokens", lambda group: sum(len(b.token_ids) for b in group.branches) / 3
+    )
+
+
+FAULTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "an averaging factor left in": averaged,
+    "a group on two data ranks": split_group,
+    "a loss weighted by each rank": own_loss,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("training")
+    build(root)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[RankPool]:
+    with RankPool(NUM_RANKS, timeout_seconds=SECONDS_PER_CASE) as ranks:
+        yield ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_ranks_train_like_one(case: TrainingCase, ranks: RankPool, root: str) -> None:
+    worst, name = max(ranks.call(difference, root, asdict(case)))
+    assert worst <= 1, f"{name} differs by {worst} times what is allowed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(fault: str, ranks: RankPool, root: str) -> None:
+    worst, _ = max(ranks.call(difference, root, asdict(TrainingCase(stage="sft")), fault))
+    assert worst > 1e3
+
+
+@pytest.mark.slow
+def test_data_ranks_without_a_row_make_the_passes_of_the_others(ranks: RankPool, root: str) -> None:
+    """One group on four data ranks: a rank that skipped an empty pass would leave the others waiting."""
+    numbers = ranks.call(count_passes, root, asdict(TrainingCase(stage="sft", data="one group")))
+    assert len(set(numbers)) == 1
+    assert numbers[0] >= NUM_STEPS
