@@ -28,6 +28,7 @@ from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.sft import take_gradients
 from longrl_trainer.training import scoring as scoring_module
+from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.division import divide_by_cost
 from longrl_trainer.training.opening import create_optimizer, shard_weights
 from longrl_trainer.training.ranks import ALONE, Ranks
@@ -74,15 +75,24 @@ class TrainingCase:
     shard_ranks: int | None = None
     shares_prompt: bool = True
     row_tokens: int | None = None
+    has_adapters: bool = False
 
     @property
     def alone(self) -> "TrainingCase":
         """The same training by one process."""
-        return TrainingCase(stage=self.stage, data=self.data, family=self.family, sharding="none", num_ranks=1)
+        return TrainingCase(
+            stage=self.stage,
+            data=self.data,
+            family=self.family,
+            sharding="none",
+            num_ranks=1,
+            has_adapters=self.has_adapters,
+        )
 
     def __str__(self) -> str:
         parallel = f"{self.num_ranks // self.sequence_ranks} x {self.sequence_ranks} ranks"
-        return f"{self.stage}, {self.data}, {self.family}, {parallel}, {self.sharding}"
+        adapters = ", adapters" if self.has_adapters else ""
+        return f"{self.stage}, {self.data}, {self.family}, {parallel}, {self.sharding}{adapters}"
 
 
 CASES = [
@@ -100,6 +110,8 @@ CASES = [
     TrainingCase(stage="grpo with a reference", data="nothing to learn", family=TIED),
     TrainingCase(stage="sft", data="videos", family=SEEING, sequence_ranks=2),
     TrainingCase(stage="grpo", data="videos", family=SEEING),
+    TrainingCase(stage="grpo with a reference", has_adapters=True, family=TIED, sequence_ranks=2),
+    TrainingCase(stage="sft", has_adapters=True, sharding="none"),
     TrainingCase(stage="sft", shares_prompt=False),
     TrainingCase(stage="sft", row_tokens=90, shard_ranks=2),
 ]
@@ -132,6 +144,7 @@ def config_of(root: str, case: TrainingCase) -> GrpoConfig:
             "max_logprob_gap": 1e9,
             "updates_per_batch": 2 if case.stage == "grpo" else 1,
             "parallel": ParallelSection(row_tokens=case.row_tokens),
+            "lora": {"rank": 4, "alpha": 8} if case.has_adapters else {},
             "sharding": {"kind": case.sharding, "shard_ranks": case.shard_ranks},
         }
     )
@@ -184,6 +197,8 @@ def rollout_groups(policy: Policy, data: Data, step: int) -> list[RolloutGroup]:
 def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
     """The losses of a few steps, the gradients of the first, and the weights at the end."""
     config, policy = config_of(root, case), open_exact(root, case.family)
+    if case.has_adapters:
+        LoraAdapters(policy, config.lora, seed=0)
     shard_weights(policy, config, ranks)
     optimizer = create_optimizer(policy, config)
     scoring = RowScoring.of(config, policy, ranks, temperature=0.9)
@@ -198,7 +213,9 @@ def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
 
     optimizer.step = noting  # type: ignore[method-assign]
     reference = None
-    if case.stage == "grpo with a reference":
+    if case.stage == "grpo with a reference" and case.has_adapters:
+        reference = policy
+    elif case.stage == "grpo with a reference":
         reference = open_exact(root, case.family)
         reference.model.requires_grad_(False)
         shard_weights(reference, config, ranks)
