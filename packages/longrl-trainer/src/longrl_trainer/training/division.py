@@ -137,7 +137,8 @@ def choose_sequence_ranks(
         3.0 * costs.shape.num_parameters * costs.item_bytes / costs.hardware.link_bandwidth if is_sharded else 0.0
     )
     best: tuple[float, int] | None = None
-    for ranks in (n for n in range(1, num_ranks + 1) if num_ranks % n == 0):
+    head_ranks = costs.settings.head_ranks or 1
+    for ranks in (n for n in range(head_ranks, num_ranks + 1) if num_ranks % n == 0):
         try:
             for layout in layouts:
                 costs.check(layout, ranks)

@@ -262,7 +262,7 @@ def _notes(request: PlanRequest, sizes: Sizes, strategy: Strategy) -> tuple[str,
             "trained for, so a run drops such questions; lower the number of frames or their pixels"
         )
     if strategy.sharding != "none":
-        notes.append(f"needs {strategy.sharding} sharded over the ranks (FSDP or ZeRO) by the training loop")
+        notes.append(f'{strategy.sharding} sharded over the ranks (sharding.kind = "fsdp2" spreads everything)')
     if request.hardware.name == "CPU":
         notes.append("the rates are those of one core; measured ones are in the output of longrl benchmark step")
     return tuple(notes)
