@@ -54,6 +54,7 @@ class VideoIndex:
         has_leading_frames: Whether frames are stored after a key frame but shown before it, as in open groups.
         packets: The packets' checksums, where the container doesn't store their times and these may differ after a seek
             (`longvideo_reason_data.media.jumps`).
+        is_mistimed: Whether a seek gave other frames than reading in sequence, so that the file is read from its start.
     """
 
     times: NDArray[np.int64]
@@ -71,6 +72,7 @@ class VideoIndex:
     has_key_frames: bool
     has_leading_frames: bool
     packets: PacketLog | None
+    is_mistimed: bool
 
 
 def open_video(path: Path) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
@@ -132,6 +134,7 @@ def index_video(path: Path) -> VideoIndex:
             has_key_frames=walk.has_key_frames,
             has_leading_frames=walk.has_leading_frames,
             packets=walk.log(),
+            is_mistimed=False,
         )
 
 

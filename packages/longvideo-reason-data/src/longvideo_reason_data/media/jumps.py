@@ -64,13 +64,21 @@ def index_and_try_jumps(path: Path) -> VideoIndex:
 
 
 def read_in_sequence(path: Path, index: VideoIndex) -> VideoIndex:
-    """Return the index of a file that is read from its start, because seeking is unreliable. Reports it once.
+    """Return the index of a file that is read from its start, because seeking is unreliable. Reports it.
 
     The file is decoded completely once, because its times may not even give the number of frames.
 
     Raises:
         DataError: When it is damaged.
     """
+    report_slowness(path)
+    times = decode_times(path, index.has_key_frames)
+    times = index.times if len(times) == len(index.times) else times
+    return replace(index, times=times, seekable=False, is_mistimed=True)
+
+
+def report_slowness(path: Path) -> None:
+    """Say, once in a process, that a file is read from its start."""
     if path not in _told:
         _told.add(path)
         _logger.warning(
@@ -78,8 +86,6 @@ def read_in_sequence(path: Path, index: VideoIndex) -> VideoIndex:
             "slow (re-encode it into an MP4 or MKV file to make it faster)",
             path,
         )
-    times = decode_times(path, index.has_key_frames)
-    return replace(index, times=index.times if len(times) == len(index.times) else times, seekable=False)
 
 
 def packets_after_jump(

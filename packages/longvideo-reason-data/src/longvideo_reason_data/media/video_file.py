@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.decoders.agreement import check_pictures
-from longvideo_reason_data.media.decoders.base import DecoderName, Pixels, find_decoder
+from longvideo_reason_data.media.decoders.base import DecoderName, Pixels, decoder_version, find_decoder
 from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex
-from longvideo_reason_data.media.jumps import index_and_try_jumps
+from longvideo_reason_data.media.index_notes import remembered_index
+from longvideo_reason_data.media.jumps import index_and_try_jumps, report_slowness
 from longvideo_reason_data.media.streams import all_errors_told
 
 MAX_PLANNED_FRAMES = 8192
@@ -60,8 +61,10 @@ class VideoFile:
     Attributes:
         path: The file.
         index: The index of its frames.
-        num_threads: Threads that a decoder may use; 0 lets it choose. One is usually best: reading several videos at
-            once uses many cores better (`longvideo_reason_data.media.parallel_reading`).
+        num_threads: Threads that read the video at once, each a range of it between key frames; 0 for all cores that
+            this process may use. Frames, and errors, are the same. For several videos, reading them at once with one
+            thread each is as fast (`longvideo_reason_data.media.parallel_reading`). The extra decoders use threads as
+            their libraries do.
         decoder: The decoding library.
     """
 
@@ -74,26 +77,38 @@ class VideoFile:
     def open(cls, path: Path | str, *, num_threads: int = 1, decoder: str = DecoderName.PYAV) -> Self:
         """Probe a file: its packets are read, its first frame is decoded, and where necessary, seeking is tested.
 
+        What is found is remembered (`longvideo_reason_data.media.index_notes`), so that an unchanged file opens at once
+        the next time.
+
         Args:
             path: Any container and codec that PyAV's FFmpeg reads.
-            num_threads: Threads that a decoder may use; 0 lets it choose.
+            num_threads: Threads that read the video at once; 0 for all cores.
             decoder: The decoding library: `pyav`, or one of the extras `decord` and `torchcodec`.
 
         Raises:
-            UsageError: When there is no such file or decoder, or the decoder isn't installed.
+            UsageError: When there is no such file or decoder, the decoder isn't installed, or there are fewer than no
+                threads.
             DataError: When the file is empty, truncated, audio only, not a video, or can't be read exactly by this
                 decoder.
         """
+        if num_threads < 0:
+            raise UsageError(f"num_threads is {num_threads}, expected 0 (all cores) or more")
         library = find_decoder(decoder)
         path = Path(path)
+
+        def probe() -> VideoIndex:
+            index = index_and_try_jumps(path)
+            if decoder != DecoderName.PYAV:  # the others may refuse the file, better now than later
+                with library.open_reader(path, index, num_threads=num_threads) as reader:
+                    check_pictures(path, index, reader, decoder)
+            return index
+
         with all_errors_told(path):
-            video = cls(
-                path=path, index=index_and_try_jumps(path), num_threads=num_threads, decoder=DecoderName(decoder)
-            )
-            if video.decoder != DecoderName.PYAV:  # the others may refuse the file, better now than later
-                with library.open_reader(path, video.index, num_threads=num_threads) as reader:
-                    check_pictures(path, video.index, reader, video.decoder)
-        return video
+            versions = (decoder_version(DecoderName.PYAV), library.version())
+            index = remembered_index(path, decoder, versions, probe)
+        if index.is_mistimed:
+            report_slowness(path)
+        return cls(path=path, index=index, num_threads=num_threads, decoder=DecoderName(decoder))
 
     @property
     def content_digest(self) -> str:

@@ -5,9 +5,10 @@ BT.709) by swscale's colour mapping: one fixed function of each pixel, where ref
 metre, ITU-R BT.2408) and everything brighter is 255. Without that, such frames look grey.
 """
 
-import threading
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import os
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -17,20 +18,26 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 
 from longvideo_reason_data.errors import DataError
-from longvideo_reason_data.media.decoders.base import Pixels
+from longvideo_reason_data.media.decoders.base import FrameReader, Pixels
 from longvideo_reason_data.media.decoders.pyav_frames import FrameDecoder
+from longvideo_reason_data.media.decoders.ranges import RangeReader, can_be_cut
 from longvideo_reason_data.media.frame_index import DynamicRange, VideoIndex
 from longvideo_reason_data.media.orientation import orientation_of
 
-
-class _Converters(threading.local):
-    """Per thread, one for each dynamic range; each keeps a colour-mapping table that takes seconds to compute."""
-
-    def __init__(self) -> None:
-        self.of_range: dict[DynamicRange, VideoReformatter] = defaultdict(VideoReformatter)
+# For each dynamic range those that no thread is using. They keep a colour-mapping table that takes seconds to compute.
+_free_converters: dict[DynamicRange, deque[VideoReformatter]] = defaultdict(deque)
 
 
-_converters = _Converters()
+@contextmanager
+def _converter(dynamic_range: DynamicRange) -> Generator[VideoReformatter]:
+    """Lend a converter to one thread at a time."""
+    free = _free_converters[dynamic_range]
+    try:
+        converter = free.pop()
+    except IndexError:
+        converter = VideoReformatter()
+    yield converter
+    free.append(converter)
 
 
 class PyAVReader:
@@ -60,13 +67,14 @@ class PyAVReader:
         if (frame.width, frame.height) != (self._index.coded_width, self._index.coded_height):
             raise DataError(f"{self._path}: frame {frame_index} has another size than the first; convert the file")
         is_standard = self._index.dynamic_range == "standard"
-        converted = _converters.of_range[self._index.dynamic_range].reformat(
-            frame,
-            format="rgb24",
-            dst_color_trc=None if is_standard else ColorTrc.IEC61966_2_1,
-            dst_color_primaries=None if is_standard else ColorPrimaries.BT709,
-            threads=1,  # for one frame, starting threads costs more than it saves
-        )
+        with _converter(self._index.dynamic_range) as converter:
+            converted = converter.reformat(
+                frame,
+                format="rgb24",
+                dst_color_trc=None if is_standard else ColorTrc.IEC61966_2_1,
+                dst_color_primaries=None if is_standard else ColorPrimaries.BT709,
+                threads=1,  # for one frame, starting threads costs more than it saves
+            )
         pixels = cast(Pixels, converted.to_ndarray())
         a, b, c, d = orientation_of(self._path, frame)
         if b:
@@ -79,6 +87,12 @@ def version() -> str:
     return f"pyav {av.__version__} (FFmpeg {av.ffmpeg_version_info})"
 
 
-def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> PyAVReader:
-    """Open a file when the context is entered."""
-    return PyAVReader(path, index, num_threads=num_threads)
+@contextmanager
+def open_reader(path: Path, index: VideoIndex, *, num_threads: int) -> Generator[FrameReader]:
+    """Open a file when the context is entered, or when a thread begins to read it."""
+    num_threads = num_threads or len(os.sched_getaffinity(0))
+    if num_threads > 1 and can_be_cut(index):
+        yield RangeReader(index, lambda: PyAVReader(path, index, num_threads=1), num_threads=num_threads)
+    else:
+        with PyAVReader(path, index, num_threads=num_threads) as reader:
+            yield reader

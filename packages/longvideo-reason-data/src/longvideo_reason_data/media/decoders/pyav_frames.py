@@ -3,6 +3,10 @@
 A frame is identified by its presentation time, so it doesn't matter where a seek lands: if it lands too late, an
 earlier key frame is tried, and finally the file is read from its start. Only files without presentation times, or with
 different ones after a seek (`longvideo_reason_data.media.jumps`), are counted from the start.
+
+On the way to a wanted frame, pictures that nothing refers to are skipped
+(`longvideo_reason_data.media.decoders.skipping`). If a frame isn't found so, nothing is skipped from then on, and it is
+looked for again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from longvideo_reason_data.errors import DataError
+from longvideo_reason_data.media.decoders.skipping import DecodePacket, decode_all, find_skipping
 from longvideo_reason_data.media.frame_index import VideoIndex, open_video, packets_from_key_frame
 from longvideo_reason_data.media.jumps import MistimedFramesError, packets_after_jump, read_in_sequence
 
@@ -85,9 +90,12 @@ class FrameDecoder:
         self._resources = ExitStack()
         self._frames: Iterator[VideoFrame] = iter(())
         self._position = -1
+        self._wanted_times: frozenset[int] = frozenset()
+        self._skips = True
         self.num_decoded = 0
         self._container: InputContainer
         self._stream: VideoStream
+        self._decode_packet: DecodePacket
 
     def __enter__(self) -> Self:
         self._start_over()
@@ -102,11 +110,16 @@ class FrameDecoder:
         Raises:
             DataError: When one of them can't be decoded.
         """
+        self._wanted_times = frozenset(self._index.times[np.asarray(wanted, dtype=np.int64)].tolist())
         for target in wanted:
             try:
                 frame = self._find(target)
             except MistimedFramesError:
                 frame = self._find_in_sequence(target)
+            if frame is None and self._skips:
+                self._skips = False
+                self._start_over()
+                frame = self._find(target)
             if frame is None:
                 seconds = float((int(self._index.times[target]) - int(self._index.times[0])) * self._index.time_base)
                 raise DataError(f"{self._path}: frame {target} (at {seconds:.3f} s) can't be decoded; it is damaged")
@@ -147,6 +160,9 @@ class FrameDecoder:
         self._container, self._stream = self._resources.enter_context(open_video(self._path))
         self._stream.codec_context.thread_count = self._num_threads
         self._stream.thread_type = "SLICE"
+        skipping = find_skipping(self._stream, self._index) if self._skips else None
+        self._skips = skipping is not None
+        self._decode_packet = skipping or decode_all
         packets = packets_from_key_frame(self._container.demux(self._stream), has_key_frames=self._index.has_key_frames)
         self._begin(packets)
 
@@ -159,7 +175,7 @@ class FrameDecoder:
         """Decode these packets, skipping those that can't be decoded."""
         for packet in packets:
             try:
-                frames = packet.decode()
+                frames = self._decode_packet(packet, packet.pts in self._wanted_times)
             except av.FFmpegError:
                 self._damage.begins_at(packet)
                 continue
@@ -206,4 +222,4 @@ class FrameDecoder:
         return [int(time) for time in keys[max(0, end - _NUM_KEY_FRAMES_TRIED) : end][::-1]]
 
     def _place_of(self, time: int) -> int:
-        return int(np.searchsorted(self._index.times, time))
+        return int(self._index.times.searchsorted(time))
