@@ -10,7 +10,8 @@ looked for again.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -90,8 +91,11 @@ class FrameDecoder:
         self._resources = ExitStack()
         self._frames: Iterator[VideoFrame] = iter(())
         self._position = -1
-        self._wanted_times: frozenset[int] = frozenset()
+        self._passed_time: int | None = None
         self._skips = True
+        self._wanted_times: list[int] = []
+        self._pending = slice(0)
+        self._awaited_times: set[int] = set()
         self.num_decoded = 0
         self._container: InputContainer
         self._stream: VideoStream
@@ -110,22 +114,40 @@ class FrameDecoder:
         Raises:
             DataError: When one of them can't be decoded.
         """
-        self._wanted_times = frozenset(self._index.times[np.asarray(wanted, dtype=np.int64)].tolist())
-        for target in wanted:
-            try:
-                frame = self._find(target)
-            except MistimedFramesError:
-                frame = self._find_in_sequence(target)
-            if frame is None and self._skips:
-                self._skips = False
-                self._start_over()
-                frame = self._find(target)
-            if frame is None:
-                seconds = float((int(self._index.times[target]) - int(self._index.times[0])) * self._index.time_base)
-                raise DataError(f"{self._path}: frame {target} (at {seconds:.3f} s) can't be decoded; it is damaged")
-            yield target, frame
+        self._wanted_times = self._index.times[np.asarray(wanted, dtype=np.int64)].tolist()
+        cuts = [place + 1 for place in self._places_of_seeks(wanted)]
+        for start, end in pairwise([0, *cuts, len(wanted)]):  # decoded without a seek between
+            self._awaited_times = set(self._wanted_times[start:end])
+            for place in range(start, end):
+                self._pending = slice(place, end)
+                yield wanted[place], self._find_anyway(wanted[place])
+
+    def _find_anyway(self, target: int) -> VideoFrame:
+        try:
+            frame = self._find(target)
+        except MistimedFramesError:
+            frame = self._find_in_sequence(target)
+        if frame is None and self._skips:
+            self._skips = False
+            self._start_over()
+            frame = self._find(target)
+        if frame is None:
+            seconds = float((int(self._index.times[target]) - int(self._index.times[0])) * self._index.time_base)
+            raise DataError(f"{self._path}: frame {target} (at {seconds:.3f} s) can't be decoded; it is damaged")
+        return frame
+
+    def _places_of_seeks(self, wanted: Sequence[int]) -> list[int]:
+        """Find after which of the wanted frames seeking to the next one is faster than decoding on."""
+        if not self._index.seekable or not len(self._index.key_times):
+            return []
+        frames, keys = np.asarray(wanted, dtype=np.int64), self._index.key_times
+        nearest = keys.searchsorted(self._index.times[frames], side="right") - 1
+        num_skipped = self._index.times.searchsorted(keys[nearest[1:]]) - (frames[:-1] + 1)
+        return np.flatnonzero((nearest[1:] >= 0) & (num_skipped >= MIN_SKIPPED_FRAMES_TO_JUMP)).tolist()
 
     def _find(self, target: int) -> VideoFrame | None:
+        if self._passed_time is not None:
+            self._position = max(self._position, self._place_of(self._passed_time))
         starts = self._starts_before(target)
         is_near = not starts or self._place_of(starts[0]) - (self._position + 1) < MIN_SKIPPED_FRAMES_TO_JUMP
         if is_near and (frame := self._advance(target)):
@@ -168,25 +190,41 @@ class FrameDecoder:
 
     def _begin(self, packets: "Iterator[av.Packet[VideoStream]]") -> None:
         self._frames = self._decode(packets)
-        self._position = -1
+        self._position, self._passed_time = -1, None
+        self._awaited_times = set(self._wanted_times[self._pending])
         self._damage = _Damage()
 
     def _decode(self, packets: "Iterator[av.Packet[VideoStream]]") -> Iterator[VideoFrame]:
-        """Decode these packets, skipping those that can't be decoded."""
+        """Decode these packets, skipping those that can't be decoded.
+
+        The decoder is emptied after the last wanted frame, instead of decoding on until it returns that. One more
+        packet is decoded before, because it may be the other field of the same frame.
+        """
         for packet in packets:
+            is_last = self._skips and not self._awaited_times
             try:
-                frames = self._decode_packet(packet, packet.pts in self._wanted_times)
+                frames = self._decode_packet(packet, is_last or packet.pts in self._awaited_times)
             except av.FFmpegError:
                 self._damage.begins_at(packet)
                 continue
             self._damage.passes(packet)
             yield from frames
+            if is_last and packet.size:
+                with suppress(av.FFmpegError):
+                    yield from self._stream.codec_context.decode(None)
+                return
+            if packet.pts is not None:
+                self._awaited_times.discard(packet.pts)
 
     def _advance(self, target: int) -> VideoFrame | None:
         """Decode up to the target; None if decoding passes it or it is damaged."""
+        time = int(self._index.times[target])
         try:
             for frame in self._frames:
                 self.num_decoded += 1
+                if self._skips and frame.pts is not None and frame.pts < time:  # each has a time of its own
+                    self._passed_time = frame.pts
+                    continue
                 if self._recognise(frame) and self._position >= target:
                     is_whole = self._position == target and not frame.is_corrupt and not self._damage.covers(frame)
                     return frame if is_whole else None

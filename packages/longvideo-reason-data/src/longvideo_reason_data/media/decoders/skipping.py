@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import av
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -35,10 +36,10 @@ def find_skipping(stream: VideoStream, index: VideoIndex) -> DecodePacket | None
     is_timed = index.seekable and index.packets is None and bool(np.all(np.diff(index.times) > 0))
     if not is_timed:
         return None
-    configuration = stream.codec_context.extradata
-    codec = stream.codec_context.codec.canonical_name
+    context = stream.codec_context
+    configuration, codec = context.extradata, context.codec.canonical_name
     if codec == "h264" or (codec == "hevc" and _has_one_layer(configuration)):
-        return _decode_referenced
+        return lambda packet, is_wanted: _decode_referenced(packet, is_wanted, context)
     if codec == "av1" and (pictures := Av1Pictures.of(configuration)):
         return lambda packet, is_wanted: _decode_without_last(packet, is_wanted, pictures)
     return None
@@ -54,12 +55,11 @@ def _has_one_layer(configuration: bytes | None) -> bool:
     return configuration[_PLACE_OF_NUM_LAYERS] >> 3 & 7 == 1
 
 
-def _decode_referenced(packet: "av.Packet[VideoStream]", is_wanted: bool) -> list[VideoFrame]:
-    packet.stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
-    try:
-        return packet.decode()
-    finally:
-        packet.stream.codec_context.skip_frame = "DEFAULT"
+def _decode_referenced(
+    packet: "av.Packet[VideoStream]", is_wanted: bool, context: VideoCodecContext
+) -> list[VideoFrame]:
+    context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+    return packet.decode()
 
 
 def _decode_without_last(packet: "av.Packet[VideoStream]", is_wanted: bool, pictures: Av1Pictures) -> list[VideoFrame]:
