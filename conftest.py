@@ -1,8 +1,8 @@
 """Holds for every test of the workspace.
 
 The tests' tensors are tiny: a second thread only waits for the first, and on a busy machine it waits for long. Set
-before torch is imported, and inherited by the processes that tests start. So is a state folder of the tests' own: what
-the user's programs remember is none of their business.
+before torch is imported, and inherited by the processes that tests start. So are folders of the tests' own for state
+and cache: what the user's programs remember is none of their business.
 """
 
 import atexit
@@ -11,5 +11,6 @@ import shutil
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="longrl-state-")
-atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+    os.environ[name] = tempfile.mkdtemp(prefix="longrl-tests-")
+    atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)

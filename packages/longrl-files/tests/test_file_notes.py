@@ -32,7 +32,7 @@ def noted(folder: Path, path: Path, subject: dict[str, str] = SUBJECT) -> bool:
 
 
 def test_a_note_holds_until_the_file_or_the_subject_changes(film: Path, tmp_path: Path) -> None:
-    folder, times = tmp_path / "new" / "notes", film.stat()
+    folder, times = tmp_path / "notes", film.stat()
     assert [noted(folder, film) for _ in range(3)] == [False, True, True]
     film.write_bytes(b"FRAMES" * 1000)
     os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same modification time

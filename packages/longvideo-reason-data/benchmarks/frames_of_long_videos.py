@@ -1,9 +1,10 @@
 """How long it takes to read some frames of an hour of video, side by side with torchcodec's exact mode.
 
-The hours are made here: thirty seconds of textures that move, with noise and cuts, encoded once per codec and size, whose
-packets are repeated 120 times. Each reading runs in a process of its own, the readers in turn: torchcodec with one
-thread, this package with one thread, and with two. Seconds of the processor and of the clock include opening the file;
-torchcodec's exact mode then reads all packets, this package an index that it remembered. Frames are compared by digest.
+The hours are made here: thirty seconds of textures that move, with noise and cuts, encoded once per codec and size;
+their packets are repeated 120 times. Each reading runs in a process of its own, the readers in turn: torchcodec with
+one thread, this package with one thread, and with two. Seconds of the processor and of the clock include opening the
+file; torchcodec's exact mode then reads all packets, this package an index that it remembered. Frames are compared by
+digest.
 torchcodec is given the FFmpeg inside PyAV's wheel, so that both use the same decoders. Medians are reported as JSON.
 
     python benchmarks/frames_of_long_videos.py --codecs h264 --output result.json

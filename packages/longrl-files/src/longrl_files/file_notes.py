@@ -33,7 +33,8 @@ class FileNotes:
     """Notes of one kind.
 
     Args:
-        folder: Where notes are kept; made with the first one. A folder that can't be written to is not an error.
+        folder: Where notes are kept; made with the first one if the folder around it exists. One that can't be written
+            to is not an error.
         max_bytes: The largest note.
     """
 
@@ -84,7 +85,6 @@ class FileNotes:
                 self._write(self._name(path), note)
 
     def _write(self, name: str, note: bytes) -> None:
-        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._files.make_folder(self._folder.name)
         temporary = f"{self._folder.name}/.writing-{secrets.token_hex(8)}"
         try:

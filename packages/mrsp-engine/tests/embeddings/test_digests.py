@@ -16,7 +16,7 @@ from mrsp_engine.testing.fixtures import NoiseVideo
 
 @pytest.fixture
 def film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("mrsp_engine.embeddings.digests.UNSETTLED_SECONDS", 0.05)
+    monkeypatch.setattr("longrl_files.file_notes.UNSETTLED_SECONDS", 0.05)
     path = tmp_path / "film.mp4"
     path.write_bytes(b"frames" * 1000)
     time.sleep(0.1)
@@ -55,7 +55,7 @@ def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
     assert [read_anew(tmp_path / "digests", path) for _ in range(2)] == [True, True]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"sha256": 5}', b"\xff\xfe", b'{"sha256": "../../x"}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"content": 5}', b"\xff\xfe", b'{"content": {"sha256": "../../x"}}'])
 def test_a_damaged_note_costs_a_reading(film: Path, tmp_path: Path, content: bytes) -> None:
     folder = tmp_path / "digests"
     read_anew(folder, film)
@@ -85,7 +85,7 @@ def planted(folder: Path, path: Path, change: dict[str, object] | None = None) -
     read_anew(folder, path)
     (note,) = folder.iterdir()
     content = json.loads(note.read_text())
-    note.write_text(json.dumps({**content, "sha256": "0" * 64, **(change or {})}))
+    note.write_text(json.dumps({**content, "content": {"sha256": "0" * 64}, **(change or {})}))
 
 
 @pytest.mark.parametrize("seal", [None, "", 5, "0" * 64])
@@ -105,7 +105,7 @@ def test_what_another_user_or_machine_remembered_is_read_again(
     assert not read_anew(folder, film)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other_user"))
     assert [read_anew(folder, film) for _ in range(2)] == [True, False]
-    monkeypatch.setattr("mrsp_engine.embeddings.digests.platform.node", lambda: "elsewhere")
+    monkeypatch.setattr("longrl_files.file_notes.platform.node", lambda: "elsewhere")
     assert [read_anew(folder, film) for _ in range(2)] == [True, False]
 
 

@@ -7,6 +7,7 @@ that read the packets. No file that was refused is remembered, so a refusal is a
 """
 
 import base64
+import contextlib
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ def remembered_index(path: Path, decoder: str, versions: Sequence[str], find: Ca
     if known is not None:
         return _unpack_index(known)
     index = find()
+    with contextlib.suppress(OSError):
+        (folder / "indexes").mkdir(mode=0o700, parents=True, exist_ok=True)
     notes.remember(path, status, about, _pack_index(index))
     return index
 

@@ -1,42 +1,26 @@
 """Cached digests of files, so that a video of many gigabytes is read once and not in every run.
 
-The cache is a folder with one small JSON file per path, replaced atomically, so that any number of processes may share
-it and a damaged one only causes the file to be read again. A digest is valid while the file's size, inode and
-modification times are unchanged. A file that changed very recently is not cached: it could change again within one tick
-of the file system's clock.
-
-A digest decides which embedding is used for a video, so it is trusted only if this user wrote it on this machine: each
-file is sealed (`longrl_files.user_seal`) and names both. A store that was copied, or that others can write to, can't
-vouch for a video here; what isn't trusted is read again.
+They are notes about files (`longrl_files.file_notes`): valid while the file is unchanged, and trusted only if this user
+wrote them on this machine, because a digest decides which embedding is used for a video. A store that was copied, or
+that others can write to, can't vouch for a video here; what isn't trusted is read again.
 """
 
-import contextlib
 import hashlib
-import json
 import os
-import platform
 import re
-import secrets
-import time
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
-from longrl_files.own_folders import OwnFolder
+from longrl_files.file_notes import FileNotes
 from longrl_files.regular_files import open_regular
-from longrl_files.user_seal import is_sealed, seal
 from mrsp_engine.errors import EngineError
 
 __all__ = ["FileDigests"]
 
-UNSETTLED_SECONDS = 2.0
 MOST_NOTE_BYTES = 1 << 16
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MACHINE = Path("/etc/machine-id")
-
-
-class _UnusableNoteError(Exception):
-    """A note can't be read or written, for which the file itself is read."""
+_SUBJECT: dict[str, Any] = {}  # a digest depends on nothing but the file
 
 
 class FileDigests:
@@ -54,7 +38,7 @@ class FileDigests:
         self.folder = folder
         self.num_read = 0
         self._is_read_only = is_read_only
-        self._files = OwnFolder(folder.parent, error=_UnusableNoteError)
+        self._notes = FileNotes(folder, max_bytes=MOST_NOTE_BYTES)
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file's bytes, in hexadecimal.
@@ -63,73 +47,16 @@ class FileDigests:
             EngineError: The file can't be read.
         """
         path = path.absolute()
-        note = f"{self.folder.name}/{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
         with open_regular(path, error=EngineError) as file:
             try:
-                state = _state(path, os.fstat(file.fileno()))
-                known = self._recall(note, state)
-                if known is not None:
+                status = os.fstat(file.fileno())
+                known = (self._notes.recall(path, status, _SUBJECT) or {}).get("sha256")
+                if isinstance(known, str) and _DIGEST.fullmatch(known):
                     return known
                 found = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
-                self.num_read += 1
-                is_settled = max(state["mtime_ns"], state["ctime_ns"]) < time.time_ns() - UNSETTLED_SECONDS * 1e9
-                if is_settled and _state(path, os.fstat(file.fileno())) == state and not self._is_read_only:
-                    self._remember(note, {**state, "sha256": found})
             except OSError as error:
                 raise EngineError(f"{path}: can't be read ({error.strerror})") from error
+        self.num_read += 1
+        if not self._is_read_only:
+            self._notes.remember(path, status, _SUBJECT, {"sha256": found})
         return found
-
-    def _recall(self, note: str, state: dict[str, Any]) -> str | None:
-        try:
-            known = self._files.read_json(note, max_bytes=MOST_NOTE_BYTES)
-        except _UnusableNoteError:
-            return None
-        if not isinstance(known, dict):
-            return None
-        values = cast(dict[str, Any], known)
-        digest, found = values.pop("sha256", None), values.pop("seal", None)
-        is_digest = isinstance(digest, str) and _DIGEST.fullmatch(digest) is not None
-        if not is_digest or values != state or not is_sealed(_sealed_bytes(state, digest), found):
-            return None
-        return digest
-
-    def _remember(self, note: str, content: dict[str, Any]) -> None:
-        mark = seal(_sealed_bytes(content, content["sha256"]))
-        if mark is None:
-            return
-        temporary = f"{self.folder.name}/.writing-{secrets.token_hex(8)}"
-        with contextlib.suppress(OSError, _UnusableNoteError):
-            self._files.make_folder(self.folder.name)
-            try:
-                with self._files.create(temporary) as file:
-                    file.write(json.dumps({**content, "seal": mark}).encode())
-                self._files.replace(temporary, note)
-            finally:
-                self._files.remove(temporary)
-
-
-def _state(path: Path, status: os.stat_result) -> dict[str, Any]:
-    """Which state of which file this is, and who sees it where."""
-    return {
-        "path": os.fsencode(path).decode(errors="backslashreplace"),
-        "user": os.getuid(),
-        "machine": _machine(),
-        "device": status.st_dev,
-        "size": status.st_size,
-        "inode": status.st_ino,
-        "mtime_ns": status.st_mtime_ns,
-        "ctime_ns": status.st_ctime_ns,
-    }
-
-
-def _sealed_bytes(state: dict[str, Any], digest: str) -> bytes:
-    return json.dumps({**state, "sha256": digest}, sort_keys=True).encode()
-
-
-def _machine() -> str:
-    """What tells this machine from others that see the same folders."""
-    try:
-        identity = _MACHINE.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        identity = ""
-    return f"{identity} {platform.node()}".strip()
