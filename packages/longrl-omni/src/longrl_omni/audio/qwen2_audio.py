@@ -1,10 +1,11 @@
 """Qwen2-Audio: a language model for audio, with a frozen audio tower whose output is kept in the embedding store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from longrl_omni.audio.audio_file import AudioSource
@@ -113,3 +114,7 @@ class Qwen2AudioFamily:
         )
         processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen2AudioProcessor)
         return Qwen2AudioPolicy(folder, model.to(device).eval(), processor, store)
+
+    def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """See `Family.lay_out`."""
+        return Qwen2AudioPolicy.lay_out(folder, weights)

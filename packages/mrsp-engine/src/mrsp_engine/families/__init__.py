@@ -14,7 +14,10 @@ from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
+    from torch import Tensor
 
     from mrsp_engine.embeddings.store import EmbeddingStore
     from mrsp_engine.families.base import Family, Policy
@@ -45,15 +48,9 @@ def load_policy(
     import torch
 
     model_type = _read_model_type(folder)
-    families = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    if model_type not in families:
-        raise EngineUsageError(
-            f"{folder}: checkpoint of model type {visible(model_type, 40)!r}; expected one of "
-            f"{', '.join(sorted(families))}; choose another model folder or install a package that provides the family"
-        )
+    family = _find_family(folder, model_type)
     from mrsp_engine.families.checkpoints import refuse_broken
 
-    family = cast("Family", families[model_type].load()())
     with refuse_broken(folder, model_type):
         return family.load_policy(
             folder,
@@ -62,6 +59,25 @@ def load_policy(
             device=torch.device(device),
             allow_pickle_weights=allow_pickle_weights,
         )
+
+
+def lay_out_weights(folder: Path, weights: "Mapping[str, Tensor]") -> "dict[str, dict[str, Tensor]]":
+    """Arrange a model's weights like those of the checkpoint that it was loaded from; see `Family.lay_out`.
+
+    Raises:
+        EngineUsageError: There is no checkpoint in `folder`, or no installed family can load it.
+    """
+    return _find_family(folder, _read_model_type(folder)).lay_out(folder, weights)
+
+
+def _find_family(folder: Path, model_type: str) -> "Family":
+    families = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    if model_type not in families:
+        raise EngineUsageError(
+            f"{folder}: checkpoint of model type {visible(model_type, 40)!r}; expected one of "
+            f"{', '.join(sorted(families))}; choose another model folder or install a package that provides the family"
+        )
+    return cast("Family", families[model_type].load()())
 
 
 def _read_model_type(folder: Path) -> str:

@@ -9,7 +9,7 @@ states: a family that adds features to several layers concatenates all of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
@@ -291,4 +291,17 @@ class Family(Protocol):
         allow_pickle_weights: bool = False,
     ) -> Policy:
         """Load the checkpoint in `folder`, from safetensors alone unless pickles are allowed."""
+        ...
+
+    def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Arrange the model's weights like a checkpoint's, without loading a model.
+
+        Args:
+            folder: The checkpoint.
+            weights: All weights, by their names in the model.
+
+        Returns:
+            By the folder of the checkpoint that contains them ("" for itself), the weights under every name that they
+            may have there, the usual one first.
+        """
         ...

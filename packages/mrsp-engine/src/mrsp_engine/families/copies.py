@@ -94,7 +94,8 @@ def write_copy(
         source: The checkpoint.
         target: An empty folder.
         weights: All weights of each part of the model, under every name that files may use for them, the usual one
-            first; a part is named by its folder in the checkpoint, "" for the checkpoint itself.
+            first; a part is named by its folder in the checkpoint, "" for the checkpoint itself. One on the meta device
+            stands for what the checkpoint has.
         exact: Keep the weights' own dtypes instead of those in the files.
         is_whole: Refuse files with a weight that isn't given, instead of leaving it as it is.
         outside: Folders that are not part of the checkpoint; see `checkpoint_files`.
@@ -186,6 +187,8 @@ def _renew(
                 f"{path}: {name} has shape {tuple(old.shape)} and in the model {tuple(new.shape)}; "
                 "the model was loaded from another checkpoint"
             )
+        if new.is_meta:
+            new = old
         dtype = new.dtype if exact and name in tensors else old.dtype
         new = new.to(device="cpu", dtype=dtype).contiguous()
         if new.data_ptr() in held:
@@ -198,6 +201,9 @@ def _renew(
 def _write_single(source: Path, target: Path, tensors: Mapping[str, Tensor], *, exact: bool) -> None:
     """Write all weights into one file, each once; used where the source has no safetensors to copy the layout from."""
     dtype = None if exact else _named_dtype(source)
+    lacking = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
+    if lacking is not None:
+        raise EngineError(f"{source}: {lacking} wasn't trained, and is in no safetensors there; convert its weights")
     content = {
         name: tensors[name].detach().to(device="cpu", dtype=dtype or tensors[name].dtype).contiguous()
         for name in _first_names(tensors).values()

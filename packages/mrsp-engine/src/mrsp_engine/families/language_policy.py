@@ -196,8 +196,12 @@ class LanguagePolicy(Policy):
 
         See `mrsp_engine.distributed.sharded_weights.gather_weights` for sharded ones.
         """
-        own = self.weights_to_save(self.model)
-        return {"": {self.checkpoint_name(name): tensor for name, tensor in own.items()} | own}
+        return self.lay_out(self.source, self.weights_to_save(self.model))
+
+    @classmethod
+    def lay_out(cls, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """See `Family.lay_out`."""
+        return {"": {cls.checkpoint_name(name): tensor for name, tensor in weights.items()} | dict(weights)}
 
     def weights_to_save(self, module: nn.Module) -> dict[str, Tensor]:
         """All weights of a part of the model, with adapters merged into them."""

@@ -3,7 +3,7 @@
 The language model runs under the engine's attention (`attention.registration`), the vision tower under ordinary `sdpa`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -118,6 +118,10 @@ class QwenVlFamily:
         )
         processor = load_processor(folder, self.model_type, processor_class=self.processor_class)
         return cast(LanguagePolicy, self.policy_class(folder, model.to(device).eval(), processor, store))
+
+    def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """See `Family.lay_out`."""
+        return cast(type[LanguagePolicy], self.policy_class).lay_out(folder, weights)
 
 
 class Qwen25VlFamily(QwenVlFamily):

@@ -4,7 +4,7 @@ The router is trained through the weights that it gives to the selected experts.
 not part of any objective here; the published models are used without it too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,16 +48,17 @@ class Qwen3VlMoePolicy(Qwen3VlPolicy):
         if model.dtype == torch.float64:
             model.set_experts_implementation("eager")  # torch's grouped products don't support float64
         super().__init__(folder, model, processor, store)
-        self._unturned = _unturned_experts(folder, model)
 
-    def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
-        """See `LanguagePolicy.checkpoint_weights`; the experts' matrices have the layout of the source folder."""
+    @classmethod
+    def lay_out(cls, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """See `Family.lay_out`; the experts' matrices have the layout of the folder."""
+        unturned = _unturned_experts(folder, weights)
         return {
-            folder: {
-                name: tensor.transpose(1, 2) if name.endswith(EXPERT_WEIGHTS) and name not in self._unturned else tensor
-                for name, tensor in weights.items()
+            part: {
+                name: tensor.transpose(1, 2) if name.endswith(EXPERT_WEIGHTS) and name not in unturned else tensor
+                for name, tensor in held.items()
             }
-            for folder, weights in super().checkpoint_weights().items()
+            for part, held in super().lay_out(folder, weights).items()
         }
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -74,9 +75,8 @@ class Qwen3VlMoeFamily(QwenVlFamily):
     processor_class = Qwen3VLProcessor
 
 
-def _unturned_experts(folder: Path, model: Any) -> set[str]:
+def _unturned_experts(folder: Path, own: Mapping[str, Tensor]) -> set[str]:
     """Names of the experts' weights in a folder that have transformers' own layout, as saved by transformers."""
-    own = model.state_dict()
     found: set[str] = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:

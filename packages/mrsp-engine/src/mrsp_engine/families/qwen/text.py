@@ -1,9 +1,11 @@
 """Qwen2, Qwen2.5 and Qwen3 language models: the families without media."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from mrsp_engine.attention.registration import register_attention
@@ -59,6 +61,10 @@ class _TextFamily:
         )
         tokenizer = load_processor(folder, self.model_type, processor_class=AutoTokenizer)
         return self.policy_class(folder, model.to(device).eval(), tokenizer, tokenizer, store)
+
+    def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """See `Family.lay_out`."""
+        return self.policy_class.lay_out(folder, weights)
 
 
 class Qwen2Family(_TextFamily):

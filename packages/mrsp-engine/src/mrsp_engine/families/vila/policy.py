@@ -7,7 +7,7 @@ positions have one axis.
 Shape legend: F frames, N rows of all frames, R rows per side, D hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -178,14 +178,14 @@ class VilaPolicy(LanguagePolicy):
             encoder=VilaEncoder(model, image_processor, config, self.name),
         )
 
-    def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
-        """See `LanguagePolicy.checkpoint_weights`; in published files the tower's weight names have a prefix."""
-        model = cast(VilaModel, self.model)
-        tower = model.vision_tower.state_dict()
+    @classmethod
+    def lay_out(cls, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """See `Family.lay_out`; in published files the tower's weight names have a prefix."""
+        tower = _weights_of("vision_tower.", weights)
         return {
-            LANGUAGE_FOLDER: self.weights_to_save(model.llm),
+            LANGUAGE_FOLDER: _weights_of("llm.", weights),
             TOWER_FOLDER: {f"{TOWER_PREFIX}{name}": tensor for name, tensor in tower.items()} | tower,
-            PROJECTOR_FOLDER: model.mm_projector.state_dict(),
+            PROJECTOR_FOLDER: _weights_of("mm_projector.", weights),
         }
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -194,6 +194,11 @@ class VilaPolicy(LanguagePolicy):
         for name, tensor in self.weights_to_sample(self.causal_model):
             if name != "lm_head.weight" or not is_tied:
                 yield name, self.as_computed(tensor)
+
+
+def _weights_of(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a part of the model, by their names in it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def _media_tokens(folder: Path, tokenizer: Any, text: str, syntax: MediaSyntax) -> MediaTokens:
@@ -236,6 +241,10 @@ class VilaFamily:
         tokenizer = load_tokenizer(folder / LANGUAGE_FOLDER, self.model_type)
         images = load_processor(folder / TOWER_FOLDER, self.model_type, processor_class=SiglipImageProcessor)
         return VilaPolicy(folder, model.to(device).eval(), tokenizer, images, store, config)
+
+    def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """See `Family.lay_out`."""
+        return VilaPolicy.lay_out(folder, weights)
 
 
 class LlavaLlamaFamily(VilaFamily):
