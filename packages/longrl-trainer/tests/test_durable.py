@@ -7,26 +7,23 @@ from contextlib import suppress
 
 import pytest
 
-from longrl_trainer.durable import new_folder, remove_folder, remove_partial, write_json
+from longrl_trainer.durable import make_partial, publish, remove_folder, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.runs.journal import JsonLines, read_json_lines
 
 
 def test_a_folder_that_failed_half_way_does_not_appear(tmp_path):
-    def fill_half() -> None:
-        with new_folder(tmp_path / "checkpoint") as folder:
-            (folder / "half").write_text("x")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fill_half()
+    (make_partial(tmp_path / "checkpoint") / "half").write_text("x")
+    assert not (tmp_path / "checkpoint").exists()
+    remove_partial(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_replaces_the_one_before(tmp_path):
     for content in ("old", "new"):
-        with new_folder(tmp_path / "checkpoint") as folder:
-            (folder / content).write_text(content)
+        partial = make_partial(tmp_path / "checkpoint")
+        (partial / content).write_text(content)
+        publish(partial, tmp_path / "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["new"]
 

@@ -51,33 +51,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@contextmanager
-def new_folder(folder: Path) -> Generator[Path]:
-    """Yield an empty temporary folder that becomes `folder` when the block ends without an error.
-
-    A folder that already has the name is replaced.
-    """
+def make_partial(folder: Path) -> Path:
+    """Make an empty folder that `publish` can give the name of `folder`."""
     partial = folder.with_name(f"{folder.name}{PARTIAL_MARK}{os.getpid()}")
     with readable_write_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        try:
-            yield partial
-            for path in partial.rglob("*"):
-                _sync(path)
-            _sync(partial)
-            if folder.exists():
-                # A folder can't be renamed over a non-empty one; the old one first gets a name that nobody reads.
-                retired = folder.with_name(f"{folder.name}{PARTIAL_MARK}{os.getpid()}-retired")
-                folder.rename(retired)
-                partial.rename(folder)
-                shutil.rmtree(retired)
-            else:
-                partial.rename(folder)
-            _sync(folder.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    return partial
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Flush a complete folder to the disk and give it its name; a folder that has the name is replaced."""
+    with readable_write_errors(folder):
+        for path in partial.rglob("*"):
+            _sync(path)
+        _sync(partial)
+        if folder.exists():
+            remove_folder(folder)  # a folder can't be renamed over one that isn't empty
+        partial.rename(folder)
+        _sync(folder.parent)
 
 
 def remove_partial(root: Path, folder: str = ".") -> None:

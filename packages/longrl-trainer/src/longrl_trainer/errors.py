@@ -13,3 +13,9 @@ class TrainerUsageError(TrainerError):
     """The recipe, a setting or the output folder requires something that can't be done."""
 
     exit_code: ClassVar[int] = 2
+
+
+class StoppedError(TrainerError):
+    """A signal asked for the end of a run, which has saved its state; EX_TEMPFAIL of sysexits.h, "try again"."""
+
+    exit_code: ClassVar[int] = 75

@@ -29,6 +29,7 @@ from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
+from longrl_trainer.training.divergence import refuse_collapse
 from longrl_trainer.training.opening import (
     check_sharding,
     create_optimizer,
@@ -98,9 +99,7 @@ def _train(
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
     run.require_length(config.steps)
-    policy = open_training_policy(
-        config.model, config.dtype, policy=policy, checkpoint=run.checkpoint, lora=config.lora, seed=config.seed
-    )
+    policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
     questions = _load_questions(config, run, policy, progress, ranks)
     train_parts(policy, config)
     longest = GroupLengths(questions.longest_prompt, (config.max_response_tokens,) * config.group_size)
@@ -109,13 +108,14 @@ def _train(
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     update = create_update(config, policy, optimizer, ranks)
-    start_folder = run.checkpoint.model_folder if run.checkpoint and policy.adapters is None else config.model.folder
+    rewards_so_far = run.read_series("reward")
 
     with (
         open_engine(
             config.sampler,
             policy,
-            start_folder,
+            config.model.folder,
+            is_trained=run.step > 0,
             engine=engine,
             max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,
@@ -123,6 +123,7 @@ def _train(
             allow_pickle_weights=config.model.allow_pickle_weights,
         ) as sampler,
         progress.task("GRPO", total=config.steps, done=run.step) as bar,
+        run.signals,
     ):
         for step in range(run.step, config.steps):
             clock = Stopwatch()
@@ -144,21 +145,23 @@ def _train(
                 refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
                 if not groups:
                     raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
+            measured = rollout_metrics(groups)
+            rewards_so_far.append(measured["reward"])
+            refuse_collapse(rewards_so_far, min_share=config.min_reward_share)
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
                 statistics = update.run(groups, media, learning_rate)
             with clock("sync"):
                 sampler.update_weights(policy)
 
-            measured = rollout_metrics(groups) | statistics.metrics() | {"learning_rate": learning_rate}
+            measured |= statistics.metrics() | {"learning_rate": learning_rate}
             measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in refusals))
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
             for group in groups[: config.journal_groups]:
                 run.rollouts.append(step + 1, describe_group(group))
             bar.advance(note=f"reward {measured['reward'] or 0:.3f}")
-            if (step + 1) % config.checkpoint_every_steps == 0:
-                run.save_checkpoint(step + 1, policy, optimizer)
+            run.end_step(step + 1, policy, optimizer, score=measured["reward"])
 
     policy.freeze_vision()
     result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": questions.counts()}

@@ -25,6 +25,7 @@ from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
 from longrl_trainer.training.adapters import dropping
+from longrl_trainer.training.divergence import refuse_spike
 from longrl_trainer.training.opening import (
     check_sharding,
     create_optimizer,
@@ -78,9 +79,7 @@ def _train(
     config: SftConfig, run: Run, policy: Policy | None, progress: ProgressDisplay, ranks: Ranks
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
-    policy = open_training_policy(
-        config.model, config.dtype, policy=policy, checkpoint=run.checkpoint, lora=config.lora, seed=config.seed
-    )
+    policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
     with storing(policy, config):
         questions = load_questions(
             config.data,
@@ -103,9 +102,10 @@ def _train(
     ranks = share_rows(config, policy, ranks, [group.lengths for group in first_groups(policy, questions.kept, config)])
     scoring = RowScoring.of(config, policy, ranks)
     plan: list[list[list[Question]]] = []
+    losses = [loss for loss in run.read_series("loss") if loss is not None]
     started = perf_counter()
 
-    with progress.task("SFT", total=num_steps, done=run.step) as bar:
+    with progress.task("SFT", total=num_steps, done=run.step) as bar, run.signals:
         for step in range(run.step, num_steps):
             step_started = perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
@@ -116,6 +116,8 @@ def _train(
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
             with media.lend(with_gradients=True), dropping(policy, config, step=step, ranks=ranks):
                 loss = take_gradients(policy, groups, scoring)
+            losses.append(loss)
+            refuse_spike(losses, max_rise=config.max_loss_rise)
             media.backward()
             ranks.sum_gradients(policy.model)
             learning_rate = learning_rate_at(step, config, num_steps=num_steps)
@@ -133,8 +135,7 @@ def _train(
                 },
             )
             bar.advance(note=f"loss {loss:.3f}")
-            if (step + 1) % config.checkpoint_every_steps == 0:
-                run.save_checkpoint(step + 1, policy, optimizer)
+            run.end_step(step + 1, policy, optimizer, score=-loss)
 
     policy.freeze_vision()
     result: dict[str, Any] = {

@@ -18,9 +18,10 @@ from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
 
-# Trains like the command, and dies without warning when the progress bar has advanced a given number of times.
+# Trains like the command, and dies without warning when the progress bar has advanced a given number of times and all
+# checkpoints of the steps before are complete.
 WORKER = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from contextlib import contextmanager
 import torch
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
@@ -42,11 +43,12 @@ class DeadlyProgress(SilentProgress):
         global kill_after
         kill_after -= self.is_loop
         if self.is_loop and kill_after == 0:
+            while list((config.output / "checkpoints").glob("*.partial-*")):
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-config = {"sft": SftConfig, "grpo": GrpoConfig}[stage]
-train = {"sft": train_sft, "grpo": train_grpo}[stage]
-train(parse_config(values, config, source="test"), progress=DeadlyProgress())
+config = parse_config(values, {"sft": SftConfig, "grpo": GrpoConfig}[stage], source="test")
+{"sft": train_sft, "grpo": train_grpo}[stage](config, progress=DeadlyProgress())
 """
 
 
@@ -55,6 +57,11 @@ def kill_in_a_process(config: TrainingConfig, *, after: int) -> None:
     command = [sys.executable, "-c", WORKER, stage, config.model_dump_json(), str(after), str(torch.get_num_threads())]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def shard_of(checkpoint: Path) -> Path:
+    (shard,) = checkpoint.glob("*.safetensors")
+    return shard
 
 
 def weights(output: Path) -> dict[str, bytes]:
@@ -119,7 +126,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(world, interrupt
     shutil.copytree(interrupted, config.output)
     half = config.output / "checkpoints" / "step-000004.partial-4711"
     shutil.copytree(half.with_name("step-000002"), half)
-    (half / "optimizer.safetensors").write_bytes(b"half")
+    shard_of(half).write_bytes(b"half")
     train_sft(config)
     assert weights(config.output) == weights(straight)
     assert not half.exists()
@@ -128,9 +135,9 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(world, interrupt
 def test_a_damaged_checkpoint_is_one_line(world, interrupted, tmp_path):
     config = world.sft(tmp_path / "run", epochs=3)
     shutil.copytree(interrupted, config.output)
-    path = config.output / "checkpoints" / "step-000002" / "optimizer.safetensors"
+    path = shard_of(config.output / "checkpoints" / "step-000002")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(TrainerError, match=r"checkpoint .*step-000002 is damaged .* remove it"):
+    with pytest.raises(TrainerError, match=r"checkpoint .*step-000002 is damaged .*100 bytes, expected.* remove it"):
         train_sft(config)
 
 
@@ -167,7 +174,8 @@ def test_inputs_may_move_but_not_change(world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"learning_rate": 0.5}, r"settings\.learning_rate was 0\.003 and is now 0\.5"),
+        ({"learning_rate": 0.5}, r"is finished: settings\.learning_rate was 0\.003 and is now 0\.5"),
+        ({"weight_decay": 0.5}, r"settings\.weight_decay was 0\.0 and is now 0\.5"),
         ({"data__num_frames": 2}, r"settings\.data\.num_frames was 4 and is now 2"),
         ({"data__split": "train_rl"}, r"settings\.data\.split was"),
     ],

@@ -20,7 +20,8 @@ from mrsp_engine.errors import EngineError
 pytestmark = pytest.mark.timeout(120)
 MOST_SECONDS = 20.0
 FLAT = {"warmup_fraction": 0.0, "min_learning_rate_fraction": 1.0}
-FILES = ("settings.json", "result.json", "metrics.jsonl", "{step}/state.json", "{step}/optimizer.safetensors")
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+FILES = ("settings.json", "result.json", "metrics.jsonl", "{step}/state.json", f"{{step}}/{SHARD}")
 
 Change = Callable[[Path, Path], None]
 
@@ -68,17 +69,30 @@ def merged(name: str, **values: Any) -> Change:
     return change
 
 
-def widen(run: Path, outside: Path) -> None:
-    """Moments of another shape, which torch takes without a word."""
-    path = step_of(run) / "optimizer.safetensors"
-    tensors = load_file(path)
-    name = next(name for name in tensors if name.startswith("exp_avg/"))
-    save_file(tensors | {name: torch.zeros(3, 5)}, path)
+def rewritten(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict,
+    offsets: Callable[[dict[str, Any]], Any] = dict,
+) -> Change:
+    """Other tensors in a shard, or another header, and `state.json` to match."""
+
+    def write(run: Path, outside: Path) -> None:
+        path = step_of(run) / SHARD
+        tensors = change(load_file(path))
+        entries = {name: {"saved_offsets": [0] * tensor.dim()} for name, tensor in tensors.items()}
+        save_file(tensors, path, metadata={"DCP_SHARDING_INFO": json.dumps(offsets(entries))})
+        merged("{step}/state.json", files={SHARD: path.stat().st_size})(run, outside)
+
+    return write
+
+
+def first(tensors: dict[str, Any], kind: str = "exp_avg/") -> str:
+    return next(name for name in tensors if name.startswith(kind))
 
 
 def sparse(run: Path, outside: Path) -> None:
-    with (step_of(run) / "optimizer.safetensors").open("r+b") as file:
+    with (step_of(run) / SHARD).open("r+b") as file:
         file.truncate(2**40)
+    merged("{step}/state.json", files={SHARD: 2**40})(run, outside)
 
 
 HOSTILE: dict[str, Change] = {
@@ -87,9 +101,7 @@ HOSTILE: dict[str, Change] = {
     "fifo for checkpoints": other("checkpoints", "fifo"),
     "link for a checkpoint": other("{step}", "link"),
     "fifo for a checkpoint": other("{step}", "fifo"),
-    "link for a model": other("{step}/model", "link"),
-    "link for weights": other("{step}/model/model.safetensors", "link"),
-    "fifo for a tokenizer": other("{step}/model/tokenizer.json", "fifo"),
+    "a fifo beside the shards": lambda run, outside: os.mkfifo(step_of(run) / "shard-00002.safetensors"),
     "settings are deep": text("settings.json", "[" * 100_000),
     "settings are a list": text("settings.json", "[]"),
     "settings are not text": text("settings.json", b"\xff\xfe"),
@@ -105,9 +117,21 @@ HOSTILE: dict[str, Change] = {
     "steps are texts": text("metrics.jsonl", '{"step": "2"}\n'),
     "state is a list": text("{step}/state.json", "[]"),
     "state of another step": text("{step}/state.json", '{"format_version": 1, "step": 5}'),
-    "optimizer is none": text("{step}/optimizer.safetensors", b"\xff" * 64),
-    "optimizer of other shapes": widen,
-    "optimizer is a hole": sparse,
+    "state of an earlier version": text("{step}/state.json", '{"format_version": 1, "step": 2}'),
+    "files are a list": merged("{step}/state.json", files=[]),
+    "files lie elsewhere": merged("{step}/state.json", files={"../../settings.json": 5}),
+    "another seed": merged("{step}/state.json", seed=7),
+    "a shard is none": text(f"{{step}}/{SHARD}", b"\xff" * 64),
+    "a shard is a hole": sparse,
+    "moments of another shape": rewritten(lambda tensors: tensors | {first(tensors): torch.zeros(3, 5)}),
+    "moments are numbers": rewritten(lambda tensors: tensors | {first(tensors): torch.zeros(3, dtype=torch.int64)}),
+    "moments are missing": rewritten(lambda tensors: {n: t for n, t in tensors.items() if n != first(tensors)}),
+    "weights are missing": rewritten(lambda ts: {n: t for n, t in ts.items() if n != first(ts, "weight/")}),
+    "a part is missing": rewritten(offsets=lambda entries: entries | {first(entries): {"saved_offsets": [7] * 2}}),
+    "offsets are missing": rewritten(offsets=lambda entries: {}),
+    "offsets are negative": rewritten(offsets=lambda entries: entries | {first(entries): {"saved_offsets": [-1, 0]}}),
+    "offsets are texts": rewritten(offsets=lambda entries: entries | {first(entries): {"saved_offsets": ["0", 0]}}),
+    "offsets are a list": rewritten(offsets=list),
 }
 
 

@@ -93,6 +93,40 @@ def test_fewer_steps_than_done_are_one_line(started, broken_off, tmp_path):
         train_grpo(started.grpo(tmp_path / "run", steps=1))
 
 
+def test_a_new_learning_rate_counts_from_the_next_step_on(world, tmp_path, caplog):
+    train_sft(world.sft(tmp_path / "run", epochs=1, **FLAT))
+    with pytest.raises(TrainerUsageError, match=r"is finished: settings\.learning_rate was 0\.003 and is now 0\.001"):
+        train_sft(world.sft(tmp_path / "run", epochs=1, learning_rate=1e-3, **FLAT))
+    caplog.clear()
+    train_sft(world.sft(tmp_path / "run", epochs=2, learning_rate=1e-3, **FLAT))
+    rates = [line["learning_rate"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert rates == [3e-3, 3e-3, 1e-3, 1e-3]
+    assert {"after_step": 2, "setting": "learning_rate", "was": 3e-3, "now": 1e-3} in changes_of(tmp_path / "run")
+    assert any("from step 3 on learning_rate is 0.001 (was 0.003)" in record.message for record in caplog.records)
+    train_sft(world.sft(tmp_path / "whole", epochs=2, **FLAT))
+    assert losses(tmp_path / "run")[:3] == losses(tmp_path / "whole")[:3]
+    assert losses(tmp_path / "run")[3] != losses(tmp_path / "whole")[3]
+
+
+def test_a_finished_run_stays_finished_while_its_files_are_refused(world, tmp_path):
+    config = world.sft(tmp_path / "run", epochs=1, **FLAT)
+    train_sft(config)
+    result = (config.output / "result.json").read_text()
+    journal, state = config.output / "metrics.jsonl", config.output / "checkpoints" / "step-000002" / "state.json"
+    before = {path: path.read_bytes() for path in (journal, state)}
+    for path, content in ((config.output / "rollouts.jsonl", b"[]\n"), (state, b"{}"), (journal, b'{"loss": 1}\n')):
+        path.write_bytes(content)
+        with pytest.raises(TrainerError, match=r"is not a journal|has another format"):
+            train_sft(world.sft(config.output, epochs=2, **FLAT))
+        assert (config.output / "result.json").read_text() == result
+        if path in before:
+            path.write_bytes(before[path])
+        else:
+            path.unlink()
+    assert train_sft(config).num_steps == 2
+    assert train_sft(world.sft(config.output, epochs=2, **FLAT)).num_steps == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_an_sft_run_made_longer_says_when_its_schedule_makes_it_another(world, tmp_path, is_flat, caplog):
@@ -105,7 +139,8 @@ def test_an_sft_run_made_longer_says_when_its_schedule_makes_it_another(world, t
     assert result.num_steps == len(losses(tmp_path / "run")) == len(losses(whole.output))
     assert (weights(tmp_path / "run") == weights(whole.output)) is is_flat
     remarks = [line["remark"] for line in changes_of(tmp_path / "run") if "remark" in line]
-    assert len(remarks) == len(caplog.records) == (0 if is_flat else 1)
+    logged = [record for record in caplog.records if record.name.startswith("longrl_trainer")]
+    assert len(remarks) == len(logged) == (0 if is_flat else 1)
     if not is_flat:
         assert "the result is not that of a run started with 3 epochs" in remarks[0]
 
@@ -207,7 +242,8 @@ def test_a_video_that_is_gone_when_a_run_goes_on_is_refused_by_name(new_world, t
 @pytest.mark.parametrize("model", [SftConfig, GrpoConfig])
 def test_a_setting_shapes_the_result_unless_it_says_otherwise(model, world, tmp_path):
     effects = {name: effect_of(field) for name, field in model.model_fields.items()}
-    assert effects["learning_rate"] is effects["seed"] is effects["data"] is Effect.SHAPES
+    assert effects["weight_decay"] is effects["seed"] is effects["data"] is Effect.SHAPES
+    assert [name for name, effect in effects.items() if effect is Effect.FOLLOWING] == ["learning_rate"]
     assert sum(effect is Effect.LENGTH for effect in effects.values()) == 1
     config = world.sft(tmp_path / "run") if model is SftConfig else world.grpo(tmp_path / "run")
     saved = named_settings(config)

@@ -68,7 +68,8 @@ def test_a_restarted_optimizer_continues_bit_by_bit(dtype, name):
         optimizer.step(1e-3)
     again = copy.deepcopy(model)
     other = Optimizer(again, weight_decay=0.1, max_gradient_norm=1.0, name=name)
-    other.load_state_tensors({name: value.clone() for name, value in optimizer.state_tensors().items()})
+    saved = {name: value.clone() for name, value in optimizer.state_tensors().items()}
+    other.restore(saved, lambda targets: [target.copy_(saved[name]) for name, target in targets.items()])
     for step in range(3, 6):
         for either, its in ((model, optimizer), (again, other)):
             set_gradients(either, step)
@@ -88,6 +89,9 @@ def test_muon_takes_the_matrices_inside_and_leaves_embeddings_and_biases_to_adam
     optimizer.step(0.01)
     state = optimizer.state_tensors()
     assert {key for key in state if "momentum_buffer" in key} == {"momentum_buffer/inner.weight"}
+    assert {key.partition("/")[2] for key in state if key.startswith("weight/")} == {
+        name for name, _ in model.named_parameters()
+    }
     assert {key.partition("/")[2] for key in state if "exp_avg/" in key} == {
         "embedding.weight",
         "inner.bias",
@@ -110,10 +114,16 @@ def test_small_updates_of_coarse_weights_are_not_rounded_away():
 
 def test_the_state_of_another_model_is_refused():
     optimizer = Optimizer(make_model(), weight_decay=0.0, max_gradient_norm=1.0)
-    with pytest.raises(TrainerError, match="another model"):
-        optimizer.load_state_tensors({"exp_avg/elsewhere": torch.zeros(1)})
-    with pytest.raises(TrainerError, match="another model"):
-        Optimizer(make_model(torch.bfloat16), weight_decay=0.0, max_gradient_norm=1.0).load_state_tensors({})
+    complete = optimizer.state_tensors()
+    name, weight = next(iter(complete.items()))
+    for saved in (
+        complete | {"exp_avg/elsewhere": torch.zeros(1)},
+        complete | {name: torch.zeros(3, 5)},
+        complete | {name.replace("weight/", "exp_avg/", 1): torch.zeros_like(weight)},  # without the other moments
+        {other: tensor for other, tensor in complete.items() if other != name},
+    ):
+        with pytest.raises(TrainerError, match="another model"):
+            optimizer.restore(saved, lambda targets: None)
 
 
 def test_warmup_rises_in_a_line_and_stays():

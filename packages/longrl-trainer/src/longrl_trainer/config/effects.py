@@ -20,6 +20,8 @@ class Effect(Enum):
     """The result is different: a run can't continue with it."""
     LENGTH = "length"
     """There are more steps, or fewer, but of the same kind."""
+    FOLLOWING = "following"
+    """The steps that follow are different: a run may continue with it, and notes from which step on."""
     NONE = "none"
     """The result is the same; only how, how fast, or whether it is reached may change."""
     PLACE = "place"

@@ -35,6 +35,9 @@ PresetName = Literal["checkpoint", "longvila_r1", "longvila_r1_hour"]
 ShardingName = Literal["none", "fsdp2"]
 
 
+SignalName = Literal["SIGUSR1", "SIGUSR2", "SIGHUP"]
+
+
 SplitName = Literal["train_sft", "train_rl", "held_out"]
 
 

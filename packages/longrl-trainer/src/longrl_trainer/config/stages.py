@@ -26,6 +26,7 @@ from longrl_trainer.config.sections import (
     SamplerSection,
     Section,
     ShardingSection,
+    SignalName,
     StoredName,
     VisionName,
 )
@@ -49,7 +50,13 @@ class TrainingConfig(Section):
     """Dtype of the model's weights while training (the optimizer keeps its own in at least float32)."""
     checkpoint_every_steps: Annotated[int, Effect.NONE] = Field(default=50, ge=1)
     """Steps between saves of the run's state; an interrupted run repeats at most this many steps."""
-    learning_rate: float = Field(gt=0)
+    checkpoints_kept: Annotated[int, Effect.NONE] = Field(default=1, ge=1)
+    """Number of newest saves that are kept; the one with the best loss or reward is kept besides."""
+    warning_signal: Annotated[SignalName, Effect.NONE] = "SIGUSR1"
+    """Signal at which a run saves its state after the current step and ends, as it does at SIGTERM; Slurm sends it
+    before a job's time is up if asked to (`--signal=USR1@600`).
+    """
+    learning_rate: Annotated[float, Effect.FOLLOWING] = Field(gt=0)
     """Peak learning rate of AdamW."""
     optimizer: OptimizerName = "adamw"
     """`muon` updates the matrices inside the network with Muon and the rest with AdamW."""
@@ -108,6 +115,8 @@ class SftConfig(TrainingConfig):
     """Share of the rows shown without their video, so that a blind evaluation measures what the text gives away and not
     the effect of an unfamiliar prompt.
     """
+    max_loss_rise: Annotated[float, Effect.NONE] = Field(default=3.0, gt=0)
+    """The run stops before an update whose loss exceeds the median of the last 20 steps by more than this."""
     answer_form: Literal["letter", "text"] = "letter"
     """Content of the answer block: the option's letter, or its text, which a small model learns much faster."""
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
@@ -150,6 +159,10 @@ class GrpoConfig(TrainingConfig):
     max_logprob_gap: Annotated[float | None, Effect.NONE] = Field(default=None, gt=0)
     """The run stops when sampler and trainer differ by more than this (mean absolute log-probability). By default 1e-5,
     which is far more than rounding causes with the same weights, and 0.05 in bfloat16, which rounds coarsely.
+    """
+    min_reward_share: Annotated[float, Effect.NONE] = Field(default=0.1, ge=0, lt=1)
+    """The run stops before an update when the mean reward of the last 10 steps is below this share of the best mean of
+    any 10 steps before; 0 never stops it.
     """
     journal_groups: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""

@@ -1,12 +1,13 @@
 """Exporting the model of a run, finished or in progress, as a checkpoint in its published layout.
 
-A finished run has its model in that layout already. A training checkpoint has the layout but the training dtype; the
-published dtypes are taken from the weights of the model that the run began with, so that model is needed too. Both are
+A finished run has its model in that layout already. A training checkpoint has the trained weights, in shards and in the
+training dtype; everything else is taken from the model that the run began with, so that model is needed too. Both are
 written by the code that writes every saved model (`mrsp_engine.families.copies`). A run in progress is only read, and
 no model is loaded, except to merge what adapters have learned into the model that they were trained for.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from longrl_trainer.training.checkpoints import Checkpoint, list_checkpoints
 from longrl_trainer.training.opening import TORCH_DTYPES
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
-from mrsp_engine.families import load_policy
+from mrsp_engine.families import lay_out_weights, load_policy
 from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
 from mrsp_engine.families.copies import read_weights, write_copy
 from mrsp_engine.families.language_policy import LanguagePolicy
@@ -68,7 +69,7 @@ def export_model(run: Path, output: Path, *, step: int | None = None, model: Pat
         source = _published(saved, outside) if model is None else model
         if not (source / "config.json").is_file():
             raise TrainerUsageError(f"{source}: is no checkpoint; set `--model` to what the run began with")
-        read = _read_model
+        read = partial(_read_trained, source)
         if chosen.has_adapters:
             read = _load_to_merge(run, saved, source, allow_pickle_weights=model is None)
         found, weights = _read_checkpoint(run, step, num_steps, read)
@@ -101,8 +102,8 @@ def _read_checkpoint(
                 raise
 
 
-def _read_model(checkpoint: Checkpoint) -> Weights:
-    return read_weights(checkpoint.model_folder)
+def _read_trained(source: Path, checkpoint: Checkpoint) -> Weights:
+    return lay_out_weights(source, checkpoint.read_weights())
 
 
 def _load_to_merge(

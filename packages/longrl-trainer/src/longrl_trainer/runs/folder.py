@@ -14,9 +14,10 @@ the first one owns it and writes everything, and the others see the same folder.
 """
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from longrl_files.messages import visible
@@ -24,7 +25,8 @@ from longrl_trainer.config.effects import Difference, Effect
 from longrl_trainer.config.sections import DataSection, ModelSection
 from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_partial, write_json
-from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.errors import StoppedError, TrainerUsageError
+from longrl_trainer.runs.interruption import StopSignals
 from longrl_trainer.runs.journal import JsonLines
 from longrl_trainer.runs.settings import (
     describe_run,
@@ -35,15 +37,10 @@ from longrl_trainer.runs.settings import (
     with_whole_model,
     write_settings,
 )
-from longrl_trainer.training.checkpoints import (
-    Checkpoint,
-    gather_checkpoint,
-    latest_checkpoint,
-    restore_optimizer,
-    save_checkpoint,
-)
+from longrl_trainer.training.checkpoints import ADAPTER_NAME, Checkpoint, describe_state, latest_checkpoint, restore
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
+from longrl_trainer.training.saving import CheckpointSaver
 from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 from mrsp_engine.families.base import Policy
 
@@ -61,13 +58,17 @@ class Run:
         result: The report of the finished run; None while it is not finished.
         metrics: The journal of steps.
         rollouts: The journal of responses.
+        signals: What asks the run to save its state and end.
         lengthened: The change of the run's length, if it was different before.
     """
 
     def __init__(self, config: TrainingConfig, described: dict[str, Any], ranks: Ranks) -> None:
+        self._config = config
         self._ranks = ranks
-        self._questions_may_change = config.questions_may_change
+        self._scores: list[float] = []
         self.folder = folder = config.output
+        self._saver = CheckpointSaver(folder, num_kept=config.checkpoints_kept, ranks=ranks)
+        self.signals = StopSignals("SIGTERM", config.warning_signal)
         self.metrics = JsonLines(folder / "metrics.jsonl", is_writer=ranks.is_first)
         self.rollouts = JsonLines(folder / "rollouts.jsonl", is_writer=ranks.is_first)
         self.result, self.checkpoint, self.lengthened = ranks.ask_first(lambda: self._find(config, described))
@@ -85,14 +86,41 @@ class Run:
     def restore(self, optimizer: Optimizer) -> None:
         """Continue from the checkpoint, if there is one."""
         if self.checkpoint is not None:
-            restore_optimizer(self.checkpoint, optimizer)
+            restore(self.checkpoint, optimizer, seed=self._config.seed, ranks=self._ranks)
 
-    def save_checkpoint(self, step: int, policy: Policy, optimizer: Optimizer) -> None:
-        """Make `step` the step to continue from; all ranks call this together."""
-        if self._ranks.is_first:
-            save_checkpoint(self.folder / "checkpoints", step=step, policy=policy, optimizer=optimizer)
-        elif policy.is_sharded:
-            gather_checkpoint(self.folder / "checkpoints", policy=policy, optimizer=optimizer)
+    def end_step(self, step: int, policy: Policy, optimizer: Optimizer, *, score: float | None) -> None:
+        """Begin to save the state if it is time to; all ranks call this together after every step.
+
+        Args:
+            step: How many steps are done.
+            policy: The model.
+            optimizer: Its optimizer.
+            score: How good the step was, the more the better; None if that isn't known.
+
+        Raises:
+            StoppedError: A signal arrived at one of the ranks; the state is saved.
+            TrainerError: The state before couldn't be saved.
+        """
+        if score is not None:
+            self._scores.append(score)
+        reports = self._ranks.exchange((self.signals.received, self._saver.has_failed))
+        received = next((name for name, _ in reports if name is not None), None)
+        if any(has_failed for _, has_failed in reports):
+            self._saver.wait()
+        if received is not None or step % self._config.checkpoint_every_steps == 0:
+            mean = fmean(self._scores) if self._scores else None
+            self._scores.clear()
+            state = describe_state(
+                policy.model, step=step, seed=self._config.seed, dtype=self._config.dtype, score=mean
+            )
+            self._saver.start(
+                optimizer.state_tensors(), state, lambda folder: self._save_adapters(policy, folder / ADAPTER_NAME)
+            )
+        if received is not None:
+            self._saver.wait()
+            raise StoppedError(
+                f"{self.folder}: stopped by {received} after step {step}, which is saved; start it again to continue"
+            )
 
     def save_questions(self, report: dict[str, Any]) -> None:
         """Record which questions were kept and dropped; all ranks call this together.
@@ -106,7 +134,7 @@ class Run:
             before = read_object(self.folder, QUESTIONS_NAME, {"dropped_questions": list})
             if self.step and before is not None:
                 change = describe_other_questions(_dropped(path, before), _dropped(path, report))
-                if change is not None and not self._questions_may_change:
+                if change is not None and not self._config.questions_may_change:
                     raise TrainerUsageError(
                         f"{self.folder}: the {self.step} completed steps used other questions: {change}; restore "
                         "the file, or set `questions_may_change = true` to continue with these"
@@ -137,15 +165,38 @@ class Run:
         """The journal of all steps so far; all ranks call this together."""
         return self._ranks.ask_first(self.metrics.read)
 
+    def read_series(self, name: str) -> list[float | None]:
+        """A number of the journal, for all steps so far; all ranks call this together.
+
+        Raises:
+            TrainerUsageError: The journal has something else there.
+        """
+        values = [line.get(name) for line in self.read_metrics()]
+        for value in values:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise TrainerUsageError(
+                    f"{self.metrics.path} was written by something else: {name} is {visible(repr(value), 40)}"
+                )
+        return values
+
     def finish(self, policy: Policy, result: dict[str, Any]) -> None:
         """Save the final model, then the result; all ranks call this together."""
+        self._saver.wait()
         if self._ranks.is_first or policy.is_sharded:
             policy.save(self.model_folder)
-            if policy.adapters is not None:
-                policy.adapters.save(self.folder / "adapter")
+        self._save_adapters(policy, self.folder / ADAPTER_NAME)
         if self._ranks.is_first:
             write_json(self.folder / RESULT_NAME, result)
         self._ranks.wait()
+
+    def close(self) -> None:
+        """Wait for what is being saved."""
+        self._saver.close()
+
+    def _save_adapters(self, policy: Policy, folder: Path) -> None:
+        """Save what is trained by itself, if adapters are; all ranks call this together."""
+        if policy.adapters is not None and (self._ranks.is_first or policy.is_sharded):
+            policy.adapters.save(folder)
 
     def _find(
         self, config: TrainingConfig, described: dict[str, Any]
@@ -166,20 +217,33 @@ class Run:
         result = read_object(self.folder, RESULT_NAME)
         if result is not None:
             if length is None:
+                self._refuse_following(changes)
                 return result, None, None
             if length.now < length.was:
                 raise TrainerUsageError(
                     f"{self.folder} is finished: {length.setting} was {length.was} and is now {length.now}; expected "
                     "at least as many, or another `output`"
                 )
-            path.unlink()  # before the settings: a kill in between leaves the run as before its end
         checkpoint = latest_checkpoint(self.folder)
         after_step = checkpoint.step if checkpoint else 0
+        for journal in (self.metrics, self.rollouts):
+            journal.check()
+        if result is not None:
+            path.unlink()  # before the settings: a kill in between leaves the run as before its end
         for journal in (self.metrics, self.rollouts):
             journal.keep_until(after_step)
         if changes:
             log_changes(self.folder, saved, described, changes, after_step=after_step)
         return None, checkpoint, length
+
+    def _refuse_following(self, changes: Sequence[Difference]) -> None:
+        """Refuse what would change further steps of a run that has none."""
+        for change in changes:
+            if change.effect is Effect.FOLLOWING:
+                raise TrainerUsageError(
+                    f"{self.folder} is finished: {change.setting} was {change.was} and is now {change.now}, which only "
+                    "further steps can follow; request more, or choose another `output`"
+                )
 
 
 @contextmanager
@@ -204,7 +268,9 @@ def open_run(
             owned.enter_context(own_folder(folder))
             return described
 
-        yield Run(config, ranks.ask_first(take), ranks)
+        run = Run(config, ranks.ask_first(take), ranks)
+        owned.callback(run.close)
+        yield run
 
 
 def describe_other_questions(dropped_before: Mapping[str, str], dropped_now: Mapping[str, str]) -> str | None:

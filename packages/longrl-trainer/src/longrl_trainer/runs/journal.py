@@ -47,6 +47,15 @@ class JsonLines:
         """All lines so far."""
         return read_json_lines(self.path)
 
+    def check(self) -> None:
+        """Read it once.
+
+        Raises:
+            TrainerError: It is no journal.
+        """
+        for _ in _complete_lines(self.path):
+            pass
+
     def keep_until(self, step: int) -> None:
         """Remove every line of a later step, and an incomplete last line."""
         if self.path.exists():

@@ -4,10 +4,12 @@
     places                     where those files were; they may have moved
     changes                    what was changed later, each with the number of steps done before
 
-Settings that don't affect the result may change, and so may the length of a run (`config.effects`); the file has the
-current ones. Any other change makes it another run and is refused: one run must not mix two configurations.
+Settings that don't affect the result may change, and so may the length of a run and the learning rate of its further
+steps (`config.effects`); the file has the current ones. Any other change makes it another run and is refused: one run
+must not mix two configurations.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +23,8 @@ from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import LINK_CURE, write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
+
+_logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
 _KINDS: Mapping[str, type] = {"stage": str, "settings": dict, "inputs": dict, "places": dict, "changes": list}
@@ -112,6 +116,12 @@ def log_changes(
     folder: Path, saved: dict[str, Any], described: dict[str, Any], changes: Sequence[Difference], *, after_step: int
 ) -> None:
     """Save the current settings, and that they were different in the steps before."""
+    for change in changes:
+        if change.effect is Effect.FOLLOWING:
+            name = change.setting.removeprefix("settings.")
+            _logger.warning(
+                "%s: from step %d on %s is %s (was %s)", folder, after_step + 1, name, change.now, change.was
+            )
     lines = [
         {
             "after_step": after_step,

@@ -10,7 +10,6 @@ from longrl_trainer.config.sections import DtypeName, LoraSection, ModelSection,
 from longrl_trainer.config.stages import GrpoConfig, TrainingConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.training.adapters import LoraAdapters
-from longrl_trainer.training.checkpoints import Checkpoint
 from longrl_trainer.training.division import RowCosts, choose_sequence_ranks
 from longrl_trainer.training.joint_sampler import JointSampler
 from longrl_trainer.training.optimizer import Optimizer
@@ -47,11 +46,10 @@ def open_training_policy(
     dtype: DtypeName,
     *,
     policy: Policy | None,
-    checkpoint: Checkpoint | None,
     lora: LoraSection = FULL_WEIGHTS,
     seed: int = 0,
 ) -> Policy:
-    """The policy at the point where training begins or continues, with the media encoder frozen.
+    """The policy with which training begins, with the media encoder frozen.
 
     Saved models always have the layout of the model that training started from.
 
@@ -59,7 +57,6 @@ def open_training_policy(
         model: The model to start from.
         dtype: Type of its weights.
         policy: The same model, if the caller has already loaded it.
-        checkpoint: Where an interrupted run continues.
         lora: The adapters to train instead of its weights.
         seed: Determines their first values.
 
@@ -68,23 +65,10 @@ def open_training_policy(
     """
     if policy is not None and policy.adapters is not None:
         raise TrainerUsageError(f"{model.folder}: the given policy has adapters already; load the model anew")
-    if lora.rank is not None:
-        policy = policy or open_policy(model, dtype)
-        policy.source = model.folder
-        adapters = LoraAdapters(policy, lora, seed=seed)
-        if checkpoint is not None:
-            adapters.load(checkpoint.adapter_folder)
-        policy.freeze_vision()
-        return policy
-    if checkpoint is None:
-        policy = policy or open_policy(model, dtype)
-    else:
-        continued = open_policy(model.model_copy(update={"folder": checkpoint.model_folder}), dtype)
-        if policy is None:
-            policy = continued
-        else:
-            policy.model.load_state_dict(continued.model.state_dict())
+    policy = policy or open_policy(model, dtype)
     policy.source = model.folder
+    if lora.rank is not None:
+        LoraAdapters(policy, lora, seed=seed)
     policy.freeze_vision()
     return policy
 
@@ -97,7 +81,6 @@ def create_optimizer(policy: Policy, config: TrainingConfig) -> Optimizer:
         max_gradient_norm=config.max_gradient_norm,
         name=config.optimizer,
         muon_learning_rate_ratio=config.muon_learning_rate_ratio,
-        computed_dtype=policy.dtype,
     )
 
 
@@ -164,6 +147,7 @@ def open_engine(
     engine: RolloutEngine | None,
     max_model_len: int,
     dtype: DtypeName,
+    is_trained: bool = False,
     ranks: Ranks = ALONE,
     allow_pickle_weights: bool = False,
 ) -> Generator[RolloutEngine]:
@@ -172,10 +156,11 @@ def open_engine(
     Args:
         sampler: The kind of sampler, and its limits.
         policy: The policy with the weights to sample with.
-        folder: A checkpoint folder with those weights, without adapters.
+        folder: The checkpoint folder with which training began, without adapters.
         engine: The caller's own sampler to use instead; it gets the policy's weights and stays open.
         max_model_len: Maximum tokens of a prompt with its response.
         dtype: Type of its weights.
+        is_trained: Whether the policy has other weights by now.
         ranks: Processes that each open a sampler; together they form the sampler.
         allow_pickle_weights: Whether a sampler with a model of its own may load it from pickles.
     """
@@ -214,7 +199,7 @@ def open_engine(
             adapter=adapter,
         )
     try:
-        if policy.adapters is not None:
+        if is_trained or policy.adapters is not None:
             opened.update_weights(policy)
         yield opened if ranks.group is None else JointSampler(opened, ranks)
     finally:

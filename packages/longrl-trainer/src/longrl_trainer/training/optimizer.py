@@ -9,19 +9,25 @@ rank updates its parts. Independent of losses and of where the state is stored.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from longrl_files.messages import visible
 from longrl_trainer.config.sections import OptimizerName
 from longrl_trainer.errors import TrainerError
-from mrsp_engine.distributed.sharded_weights import spread_like, whole_tensor
+from mrsp_engine.distributed.sharded_weights import whole_tensor
 
 FINE_DTYPES = (torch.float32, torch.float64)
-MASTER = "master"
+WEIGHT = "weight"
+MOMENTS: Mapping[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.Muon: {"momentum_buffer"},
+}
+"""What the optimizers keep for each parameter, after its first step."""
 
 
 class Optimizer:
@@ -35,7 +41,6 @@ class Optimizer:
         max_gradient_norm: float,
         name: OptimizerName = "adamw",
         muon_learning_rate_ratio: float = 5.0,
-        computed_dtype: torch.dtype | None = None,
     ) -> None:
         """Create the optimizer.
 
@@ -45,20 +50,12 @@ class Optimizer:
             max_gradient_norm: Gradients with a larger norm are scaled down to this norm.
             name: The method.
             muon_learning_rate_ratio: Muon's learning rate as a multiple of AdamW's.
-            computed_dtype: The dtype that sharded weights are computed and saved in, if it isn't that of the weights.
         """
         self.max_gradient_norm = max_gradient_norm
         self._parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not self._parameters:
             raise TrainerError("the model has no trainable parameter")
         self._masters = {name: _master_of(weight) for name, weight in self._parameters.items()}
-        # Those whose values a saved model doesn't have.
-        self._fine_names = [
-            name
-            for name, weight in self._parameters.items()
-            if self._masters[name] is not weight
-            or (isinstance(weight, DTensor) and computed_dtype not in (None, weight.dtype))
-        ]
         matrices = {name for name, weight in self._parameters.items() if weight.dim() > 1}
         inner = _matrices_of_linear_layers(model) & matrices if name == "muon" else set[str]()
         # In the model's order, so that the state's indices mean the same in every process.
@@ -88,11 +85,6 @@ class Optimizer:
         """Number of trained parameters."""
         return sum(weight.numel() for weight in self._parameters.values())
 
-    @property
-    def most_state_bytes(self) -> int:
-        """More than any file with its state has: three tensors for each parameter, with their names."""
-        return 2**24 + sum(3 * 8 * weight.numel() + 2**12 for weight in self._parameters.values())
-
     def step(self, learning_rate: float) -> float:
         """Update the weights from their gradients; returns the gradient's norm before it was clipped."""
         for name, master in self._masters.items():
@@ -112,47 +104,53 @@ class Optimizer:
         return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything a later process needs to continue: moments, step counts, and any float32 copies.
+        """Everything a later process needs to continue: weights in at least float32, moments, step counts.
 
-        If weights are sharded, all ranks call this together, and the first one gets the tensors.
+        They are named after kind and parameter, are sharded as the weights are, and change with the next step.
         """
-        is_first = not any(rank for weight in self._parameters.values() for rank in _place_of(weight))
-        tensors: dict[str, Tensor] = {}
+        tensors = {f"{WEIGHT}/{name}": master.detach() for name, master in self._masters.items()}
         for optimizer, names, _ in self._optimizers:
             for index, values in optimizer.state_dict()["state"].items():
                 for moment, value in values.items():
-                    tensors[f"{moment}/{names[index]}"] = _whole_copy(value, is_kept=is_first)
-        for name in self._fine_names:
-            tensors[f"{MASTER}/{name}"] = _whole_copy(self._masters[name], is_kept=is_first)
-        return tensors if is_first else {}
+                    tensors[f"{moment}/{names[index]}"] = value.detach()
+        return tensors
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `state_tensors` returned in an earlier process for the same model, sharded or not."""
-        remaining = dict(tensors)
-        masters = {name: remaining.pop(f"{MASTER}/{name}", None) for name in self._fine_names}
-        states: list[dict[int, dict[str, Tensor]]] = []
-        for _, names, _ in self._optimizers:
-            indices = {name: index for index, name in enumerate(names)}
-            state: dict[int, dict[str, Tensor]] = {}
-            for key in list(remaining):
-                moment, _, name = key.partition("/")
-                if name in indices:
-                    value, weight = remaining.pop(key), self._masters[name]
-                    is_spread = value.shape == weight.shape and value.dim() > 0
-                    state.setdefault(indices[name], {})[moment] = spread_like(value, weight) if is_spread else value
-            states.append(state)
-        shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
-        fits = all(
-            tensor.shape in (torch.Size(()), shapes.get(key.partition("/")[2])) for key, tensor in tensors.items()
-        )
-        if remaining or not fits or any(master is None for master in masters.values()):
-            raise TrainerError("the saved optimizer state belongs to another model or dtype")
-        for (optimizer, _, _), state in zip(self._optimizers, states, strict=True):
+    def restore(self, saved: Mapping[str, Tensor], read: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Continue from what `state_tensors` returned in an earlier process for the same model.
+
+        Args:
+            saved: All saved tensors; their values aren't looked at.
+            read: Fills the tensors that it is given, which are sharded as in this process, with the saved values.
+
+        Raises:
+            TrainerError: They belong to another model or optimizer.
+        """
+        targets: dict[str, Tensor] = {}
+        kinds: dict[str, set[str]] = {name: set() for name in self._masters}
+        for key, tensor in saved.items():
+            kind, _, name = key.partition("/")
+            master = self._masters.get(name)
+            if master is None or tensor.shape != (torch.Size(()) if kind == "step" else master.shape):
+                raise TrainerError(f"the saved optimizer state belongs to another model: {visible(key, 100)}")
+            if kind == WEIGHT:
+                targets[key] = master.detach()
+            else:
+                targets[key] = torch.zeros(()) if kind == "step" else torch.zeros_like(master)
+            kinds[name].add(kind)
+        for optimizer, names, _ in self._optimizers:
+            complete = ({WEIGHT}, {WEIGHT, *MOMENTS[type(optimizer)]})
+            strange = next((name for name in names if kinds[name] not in complete), None)
+            if strange is not None:
+                raise TrainerError(f"the saved optimizer state belongs to another model or optimizer: {strange}")
+        read(targets)
+        for optimizer, names, _ in self._optimizers:
+            state = {
+                index: {kind: targets[f"{kind}/{name}"] for kind in kinds[name] - {WEIGHT}}
+                for index, name in enumerate(names)
+                if len(kinds[name]) > 1
+            }
+            # Settings such as the learning rate are those of this process: the saved ones would win.
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        with torch.no_grad():
-            for name, master in masters.items():
-                if master is not None:
-                    self._masters[name].copy_(spread_like(master, self._masters[name]))
         self._write_back()
 
     @torch.no_grad()
@@ -196,17 +194,6 @@ def cosine_learning_rate(
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     return peak * (min_learning_rate_fraction + (1.0 - min_learning_rate_fraction) * share)
-
-
-def _place_of(weight: Tensor) -> Sequence[int]:
-    """This rank's place among the ranks of a sharded weight."""
-    return (weight.device_mesh.get_coordinate() or ()) if isinstance(weight, DTensor) else ()
-
-
-def _whole_copy(tensor: Tensor, *, is_kept: bool) -> Tensor:
-    """A whole tensor in host memory, or nothing where it isn't kept."""
-    whole = whole_tensor(tensor.detach())
-    return whole.cpu().contiguous() if is_kept else torch.empty(0)
 
 
 def _master_of(weight: nn.Parameter) -> nn.Parameter:
