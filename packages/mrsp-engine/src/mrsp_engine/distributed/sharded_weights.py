@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -28,14 +28,6 @@ def whole_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     part: Any = tensor.detach()
     part = part.to(dtype) if dtype is not None and tensor.is_floating_point() else part
     return cast(Tensor, part.full_tensor())
-
-
-def spread_like(whole: Tensor, example: Tensor) -> Tensor:
-    """This rank's part of a tensor that every rank has whole, spread like the example; the tensor if that is whole."""
-    if not isinstance(example, DTensor):
-        return whole
-    whole = whole.to(device=example.device, dtype=example.dtype)
-    return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def has_first_parts(module: nn.Module) -> bool:
