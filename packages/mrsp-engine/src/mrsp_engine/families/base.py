@@ -294,14 +294,5 @@ class Family(Protocol):
         ...
 
     def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Arrange the model's weights like a checkpoint's, without loading a model.
-
-        Args:
-            folder: The checkpoint.
-            weights: All weights, by their names in the model.
-
-        Returns:
-            By the folder of the checkpoint that contains them ("" for itself), the weights under every name that they
-            may have there, the usual one first.
-        """
+        """Weights named as in the model, by the folder of the checkpoint ("" for itself) and the names there."""
         ...

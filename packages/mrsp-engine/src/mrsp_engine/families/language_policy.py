@@ -192,19 +192,16 @@ class LanguagePolicy(Policy):
         )
 
     def checkpoint_weights(self) -> dict[str, dict[str, Tensor]]:
-        """All weights, by the checkpoint folder that contains them and the names they may have there.
-
-        See `mrsp_engine.distributed.sharded_weights.gather_weights` for sharded ones.
-        """
+        """All weights, by the checkpoint folder that contains them and the names they may have there."""
         return self.lay_out(self.source, self.weights_to_save(self.model))
 
     @classmethod
     def lay_out(cls, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """See `Family.lay_out`."""
+        """See `Family.lay_out`; every name that files may use for a weight, the usual one first."""
         return {"": {cls.checkpoint_name(name): tensor for name, tensor in weights.items()} | dict(weights)}
 
     def weights_to_save(self, module: nn.Module) -> dict[str, Tensor]:
-        """All weights of a part of the model, with adapters merged into them."""
+        """All weights of a part of the model, with adapters merged; see `gather_weights` for sharded ones."""
         named: Iterable[tuple[str, Tensor]] = module.state_dict(keep_vars=True).items()
         if self.adapters is not None:
             named = self.adapters.merged_weights(module, device=torch.device("cpu"))
