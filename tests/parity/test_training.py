@@ -30,7 +30,7 @@ from longrl_trainer.sft import take_gradients
 from longrl_trainer.training import scoring as scoring_module
 from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.division import divide_by_cost
-from longrl_trainer.training.opening import create_optimizer, shard_weights
+from longrl_trainer.training.opening import create_optimizer, save_memory
 from longrl_trainer.training.ranks import ALONE, Ranks
 from longrl_trainer.training.scoring import RowScoring
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split
@@ -76,6 +76,7 @@ class TrainingCase:
     shares_prompt: bool = True
     row_tokens: int | None = None
     has_adapters: bool = False
+    activations: Literal["none", "recompute", "offload"] = "none"
 
     @property
     def alone(self) -> "TrainingCase":
@@ -109,10 +110,10 @@ CASES = [
     TrainingCase(stage="grpo", data="nothing to learn"),
     TrainingCase(stage="grpo with a reference", data="nothing to learn", family=TIED),
     TrainingCase(stage="sft", data="videos", family=SEEING, sequence_ranks=2),
-    TrainingCase(stage="grpo", data="videos", family=SEEING),
+    TrainingCase(stage="grpo", data="videos", family=SEEING, sequence_ranks=4, activations="offload"),
     TrainingCase(stage="grpo with a reference", has_adapters=True, family=TIED, sequence_ranks=2),
     TrainingCase(stage="sft", has_adapters=True, sharding="none"),
-    TrainingCase(stage="sft", shares_prompt=False),
+    TrainingCase(stage="sft", shares_prompt=False, activations="recompute"),
     TrainingCase(stage="sft", row_tokens=90, shard_ranks=2),
 ]
 
@@ -144,6 +145,7 @@ def config_of(root: str, case: TrainingCase) -> GrpoConfig:
             "max_logprob_gap": 1e9,
             "updates_per_batch": 2 if case.stage == "grpo" else 1,
             "parallel": ParallelSection(row_tokens=case.row_tokens),
+            "activation_checkpointing": case.activations,
             "lora": {"rank": 4, "alpha": 8} if case.has_adapters else {},
             "sharding": {"kind": case.sharding, "shard_ranks": case.shard_ranks},
         }
@@ -199,7 +201,7 @@ def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
     config, policy = config_of(root, case), open_exact(root, case.family)
     if case.has_adapters:
         LoraAdapters(policy, config.lora, seed=0)
-    shard_weights(policy, config, ranks)
+    save_memory(policy, config, ranks)
     optimizer = create_optimizer(policy, config)
     scoring = RowScoring.of(config, policy, ranks, temperature=0.9)
     found: dict[str, Tensor] = {}
@@ -218,7 +220,7 @@ def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
     elif case.stage == "grpo with a reference":
         reference = open_exact(root, case.family)
         reference.model.requires_grad_(False)
-        shard_weights(reference, config, ranks)
+        save_memory(reference, config, ranks)
     update = PolicyUpdate(
         policy=policy,
         optimizer=optimizer,

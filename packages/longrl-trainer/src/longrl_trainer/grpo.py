@@ -36,7 +36,7 @@ from longrl_trainer.training.opening import (
     open_engine,
     open_reference,
     open_training_policy,
-    shard_weights,
+    save_memory,
     share_rows,
 )
 from longrl_trainer.training.optimizer import Optimizer, warmup_learning_rate
@@ -104,7 +104,7 @@ def _train(
     train_parts(policy, config)
     longest = GroupLengths(questions.longest_prompt, (config.max_response_tokens,) * config.group_size)
     ranks = share_rows(config, policy, ranks, [longest] * config.prompts_per_step)
-    shard_weights(policy, config, ranks)
+    save_memory(policy, config, ranks)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     update = create_update(config, policy, optimizer, ranks)

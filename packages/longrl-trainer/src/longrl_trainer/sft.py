@@ -30,7 +30,7 @@ from longrl_trainer.training.opening import (
     check_sharding,
     create_optimizer,
     open_training_policy,
-    shard_weights,
+    save_memory,
     share_rows,
 )
 from longrl_trainer.training.optimizer import cosine_learning_rate
@@ -92,7 +92,7 @@ def _train(
         )
     run.save_questions(questions.report())
     train_parts(policy, config)
-    shard_weights(policy, config, ranks)
+    save_memory(policy, config, ranks)
     optimizer = create_optimizer(policy, config)
     run.restore(optimizer)
     steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))

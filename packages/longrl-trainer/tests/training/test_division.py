@@ -20,6 +20,7 @@ from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import Branch, GroupLengths, PackedLayout
 from mrsp_engine.planner.checkpoints import MODELS
 from mrsp_engine.planner.hardware import HARDWARE
+from mrsp_engine.planner.memory import Strategy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rows import PromptGroup
 
@@ -29,6 +30,7 @@ COSTS = RowCosts(
     memory_bytes=80e9,
     settings=AttentionSettings(),
     item_bytes=2,
+    strategy=Strategy(sharding="everything"),
 )
 HOUR = PackedLayout((GroupLengths(230_000, (1024,) * 8),))
 SHORT = PackedLayout((GroupLengths(2_000, (512,) * 8),))
@@ -85,14 +87,16 @@ def test_groups_are_divided_by_cost_not_by_number() -> None:
 
 
 def test_as_many_ranks_share_a_row_as_is_fastest_and_fits() -> None:
-    assert choose_sequence_ranks(COSTS, [SHORT] * 32, 8, is_sharded=True) == 1
-    assert choose_sequence_ranks(COSTS, [HOUR], 8, is_sharded=True) == 8
-    few = choose_sequence_ranks(COSTS, [HOUR] * 8, 8, is_sharded=True)
+    assert choose_sequence_ranks(COSTS, [SHORT] * 32, 8) == 1
+    assert choose_sequence_ranks(COSTS, [HOUR], 8) == 8
+    few = choose_sequence_ranks(COSTS, [HOUR] * 8, 8)
     plenty = dataclasses.replace(COSTS, memory_bytes=1e15)
-    assert few > choose_sequence_ranks(plenty, [HOUR] * 8, 8, is_sharded=True)
+    assert few > choose_sequence_ranks(plenty, [HOUR] * 8, 8)
+    recomputed = dataclasses.replace(COSTS, strategy=Strategy(sharding="everything", is_checkpointed=True))
+    assert few > choose_sequence_ranks(recomputed, [HOUR] * 8, 8)
     # Heads that must be split can't be split among fewer ranks.
     by_heads = dataclasses.replace(COSTS, settings=AttentionSettings(head_ranks=4))
-    assert choose_sequence_ranks(by_heads, [SHORT] * 32, 8, is_sharded=True) == 4
+    assert choose_sequence_ranks(by_heads, [SHORT] * 32, 8) == 4
 
 
 def test_a_row_that_is_too_short_is_refused_by_all_ranks_before_any_computes() -> None:

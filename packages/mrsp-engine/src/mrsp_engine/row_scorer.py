@@ -7,6 +7,10 @@ embedding, the decoder or the head one by one.
 Shape legend: S tokens of a row, L tokens this rank owns, N scored tokens, D hidden size, V vocabulary.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -36,6 +40,16 @@ class RowScorer(nn.Module):
         super().__init__()
         self.model = policy.model
         self._policy = policy
+        self._recomputed: list[nn.Module] = []
+
+    def recompute_layers(self, *, offload: bool = False) -> None:
+        """Recompute each decoder layer's activations in the backward pass, from its input.
+
+        Args:
+            offload: Keep these inputs in pinned host memory.
+        """
+        cast(Any, self.model).gradient_checkpointing_enable(offload=offload)
+        self._recomputed = list(self._policy.decoder.get_submodule("layers").children())
 
     def forward(
         self,
@@ -73,13 +87,27 @@ class RowScorer(nn.Module):
             )
         chunk_tokens = chunk_tokens or _choose_chunk(policy)
         if plan is None or plan.shards is None:
-            hidden = policy.hidden_states(row.embed(policy), row.positions, plan)
+            with self._recomputing():
+                hidden = policy.hidden_states(row.embed(policy), row.positions, plan)
             return token_logprobs(
                 hidden[row.predictors], row.targets, policy.language_model_head, temperature, chunk_tokens
             )
         own = plan.shards.own_tokens
-        hidden = policy.hidden_states(row.embed(policy, own), row.positions[:, own], plan)
+        with self._recomputing():
+            hidden = policy.hidden_states(row.embed(policy, own), row.positions[:, own], plan)
         return _score_evenly(hidden, row, plan.shards, policy.language_model_head, temperature, chunk_tokens)
+
+    @contextmanager
+    def _recomputing(self) -> Generator[None]:
+        """Transformers recomputes layers in training mode only, in which they would lose a sampler's cache."""
+        modes = [layer.training for layer in self._recomputed]
+        for layer in self._recomputed:
+            layer.training = True  # of the layer alone: nothing inside drops anything
+        try:
+            yield
+        finally:
+            for layer, mode in zip(self._recomputed, modes, strict=True):
+                layer.training = mode
 
 
 def row_scorer_of(policy: Policy) -> RowScorer:

@@ -32,6 +32,9 @@ StoredName = Literal["embeddings", "frames", "smaller"]
 PresetName = Literal["checkpoint", "longvila_r1", "longvila_r1_hour"]
 
 
+ActivationsName = Literal["none", "recompute", "offload"]
+
+
 ShardingName = Literal["none", "fsdp2"]
 
 

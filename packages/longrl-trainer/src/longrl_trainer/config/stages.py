@@ -14,6 +14,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from longrl_trainer.config.effects import Effect
 from longrl_trainer.config.sections import (
+    ActivationsName,
     AdvantageName,
     AggregationName,
     DataSection,
@@ -81,6 +82,10 @@ class TrainingConfig(Section):
     """Train without showing the videos; required for a model without vision."""
     questions_may_change: Annotated[bool, Effect.NONE] = False
     """Continue an interrupted run even if the usable questions have changed since it began."""
+    activation_checkpointing: Annotated[ActivationsName, Effect.NONE] = "none"
+    """`recompute` keeps only every layer's input for the backward pass, and computes the rest again there; `offload`
+    also keeps these inputs in host memory.
+    """
     parallel: Annotated[ParallelSection, Effect.NONE] = ParallelSection()
     sharding: Annotated[ShardingSection, Effect.NONE] = ShardingSection()
     lora: LoraSection = LoraSection()

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from longrl_trainer.config.sections import ParallelSection
+from longrl_trainer.config.stages import TrainingConfig
 from mrsp_engine.attention.plan import divide_row
 from mrsp_engine.attention.split import BACKWARD_PER_FORWARD, AttentionSettings
 from mrsp_engine.errors import EngineUsageError
@@ -25,6 +25,9 @@ USABLE_SHARE = 0.9
 """Share of a device's memory that a step may fill."""
 
 
+KEPT_WHOLE = Strategy()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowCosts:
     """What a row costs on one machine.
@@ -35,6 +38,7 @@ class RowCosts:
         memory_bytes: Memory of the device; None for CPUs, where it isn't divided among processes.
         settings: How ranks divide a row, where it is set by hand.
         item_bytes: Bytes of a number in the model's computations.
+        strategy: How memory is saved.
     """
 
     shape: ModelShape
@@ -42,19 +46,21 @@ class RowCosts:
     memory_bytes: float | None
     settings: AttentionSettings
     item_bytes: int
+    strategy: Strategy = KEPT_WHOLE
 
     @classmethod
-    def of(cls, policy: Policy, parallel: ParallelSection) -> "RowCosts":
-        """The costs of a loaded model on the device it is on."""
-        config: Any = cast(Any, policy.model).config.get_text_config()
+    def of(cls, policy: Policy, config: TrainingConfig, *, is_sharded: bool = False) -> "RowCosts":
+        """The costs of a loaded model on the device it is on, with the recipe's settings."""
+        parallel = config.parallel
+        sizes: Any = cast(Any, policy.model).config.get_text_config()
         shape = ModelShape(
             name=policy.name,
-            hidden_size=int(config.hidden_size),
-            num_layers=int(config.num_hidden_layers),
+            hidden_size=int(sizes.hidden_size),
+            num_layers=int(sizes.num_hidden_layers),
             heads=policy.attention_heads,
-            intermediate_size=int(config.intermediate_size),
+            intermediate_size=int(sizes.intermediate_size),
             vocab_size=policy.vocab_size,
-            is_tied=bool(getattr(config, "tie_word_embeddings", False)),
+            is_tied=bool(getattr(sizes, "tie_word_embeddings", False)),
             max_positions=policy.max_positions,
         )
         hardware, memory = HARDWARE["CPU"], None
@@ -63,12 +69,18 @@ class RowCosts:
             named = (known for name, known in HARDWARE.items() if name in properties.name)
             hardware, memory = next(named, HARDWARE["H100"]), float(properties.total_memory)
         settings = AttentionSettings(head_ranks=parallel.head_ranks, exchange=parallel.exchange)
+        strategy = Strategy(
+            is_checkpointed=config.activation_checkpointing != "none",
+            are_activations_offloaded=config.activation_checkpointing == "offload",
+            sharding="everything" if is_sharded else "none",
+        )
         return cls(
             shape=shape,
             hardware=hardware,
             memory_bytes=memory,
             settings=settings,
             item_bytes=policy.dtype.itemsize,
+            strategy=strategy,
         )
 
     def seconds(self, layout: PackedLayout, sequence_ranks: int = 1) -> float:
@@ -101,7 +113,7 @@ class RowCosts:
                 device_type="cpu" if self.memory_bytes is None else "cuda",
             )
 
-    def fits(self, layout: PackedLayout, sequence_ranks: int, num_ranks: int, *, is_sharded: bool) -> bool:
+    def fits(self, layout: PackedLayout, sequence_ranks: int, num_ranks: int) -> bool:
         """Whether a device can hold a step with this row, by the planner's prediction; always for CPUs."""
         if self.memory_bytes is None:
             return True
@@ -120,22 +132,20 @@ class RowCosts:
             rows_tokens=layout.total,
             sequence_ranks=sequence_ranks,
             all_ranks=num_ranks,
-            strategy=Strategy(sharding="everything" if is_sharded else "none"),
+            strategy=self.strategy,
         )
         return sum(held.values()) <= self.memory_bytes * USABLE_SHARE
 
 
-def choose_sequence_ranks(
-    costs: RowCosts, layouts: Sequence[PackedLayout], num_ranks: int, *, is_sharded: bool = False
-) -> int:
+def choose_sequence_ranks(costs: RowCosts, layouts: Sequence[PackedLayout], num_ranks: int) -> int:
     """The number of ranks per row with which a step of such rows is computed fastest and fits.
 
     Sharded weights are gathered twice and their gradients scattered once per row. If nothing fits by the prediction,
     all ranks share every row; of equal numbers the smallest wins.
     """
-    gathered = (
-        3.0 * costs.shape.num_parameters * costs.item_bytes / costs.hardware.link_bandwidth if is_sharded else 0.0
-    )
+    is_gathered = costs.strategy.sharding == "everything"
+    moved = 3.0 * costs.shape.num_parameters * costs.item_bytes if is_gathered else 0.0
+    gathered = moved / costs.hardware.link_bandwidth
     best: tuple[float, int] | None = None
     head_ranks = costs.settings.head_ranks or 1
     for ranks in (n for n in range(head_ranks, num_ranks + 1) if num_ranks % n == 0):
@@ -144,7 +154,7 @@ def choose_sequence_ranks(
                 costs.check(layout, ranks)
         except EngineUsageError:
             continue
-        if not all(costs.fits(layout, ranks, num_ranks, is_sharded=is_sharded) for layout in layouts):
+        if not all(costs.fits(layout, ranks, num_ranks) for layout in layouts):
             continue
         seconds = [costs.seconds(layout, ranks) + gathered for layout in layouts]
         shares = divide_by_cost(seconds, num_ranks // ranks)

@@ -19,6 +19,7 @@ from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import GroupLengths, PackedLayout, pack_rows
 from mrsp_engine.rollout.base import RolloutEngine
+from mrsp_engine.row_scorer import row_scorer_of
 from mrsp_engine.sharding import shard_policy
 
 FULL_WEIGHTS = LoraSection()
@@ -93,11 +94,10 @@ def share_rows(config: TrainingConfig, policy: Policy, ranks: Ranks, groups: Seq
         return ranks
     chosen = config.parallel.sequence_ranks
     if chosen is None:
-        costs = RowCosts.of(policy, config.parallel)
+        costs = RowCosts.of(policy, config, is_sharded=sharding_kind(config, ranks) != "none")
         rows = pack_rows([group.total for group in groups], config.parallel.row_tokens)
         layouts = [PackedLayout(tuple(groups[index] for index in row)) for row in rows]
-        is_sharded = sharding_kind(config, ranks) != "none"
-        chosen = choose_sequence_ranks(costs, layouts, ranks.size, is_sharded=is_sharded)
+        chosen = choose_sequence_ranks(costs, layouts, ranks.size)
     return ranks.share_rows(chosen)
 
 
@@ -124,8 +124,10 @@ def sharding_kind(config: TrainingConfig, ranks: Ranks) -> ShardingName:
     return "none" if ranks.size == 1 else config.sharding.kind or "fsdp2"
 
 
-def shard_weights(policy: Policy, config: TrainingConfig, ranks: Ranks) -> None:
-    """Spread the policy over the processes, if the recipe says so; all ranks call this together."""
+def save_memory(policy: Policy, config: TrainingConfig, ranks: Ranks) -> None:
+    """Spread the policy over the processes and recompute its activations, as the recipe says; all ranks together."""
+    if config.activation_checkpointing != "none":
+        row_scorer_of(policy).recompute_layers(offload=config.activation_checkpointing == "offload")
     if ranks.group is not None and sharding_kind(config, ranks) == "fsdp2" and not policy.is_sharded:
         shard_policy(policy, ranks.group, shard_ranks=config.sharding.shard_ranks)
 
@@ -134,7 +136,7 @@ def open_reference(config: GrpoConfig, ranks: Ranks) -> Policy:
     """The starting model, which is not trained, kept like the model in training."""
     reference = open_policy(config.model, config.dtype)
     reference.model.requires_grad_(False)
-    shard_weights(reference, config, ranks)
+    save_memory(reference, config, ranks)
     return reference
 
 

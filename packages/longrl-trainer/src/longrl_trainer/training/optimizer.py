@@ -65,13 +65,19 @@ class Optimizer:
         ]
         decayed, plain, orthogonalised = ordered
         self._optimizers: list[tuple[torch.optim.Optimizer, list[str], float]] = []
-        if decayed or plain:
-            groups = [
-                {"params": [self._masters[name] for name in names], "weight_decay": decay}
-                for names, decay in ((decayed, weight_decay), (plain, 0.0))
-                if names
-            ]
-            self._optimizers.append((torch.optim.AdamW(groups, fused=True), decayed + plain, 1.0))
+        # Whole and sharded weights in one group can't be updated by one call.
+        groups = [
+            ([name for name in names if isinstance(self._masters[name], DTensor) == is_sharded], decay)
+            for names, decay in ((decayed, weight_decay), (plain, 0.0))
+            for is_sharded in (False, True)
+        ]
+        groups = [(names, decay) for names, decay in groups if names]
+        if groups:
+            adamw = torch.optim.AdamW(
+                [{"params": [self._masters[name] for name in names], "weight_decay": decay} for names, decay in groups],
+                fused=True,
+            )
+            self._optimizers.append((adamw, [name for names, _ in groups for name in names], 1.0))
         if orthogonalised:
             muon = torch.optim.Muon(
                 [self._masters[name] for name in orthogonalised],

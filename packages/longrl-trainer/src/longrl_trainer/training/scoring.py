@@ -76,7 +76,7 @@ class RowScoring:
         """The recipe's settings, for its model."""
         return cls(
             parallel=config.parallel,
-            costs=RowCosts.of(policy, config.parallel),
+            costs=RowCosts.of(policy, config, is_sharded=policy.is_sharded),
             share_prompt=config.share_prompt,
             temperature=temperature,
             ranks=ranks,
