@@ -42,7 +42,7 @@ from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
-from mrsp_engine.rollout.base import Rollout
+from mrsp_engine.rollout.base import Rollout, language_weights
 from mrsp_engine.row_scorer import RowScorer
 from mrsp_engine.rows import PromptGroup
 from mrsp_engine.testing.fixtures import NoiseVideo, RankPool, use_exact_norms
@@ -297,6 +297,39 @@ def count_passes(root: str, values: dict[str, Any]) -> int:
     return num_passes
 
 
+def train_coarsely(root: str) -> list[float]:
+    """Losses of whole and of sharded weights in bfloat16; checks dtypes, and moves the optimizer's state across."""
+    assert isinstance(dist.group.WORLD, dist.ProcessGroup)
+    ranks = Ranks(group=SequenceGroup.of(dist.group.WORLD))
+    losses: list[float] = []
+    saved: dict[str, Tensor] = {}
+    for kind in ("fsdp2", "none"):
+        case = TrainingCase(stage="sft", sharding=kind, family=TIED)
+        config = config_of(root, case).model_copy(update={"dtype": "bfloat16"})
+        policy = load_policy(Path(root) / TIED, dtype=torch.bfloat16, store=EmbeddingStore(Path(root) / "embeddings"))
+        save_memory(policy, config, ranks)
+        optimizer = create_optimizer(policy, config)
+        scoring = RowScoring.of(config, policy, ranks)
+        for step in range(NUM_STEPS):
+            losses.append(take_gradients(policy, prompt_groups(policy, "uneven", step), scoring))
+            ranks.sum_gradients(policy.model)
+            optimizer.step(1e-3)
+        assert {weight.dtype for weight in policy.model.parameters()} == {
+            torch.float32 if policy.is_sharded else torch.bfloat16
+        }
+        assert {weight.dtype for _, weight in language_weights(policy)} == {policy.dtype} == {torch.bfloat16}
+        if kind == "fsdp2":
+            saved = optimizer.state_tensors()
+            assert bool(saved) == ranks.is_first
+        elif ranks.is_first:
+            before = optimizer.state_tensors()
+            optimizer.load_state_tensors(saved)
+            after = optimizer.state_tensors()
+            assert all(value.equal(saved[name]) for name, value in after.items())
+            assert any(not value.equal(before[name]) for name, value in after.items() if name.startswith("master/"))
+    return losses
+
+
 def averaged() -> AbstractContextManager[object]:
     """Gradients are divided by the number of ranks, as is usual elsewhere."""
     return patch.object(sharding, "_sum_gradients", lambda module: None)
@@ -361,3 +394,10 @@ def test_data_ranks_without_a_row_make_the_passes_of_the_others(ranks: RankPool,
     numbers = ranks.call(count_passes, root, asdict(TrainingCase(stage="sft", data="one group")))
     assert len(set(numbers)) == 1
     assert numbers[0] >= NUM_STEPS
+
+
+@pytest.mark.slow
+def test_bfloat16_is_computed_while_float32_is_kept(ranks: RankPool, root: str) -> None:
+    for losses in ranks.call(train_coarsely, root):
+        assert losses[:NUM_STEPS] == pytest.approx(losses[NUM_STEPS:], abs=2e-3)
+        assert losses[1] < losses[0]

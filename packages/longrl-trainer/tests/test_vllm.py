@@ -4,10 +4,12 @@ import importlib.util
 
 import pytest
 
+from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
+from mrsp_engine.testing.fixtures import run_on_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,6 +33,34 @@ def test_grpo_and_evaluation_with_vllm(started, tmp_path):
     assert [item.response for item in by_vllm.items] == [item.response for item in plainly.items]
     blind = evaluate(started.evaluation(tmp_path / "blind.json", sampler__engine="vllm", blind=True, **options))
     assert blind.count == 8
+
+
+def train_on_ranks(values: str) -> tuple[float, list[float]]:
+    config = GrpoConfig.model_validate_json(values)
+    result = train_grpo(config)
+    return result.logprob_gap_mean_abs, [
+        line["gradient_norm"] for line in read_json_lines(config.output / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_hold_one_sampler_and_one_model_together(started, tmp_path):
+    """Whole weights pass from the shards of training to the shards of the sampler, one at a time."""
+    config = started.grpo(
+        tmp_path / "run",
+        steps=3,
+        group_size=8,
+        max_response_tokens=24,
+        learning_rate=5e-3,
+        sampler__engine="vllm",
+        sampler__tensor_ranks=2,
+        sampler__memory_bytes=2**24,
+    )
+    first, second = run_on_ranks(train_on_ranks, 2, config.model_dump_json())
+    assert first == second
+    gap, norms = first
+    assert gap <= 1e-5
+    assert sum(norm > 0 for norm in norms[:-1]) >= 1  # so a later step samples with changed weights
 
 
 @pytest.mark.slow

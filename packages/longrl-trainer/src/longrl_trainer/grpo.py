@@ -31,6 +31,7 @@ from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
 from longrl_trainer.training.divergence import refuse_collapse
 from longrl_trainer.training.opening import (
+    check_sampler,
     check_sharding,
     create_optimizer,
     open_engine,
@@ -81,6 +82,7 @@ def train_grpo(
     ranks = join_ranks(config.model, config.parallel)
     progress = progress if progress and ranks.is_first else SilentProgress()
     check_sharding(config, ranks)
+    check_sampler(config.sampler, ranks)
     rewards = load_rewards(config.rewards)
     refuse_unknown_targets(config.model.folder, config.lora)
     with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:

@@ -7,11 +7,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from longrl_trainer.config.sections import ParallelSection
+from longrl_trainer.config.sections import ParallelSection, SamplerSection
 from longrl_trainer.config.stages import SftConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.training.division import RowCosts, choose_sequence_ranks, divide_by_cost
-from longrl_trainer.training.opening import check_sharding
+from longrl_trainer.training.opening import check_sampler, check_sharding
 from longrl_trainer.training.ranks import ALONE, Ranks, check_sequence_ranks
 from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.attention.split import AttentionSettings
@@ -127,3 +127,5 @@ def test_divisions_and_shardings_that_are_impossible_are_refused() -> None:
     check_sharding(sft(optimizer="muon", sharding={"kind": "none"}), place(0, 2))
     with pytest.raises(TrainerUsageError, match=r"sharding\.shard_ranks=3: expected a divisor of the 2 processes"):
         check_sharding(sft(sharding={"shard_ranks": 3}), place(0, 2))
+    with pytest.raises(TrainerUsageError, match=r"sampler\.tensor_ranks=4: expected a divisor of .* processes, 2"):
+        check_sampler(SamplerSection(tensor_ranks=4), place(0, 2))

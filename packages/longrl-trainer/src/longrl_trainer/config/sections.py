@@ -136,6 +136,10 @@ class SamplerSection(Section):
     """vLLM's memory for keys and values."""
     max_num_seqs: Annotated[int, Effect.NONE] = Field(default=256, ge=1)
     """Responses that vLLM generates at the same time."""
+    tensor_ranks: Annotated[int, Effect.NONE] = Field(default=1, ge=1)
+    """Number of neighbouring processes that hold one copy of vLLM's model together; every copy gets its share of the
+    prompts.
+    """
     lora_sync: Annotated[Literal["merged", "adapter"], Effect.NONE] = "merged"
     """What vLLM gets after an update of adapters: all weights with the adapters `merged` into them, which every family
     allows, or the `adapter` alone, which is smaller and isn't rounded to the weights' number format.

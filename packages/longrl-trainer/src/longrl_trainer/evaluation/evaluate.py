@@ -21,7 +21,7 @@ from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
-from longrl_trainer.training.opening import open_engine, open_policy
+from longrl_trainer.training.opening import check_sampler, open_engine, open_policy
 from longrl_trainer.training.ranks import Ranks, join_ranks
 from longvideo_reason_data.ownership import own_file
 from longvideo_reason_data.records.answers import ParseStatus, parse_response
@@ -99,6 +99,7 @@ def evaluate(
         progress: Where to show progress.
     """
     ranks = join_ranks(config.model)
+    check_sampler(config.sampler, ranks)
     progress = progress if progress and ranks.is_first else SilentProgress()
     with readable_write_errors(config.output):  # checked before the work, not after it
         config.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""One sampler on every rank: each generates the responses to its share of the prompts, and all get all of them."""
+"""One sampler on every rank: each copy of the model generates the responses to its share of the prompts.
+
+All ranks get all responses. Neighbouring ranks may hold one copy together; they are given the same prompts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,17 +18,22 @@ class JointSampler:
     Args:
         engine: This rank's engine.
         ranks: The ranks.
+        tensor_ranks: Number of neighbours that hold one copy of the model together.
     """
 
-    def __init__(self, engine: RolloutEngine, ranks: Ranks) -> None:
+    def __init__(self, engine: RolloutEngine, ranks: Ranks, tensor_ranks: int = 1) -> None:
         self._engine = engine
         self._ranks = ranks
+        self._tensor_ranks = tensor_ranks
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
-        """See `RolloutEngine.generate`; every rank has its own random numbers."""
+        """See `RolloutEngine.generate`; every copy has its own random numbers."""
         if sampling.seed is not None:
-            sampling = replace(sampling, seed=derive_seed(sampling.seed, "rank", self._ranks.rank))
-        return self._ranks.divide(prompts, lambda share: self._engine.generate(share, sampling))
+            first_rank = self._ranks.rank - self._ranks.rank % self._tensor_ranks
+            sampling = replace(sampling, seed=derive_seed(sampling.seed, "rank", first_rank))
+        return self._ranks.divide(
+            prompts, lambda share: self._engine.generate(share, sampling), same_ranks=self._tensor_ranks
+        )
 
     def update_weights(self, policy: WeightSource) -> None:
         """See `RolloutEngine.update_weights`."""

@@ -119,6 +119,18 @@ def check_sharding(config: TrainingConfig, ranks: Ranks) -> None:
         raise TrainerUsageError(f"sharding.shard_ranks={shard_ranks}: expected a divisor of the {ranks.size} processes")
 
 
+def check_sampler(sampler: SamplerSection, ranks: Ranks) -> None:
+    """Refuse copies of the sampler's model that the processes can't form, before a model is loaded.
+
+    Raises:
+        TrainerUsageError: They can't.
+    """
+    if ranks.size % sampler.tensor_ranks:
+        raise TrainerUsageError(
+            f"sampler.tensor_ranks={sampler.tensor_ranks}: expected a divisor of the number of processes, {ranks.size}"
+        )
+
+
 def sharding_kind(config: TrainingConfig, ranks: Ranks) -> ShardingName:
     """How the recipe's weights are kept by these processes."""
     return "none" if ranks.size == 1 else config.sharding.kind or "fsdp2"
@@ -199,10 +211,12 @@ def open_engine(
             max_num_seqs=sampler.max_num_seqs,
             dtype=dtype,
             adapter=adapter,
+            tensor_parallel_size=sampler.tensor_ranks,
         )
     try:
         if is_trained or policy.adapters is not None:
             opened.update_weights(policy)
-        yield opened if ranks.group is None else JointSampler(opened, ranks)
+        tensor_ranks = sampler.tensor_ranks if sampler.engine == "vllm" else 1
+        yield opened if ranks.group is None else JointSampler(opened, ranks, tensor_ranks)
     finally:
         opened.close()

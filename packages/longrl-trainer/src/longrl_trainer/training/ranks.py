@@ -91,15 +91,23 @@ class Ranks:
         """The value of every rank, in rank order; all ranks call this together."""
         return exchange_objects(value, self.group)
 
-    def divide(self, items: Sequence[ItemT], work: Callable[[Sequence[ItemT]], Sequence[ResultT]]) -> list[ResultT]:
+    def divide(
+        self,
+        items: Sequence[ItemT],
+        work: Callable[[Sequence[ItemT]], Sequence[ResultT]],
+        *,
+        same_ranks: int = 1,
+    ) -> list[ResultT]:
         """Let every rank do its share of the work; all get all results, in the order of the items.
 
         Args:
             items: The same on every rank.
             work: Returns one result per given item; a rank may get none.
+            same_ranks: Number of neighbours that get the same share, and do it together.
         """
-        shares = self._attempt(lambda: work(items[self.rank :: self.size]))
-        return [shares[place % self.size][place // self.size] for place in range(len(items))]
+        place, num_shares = self.rank // same_ranks, self.size // same_ranks
+        shares = self._attempt(lambda: work(items[place::num_shares]))[::same_ranks]
+        return [shares[index % num_shares][index // num_shares] for index in range(len(items))]
 
     def ask_first(self, work: Callable[[], ResultT]) -> ResultT:
         """The result of `work` on the first rank; only that one runs it, and the others wait."""
