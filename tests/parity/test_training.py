@@ -298,14 +298,12 @@ def count_passes(root: str, values: dict[str, Any]) -> int:
 
 
 def train_coarsely(root: str) -> list[float]:
-    """Losses of whole and of sharded weights in bfloat16; checks dtypes, and moves the optimizer's state across."""
+    """Losses of sharded and then of whole weights in bfloat16; checks the dtypes of what is kept and sampled."""
     assert isinstance(dist.group.WORLD, dist.ProcessGroup)
     ranks = Ranks(group=SequenceGroup.of(dist.group.WORLD))
     losses: list[float] = []
-    saved: dict[str, Tensor] = {}
     for kind in ("fsdp2", "none"):
-        case = TrainingCase(stage="sft", sharding=kind, family=TIED)
-        config = config_of(root, case).model_copy(update={"dtype": "bfloat16"})
+        config = config_of(root, TrainingCase(stage="sft", sharding=kind, family=TIED))
         policy = load_policy(Path(root) / TIED, dtype=torch.bfloat16, store=EmbeddingStore(Path(root) / "embeddings"))
         save_memory(policy, config, ranks)
         optimizer = create_optimizer(policy, config)
@@ -314,19 +312,10 @@ def train_coarsely(root: str) -> list[float]:
             losses.append(take_gradients(policy, prompt_groups(policy, "uneven", step), scoring))
             ranks.sum_gradients(policy.model)
             optimizer.step(1e-3)
-        assert {weight.dtype for weight in policy.model.parameters()} == {
-            torch.float32 if policy.is_sharded else torch.bfloat16
-        }
+        kept = {weight.dtype for weight in policy.model.parameters()}
+        assert kept == {torch.float32 if policy.is_sharded else torch.bfloat16}
+        assert {weight.dtype for weight in optimizer.state_tensors().values()} == {torch.float32}
         assert {weight.dtype for _, weight in language_weights(policy)} == {policy.dtype} == {torch.bfloat16}
-        if kind == "fsdp2":
-            saved = optimizer.state_tensors()
-            assert bool(saved) == ranks.is_first
-        elif ranks.is_first:
-            before = optimizer.state_tensors()
-            optimizer.load_state_tensors(saved)
-            after = optimizer.state_tensors()
-            assert all(value.equal(saved[name]) for name, value in after.items())
-            assert any(not value.equal(before[name]) for name, value in after.items() if name.startswith("master/"))
     return losses
 
 
