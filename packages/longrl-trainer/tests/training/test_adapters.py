@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import peft
@@ -150,9 +150,14 @@ def test_the_base_stays_as_it_is_bit_for_bit(started, tmp_path):
 @pytest.mark.slow
 def test_dropout_is_repeated_with_the_step_and_off_elsewhere(started, tmp_path):
     losses = []
-    for name, dropout in (("whole", 0.5), ("broken", 0.5), ("none", 0.0)):
+    for name, dropout in (("whole", 0.5), ("broken", 0.5), ("none", 0.0), ("recomputed", 0.5)):
         config = started.sft(
-            tmp_path / name, learning_rate=1e-2, checkpoint_every_steps=1, lora__dropout=dropout, **LORA
+            tmp_path / name,
+            learning_rate=1e-2,
+            checkpoint_every_steps=1,
+            lora__dropout=dropout,
+            activation_checkpointing="recompute" if name == "recomputed" else "none",
+            **LORA,
         )
         if name == "broken":
             with pytest.raises(BreakError):
@@ -162,6 +167,7 @@ def test_dropout_is_repeated_with_the_step_and_off_elsewhere(started, tmp_path):
     assert losses[0] == losses[1]
     assert losses[0][0] == losses[2][0]  # nothing to drop: B is zero
     assert losses[0][1:] != losses[2][1:]
+    assert losses[3] == pytest.approx(losses[0], rel=1e-5)
 
 
 class TestTheReference:
@@ -211,7 +217,7 @@ class TestTheReference:
 
     def test_adapters_left_on_are_noticed(self, step, monkeypatch):
         config, policy, groups = step
-        monkeypatch.setattr(LoraAdapters, "_enable", lambda self, is_on: None)
+        monkeypatch.setattr(LoraAdapters, "turned_off", lambda self: nullcontext())
         kl, _ = self.measure(config, policy, groups)
         assert kl == pytest.approx(0, abs=1e-12)
 

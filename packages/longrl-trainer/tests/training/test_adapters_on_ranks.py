@@ -1,6 +1,7 @@
-"""Adapters trained by two processes are those that one trains, whichever layers have them."""
+"""Adapters trained by two processes, which share the model's weights too, are those that one trains."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from safetensors.torch import load_file
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
-from longrl_trainer.sft import train_sft
+from longrl_trainer.sft import take_gradients, train_sft
 from mrsp_engine.testing.fixtures import run_on_ranks
 
 LORA = {"lora__rank": 4, "lora__alpha": 8, "dtype": "float64", "learning_rate": 1e-3}
@@ -17,33 +18,60 @@ CASES: dict[str, dict[str, Any]] = {
     "queries": {"lora__targets": ["q_proj"]},
     "values and the way out of the last layer": {"lora__targets": ["v_proj", "layers.1.mlp.down_proj"]},
     "vision": {"lora__vision": True},
+    "whole weights on every rank": {"sharding__kind": "none", "parallel__sequence_ranks": 2},
 }
 
 
-def train_all(sft_values: list[str], grpo_values: list[str]) -> None:
-    for values in sft_values:
+class BreakError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def train_on_ranks(whole: list[str], broken: str, grpo: str) -> None:
+    for values in whole:
         train_sft(SftConfig.model_validate_json(values))
-    for values in grpo_values:
-        train_grpo(GrpoConfig.model_validate_json(values))
+    train_grpo(GrpoConfig.model_validate_json(grpo))
+
+    calls = iter(range(1, 100))
+
+    def take_two_gradients(*arguments: Any) -> float:
+        if next(calls) == 3:
+            raise BreakError
+        return take_gradients(*arguments)
+
+    with patch("longrl_trainer.sft.take_gradients", take_two_gradients), pytest.raises(BreakError):
+        train_sft(SftConfig.model_validate_json(broken))
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_adapters_of_one(started, tmp_path):
-    def sft(place: str) -> list[SftConfig]:
-        return [
-            started.sft(tmp_path / place / name, epochs=1, rows_per_step=3, **LORA, **changes)
-            for name, changes in CASES.items()
-        ]
+    def sft(place: str, **changes: Any) -> SftConfig:
+        values = LORA | {"epochs": 1, "rows_per_step": 2, "checkpoint_every_steps": 1} | changes
+        return started.sft(tmp_path / place, **values)
 
-    run_on_ranks(train_all, 2, [config.model_dump_json() for config in sft("two")], [])
-    for together, alone in zip(sft("two"), sft("one"), strict=True):
+    together = {name: sft(f"two/{name}", **changes) for name, changes in CASES.items()}
+    broken = sft("two/broken off", epochs=2)
+    options = LORA | {"dtype": "float32", "kl_coefficient": 0.1, "steps": 3, "max_response_tokens": 24}
+    grpo = started.grpo(tmp_path / "grpo", **options)
+    everything = [config.model_dump_json() for config in (*together.values(), broken, grpo)]
+    run_on_ranks(train_on_ranks, 2, everything[:-2], *everything[-2:])
+
+    assert len(read_json_lines(broken.output / "metrics.jsonl")) == 2
+    train_sft(broken)  # two processes began it, one continues
+    for name, found in {**together, "broken off": broken}.items():
+        lora = {setting: value for setting, value in CASES.get(name, {}).items() if setting.startswith("lora")}
+        alone = sft(f"one/{name}", epochs=found.epochs, **lora)
         train_sft(alone)
-        lines = [read_json_lines(config.output / "metrics.jsonl") for config in (together, alone)]
-        assert len(lines[0]) == len(lines[1]) == 2
-        for name in ("loss", "gradient_norm"):
-            values = [[line[name] for line in of_run] for of_run in lines]
-            assert values[0] == pytest.approx(values[1], rel=1e-9), (alone.output.name, name)
-        learned = [load_file(config.output / "adapter" / "adapter_model.safetensors") for config in (together, alone)]
+        journals = [read_json_lines(config.output / "metrics.jsonl") for config in (found, alone)]
+        for entry in ("loss", "gradient_norm"):
+            values = [[line[entry] for line in journal] for journal in journals]
+            assert len(values[0]) == 2 * found.epochs
+            assert values[0] == pytest.approx(values[1], rel=1e-8), (name, entry)
+        learned = [load_file(config.output / "adapter" / "adapter_model.safetensors") for config in (found, alone)]
         assert learned[0].keys() == learned[1].keys()
-        for name, tensor in learned[1].items():
-            assert (learned[0][name] - tensor).abs().max() <= 1e-7, (alone.output.name, name)
+        for matrix, tensor in learned[1].items():
+            assert (learned[0][matrix] - tensor).abs().max() <= 1e-7, (name, matrix)
+
+    lines = read_json_lines(grpo.output / "metrics.jsonl")
+    assert len(lines) == 3
+    assert max(line["logprob_gap"]["mean_abs"] for line in lines) <= 1e-5
+    assert any(line["kl"] for line in lines)

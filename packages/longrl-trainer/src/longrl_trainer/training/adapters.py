@@ -38,6 +38,7 @@ __all__ = ["LoraAdapters", "dropping"]
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What the names of weights begin with in PEFT's files."""
+KINDS = ("lora_A", "lora_B")
 NAME = "default"
 """PEFT's name for the only adapter of a model."""
 MOST_CONFIG_BYTES = 2**22
@@ -101,11 +102,13 @@ class LoraAdapters:
     @contextmanager
     def turned_off(self) -> Generator[None]:
         """See `Adapters.turned_off`."""
-        self._enable(False)
         try:
+            for layer in self._layers.values():
+                layer.enable_adapters(False)
             yield
         finally:
-            self._enable(True)
+            for layer in self._layers.values():
+                layer.enable_adapters(True)
 
     @contextmanager
     def dropping(self, seed: int) -> Generator[None]:
@@ -161,28 +164,22 @@ class LoraAdapters:
         return {
             f"{PREFIX}{name}.{kind}.weight": getattr(layer, kind)[NAME].weight
             for name, layer in self._layers.items()
-            for kind in ("lora_A", "lora_B")
+            for kind in KINDS
         }
-
-    def _enable(self, is_on: bool) -> None:
-        """Turn all layers on or off.
-
-        peft also changes what is trained. That is undone at once: FSDP2 remembers it from the first pass, which is that
-        of a reference.
-        """
-        parameters = list(self._parameters().values())
-        trained = [parameter.requires_grad for parameter in parameters]
-        for layer in self._layers.values():
-            layer.enable_adapters(is_on)
-        for parameter, is_trained in zip(parameters, trained, strict=True):
-            parameter.requires_grad_(is_trained)
 
     def _merge(self, layer: Any, weight: Tensor, device: torch.device | None) -> Tensor:
         """W + s B A, computed in at least float32 and rounded once."""
-        whole_OI, A_RI, B_OR = map(_whole, (weight, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight))
-        fine = torch.promote_types(whole_OI.dtype, torch.float32)
+        fine = torch.promote_types(self._policy.dtype, torch.float32)
+        whole_OI, A_RI, B_OR = (
+            whole_tensor(weight).detach(),
+            *(self._whole(getattr(layer, kind)[NAME].weight) for kind in KINDS),
+        )
         merged_OI = torch.addmm(whole_OI.to(fine), B_OR.to(fine), A_RI.to(fine), alpha=layer.scaling[NAME])
         return merged_OI.to(device=device, dtype=whole_OI.dtype)
+
+    def _whole(self, adapter: Tensor) -> Tensor:
+        """A or B in the dtype of the model's computations, since sharded ones are kept in a finer one."""
+        return whole_tensor(adapter, self._policy.dtype).detach()
 
     def _settings(self, targets: list[str]) -> dict[str, Any]:
         return self._config.to_dict() | {"target_modules": sorted(targets), "inference_mode": True}
@@ -191,7 +188,7 @@ class LoraAdapters:
         """The complete matrices of some layers, in host memory."""
         chosen = tuple(f"{PREFIX}{name}.lora_" for name in targets)
         return {
-            name: _whole(weight).cpu().contiguous()
+            name: self._whole(weight).cpu().contiguous()
             for name, weight in self._parameters().items()
             if name.startswith(chosen)
         }
@@ -250,8 +247,3 @@ def _read_tensors(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, T
                 "model or to other targets"
             )
     return tensors
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor without its gradient, gathered from all ranks if it is sharded."""
-    return whole_tensor(tensor.detach())
