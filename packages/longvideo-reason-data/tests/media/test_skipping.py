@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "hevc_open.mkv": {"codec": "libx265", "options": {"x265-params": X265 + "open-gop=1"}},
     "av1.mkv": AV1,
     "av1_grain.mp4": {**AV1, "options": {"preset": "12", "svtav1-params": "lp=1:film-grain=20"}},
+    "av1_low_delay.mkv": {**AV1, "options": {"preset": "10", "svtav1-params": "lp=1:pred-struct=1"}},
     # Nothing is skipped in these:
     "hevc_layers.mp4": {"codec": "libx265", "options": {"x265-params": X265 + "temporal-layers=3"}},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "lag-in-frames": "16"}},
