@@ -3,7 +3,6 @@
 The processes are forked from one that has imported everything, so that they are at work at once.
 """
 
-import json
 import multiprocessing
 import random
 import time
@@ -12,33 +11,20 @@ from typing import Any
 
 import pytest
 
-from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
+from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.sft import train_sft
 from longrl_trainer.training.checkpoints import list_checkpoints
 
 NUM_KILLS = 10
 STEPS = 12
 
 
-def train(stage: str, values: str) -> None:
-    import torch
-
-    from longrl_trainer.grpo import train_grpo
-    from longrl_trainer.sft import train_sft
-
-    torch.set_num_threads(1)
-    if stage == "sft":
-        train_sft(parse_config(json.loads(values), SftConfig, source="test"))
-    else:
-        train_grpo(parse_config(json.loads(values), GrpoConfig, source="test"))
-
-
 def start(config: SftConfig | GrpoConfig) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["longrl_trainer.sft", "longrl_trainer.grpo", "mrsp_engine.tiny.families"])
-    stage = "sft" if isinstance(config, SftConfig) else "grpo"
-    process = context.Process(target=train, args=(stage, config.model_dump_json()))
+    process = context.Process(target=train_sft if isinstance(config, SftConfig) else train_grpo, args=(config,))
     process.start()
     return process
 
