@@ -112,6 +112,19 @@ def test_memory_by_part() -> None:
     )
     assert parts["gradients"] == 2 * SEVEN.num_parameters
     assert parts["optimizer"] == 12 * SEVEN.num_parameters / 8
+    spread = memory_by_part(
+        SEVEN,
+        sizes,
+        row,
+        rows_tokens=row.total,
+        sequence_ranks=8,
+        all_ranks=8,
+        strategy=Strategy(sharding="everything"),
+    )
+    # Whole are embedding and head, two layers, and the head's gradient.
+    assert spread["weights"] == 2 * (2 * 152064 * 3584 + 2 * SEVEN.layer_weights + SEVEN.num_vision_parameters)
+    assert spread["gradients"] == 4 * SEVEN.num_parameters / 8 + 2 * 152064 * 3584
+    assert spread["optimizer"] == parts["optimizer"]
     plain = activation_bytes(SEVEN, 1000, Strategy())
     assert plain == 1000 * 28 * (8 * 3584 + (3 * 28 + 4 * 4) * 128 + 4 * 18944) * 2
     assert activation_bytes(SEVEN, 1000, Strategy(is_checkpointed=True)) < plain / 8

@@ -69,16 +69,27 @@ def memory_by_part(
     Weights and gradients take 2 bytes per number, the optimizer 12 (a float32 copy and two moments). The reference is a
     second copy of the weights, unless only adapters are trained: it is then the weights without them. One layer's keys
     and values of the whole row, with their gradients in float32, exist while it is computed.
+
+    With everything sharded (`mrsp_engine.sharding`) trained weights exist only as the optimizer's float32 copy, and
+    gradients are kept in float32. Whole are the weights of embedding and head, of the layer that is computed and of the
+    next, and the head's gradient.
     """
-    spread = all_ranks if strategy.sharding == "everything" else 1
+    is_spread = strategy.sharding == "everything"
+    spread = all_ranks if is_spread else 1
     optimizer_spread = 1 if strategy.sharding == "none" else all_ranks
     weights, vision, trained = shape.num_parameters, shape.num_vision_parameters, shape.num_trained_parameters
     tokens = rows_tokens / sequence_ranks
     gathered = rows_tokens * 2 * shape.heads.key * shape.heads.channels * (ITEM_BYTES + 4)
+    held = weights + shape.num_adapter_parameters
+    gradient_bytes = trained * ITEM_BYTES
+    if is_spread:
+        frozen = held - trained
+        held = frozen / spread + shape.head_weights * (1 if shape.is_tied else 2) + 2 * shape.layer_weights
+        gradient_bytes = trained * MASTER_BYTES / spread + (0 if shape.lora_rank else shape.head_weights * ITEM_BYTES)
     return {
-        "weights": ((weights + shape.num_adapter_parameters) / spread + vision) * ITEM_BYTES,
+        "weights": (held + vision) * ITEM_BYTES,
         "reference": 0.0 if shape.lora_rank else weights * ITEM_BYTES / spread,
-        "gradients": trained * ITEM_BYTES / spread,
+        "gradients": gradient_bytes,
         "optimizer": 0.0
         if strategy.is_optimizer_offloaded
         else trained * (MASTER_BYTES + MOMENT_BYTES) / optimizer_spread,
