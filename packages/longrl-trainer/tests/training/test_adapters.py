@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from longrl_trainer.config.sections import LoraSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import create_update, train_grpo
 from longrl_trainer.objectives.base import build_objective
@@ -25,12 +26,18 @@ from longrl_trainer.sft import train_sft
 from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.opening import create_optimizer, open_policy, open_training_policy
 from longrl_trainer.training.ranks import ALONE
+from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.step_media import StepMedia
+from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+from mrsp_engine.testing.agreement import disturb_weights
+from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.tiny.families import TINY_FAMILIES, build_tiny
 
+SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 LORA = {"lora__rank": 4, "lora__alpha": 8}
 
 
@@ -131,6 +138,42 @@ class TestWhatIsSaved:
                 assert (config.output / part / path.name).read_bytes() == path.read_bytes(), path.name
         losses = [[line["loss"] for line in read_json_lines(run.output / "metrics.jsonl")] for run in (trained, config)]
         assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_every_family_is_the_same_merged_and_apart(family, tmp_path):
+    build_tiny(family, tmp_path / "model")
+    store = EmbeddingStore(tmp_path / "embeddings")
+    policy = load_policy(tmp_path / "model", store=store)
+    prompt, branches = policy.build_prompt("Which shape left first?", []), [Branch(token_ids=tuple(range(10, 30)))]
+    names = policy.model.state_dict().keys()
+    adapters = LoraAdapters(policy, LoraSection(rank=4, alpha=8, vision=family in SEEING), seed=0)
+    layers = {name.rpartition(".")[2] for name in adapters.sampled_layers}
+    with_experts = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert layers == (
+        with_experts if family == "qwen3_vl_moe" else with_experts | {"gate_proj", "up_proj", "down_proj"}
+    )
+    disturb_weights(policy)
+    policy.save(tmp_path / "merged")
+    merged = load_policy(tmp_path / "merged", store=store)
+    assert merged.model.state_dict().keys() == names
+    base = load_policy(tmp_path / "model", store=store)
+    with torch.no_grad():
+        expected, found, before = (
+            score_branches(each, prompt, branches).logprobs[0] for each in (policy, merged, base)
+        )
+        with adapters.turned_off():
+            without = score_branches(policy, prompt, branches).logprobs[0]
+    assert (found - expected).abs().max() <= 1e-5
+    assert (before - expected).abs().max() > 1e-2
+    assert without.equal(before)
+    if family in SEEING:
+        video = NoiseVideo(seed=1, frame_count=4)
+        plan = policy.encoder.plan(video, range(4))
+        rows = [torch.cat(list(each.encoder.encode_groups(video, plan))) for each in (policy, merged, base)]
+        assert (rows[1] - rows[0]).abs().max() <= 1e-5
+        assert (rows[2] - rows[0]).abs().max() > 1e-3
 
 
 def test_the_base_stays_as_it_is_bit_for_bit(started, tmp_path):
@@ -290,6 +333,13 @@ class TestRefusals:
     def test_targets_that_only_the_model_shows(self, world, changes, message):
         config = world.sft(world.folder / "unused", **LORA, **changes)
         self.refuse(message, LoraAdapters, open_policy(config.model, "float32"), config.lora, seed=0)
+
+    @pytest.mark.parametrize("family", ["vila", "qwen2"])
+    def test_vision_that_is_no_part_of_the_language_models_class(self, tmp_path, family):
+        build_tiny(family, tmp_path / "model")
+        policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
+        lora = LoraSection(rank=4, alpha=8, vision=True)
+        self.refuse(rf"lora.vision=true: the vision of a model of type {family}", LoraAdapters, policy, lora, seed=0)
 
     def test_a_policy_that_has_adapters(self, world, tmp_path):
         config = world.sft(tmp_path / "run", epochs=1, **LORA)

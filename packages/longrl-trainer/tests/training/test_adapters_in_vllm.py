@@ -57,3 +57,19 @@ def test_adapters_arrive_in_every_step_and_after_a_pause_and_lacking_ones_are_no
     gaps = read_gaps(config)
     assert 4 <= len(gaps) < 6  # the step after the pause has the checkpoint's adapter
     assert max(gaps) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("rank", "config", "message"),
+    [
+        (513, {}, r"rank 513: vLLM takes ranks from 1 to 512"),
+        (4, {"text_config": {"num_experts": 4}}, r"a model with experts: on CPUs"),
+    ],
+)
+def test_adapters_that_vllm_does_not_take(rank, config, message):
+    from mrsp_engine.errors import EngineUsageError
+    from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
+
+    with pytest.raises(EngineUsageError, match=message):
+        SamplerAdapter(rank, ["q_proj"]).engine_options(config)
+    assert SamplerAdapter(9, ["a.q_proj", "b.q_proj"]).engine_options({})["max_lora_rank"] == 16
