@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from longrl_trainer.config.stages import SftConfig
 from longrl_trainer.errors import StoppedError
+from longrl_trainer.runs.export import export_model
 from longrl_trainer.runs.interruption import StopSignals
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
@@ -99,3 +100,41 @@ def test_all_ranks_stop_when_one_gets_a_signal(world, tmp_path):
     assert "stopped by SIGUSR2 after step" in messages[0]
     last = len(losses(config))
     assert max(checkpoint.step for checkpoint in list_checkpoints(config.output)) == last < 20
+
+
+def train_until_signal(values: str, after: int) -> bool:
+    """Train; the first rank stops all after some steps. Whether the run is finished."""
+    try:
+        train_sft(SftConfig.model_validate_json(values), progress=Signalling(signal.SIGUSR2, after=after))
+    except StoppedError:
+        return False
+    return True
+
+
+@pytest.mark.long
+def test_a_run_goes_on_with_other_ranks_split_and_sharded_otherwise(world, tmp_path):
+    options = {"warning_signal": "SIGUSR2", "epochs": 5, "dtype": "float64"}
+    config, whole = (world.sft(tmp_path / run, **options) for run in ("run", "whole"))
+    for num_ranks, changes in (
+        (2, {"parallel__sequence_ranks": 1}),  # FSDP2, by default
+        (1, {}),
+        (4, {"parallel__sequence_ranks": 2, "sharding__kind": "none"}),
+        (4, {"parallel__sequence_ranks": 2, "sharding__kind": "fsdp2"}),
+    ):
+        values = world.sft(config.output, **options, **changes).model_dump_json()
+        if num_ranks == 1:
+            assert not train_until_signal(values, 2)
+        else:
+            assert run_on_ranks(train_until_signal, num_ranks, values, 2) == [False] * num_ranks
+    export_model(config.output, tmp_path / "exported")
+    train_sft(config)
+    train_sft(whole)
+    assert losses(config) == pytest.approx(losses(whole), rel=1e-6)
+    assert len(losses(config)) == 10
+    before, after, exported = (
+        load_file(folder / "model.safetensors")
+        for folder in (world.model, config.output / "model", tmp_path / "exported")
+    )
+    other = load_file(whole.output / "model" / "model.safetensors")
+    assert all((after[name] - other[name]).abs().max() <= 1e-5 for name in after)
+    assert any(not exported[name].equal(before[name]) for name in exported)

@@ -38,6 +38,11 @@ def weights_of(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (output / "model").glob("*.safetensors")}
 
 
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.001)
+
+
 def kill_while_saving(process: Any, checkpoints: Path, draw: random.Random) -> bool:
     """Kill when a checkpoint has begun to be written, and some time later."""
     while process.is_alive():
@@ -62,8 +67,9 @@ def test_a_run_killed_again_and_again_makes_the_same_steps(started, tmp_path, st
         options |= {"steps": STEPS, "max_response_tokens": 24, "kl_coefficient": 0.01}
     make = started.sft if stage == "sft" else started.grpo
     whole, broken = (make(tmp_path / name, **options) for name in ("whole", "broken"))
-    begun = time.monotonic()
     process = start(whole)
+    wait_for(whole.output / ".owner")
+    begun = time.monotonic()
     process.join()
     assert process.exitcode == 0
     seconds = time.monotonic() - begun
@@ -75,9 +81,11 @@ def test_a_run_killed_again_and_again_makes_the_same_steps(started, tmp_path, st
         if num_kills % 2:
             num_half_written += kill_while_saving(process, broken.output / "checkpoints", draw)
         else:
-            process.join(timeout=draw.uniform(0.0, seconds))
+            wait_for(broken.output / ".owner")
+            process.join(timeout=draw.uniform(0.0, seconds / 2))
             process.kill()
             process.join()
+        (broken.output / ".owner").unlink(missing_ok=True)
         if (broken.output / "result.json").exists():
             break
         num_kills += 1
