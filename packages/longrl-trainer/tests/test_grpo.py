@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.grpo import choose_questions, draw_responses, train_grpo
+from longrl_trainer.grpo import draw_responses, order_questions, train_grpo
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.order import Cursor
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
@@ -76,7 +77,8 @@ def step(started, tmp_path):
     config = started.grpo(tmp_path / "run", dtype="float64", prompts_per_step=4, max_response_tokens=24)
     policy = open_training_policy(config.model, config.dtype, policy=None)
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept
-    asked = choose_questions(questions, config, step=0)
+    taken = order_questions(questions, config).select(Cursor(), lambda _: False)
+    asked = [questions[place] for (place,) in taken.items]
     prompts = [build_question_prompt(policy, question, None) for question in asked]
     drawn = draw_responses(TransformersRolloutEngine(policy), prompts, config, step=0)
     rewards = load_rewards(config.rewards)
@@ -204,7 +206,11 @@ def test_the_gap_is_measured_even_when_no_group_has_spread(world, tmp_path):
 
 def test_every_question_comes_once_per_epoch_in_an_order_of_its_own(world, tmp_path):
     config = world.grpo(tmp_path, prompts_per_step=3)
-    chosen = [index for step in range(14) for index in choose_questions(range(7), config, step=step)]
+    order, cursor, chosen = order_questions(range(7), config), Cursor(), []
+    for _ in range(14):
+        taken = order.select(cursor, lambda _: False)
+        chosen += [place for (place,) in taken.items]
+        cursor = taken.after
     epochs = [chosen[start : start + 7] for start in range(0, 42, 7)]
     assert all(Counter(epoch) == Counter(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 3

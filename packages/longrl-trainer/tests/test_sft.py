@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
-from collections import Counter
 
 import pytest
 
+from longrl_trainer.questions.candidates import Candidates, TextRules
 from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.order import Cursor
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
-from longrl_trainer.sft import count_scored_tokens, pack_questions, plan_epoch, train_sft
+from longrl_trainer.sft import count_scored_tokens, order_rows, pack_questions, train_sft
 from longrl_trainer.training.opening import open_policy
 from longvideo_reason_data.records.answers import format_prompt, format_response, parse_response
 
@@ -54,28 +55,39 @@ def test_a_blind_row_is_the_same_without_its_video(world, tmp_path):
     assert count_scored_tokens(blind) == count_scored_tokens(seeing)
 
 
-def test_every_epoch_sees_every_question_once_in_a_new_order(world, tmp_path):
-    config = world.sft(tmp_path, questions_per_row=1, rows_per_step=3)
-    policy = open_policy(config.model, "float32")
-    questions = load_questions(config.data, policy, progress=SilentProgress()).kept
-    orders = []
-    for epoch in range(3):
-        steps = plan_epoch(questions, config, epoch=epoch)
-        assert [len(rows) for rows in steps] == [3, 3, 2]
-        seen = [question.record.question_id for rows in steps for row in rows for question in row]
-        assert Counter(seen) == Counter(question.record.question_id for question in questions)
-        orders.append(seen)
-        assert steps == plan_epoch(questions, config, epoch=epoch)
+def walk(candidates, config):
+    """The items of every step of a run in which nothing is dropped, with their epochs."""
+    order = order_rows(candidates, config)
+    cursor, steps = Cursor(), []
+    while (taken := order.select(cursor, lambda _: False)).items:
+        assert order.place_in_schedule(taken) == len(steps)
+        steps.append((taken.first.epoch, taken.items))
+        cursor = taken.after
+    return steps
+
+
+@pytest.fixture
+def candidates(world, tmp_path):
+    config = world.sft(tmp_path)
+    rules = TextRules.of(open_policy(config.model, "float32"), choice_only=False, learn_responses=True)
+    with Candidates(config.data, rules) as found:
+        yield found
+
+
+def test_every_epoch_sees_every_question_once_in_a_new_order(world, candidates, tmp_path):
+    config = world.sft(tmp_path, questions_per_row=1, rows_per_step=3, epochs=3)
+    steps = walk(candidates, config)
+    assert [(epoch, len(items)) for epoch, items in steps] == [(e, size) for e in range(3) for size in (3, 3, 2)]
+    orders = [[place for e, items in steps if e == epoch for (place,) in items] for epoch in range(3)]
+    assert all(sorted(seen) == list(range(8)) for seen in orders)
     assert orders[0] != orders[1] != orders[2]
+    assert steps == walk(candidates, config)
 
 
-def test_questions_of_one_video_share_rows_of_the_size_asked_for(world, tmp_path):
-    config = world.sft(tmp_path, questions_per_row=2)
-    policy = open_policy(config.model, "float32")
-    questions = load_questions(config.data, policy, progress=SilentProgress()).kept
-    rows = [row for step in plan_epoch(questions, config, epoch=0) for row in step]
+def test_questions_of_one_video_share_rows_of_the_size_asked_for(world, candidates, tmp_path):
+    rows = [row for _, items in walk(candidates, world.sft(tmp_path, questions_per_row=2, epochs=1)) for row in items]
     assert [len(row) for row in rows] == [2] * 4
-    assert all(len({question.record.media[0].path for question in row}) == 1 for row in rows)
+    assert all(len({candidates.media[place] for place in row}) == 1 for row in rows)
 
 
 def test_sharing_the_prompt_changes_neither_loss_nor_gradient(world, tmp_path):

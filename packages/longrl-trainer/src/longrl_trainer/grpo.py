@@ -10,7 +10,8 @@ computes its share of some rows, and all make the same update.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.objectives.base import build_objective
-from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import Question, QuestionSet, build_question_prompt
-from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing, train_parts
+from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
+from longrl_trainer.questions.loading import open_feed
+from longrl_trainer.questions.order import Item, QuestionOrder
+from longrl_trainer.questions.question import build_question_prompt
+from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.rewards.registry import WeightedReward, load_rewards
 from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
@@ -102,37 +105,38 @@ def _train(
     """Run all remaining steps and save the final model; returns the report."""
     run.require_length(config.steps)
     policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
-    questions = _load_questions(config, run, policy, progress, ranks)
-    train_parts(policy, config)
-    longest = GroupLengths(questions.longest_prompt, (config.max_response_tokens,) * config.group_size)
-    ranks = share_rows(config, policy, ranks, [longest] * config.prompts_per_step)
-    save_memory(policy, config, ranks)
-    optimizer = create_optimizer(policy, config)
-    run.restore(optimizer)
-    update = create_update(config, policy, optimizer, ranks)
-    rewards_so_far = run.read_series("reward")
-
-    with (
-        open_engine(
-            config.sampler,
-            policy,
-            config.model.folder,
-            is_trained=run.step > 0,
-            engine=engine,
-            max_model_len=questions.longest_prompt + config.max_response_tokens,
-            dtype=config.dtype,
-            ranks=ranks,
-            allow_pickle_weights=config.model.allow_pickle_weights,
-        ) as sampler,
-        progress.task("GRPO", total=config.steps, done=run.step) as bar,
-        run.signals,
-    ):
+    with ExitStack() as opened:
+        opened.enter_context(storing(policy, config))
+        feed = opened.enter_context(open_questions(config, run, policy, progress, ranks))
+        prompts = [build_question_prompt(policy, item, config.data.system) for (item,) in feed.preview()]
+        responses = (config.max_response_tokens,) * config.group_size
+        ranks = share_rows(config, policy, ranks, [GroupLengths(prompt.length, responses) for prompt in prompts])
+        save_memory(policy, config, ranks)
+        optimizer = create_optimizer(policy, config)
+        run.restore(optimizer)
+        update = create_update(config, policy, optimizer, ranks)
+        rewards_so_far = run.read_series("reward")
+        sampler = opened.enter_context(
+            open_engine(
+                config.sampler,
+                policy,
+                config.model.folder,
+                is_trained=run.step > 0,
+                engine=engine,
+                max_model_len=feed.most_tokens,
+                dtype=config.dtype,
+                ranks=ranks,
+                allow_pickle_weights=config.model.allow_pickle_weights,
+            )
+        )
+        bar = opened.enter_context(progress.task("GRPO", total=config.steps, done=run.step))
+        opened.enter_context(run.signals)
         for step in range(run.step, config.steps):
             clock = Stopwatch()
-            frames_before = count_frames_encoded(policy)
             with clock("encode"):
-                chosen = choose_questions(questions.kept, config, step=step)
-                (asked,), media = open_step(policy, [chosen], questions, ranks)
+                taken = feed.take(step)
+                frames_before = count_frames_encoded(policy)
+                (asked,), media = open_step(policy, [[question for (question,) in taken.rows]], taken.plans, ranks)
             prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
             with clock("rollout"), media.lend():
                 drawn = draw_responses(sampler, prompts, config, step=step)
@@ -166,28 +170,28 @@ def _train(
             run.end_step(step + 1, policy, optimizer, score=measured["reward"])
 
     policy.freeze_vision()
-    result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": questions.counts()}
+    result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": feed.counts()}
     run.finish(policy, result)
     return result
 
 
-def _load_questions(
+def open_questions(
     config: GrpoConfig, run: Run, policy: Policy, progress: ProgressDisplay, ranks: Ranks
-) -> QuestionSet:
-    """The questions that rewards can judge, with their videos encoded; dropped ones are recorded."""
-    with storing(policy, config):
-        questions = load_questions(
-            config.data,
-            policy,
-            progress=progress,
-            blind=config.blind,
-            choice_only=True,
-            response_tokens=lambda _: config.max_response_tokens,
-            sampler=config.sampler,
-            ranks=ranks,
-        )
-    run.save_questions(questions.report())
-    return questions
+) -> QuestionFeed:
+    """The questions that rewards can judge, step by step."""
+    return open_feed(
+        FeedSettings(
+            data=config.data, prefetch_steps=config.prefetch_steps, num_steps=config.steps, is_blind=config.blind
+        ),
+        policy,
+        run,
+        order=lambda candidates: order_questions(candidates, config),
+        progress=progress,
+        choice_only=True,
+        response_tokens=lambda _: config.max_response_tokens,
+        sampler=config.sampler,
+        ranks=ranks,
+    )
 
 
 def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, ranks: Ranks) -> PolicyUpdate:
@@ -207,17 +211,15 @@ def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, rank
     )
 
 
-def choose_questions(questions: Sequence[Question], config: GrpoConfig, *, step: int) -> list[Question]:
-    """A step's questions: every question once per epoch, in an order that is reshuffled for each epoch."""
-    orders: dict[int, list[Question]] = {}
-    chosen: list[Question] = []
-    for position in range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step):
-        epoch, place = divmod(position, len(questions))
-        if epoch not in orders:
-            orders[epoch] = list(questions)
-            random.Random(derive_seed(config.seed, "grpo epoch", epoch)).shuffle(orders[epoch])
-        chosen.append(orders[epoch][place])
-    return chosen
+def order_questions(candidates: Sized, config: GrpoConfig) -> QuestionOrder:
+    """Every question once per epoch, in an order that is reshuffled for each epoch."""
+
+    def plan_epoch(epoch: int) -> list[Item]:
+        places = list(range(len(candidates)))
+        random.Random(derive_seed(config.seed, "grpo epoch", epoch)).shuffle(places)
+        return [(place,) for place in places]
+
+    return QuestionOrder(plan_epoch, config.prompts_per_step)
 
 
 def draw_responses(

@@ -8,18 +8,22 @@ Under torchrun every rank computes its share of some rows (`training.ranks`), an
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from longrl_trainer.config.stages import SftConfig
-from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.candidates import Candidates
+from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
+from longrl_trainer.questions.loading import open_feed
+from longrl_trainer.questions.order import Item, QuestionOrder
 from longrl_trainer.questions.question import Question
-from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing, train_parts
+from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
@@ -41,8 +45,6 @@ from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.rows import PromptGroup
-
-ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,39 +82,30 @@ def _train(
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
     policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
-    with storing(policy, config):
-        questions = load_questions(
-            config.data,
-            policy,
-            progress=progress,
-            blind=config.blind,
-            learn_responses=True,
-            response_tokens=lambda record: len(response_ids(policy, record, config)),
-            ranks=ranks,
-        )
-    run.save_questions(questions.report())
-    train_parts(policy, config)
-    save_memory(policy, config, ranks)
-    optimizer = create_optimizer(policy, config)
-    run.restore(optimizer)
-    steps_per_epoch = len(plan_epoch(questions.kept, config, epoch=0))
-    num_steps = config.epochs * steps_per_epoch
-    run.require_length(num_steps)
-    remark_schedule(run, config, steps_per_epoch)
-    ranks = share_rows(config, policy, ranks, [group.lengths for group in first_groups(policy, questions.kept, config)])
-    scoring = RowScoring.of(config, policy, ranks)
-    plan: list[list[list[Question]]] = []
-    losses = [loss for loss in run.read_series("loss") if loss is not None]
-    started = perf_counter()
-
-    with progress.task("SFT", total=num_steps, done=run.step) as bar, run.signals:
-        for step in range(run.step, num_steps):
+    with ExitStack() as opened:
+        opened.enter_context(storing(policy, config))
+        feed = opened.enter_context(open_questions(config, run, policy, progress, ranks))
+        save_memory(policy, config, ranks)
+        optimizer = create_optimizer(policy, config)
+        run.restore(optimizer)
+        num_steps = config.epochs * feed.order.steps_per_epoch
+        run.require_length(num_steps)
+        remark_schedule(run, config, feed.order.steps_per_epoch)
+        first = [pack_questions(policy, of_video, config) for of_video in feed.preview()]
+        ranks = share_rows(config, policy, ranks, [group.lengths for group in first])
+        scoring = RowScoring.of(config, policy, ranks)
+        losses = [loss for loss in run.read_series("loss") if loss is not None]
+        step = run.step
+        started = perf_counter()
+        bar = opened.enter_context(progress.task("SFT", total=num_steps, done=step))
+        opened.enter_context(run.signals)
+        while True:
             step_started = perf_counter()
-            epoch, step_of_epoch = divmod(step, steps_per_epoch)
-            if not plan or step_of_epoch == 0:
-                plan = plan_epoch(questions.kept, config, epoch=epoch)
+            taken = feed.take(step)
+            if not taken.rows:
+                break
             frames_before = count_frames_encoded(policy)
-            shown, media = open_step(policy, hide_videos(plan[step_of_epoch], config, step=step), questions, ranks)
+            shown, media = open_step(policy, hide_videos(taken.rows, config, step=step), taken.plans, ranks)
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
             with media.lend(with_gradients=True), dropping(policy, config, step=step, ranks=ranks):
                 loss = take_gradients(policy, groups, scoring)
@@ -120,12 +113,14 @@ def _train(
             refuse_spike(losses, max_rise=config.max_loss_rise)
             media.backward()
             ranks.sum_gradients(policy.model)
-            learning_rate = learning_rate_at(step, config, num_steps=num_steps)
+            # Dropped questions make a run shorter, not its schedule: it goes by the place in the data.
+            learning_rate = learning_rate_at(feed.order.place_in_schedule(taken.selection), config, num_steps=num_steps)
             gradient_norm = optimizer.step(learning_rate)
+            step += 1
             run.metrics.append(
-                step + 1,
+                step,
                 {
-                    "epoch": epoch,
+                    "epoch": taken.selection.first.epoch,
                     "loss": loss,
                     "learning_rate": learning_rate,
                     "gradient_norm": gradient_norm,
@@ -135,17 +130,33 @@ def _train(
                 },
             )
             bar.advance(note=f"loss {loss:.3f}")
-            run.end_step(step + 1, policy, optimizer, score=-loss)
+            run.end_step(step, policy, optimizer, score=-loss)
 
     policy.freeze_vision()
     result: dict[str, Any] = {
-        "num_steps": num_steps,
+        "num_steps": step,
         "final_loss": run.read_metrics()[-1]["loss"],
-        "questions": questions.counts(),
+        "questions": feed.counts(),
         "seconds": perf_counter() - started,
     }
     run.finish(policy, result)
     return result
+
+
+def open_questions(
+    config: SftConfig, run: Run, policy: Policy, progress: ProgressDisplay, ranks: Ranks
+) -> QuestionFeed:
+    """The questions whose responses can be learned, step by step."""
+    return open_feed(
+        FeedSettings(data=config.data, prefetch_steps=config.prefetch_steps, is_blind=config.blind),
+        policy,
+        run,
+        order=lambda candidates: order_rows(candidates, config),
+        progress=progress,
+        learn_responses=True,
+        response_tokens=lambda record: len(response_ids(policy, record, config)),
+        ranks=ranks,
+    )
 
 
 def learning_rate_at(step: int, config: SftConfig, *, num_steps: int) -> float:
@@ -174,23 +185,31 @@ def remark_schedule(run: Run, config: SftConfig, steps_per_epoch: int) -> None:
             return
 
 
-def plan_epoch(questions: Sequence[Question], config: SftConfig, *, epoch: int) -> list[list[list[Question]]]:
-    """Which questions share a row and which rows share a step, reshuffled in every epoch.
+def order_rows(candidates: Candidates, config: SftConfig) -> QuestionOrder:
+    """Rows of questions about the same media, reshuffled in every epoch; each question is seen once in each epoch."""
+    media = [() if config.blind else tuple((m.kind, m.digest) for m in of_one) for of_one in candidates.media]
+    return QuestionOrder(lambda epoch: plan_rows(media, config, epoch=epoch), config.rows_per_step, config.epochs)
 
-    Returns:
-        Steps, each a list of rows, each a list of questions with the same media. Every question occurs once, and every
-        epoch has the same number of steps.
+
+def plan_rows(media: Sequence[Hashable], config: SftConfig, *, epoch: int) -> list[Item]:
+    """Which questions share a row, and the order of the rows in an epoch.
+
+    Args:
+        media: What identifies the media of each question.
+        config: The recipe.
+        epoch: The epoch, from 0; every one has equally many rows.
     """
     order = random.Random(derive_seed(config.seed, "sft epoch", epoch))
-    by_media: dict[tuple[str, ...], list[Question]] = {}
-    for question in questions:
-        by_media.setdefault(tuple(medium.key for medium in question.media), []).append(question)
-    rows: list[list[Question]] = []
+    by_media: dict[Hashable, list[int]] = {}
+    for place, shown in enumerate(media):
+        by_media.setdefault(shown, []).append(place)
+    rows: list[Item] = []
     for shown_alike in by_media.values():
         order.shuffle(shown_alike)
-        rows += _chunks(shown_alike, config.questions_per_row)
+        size = config.questions_per_row
+        rows += [tuple(shown_alike[start : start + size]) for start in range(0, len(shown_alike), size)]
     order.shuffle(rows)
-    return _chunks(rows, config.rows_per_step)
+    return rows
 
 
 def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowScoring) -> float:
@@ -202,12 +221,6 @@ def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowSc
         logprobs = [part for group in scores.groups for part in group.logprobs]
         total += scores.backward(-torch.cat(logprobs).sum() / num_tokens if logprobs else None)
     return math.fsum(scoring.ranks.exchange_between_data_ranks(total))
-
-
-def first_groups(policy: Policy, questions: Sequence[Question], config: SftConfig) -> list[PromptGroup]:
-    """The rows of the first step, which are typical of all."""
-    first, *_ = plan_epoch(questions, config, epoch=0)
-    return [pack_questions(policy, of_video, config) for of_video in first]
 
 
 def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:
@@ -244,6 +257,3 @@ def count_scored_tokens(group: PromptGroup) -> int:
     """Tokens of responses."""
     return sum(len(branch.token_ids) - branch.scored_from for branch in group.branches)
 
-
-def _chunks(items: list[ItemT], size: int) -> list[list[ItemT]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -73,6 +73,47 @@ def read_parquet_in_order(file: BinaryIO, path: Path, name: str) -> Iterator[tup
             yield number, batches[place].slice(number - starts[place], 1).to_pylist()[0]
 
 
+class ParquetRows:
+    """Rows of an open file by their numbers, in any order; the group of rows read last stays in memory, unpacked.
+
+    Args:
+        file: Opened to be read; it stays open, and so the same, until `close`.
+        path: Its name, for messages.
+
+    Raises:
+        DataError: It isn't readable as Parquet, or is too large.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        with _refuse_damaged(path):
+            self._parquet = pq.ParquetFile(file)
+        metadata = self._parquet.metadata
+        _refuse_large(metadata, set(self._parquet.schema_arrow.names), path)
+        groups = range(metadata.num_row_groups)
+        self._starts = list(itertools.accumulate((metadata.row_group(group).num_rows for group in groups), initial=0))
+        self._read: tuple[int, pa.Table] | None = None
+
+    def read(self, number: int) -> ParquetRow:
+        """Read one row, counted from 0.
+
+        Raises:
+            DataError: There is no such row, it is damaged, or holds text that isn't UTF-8.
+        """
+        if not 0 <= number < self._starts[-1]:
+            raise DataError(f"{self._path}: row {number} was asked for, and it has {self._starts[-1]}")
+        group = bisect.bisect_right(self._starts, number) - 1
+        with _refuse_damaged(self._path):
+            if self._read is None or self._read[0] != group:
+                self._read = group, self._parquet.read_row_group(group)
+            return self._read[1].slice(number - self._starts[group], 1).to_pylist()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._parquet.close()
+        self._file.close()
+
+
 def read_parquet_metadata(file: BinaryIO, path: Path) -> dict[bytes, bytes]:
     """Read what a file says of itself, without its rows; the file is closed.
 

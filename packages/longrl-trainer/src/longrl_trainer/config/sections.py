@@ -59,6 +59,10 @@ class ModelSection(Section):
     """Checkpoint folder in the Hugging Face layout."""
     store: Path = Path("embeddings")
     """Folder of the embedding store; share it between all stages of one model."""
+    store_bytes: Annotated[int | None, Effect.NONE] = Field(default=None, ge=1)
+    """Most bytes of the store's folder, no limit by default. What was used longest ago is removed first, and encoded
+    again when it is needed. The folder should hold what `prefetch_steps` + 1 steps show.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the trainer; `auto` uses a GPU if there is one."""
     allow_pickle_weights: Annotated[bool, Effect.NONE] = False

@@ -80,6 +80,8 @@ class TrainingConfig(Section):
     """Compute each video's prompt once for all its questions or responses; `false` repeats it, with the same result."""
     blind: bool = False
     """Train without showing the videos; required for a model without vision."""
+    prefetch_steps: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
+    """Steps whose videos are opened and encoded in the background while another step runs; 0 for none."""
     questions_may_change: Annotated[bool, Effect.NONE] = False
     """Continue an interrupted run even if the usable questions have changed since it began."""
     activation_checkpointing: Annotated[ActivationsName, Effect.NONE] = "none"

@@ -48,23 +48,23 @@ def encode_questions(
     plans: dict[str, EncodingPlan] = {}
     openers = {kind: opener_for(policy, kind) for kind in MediumKind}
     least_files = 1 if ranks.group is None else FILES_PER_RANK * ranks.size
-    num_files = len({_file_of(medium) for record in records for medium in record.media})
+    num_files = len({file_of(medium) for record in records for medium in record.media})
     with progress.task(f"Videos ({data.split})", total=num_files) as bar:
         for batch in _batches(records, least_files):
-            media = {_file_of(medium): medium for record in batch for medium in record.media}
+            media = {file_of(medium): medium for record in batch for medium in record.media}
             found = ranks.divide(
                 list(media.values()),
-                lambda share: [_open_medium(data, policy, medium, openers[medium.kind]) for medium in share],
+                lambda share: [open_file(data, policy, medium, openers[medium.kind]) for medium in share],
             )
             opened = dict(zip(media, found, strict=True))
             problems = {record.question_id: _find_problem(record, opened, lengths) for record in batch}
             asked = [record for record in batch if problems[record.question_id] is None]
-            shown = {_file_of(medium): opened[_file_of(medium)] for record in asked for medium in record.media}
-            frames = _planned_among(list(shown.values()))
-            encoded = dict(zip(shown, _encode_together(policy, list(shown.values()), frames, ranks), strict=True))
+            shown = {file_of(medium): opened[file_of(medium)] for record in asked for medium in record.media}
+            frames = planned_among(list(shown.values()))
+            encoded = dict(zip(shown, encode_together(policy, list(shown.values()), frames, ranks), strict=True))
             for record in batch:
-                outcomes[record.question_id] = problems[record.question_id] or _joined(
-                    [encoded[_file_of(medium)] for medium in record.media]
+                outcomes[record.question_id] = problems[record.question_id] or join_references(
+                    [encoded[file_of(medium)] for medium in record.media]
                 )
             plans |= {item.plan.reference.key: item.plan for item in frames if item.plan.key.content != "embeddings"}
             bar.advance(len(media))
@@ -91,7 +91,7 @@ def _batches(records: Sequence[QuestionRecord], least_files: int) -> Iterator[li
     files: set[File] = set()
     for group in connected.values():
         batch += group
-        files |= {_file_of(medium) for record in group for medium in record.media}
+        files |= {file_of(medium) for record in group for medium in record.media}
         if len(files) >= least_files:
             yield batch
             batch, files = [], set()
@@ -99,7 +99,8 @@ def _batches(records: Sequence[QuestionRecord], least_files: int) -> Iterator[li
         yield batch
 
 
-def _file_of(medium: RecordMedium) -> File:
+def file_of(medium: RecordMedium) -> File:
+    """What identifies the file of a medium."""
     return medium.kind, medium.path, medium.digest
 
 
@@ -109,14 +110,14 @@ def _find_problem(
     """Return why a question can't be used, if one of its media is unusable or its prompt would be too long."""
     references: list[MediaReference] = []
     for medium in record.media:
-        shown = opened[_file_of(medium)]
+        shown = opened[file_of(medium)]
         if isinstance(shown, DroppedMedium):
             return shown
-        references += _references(shown)
+        references += references_of(shown)
     return lengths.find_problem(record, references)
 
 
-def _joined(
+def join_references(
     outcomes: Sequence[tuple[MediaReference, ...] | DroppedMedium],
 ) -> tuple[MediaReference, ...] | DroppedMedium:
     """All media of a question, or the first that is unusable."""
@@ -128,7 +129,7 @@ def _joined(
     return tuple(references)
 
 
-def _open_medium(data: DataSection, policy: Policy, medium: RecordMedium, opener: OpenMedium) -> Shown | DroppedMedium:
+def open_file(data: DataSection, policy: Policy, medium: RecordMedium, opener: OpenMedium) -> Shown | DroppedMedium:
     """The media of one file, or why it can't be used."""
     try:
         opened = opener(resolve_medium(data.dataset, medium), policy)
@@ -142,15 +143,17 @@ def _open_medium(data: DataSection, policy: Policy, medium: RecordMedium, opener
         return DroppedMedium(reason=DropReason.UNFIT_MEDIUM, detail=f"{medium.path}: {error}")
 
 
-def _references(shown: Shown) -> list[MediaReference]:
+def references_of(shown: Shown) -> list[MediaReference]:
+    """References to the media of a file, encoded or not."""
     return [item if isinstance(item, MediaReference) else item.plan.reference for item in shown]
 
 
-def _planned_among(opened: Sequence[Shown | DroppedMedium]) -> list[PlannedMedium]:
+def planned_among(opened: Sequence[Shown | DroppedMedium]) -> list[PlannedMedium]:
+    """The media of opened files that are encoded from frames."""
     return [item for shown in opened if isinstance(shown, tuple) for item in shown if isinstance(item, PlannedMedium)]
 
 
-def _encode_together(
+def encode_together(
     policy: Policy,
     opened: Sequence[Shown | DroppedMedium],
     frames: Sequence[PlannedMedium],

@@ -75,6 +75,12 @@ class PromptLengths:
         )
         return DroppedMedium(reason=DropReason.PROMPT_TOO_LONG, detail=detail)
 
+    def fits(self, record: QuestionRecord, media: Sequence[MediaReference]) -> bool:
+        """Whether a question about these media, and no others, is short enough."""
+        text = format_prompt(record.question, record.options)
+        prompt = self._policy.prompt_length(text, media, system=self._data.system)
+        return prompt + self._response_tokens(record) <= self.limit.tokens
+
     def describe_refused(self, count: int, total: int) -> str:
         """One line for all questions that are too long."""
         return (

@@ -1,25 +1,72 @@
 """From a dataset's split to questions with encoded media: the start of every stage.
 
-Each file is opened once per frame plan, by one rank, and checked against the digest in its records; its frames are
-encoded by all ranks together, unless the embedding store holds them. A question with an unusable medium is dropped with
-a reason that names the file; it is never replaced. Kept and dropped questions together are always all questions of the
-split.
+Training takes its questions step by step (`open_feed`); evaluation loads all of them before the first is asked. Each
+file is opened by one rank and checked against the digest in its records; its frames are encoded by all ranks together,
+unless the embedding store holds them. A question with an unusable medium is dropped with a reason that names the file;
+it is never replaced. Kept and dropped questions together are always all questions of the split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from longrl_trainer.config.sections import DataSection, SamplerSection, records_path
+from longrl_trainer.config.sections import DataSection, SamplerSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.questions.candidates import Candidates, TextRules, describe_none_left, iter_split
+from longrl_trainer.questions.drops import RecordedDrops
 from longrl_trainer.questions.encoding import encode_questions
+from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.frames import resolve_frames
 from longrl_trainer.questions.length import LengthLimit, PromptLengths, ResponseTokens
+from longrl_trainer.questions.order import QuestionOrder
 from longrl_trainer.questions.question import DroppedQuestion, DropReason, Question, QuestionSet
+from longrl_trainer.runs.folder import Run
 from longrl_trainer.runs.progress import ProgressDisplay
 from longrl_trainer.training.ranks import ALONE, Ranks
-from longvideo_reason_data.records.answers import format_prompt, format_response, parse_response
-from longvideo_reason_data.records.record import QuestionRecord, Split, read_records
+from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
 from mrsp_engine.families.base import Policy
+
+
+def open_feed(
+    settings: FeedSettings,
+    policy: Policy,
+    run: Run,
+    *,
+    order: Callable[[Candidates], QuestionOrder],
+    progress: ProgressDisplay,
+    choice_only: bool = False,
+    learn_responses: bool = False,
+    response_tokens: ResponseTokens = lambda _: 0,
+    sampler: SamplerSection | None = None,
+    ranks: Ranks = ALONE,
+) -> QuestionFeed:
+    """Read a split's records and begin to prepare the media of its first steps.
+
+    Args:
+        settings: Which questions, and how far ahead their media are prepared.
+        policy: Encodes what its store lacks.
+        run: The run, new or going on.
+        order: Returns the order of the questions that a stage can use.
+        progress: Shows the first question that is too long.
+        choice_only: See `load_questions`, as for the others.
+        learn_responses: As there.
+        response_tokens: As there.
+        sampler: As there.
+        ranks: As there.
+
+    Raises:
+        TrainerUsageError: The split is empty, or finished steps used other questions.
+        TrainerError: None of its questions can be used.
+    """
+    recorded = RecordedDrops(run)
+    rules = TextRules.of(policy, choice_only=choice_only, learn_responses=learn_responses)
+    data = resolve_frames(settings.data, policy.folder)
+    lengths = PromptLengths(policy, data, LengthLimit.of(policy, sampler), response_tokens)
+    candidates = Candidates(data, rules, recorded.excluded)
+    recorded.compare(candidates)
+    return QuestionFeed(
+        replace(settings, data=data), policy, candidates, order(candidates), lengths, run, recorded, progress, ranks
+    )
 
 
 def load_questions(
@@ -54,22 +101,13 @@ def load_questions(
         TrainerError: None of its questions can be used.
     """
     data = resolve_frames(data, policy.folder)
-    records = [record for record in read_records(records_path(data)) if record.split == Split(data.split)]
-    if not records:
-        raise TrainerUsageError(
-            f"{data.dataset} has no questions in the split {data.split!r}; set another `data.split`"
-        )
+    records = [record for _, record in iter_split(data)]
     if limit is not None and limit < len(records):
         records = [records[index * len(records) // limit] for index in range(limit)]
-    control_tokens = tuple(str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special)
-    candidates: list[QuestionRecord] = []
-    dropped: list[DroppedQuestion] = []
-    for record in records:
-        problem = _find_problem(record, control_tokens, choice_only=choice_only, learn_responses=learn_responses)
-        if problem is None:
-            candidates.append(record)
-        else:
-            dropped.append(DroppedQuestion(question_id=record.question_id, reason=problem[0], detail=problem[1]))
+    rules = TextRules.of(policy, choice_only=choice_only, learn_responses=learn_responses)
+    problems = {record.question_id: rules.find_problem(record) for record in records}
+    candidates = [record for record in records if problems[record.question_id] is None]
+    dropped = [problem for problem in problems.values() if problem is not None]
     lengths = PromptLengths(policy, data, LengthLimit.of(policy, sampler), response_tokens)
     if blind:
         kept, unusable = _ask_blind(candidates, lengths)
@@ -84,10 +122,7 @@ def load_questions(
             raise TrainerUsageError(f"{data.dataset}: {line}")
         progress.say(f"{line}; they are dropped")
     if not kept:
-        raise TrainerError(
-            f"none of the {len(records)} questions of {data.dataset} can be used; the first: "
-            f"{dropped[0].question_id}: {dropped[0].detail}"
-        )
+        raise TrainerError(describe_none_left(data, dropped))
     return QuestionSet(kept=tuple(kept), dropped=tuple(dropped), plans=plans, longest_prompt=lengths.longest_prompt)
 
 
@@ -106,19 +141,3 @@ def _ask_blind(
                 DroppedQuestion(question_id=record.question_id, reason=problem.reason, detail=problem.detail)
             )
     return kept, dropped
-
-
-def _find_problem(
-    record: QuestionRecord, control_tokens: Sequence[str], *, choice_only: bool, learn_responses: bool
-) -> tuple[DropReason, str] | None:
-    """Return what makes the texts of a record unusable for a stage, if anything does."""
-    if choice_only and not record.options:
-        return DropReason.OPEN_ENDED, "it has no options"
-    response = format_response(record.reasoning, record.answer) if learn_responses else ""
-    text = format_prompt(record.question, record.options) + response
-    found = next((token for token in control_tokens if token in text), None)
-    if found is not None:
-        return DropReason.CONTROL_TOKEN, f"its text contains {found!r}, a control token of the model"
-    if learn_responses and not parse_response(response, record.options).well_formed:
-        return DropReason.MALFORMED_RESPONSE, "its reasoning is empty, or contains a tag of the answer grammar"
-    return None

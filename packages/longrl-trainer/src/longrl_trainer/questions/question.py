@@ -48,6 +48,8 @@ class DroppedQuestion:
     question_id: str
     reason: DropReason
     detail: str
+    found_before_step: int | None = None
+    """The step (from 1) that would have used it; None for what was dropped before the first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,23 +5,26 @@ doesn't depend on trained weights: features where the projector is trained, fram
 step then computes the embeddings it needs, once, and its questions refer to those.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from longrl_trainer.config.sections import VisionName
 from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.errors import TrainerUsageError
-from longrl_trainer.questions.question import Question, QuestionSet
+from longrl_trainer.questions.question import Question
 from longrl_trainer.training.ranks import Ranks
-from mrsp_engine.encoding.frame_encoder import ContentChoice
+from mrsp_engine.encoding.frame_encoder import ContentChoice, EncodingPlan
 from mrsp_engine.encoding.step_media import StepMedia, rename_plans
 from mrsp_engine.families.base import Policy
 
 
 @contextmanager
 def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
-    """Let the store keep what the recipe needs, for videos that are loaded within the block.
+    """Within the block the recipe's vision is trained, and the store keeps what it needs, planned in any thread.
+
+    Whatever training does to the weights, embeddings that no step has renamed have the names of the weights as they are
+    at the start.
 
     Raises:
         TrainerUsageError: The recipe's settings contradict each other.
@@ -36,14 +39,17 @@ def storing(policy: Policy, config: TrainingConfig) -> Generator[None]:
     policy.train_vision(config.train_vision)  # refused before a video is opened
     policy.freeze_vision()
     if policy.encoder is None:
+        train_parts(policy, config)
         yield
         return
     contents: dict[VisionName, ContentChoice] = {"frozen": config.stored, "projector": "features", "all": "frames"}
     policy.encoder.content = contents[config.trained_vision]
+    policy.encoder.planned_fingerprint = policy.encoder.fingerprint()
     try:
+        train_parts(policy, config)
         yield
     finally:
-        policy.encoder.content = "embeddings"
+        policy.encoder.content, policy.encoder.planned_fingerprint = "embeddings", None
 
 
 def train_parts(policy: Policy, config: TrainingConfig) -> None:
@@ -54,14 +60,14 @@ def train_parts(policy: Policy, config: TrainingConfig) -> None:
 
 
 def open_step(
-    policy: Policy, rows: Sequence[Sequence[Question]], known: QuestionSet, ranks: Ranks
+    policy: Policy, rows: Sequence[Sequence[Question]], known: Mapping[str, EncodingPlan], ranks: Ranks
 ) -> tuple[list[list[Question]], StepMedia]:
     """Compute the embeddings that a step's questions need and the store lacks; all ranks call this together.
 
     Args:
         policy: The model in training.
         rows: The questions of the step.
-        known: The loaded questions that they come from.
+        known: Plans of media whose embeddings aren't stored, by the key of their references.
         ranks: Processes that share the work.
 
     Returns:
@@ -69,8 +75,8 @@ def open_step(
         lends these.
     """
     media = [medium for row in rows for question in row for medium in question.media]
-    keys = dict.fromkeys(medium.key for medium in media if medium.key in known.plans)
-    plans = rename_plans(policy, [known.plans[key] for key in keys])
+    keys = dict.fromkeys(medium.key for medium in media if medium.key in known)
+    plans = rename_plans(policy, [known[key] for key in keys])
     references = {key: plan.reference for key, plan in zip(keys, plans, strict=True)}
     renamed = [
         [replace(item, media=tuple(references.get(medium.key, medium) for medium in item.media)) for item in row]
@@ -80,5 +86,5 @@ def open_step(
 
 
 def count_frames_encoded(policy: Policy) -> int:
-    """Number of frames that have gone through the policy's tower in this process."""
+    """Number of frames that have gone through the policy's tower in this thread."""
     return 0 if policy.encoder is None else policy.encoder.frames_encoded

@@ -122,35 +122,47 @@ class Run:
                 f"{self.folder}: stopped by {received} after step {step}, which is saved; start it again to continue"
             )
 
-    def save_questions(self, report: dict[str, Any]) -> None:
-        """Record which questions were kept and dropped; all ranks call this together.
+    def read_dropped(self) -> list[Any]:
+        """The dropped questions of a run that goes on, as its file lists them; all ranks call this together.
 
         Raises:
-            TrainerUsageError: A continued run began with other questions, and the recipe doesn't allow it.
+            TrainerUsageError: The file was written by something else.
         """
 
-        def save() -> None:
-            path = self.folder / QUESTIONS_NAME
-            before = read_object(self.folder, QUESTIONS_NAME, {"dropped_questions": list})
-            if self.step and before is not None:
-                change = describe_other_questions(_dropped(path, before), _dropped(path, report))
-                if change is not None and not self._config.questions_may_change:
-                    raise TrainerUsageError(
-                        f"{self.folder}: the {self.step} completed steps used other questions: {change}; restore "
-                        "the file, or set `questions_may_change = true` to continue with these"
-                    )
-                if change is not None:
-                    self.remark(f"questions changed: {change}")
-            write_json(path, report)
+        def read() -> list[Any]:
+            found = read_object(self.folder, QUESTIONS_NAME, {"dropped_questions": list}) if self.step else None
+            if found is not None and "dropped_questions" not in found:
+                raise TrainerUsageError(
+                    f"{self.folder / QUESTIONS_NAME} was written by something else: no list of dropped questions; "
+                    "remove it"
+                )
+            return [] if found is None else found["dropped_questions"]
 
-        self._ranks.ask_first(save)
+        return self._ranks.ask_first(read)
 
-    def remark(self, text: str) -> None:
-        """Report what changes from the next step on, here and in the history of the settings."""
+    def save_questions(self, report: dict[str, Any]) -> None:
+        """Record which questions are kept and dropped; all ranks call this together."""
+        self._ranks.ask_first(lambda: write_json(self.folder / QUESTIONS_NAME, report))
+
+    def accept_other_questions(self, change: str, *, after_step: int) -> None:
+        """Remark that finished steps used a question that is unusable now, or the reverse.
+
+        Raises:
+            TrainerUsageError: The recipe doesn't allow it.
+        """
+        if not self._config.questions_may_change:
+            raise TrainerUsageError(
+                f"{self.folder}: the {after_step} completed steps used other questions: {change}; restore the file, "
+                "or set `questions_may_change = true` to continue with these"
+            )
+        self.remark(f"questions changed: {change}", after_step=after_step)
+
+    def remark(self, text: str, *, after_step: int | None = None) -> None:
+        """Report what changes after a step, by default that of the checkpoint, here and in the settings' history."""
         if self._ranks.is_first:
             _logger.warning("%s: %s", self.folder, text)
             saved = read_settings(self.folder) or {}
-            line = {"after_step": self.step, "remark": text}
+            line = {"after_step": self.step if after_step is None else after_step, "remark": text}
             write_settings(self.folder, {**saved, "changes": [*saved.get("changes", []), line]})
 
     def require_length(self, num_steps: int) -> None:
@@ -280,13 +292,3 @@ def describe_other_questions(dropped_before: Mapping[str, str], dropped_now: Map
             return f"{visible(question_id)} can't be used now ({visible(dropped_now[question_id])})"
         return f"{visible(question_id)} couldn't be used before ({visible(dropped_before[question_id])}) but can be now"
     return None
-
-
-def _dropped(path: Path, report: Mapping[str, Any]) -> dict[str, str]:
-    """The questions that a report lists as dropped, with the reasons."""
-    try:
-        return {str(question["question_id"]): str(question["detail"]) for question in report["dropped_questions"]}
-    except (KeyError, TypeError) as error:
-        raise TrainerUsageError(
-            f"{path} was written by something else: no list of dropped questions; remove it"
-        ) from error

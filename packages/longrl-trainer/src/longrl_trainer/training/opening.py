@@ -14,6 +14,7 @@ from longrl_trainer.training.division import RowCosts, choose_sequence_ranks
 from longrl_trainer.training.joint_sampler import JointSampler
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE, Ranks, choose_device
+from mrsp_engine.embeddings.limits import StoreLimits
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
@@ -32,7 +33,7 @@ TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
 
 def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
     """Load the recipe's model."""
-    store = EmbeddingStore(model.store)
+    store = EmbeddingStore(model.store, StoreLimits(disk_bytes=model.store_bytes))
     return load_policy(
         model.folder,
         dtype=TORCH_DTYPES[dtype],

@@ -6,6 +6,7 @@ refused. Nothing here opens a medium.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from longvideo_reason_data.atomic_files import atomic_path
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.parquet_rows import (
     ROWS_PER_GROUP,
+    ParquetRows,
     count_parquet_rows,
     read_parquet_in_order,
     read_parquet_metadata,
@@ -226,6 +228,24 @@ def iter_records(path: Path, *, in_order_of_ids: bool = False) -> Iterator[Quest
             raise DataError(f"{path}: row {number}: question id {shown} is used more than once; ids must be unique")
         seen.add(record.question_id)
         yield record
+
+
+class RecordFile(AbstractContextManager["RecordFile"]):
+    """The records of a file by their numbers (from 0), in any order, a thousand in memory; errors as `iter_records`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_before = check_version(path) == BEFORE
+        self._rows = ParquetRows(_open(path), path)
+
+    def read(self, number: int) -> QuestionRecord:
+        """Read and validate one record."""
+        row = self._rows.read(number)
+        return _validated(self._path, number, upgrade_row(row) if self._is_before else row, {})
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._rows.close()
 
 
 def count_records(path: Path) -> int:

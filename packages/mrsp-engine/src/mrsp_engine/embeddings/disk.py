@@ -57,6 +57,7 @@ class DiskTier:
     Attributes:
         damaged: Entries found damaged by this object.
         bytes_read: Bytes of entries read by this object.
+        is_needed: Tells of a digest whether this object must not make room for others by removing its entry.
 
     Raises:
         EngineUsageError: The folder can't be used, or is no store; here or later, something in it is a link or no file.
@@ -68,6 +69,7 @@ class DiskTier:
         self.budget_bytes = budget_bytes
         self.damaged = 0
         self.bytes_read = 0
+        self.is_needed: Callable[[str], bool] | None = None
         self._checked: dict[str, Identity] = {}
 
     def path(self, digest: str) -> Path:
@@ -186,7 +188,7 @@ class DiskTier:
         return damaged
 
     def prune(self, most_bytes: int) -> StoreStats:
-        """Remove entries, the one used longest ago first, until no more than `most_bytes` are left.
+        """Remove entries, the one used longest ago first, until no more than `most_bytes` or what is needed is left.
 
         Returns:
             What was removed.
@@ -202,6 +204,8 @@ class DiskTier:
             for digest, status in entries:
                 if sum(removed) >= excess:
                     break
+                if self.is_needed is not None and self.is_needed(digest):
+                    continue
                 self._files.files.remove(self._files.name(digest))
                 removed.append(status.st_size)
         return StoreStats(entries=len(removed), bytes=sum(removed))
@@ -260,6 +264,8 @@ class DiskTier:
     def _make_room(self, num_bytes: int) -> None:
         if self.budget_bytes is not None:
             self.prune(self.budget_bytes - num_bytes)
+            if self.is_needed is not None and self.stats().bytes + num_bytes > self.budget_bytes:
+                raise DiskRefusedError(f"{self.budget_bytes} bytes don't hold everything that is needed at one time")
 
 
 def _open(file: BinaryIO, digest: str) -> Entry:

@@ -14,6 +14,7 @@ rows and columns of a group's features.
 
 import hashlib
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -60,8 +61,8 @@ class FrameEncoder(ABC):
     Attributes:
         has_one_size: Whether frames of every size are resized to one size, so that a limit on pixels has no effect.
         content: What the store keeps for media that are planned from now on.
-        frames_encoded: Frames that went through the tower in this process, not counting recomputation in the backward
-            pass.
+        planned_fingerprint: Fingerprint in the names of planned embeddings; by default that of the current weights.
+        in_turn: Held while tower or projector run: a family may change its modules for a pass, so one thread at a time.
     """
 
     has_one_size: ClassVar[bool] = False
@@ -76,7 +77,8 @@ class FrameEncoder(ABC):
     ) -> None:
         self.parts = parts
         self.content: ContentChoice = "embeddings"
-        self.frames_encoded = 0
+        self.in_turn = threading.RLock()
+        self._counted = threading.local()
         self._family = family
         self._projector = projector
         self._settings_digests = {
@@ -84,6 +86,7 @@ class FrameEncoder(ABC):
             for modality, values in settings.items()
         }
         self._frozen_fingerprints: dict[bool, str] = {}
+        self.planned_fingerprint: str | None = None
 
     @abstractmethod
     def lay_out(
@@ -114,12 +117,22 @@ class FrameEncoder(ABC):
 
     def encode(self, modality: str, frames: NDArray[np.uint8], layout: FrameLayout) -> Tensor:
         """Encode whole groups of resized frames, uint8 [F, H, W, 3], to rows [N, D], with gradients where enabled."""
-        return self.project(modality, self.extract(modality, frames, layout), layout)
+        with self.in_turn:
+            return self.project(modality, self.extract(modality, frames, layout), layout)
 
     @property
     def has_projector(self) -> bool:
         """Whether the projector is separate from the tower."""
         return bool(self._projector)
+
+    @property
+    def frames_encoded(self) -> int:
+        """Frames that went through the tower in this thread, without recomputation in the backward pass."""
+        return getattr(self._counted, "num_frames", 0)
+
+    def count_frames(self, num_frames: int) -> None:
+        """Count frames that go through the tower."""
+        self._counted.num_frames = self.frames_encoded + num_frames
 
     def set_trainable(self, *, tower: bool, projector: bool) -> None:
         """Choose which parts are trained."""
@@ -156,7 +169,7 @@ class FrameEncoder(ABC):
             height=layout.height,
             width=layout.width,
             processor_digest=self._settings_digests[modality],
-            encoder_fingerprint=self.fingerprint(),
+            encoder_fingerprint=self.planned_fingerprint or self.fingerprint(),
             dtype=str(next(self.parts.parameters()).dtype).removeprefix("torch."),
             family=self._family if modality == "video" else f"{self._family} {modality}",
         )
@@ -199,9 +212,10 @@ class FrameEncoder(ABC):
             if plan.key.content == "frames":
                 yield self._grouped(frames, layout)
                 continue
-            self.frames_encoded += len(frames)
+            self.count_frames(len(frames))
             make = self.extract if plan.key.content == "features" else self.encode
-            rows = make(plan.modality, frames, layout)
+            with self.in_turn:
+                rows = make(plan.modality, frames, layout)
             if rows.shape[0] != (last - first) * plan.rows_per_group:
                 raise EngineError(
                     f"{plan.modality} {video.content_digest[:12]}: the encoder made {rows.shape[0]} embeddings of "

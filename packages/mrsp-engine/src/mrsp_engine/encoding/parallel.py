@@ -25,7 +25,7 @@ from mrsp_engine.distributed.collectives import exchange_objects, gather_tokens
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.encoding.frame_encoder import EncodingPlan, FrameEncoder
+from mrsp_engine.encoding.frame_encoder import EncodingPlan, FrameEncoder, FrameLayout
 from mrsp_engine.encoding.rank_share import EncodingWork, PlannedMedium, UnusableMedium
 from mrsp_engine.errors import EngineError
 
@@ -146,6 +146,11 @@ def _encode_shared(
     group: SequenceGroup | None,
 ) -> dict[str, Tensor]:
     """Encode what `read` returns for a run of groups: resized frames, or features."""
+
+    def project(modality: str, features: Tensor, layout: FrameLayout) -> Tensor:
+        with encoder.in_turn:
+            return encoder.project(modality, features, layout)
+
     distinct = {plan.reference.key: plan for plan in plans}
     rank, num_ranks = (0, 1) if group is None else (group.rank, group.size)
     sizes = [(plan.layout.num_groups, plan.layout.operations_per_group) for plan in distinct.values()]
@@ -156,11 +161,11 @@ def _encode_shared(
         for first, last in encoder.stretches(plan.layout, bounds[rank], bounds[rank + 1]):
             given = read(plan, first, last)
             if isinstance(given, Tensor):
-                make, given = encoder.project, given.to(device)
+                make, given = project, given.to(device)
             else:
                 make = encoder.encode
                 per_group = plan.layout.frames_per_group
-                encoder.frames_encoded += len(plan.frame_indices[first * per_group : last * per_group])
+                encoder.count_frames(len(plan.frame_indices[first * per_group : last * per_group]))
             parts.append(cast(Tensor, checkpoint(make, plan.modality, given, plan.layout, use_reentrant=False)))
         if group is None:
             live[digest] = torch.cat(parts)
