@@ -109,7 +109,12 @@ def test_sft_killed_twice_ends_with_the_same_bits(world, interrupted, straight, 
 
 @pytest.mark.slow
 def test_grpo_killed_ends_with_the_same_bits(started, tmp_path):
+    """Questions about a video that is gone are dropped on the way, before the kill and after it."""
+    dataset = tmp_path / "dataset"
+    shutil.copytree(started.dataset, dataset)
+    (dataset / "videos" / "train_rl-green.mp4").unlink()
     options = {"steps": 5, "kl_coefficient": 0.01, "updates_per_batch": 2, "max_response_tokens": 24}
+    options["data__dataset"] = dataset
     whole, broken = (started.grpo(tmp_path / name, **options) for name in ("whole", "broken"))
     train_grpo(whole)
     kill_in_a_process(broken, after=3)
@@ -118,6 +123,8 @@ def test_grpo_killed_ends_with_the_same_bits(started, tmp_path):
     assert weights(broken.output) == weights(whole.output)
     assert journal_without_times(broken.output) == journal_without_times(whole.output)
     assert (broken.output / "rollouts.jsonl").read_text() == (whole.output / "rollouts.jsonl").read_text() != ""
+    assert (broken.output / "questions.json").read_text() == (whole.output / "questions.json").read_text()
+    assert json.loads((broken.output / "questions.json").read_text())["dropped"] == {"unreadable_video": 2}
     assert any(line["gradient_norm"] > 0 for line in read_json_lines(whole.output / "metrics.jsonl")[2:])
 
 

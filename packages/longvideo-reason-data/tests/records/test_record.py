@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from longvideo_reason_data.atomic_files import atomic_path, write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.records.medium import RecordMedium, resolve_medium
-from longvideo_reason_data.records.record import QuestionRecord, read_records, write_records
+from longvideo_reason_data.records.record import QuestionRecord, RecordFile, read_records, write_records
 
 VIDEO: dict[str, Any] = {"kind": "video", "path": "videos/one.mp4", "digest": "0" * 64, "duration_seconds": 20.0}
 PICTURE: dict[str, Any] = {"kind": "image", "path": "images/two.png", "digest": "1" * 64, "duration_seconds": None}
@@ -52,6 +52,20 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["records.parquet"]
     write_records(path, [])
     assert read_records(path) == []
+
+
+def test_any_record_can_be_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    records = [make(question_id=str(number), media=SEVERAL[number % 3]) for number in range(2100)]
+    write_records(path, records)
+    with RecordFile(path) as file:
+        path.rename(tmp_path / "replaced.parquet")  # what was opened stays the same
+        write_records(path, [make()])
+        for number in (2099, 0, 999, 1000, 1001, 1, 2000):
+            assert file.read(number) == records[number]
+        for number in (-1, 2100):
+            with pytest.raises(DataError, match=rf"row {number} was asked for, and it has 2100"):
+                file.read(number)
 
 
 printable = st.text(min_size=1).filter(str.strip)

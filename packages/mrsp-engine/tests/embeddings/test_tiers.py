@@ -113,6 +113,20 @@ class TestBudgets:
         store.get(key(1))
         assert store.counters.bytes_read > before
 
+    def test_the_disk_makes_no_room_by_removing_what_is_needed(self, tmp_path: Path) -> None:
+        store = EmbeddingStore(tmp_path, StoreLimits(disk_bytes=4 * 100 * 1024))
+        for number in range(3):
+            store.put(key(number), rows(100, number))
+        store.disk.is_needed = {key(0).digest, key(2).digest}.__contains__
+        store.put(key(3), rows(100, 3))  # 1 goes, though 0 was used longest ago
+        assert [store.disk.contains(key(number).digest) for number in range(4)] == [True, False, True, True]
+        store.disk.is_needed = lambda _: True
+        store.put(key(4), rows(100, 4))
+        assert [store.disk.contains(key(number).digest) for number in range(5)] == [True, False, True, True, False]
+        found = store.get(key(4))  # the memory has it
+        assert found is not None
+        assert torch.equal(found, rows(100, 4))
+
     def test_slices_are_kept_as_slices(self, tmp_path: Path) -> None:
         store = EmbeddingStore(tmp_path, StoreLimits(host_bytes=10 * 1024))
         store.put(KEY, rows(100))
