@@ -7,11 +7,13 @@ from PIL import Image
 
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
+from longrl_trainer.questions.candidates import Candidates, TextRules
 from longrl_trainer.questions.loading import load_questions
+from longrl_trainer.questions.order import Cursor
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
-from longrl_trainer.sft import pack_questions, plan_epoch, train_sft
+from longrl_trainer.sft import order_rows, pack_questions, train_sft
 from longrl_trainer.training.opening import open_policy
 from longvideo_reason_data.media.image_file import ImageFile
 from longvideo_reason_data.media.video_file import VideoFile, digest_file, sample_frames
@@ -109,7 +111,9 @@ def test_a_row_holds_the_questions_that_are_shown_the_same_in_the_same_order(new
     write_records(world.dataset / "records.parquet", [*world.records, turned])
     policy, loaded = load(world, tmp_path)
     config = world.sft(tmp_path / "run", questions_per_row=8, rows_per_step=100)
-    ((*rows,),) = plan_epoch(loaded.kept, config, epoch=0)
+    with Candidates(config.data, TextRules.of(policy, choice_only=False, learn_responses=True)) as candidates:
+        items = order_rows(candidates, config).select(Cursor(), lambda _: False).items
+    rows = [[loaded.kept[place] for place in item] for item in items]
     assert sorted(len(row) for row in rows) == [1, 2, 2, 2, 2, 2]
     for row in rows:
         assert len({question.record.digests for question in row}) == 1

@@ -1,5 +1,6 @@
 """Frames over ranks: an even split, every frame decoded once, and the same embeddings as one process makes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.distributed.process_groups import create_sequence_group
@@ -160,6 +162,24 @@ def test_a_file_at_fault_is_told_from_a_reader_at_fault(
     medium = PlannedMedium(video=video, plan=policy.encoder.plan(video, range(4)))
     (outcome,) = encode_media(policy.encoder, [medium], policy.store)
     assert outcome == UnusableMedium(message="frame 0 is damaged", is_unreadable=is_unreadable)
+
+
+def test_threads_encode_in_turn(tiny_folder: Path, tmp_path: Path) -> None:
+    """A family's modules may be changed for a pass, so a pass of another thread must wait for its end."""
+    policy: Any = load_policy(tiny_folder, store=EmbeddingStore(tmp_path))
+    policy.freeze_vision()
+    videos = [NoiseVideo(seed=seed, frame_count=2 + 2 * seed) for seed in range(4)]
+    plans = [policy.encoder.plan(video, range(video.frame_count)) for video in videos]
+
+    def encode(number: int) -> Tensor:
+        with torch.no_grad():
+            return torch.cat(list(policy.encoder.encode_groups(videos[number], plans[number])))
+
+    alone = [encode(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for number, found in zip([0, 1, 2, 3] * 10, threads.map(encode, [0, 1, 2, 3] * 10), strict=True):
+            torch.testing.assert_close(found, alone[number])
+    assert policy.encoder.frames_encoded == sum(video.frame_count for video in videos)  # those of this thread
 
 
 def test_trained_weights_make_another_key(tiny_folder: Path, tmp_path: Path) -> None:
