@@ -256,4 +256,3 @@ def response_ids(policy: Policy, record: QuestionRecord, config: SftConfig) -> t
 def count_scored_tokens(group: PromptGroup) -> int:
     """Tokens of responses."""
     return sum(len(branch.token_ids) - branch.scored_from for branch in group.branches)
-

@@ -139,6 +139,25 @@ class QuestionFeed(AbstractContextManager["QuestionFeed"]):
             selection=selection,
         )
 
+    def preview(self) -> list[list[Question]]:
+        """The questions of the run's first step, opened but not encoded: what ranks that share rows take as typical.
+
+        The same whenever a run goes on. A single process gets none.
+        """
+        if self._ranks.group is None:
+            return []
+        unusable: set[int] = set()
+        while len(unusable) < len(self._candidates):
+            selection = self.order.select(Cursor(), unusable.__contains__)
+            places = [place for item in selection.items for place in item]
+            media = [medium for place in places for medium in self._media(place)]
+            self._open(media)
+            problems = {place for place in places if self._find_problem(place) is not None}
+            if not problems:
+                return [[self._question(place) for place in item] for item in selection.items]
+            unusable |= problems | self._about_unusable_files(media).keys()
+        return []
+
     @property
     def most_tokens(self) -> int:
         """Maximum tokens of a prompt with its response."""

@@ -91,7 +91,7 @@ def share_rows(config: TrainingConfig, policy: Policy, ranks: Ranks, groups: Seq
 
     All ranks call this together.
     """
-    if ranks.group is None:
+    if ranks.group is None or not groups:
         return ranks
     chosen = config.parallel.sequence_ranks
     if chosen is None:
