@@ -315,6 +315,15 @@ class TestRefusals:
     def test_settings_that_the_sampler_cannot_follow(self, world, tmp_path, changes, message):
         self.refuse(message, world.grpo, tmp_path, **changes)
 
+    def test_in_bfloat16_adapters_come_alone_by_default(self, world, tmp_path):
+        vllm = {"engine": "vllm"}
+        assert world.grpo(tmp_path, **LORA, sampler=vllm, dtype="bfloat16").sampler.takes_adapters("bfloat16")
+        assert not world.grpo(tmp_path, **LORA, sampler=vllm).sampler.takes_adapters("float32")
+        merged = world.grpo(tmp_path, **LORA, sampler=vllm | {"lora_sync": "merged"}, dtype="bfloat16").sampler
+        assert not merged.takes_adapters("bfloat16")
+        options = {"lora__rank": 513, "lora__alpha": 1, "sampler": vllm, "dtype": "bfloat16"}
+        self.refuse(r"lora.rank=513: vLLM takes adapters up to rank 512", world.grpo, tmp_path, **options)
+
     @pytest.mark.parametrize("target", ["q_porj", "self_attn.q_porj", "lm_head", "embed_tokens", "down_proj.weight"])
     def test_unknown_targets_before_anything_is_loaded(self, world, tmp_path, monkeypatch, target):
         config = world.sft(tmp_path / "run", lora__targets=["v_proj", target], **LORA)

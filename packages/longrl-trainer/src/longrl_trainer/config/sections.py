@@ -144,10 +144,16 @@ class SamplerSection(Section):
     """Number of neighbouring processes that hold one copy of vLLM's model together; every copy gets its share of the
     prompts.
     """
-    lora_sync: Annotated[Literal["merged", "adapter"], Effect.NONE] = "merged"
-    """What vLLM gets after an update of adapters: all weights with the adapters `merged` into them, which every family
-    allows, or the `adapter` alone, which is smaller and isn't rounded to the weights' number format.
+    lora_sync: Annotated[Literal["merged", "adapter"] | None, Effect.NONE] = None
+    """What vLLM gets after an update of adapters: all weights with the adapters `merged` into them, or the `adapter`
+    alone. By default the adapter in bfloat16, since little of a young one is left in weights that are rounded so
+    coarsely, and merged weights otherwise.
     """
+
+    def takes_adapters(self, dtype: DtypeName) -> bool:
+        """Whether adapters come alone, with weights of this dtype."""
+        default = "adapter" if dtype == "bfloat16" else "merged"
+        return self.engine == "vllm" and (self.lora_sync or default) == "adapter"
 
 
 RewardSettings = dict[str, bool | int | float | str]

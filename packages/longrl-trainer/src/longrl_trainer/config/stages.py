@@ -197,11 +197,11 @@ class GrpoConfig(TrainingConfig):
             lacking = next((name for name, is_there in needed.items() if not is_there), None)
             if lacking is not None:
                 raise ValueError(f'sampler.lora_sync="adapter": expected with {lacking}; omit it or set that')
-            if lora.rank is not None and lora.rank > MOST_SAMPLER_RANK:
-                raise ValueError(
-                    f"lora.rank={lora.rank}: vLLM takes adapters up to rank {MOST_SAMPLER_RANK}; lower it, or set "
-                    'sampler.lora_sync to "merged"'
-                )
+        if lora.rank is not None and lora.rank > MOST_SAMPLER_RANK and sampler.takes_adapters(self.dtype):
+            raise ValueError(
+                f"lora.rank={lora.rank}: vLLM takes adapters up to rank {MOST_SAMPLER_RANK}; lower it, or set "
+                'sampler.lora_sync to "merged"'
+            )
         return self
 
     @property

@@ -202,7 +202,7 @@ def open_engine(
         from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
 
         adapter = None
-        if sampler.lora_sync == "adapter" and policy.adapters is not None:
+        if policy.adapters is not None and sampler.takes_adapters(dtype):
             adapter = SamplerAdapter(policy.adapters.rank, policy.adapters.sampled_layers)
         opened = VllmRolloutEngine(
             folder,

@@ -46,7 +46,7 @@ class SamplerAdapter:
         if has_experts and current_platform.is_cpu():
             raise EngineUsageError(
                 "an adapter for a model with experts: on CPUs vLLM can't run experts beside adapters; let the sampler "
-                "take merged weights"
+                'take merged weights (sampler.lora_sync = "merged")'
             )
         allowed = sorted(get_args(MaxLoRARanks))
         if not 1 <= self.rank <= allowed[-1]:
