@@ -19,7 +19,8 @@ def options_of(lora_sync: str, **changes):
         "steps": 3,
         "group_size": 8,
         "max_response_tokens": 24,
-        "learning_rate": 2e-2,
+        "learning_rate": 5e-3,
+        "kl_coefficient": 0.1,  # so that every step has a gradient, whatever the rewards are
         "checkpoint_every_steps": 1,
         "sampler": {"engine": "vllm", "lora_sync": lora_sync},
         "lora__rank": 4,
