@@ -83,6 +83,7 @@ class RowScorer(nn.Module):
                 group=group,
                 settings=attention,
                 device=policy.device,
+                device_type=policy.device_type,
                 dtype=policy.dtype,
             )
         chunk_tokens = chunk_tokens or _choose_chunk(policy)
@@ -147,7 +148,7 @@ def token_logprobs(
 
 def _choose_chunk(policy: Policy) -> int:
     item_bytes = max(policy.dtype.itemsize, torch.float32.itemsize)
-    budget = LOGIT_BYTES.get(policy.device.type, LOGIT_BYTES["cuda"])
+    budget = LOGIT_BYTES.get(policy.device_type, LOGIT_BYTES["cuda"])
     return max(1, budget // (policy.vocab_size * item_bytes))
 
 

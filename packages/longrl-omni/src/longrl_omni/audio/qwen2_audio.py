@@ -14,7 +14,7 @@ from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families.chat_prompts import MediaTokens
-from mrsp_engine.families.checkpoints import load_model, load_processor
+from mrsp_engine.families.checkpoints import load_model, load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy, check_token
 
 MODEL_TYPE = "qwen2_audio"
@@ -113,7 +113,7 @@ class Qwen2AudioFamily:
             allow_pickle_weights=allow_pickle_weights,
         )
         processor = load_processor(folder, MODEL_TYPE, processor_class=Qwen2AudioProcessor)
-        return Qwen2AudioPolicy(folder, model.to(device).eval(), processor, store)
+        return Qwen2AudioPolicy(folder, place(model, device), processor, store)
 
     def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """See `Family.lay_out`."""

@@ -64,7 +64,9 @@ class RowCosts:
             max_positions=policy.max_positions,
         )
         hardware, memory = HARDWARE["CPU"], None
-        if policy.device.type == "cuda":
+        if policy.rehearsed_memory_bytes is not None:
+            hardware, memory = HARDWARE["H100"], policy.rehearsed_memory_bytes
+        elif policy.device.type == "cuda":
             properties = torch.cuda.get_device_properties(policy.device)
             named = (known for name, known in HARDWARE.items() if name in properties.name)
             hardware, memory = next(named, HARDWARE["H100"]), float(properties.total_memory)

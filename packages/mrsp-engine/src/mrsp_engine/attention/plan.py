@@ -64,9 +64,19 @@ def plan_attention(
     group: SequenceGroup | None = None,
     settings: AttentionSettings | None = None,
     device: torch.device | None = None,
+    device_type: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> AttentionPlan:
     """Plan this rank's part of a packed row; without a group it is the whole row.
+
+    Args:
+        layout: The row.
+        heads: The model's heads.
+        group: The ranks that share the row.
+        settings: What is set by hand.
+        device: Where the model is.
+        device_type: The kind of device by whose speed the row is divided; that of `device` if None.
+        dtype: Type of keys and values.
 
     Raises:
         EngineUsageError: The settings are impossible with these heads and ranks, or the row is too short for them.
@@ -75,7 +85,7 @@ def plan_attention(
     if group is None or group.size == 1:
         return AttentionPlan(exchange=NoExchange(layout.attention_calls()), backend=settings.backend)
     split, by_rank = divide_row(
-        layout, heads, group.size, settings=settings, item_bytes=dtype.itemsize, device_type=device.type
+        layout, heads, group.size, settings=settings, item_bytes=dtype.itemsize, device_type=device_type or device.type
     )
     token_rank, head_rank = divmod(group.rank, split.head_ranks)
     members = tuple(range(token_rank * split.head_ranks, (token_rank + 1) * split.head_ranks))

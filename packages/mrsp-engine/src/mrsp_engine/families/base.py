@@ -89,6 +89,7 @@ class Policy(ABC):
         encoder: What encodes videos and images frame by frame; None for models without vision.
         end_token_ids: Tokens that end a response.
         vocab_size: Number of rows of the language model's head.
+        rehearsed_memory_bytes: Memory of the GPU that a rehearsal stands for (`mrsp_engine.rehearsal`); None elsewhere.
         row_scorer: What all training calls; see `mrsp_engine.row_scorer.row_scorer_of`.
         computed_dtype: The dtype of the model's computations where sharded weights are kept in a finer one.
     """
@@ -103,6 +104,7 @@ class Policy(ABC):
     encoder: FrameEncoder | None = None
     end_token_ids: tuple[int, ...]
     vocab_size: int
+    rehearsed_memory_bytes: float | None = None
     row_scorer: nn.Module | None = None
     computed_dtype: torch.dtype | None = None
 
@@ -266,6 +268,11 @@ class Policy(ABC):
     def device(self) -> torch.device:
         """Device of the model's parameters."""
         return next(self.model.parameters()).device
+
+    @property
+    def device_type(self) -> str:
+        """Kind of device ("cpu", "cuda") by which rows are divided; in a rehearsal that of the GPU it stands for."""
+        return self.device.type if self.rehearsed_memory_bytes is None else "cuda"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,9 +11,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +25,44 @@ from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.config_values import refuse_wrong_sizes
 from mrsp_engine.rotary import refuse_rotary
+
+BuiltT = TypeVar("BuiltT")
+
+_without_weights: ContextVar[Callable[[], AbstractContextManager[object]] | None]
+_without_weights = ContextVar("without_weights", default=None)
+
+
+@contextmanager
+def without_weights(surroundings: Callable[[], AbstractContextManager[object]]) -> Generator[None]:
+    """Within the block models are built from their configurations alone, and no file of weights is opened.
+
+    Args:
+        surroundings: Makes what is in force while they are built, such as a mode in which tensors have no numbers.
+    """
+    token = _without_weights.set(surroundings)
+    try:
+        yield
+    finally:
+        _without_weights.reset(token)
+
+
+def build_without_weights(build: Callable[[], BuiltT], dtype: torch.dtype) -> BuiltT | None:
+    """What `build` makes with weights of a type, if models are built without weights now; otherwise None."""
+    surroundings, before = _without_weights.get(), torch.get_default_dtype()
+    if surroundings is None:
+        return None
+    torch.set_default_dtype(dtype)  # not a later conversion, which would also affect tables that stay in float32
+    try:
+        with surroundings():
+            return build()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def place(model: Any, device: torch.device) -> Any:
+    """The model on a device, for evaluation; one that is there already is left alone, as it may have no numbers."""
+    is_there = next(model.parameters()).device == device
+    return (model if is_there else model.to(device)).eval()
 
 
 @contextmanager
@@ -88,6 +127,9 @@ def load_model(
     with refuse_broken(folder, model_type):
         refuse_rotary(folder / "config.json", checkpoint.read("config.json"))
         config = model_class.config_class.from_pretrained(str(folder), local_files_only=True)
+        model = build_without_weights(lambda: _build(model_class, config, attention), dtype)
+        if model is not None:
+            return model
         stored = checkpoint.count_weights()
         refuse_wrong_sizes(folder / "config.json", config.to_dict(), stored=stored, number_bytes=dtype.itemsize)
     with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
@@ -112,6 +154,13 @@ def load_model(
             f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
             "the checkpoint is incomplete, set another model folder"
         )
+    return model
+
+
+def _build(model_class: Any, config: Any, attention: Any) -> Any:
+    """A model of a configuration, with whatever weights its class begins with."""
+    model = model_class(config)
+    model.set_attn_implementation(attention)
     return model
 
 

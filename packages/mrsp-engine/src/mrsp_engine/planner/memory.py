@@ -13,7 +13,7 @@ from mrsp_engine.planner.shapes import ModelShape
 __all__ = ["Strategy", "memory_by_part", "rollout_bytes"]
 
 Sharding = Literal["none", "optimizer", "everything"]
-MASTER_BYTES, MOMENT_BYTES = 4, 8
+MASTER_BYTES, MOMENT_BYTES, FINE_BYTES = 4, 8, 4
 LOGIT_CHUNK_BYTES = 4 * (128 << 20)
 """Bytes of a chunk's logits, and of what is computed from them (`mrsp_engine.row_scorer.LOGIT_BYTES`)."""
 RUNTIME_BYTES = 2e9
@@ -38,20 +38,20 @@ class Strategy:
 
 
 def activation_bytes(shape: ModelShape, num_tokens: float, strategy: Strategy) -> float:
-    """Bytes that one rank keeps for the backward pass of the given number of tokens.
+    """Bytes of activations on one rank while a layer's feed-forward part is differentiated, where they are most.
 
     Per token a layer keeps two residual streams and the inputs of its two norms and projections (8 D, the norms' copies
     in float32), queries before and after rotation and the output (3 H C), keys and values (4 K C) and four widths of
-    the feed-forward layer (4 I). With checkpointing each layer keeps its input, D, and one layer all of it; with
-    offloading, all inputs except two are in host memory. Each of seven adapters keeps its R inner numbers.
+    the feed-forward layer (4 I), of which the gradients of two more are computed (2 I). With checkpointing each layer
+    keeps its input, D, and one layer all of it; with offloading, all inputs except two are in host memory. Each of
+    seven adapters keeps its R inner numbers.
     """
-    heads = shape.heads
-    of_layer = 8 * shape.hidden_size + (3 * heads.query + 4 * heads.key) * heads.channels + 4 * shape.intermediate_size
-    of_layer += 7 * shape.lora_rank
+    of_layer = _of_layer(shape)
     if not strategy.is_checkpointed:
-        return num_tokens * shape.num_layers * of_layer * ITEM_BYTES
+        return num_tokens * (shape.num_layers * of_layer + 2 * shape.intermediate_size) * ITEM_BYTES
     kept_layers = 2 if strategy.are_activations_offloaded else shape.num_layers
-    return num_tokens * (kept_layers * shape.hidden_size + of_layer) * ITEM_BYTES
+    now = of_layer - shape.hidden_size + 2 * shape.intermediate_size
+    return num_tokens * (kept_layers * shape.hidden_size + now) * ITEM_BYTES
 
 
 def memory_by_part(
@@ -64,40 +64,90 @@ def memory_by_part(
     all_ranks: int,
     strategy: Strategy,
 ) -> dict[str, float]:
-    """Bytes of one rank during the update, by part.
+    """Bytes of one rank at the fullest moment of the update of a step of several rows, by part.
 
-    Weights and gradients take 2 bytes per number, the optimizer 12 (a float32 copy and two moments). The reference is a
-    second copy of the weights, unless only adapters are trained: it is then the weights without them. One layer's keys
-    and values of the whole row, with their gradients in float32, exist while it is computed.
-
-    With everything sharded (`mrsp_engine.sharding`) trained weights exist only as the optimizer's float32 copy, and
-    gradients are kept in float32. Whole are the weights of embedding and head, of the layer that is computed and of the
-    next, and the head's gradient.
+    The moments are the backward passes of the head and of a layer, and the optimizer's step. Weights take 2 bytes per
+    number and trained ones that are sharded 4, as they are the optimizer's copy too; two moments take 8, and a copy of
+    weights that aren't sharded 4. The reference is a second copy of the weights, unless only adapters are trained: it
+    is then the weights without them. `longrl rehearse` finds the same by running the step's own code.
     """
     is_spread = strategy.sharding == "everything"
     spread = all_ranks if is_spread else 1
     optimizer_spread = 1 if strategy.sharding == "none" else all_ranks
-    weights, vision, trained = shape.num_parameters, shape.num_vision_parameters, shape.num_trained_parameters
+    trained = shape.num_trained_parameters
+    frozen = shape.num_parameters + shape.num_adapter_parameters - trained
+    kept_bytes, state_bytes = (FINE_BYTES, MOMENT_BYTES) if is_spread else (ITEM_BYTES, MASTER_BYTES + MOMENT_BYTES)
     tokens = rows_tokens / sequence_ranks
-    gathered = rows_tokens * 2 * shape.heads.key * shape.heads.channels * (ITEM_BYTES + 4)
-    held = weights + shape.num_adapter_parameters
-    gradient_bytes = trained * ITEM_BYTES
-    if is_spread:
-        frozen = held - trained
-        held = frozen / spread + shape.head_weights * (1 if shape.is_tied else 2) + 2 * shape.layer_weights
-        gradient_bytes = trained * MASTER_BYTES / spread + (0 if shape.lora_rank else shape.head_weights * ITEM_BYTES)
-    return {
-        "weights": (held + vision) * ITEM_BYTES,
-        "reference": 0.0 if shape.lora_rank else weights * ITEM_BYTES / spread,
-        "gradients": gradient_bytes,
-        "optimizer": 0.0
-        if strategy.is_optimizer_offloaded
-        else trained * (MASTER_BYTES + MOMENT_BYTES) / optimizer_spread,
-        "activations": activation_bytes(shape, tokens, strategy) + (gathered if sequence_ranks > 1 else 0.0),
-        "embeddings": embedding_bytes(shape, sizes) * rows_tokens / row.total / sequence_ranks,
-        "logits": float(LOGIT_CHUNK_BYTES),
+    resident = {
+        "weights": (trained * kept_bytes + frozen * ITEM_BYTES) / spread + shape.num_vision_parameters * ITEM_BYTES,
+        "reference": 0.0 if shape.lora_rank else shape.num_parameters * ITEM_BYTES / spread,
+        "optimizer": 0.0 if strategy.is_optimizer_offloaded else trained * state_bytes / optimizer_spread,
         "runtime": RUNTIME_BYTES,
     }
+    embeddings = tokens * shape.hidden_size * (shape.vision.levels if shape.vision else 1) * ITEM_BYTES
+    of_head = _head_moment(shape, tokens, strategy, spread)
+    of_layer = _layer_moment(shape, rows_tokens, sequence_ranks, strategy, spread)
+    kept = {"embeddings": embeddings} if strategy.is_checkpointed else {}  # otherwise only their norm is
+    passes = [resident | moment | kept for moment in (of_head, of_layer)]
+    copies = 0 if is_spread else MASTER_BYTES  # gradients in the type of the optimizer's copy
+    optimizer_step = resident | {"gradients": trained * (kept_bytes + copies) / spread}
+    return max((*passes, optimizer_step), key=lambda parts: sum(parts.values()))
+
+
+def _of_layer(shape: ModelShape) -> int:
+    """Numbers that a layer keeps of a token for its backward pass."""
+    heads = shape.heads
+    kept = 8 * shape.hidden_size + (3 * heads.query + 4 * heads.key) * heads.channels + 4 * shape.intermediate_size
+    return kept + 7 * shape.lora_rank
+
+
+def _head_moment(shape: ModelShape, tokens: float, strategy: Strategy, spread: int) -> dict[str, float]:
+    """The backward pass of the head, chunk by chunk: three copies of its gradient are added up at the end."""
+    of_layer = shape.hidden_size if strategy.is_checkpointed else _of_layer(shape)
+    kept_layers = 2 if strategy.are_activations_offloaded else shape.num_layers
+    activations = tokens * (kept_layers * of_layer + 2 * shape.hidden_size) * ITEM_BYTES
+    copies = 0 if shape.lora_rank else 3 * shape.head_weights * ITEM_BYTES
+    moment = {
+        "activations": activations,
+        "gradients": _held_gradients(shape, strategy, spread) + copies,
+    }
+    if strategy.sharding == "everything":
+        moment["gathered weights"] = (_root_weights(shape) + shape.layer_weights) * ITEM_BYTES
+    return moment
+
+
+def _layer_moment(
+    shape: ModelShape, rows_tokens: int, sequence_ranks: int, strategy: Strategy, spread: int
+) -> dict[str, float]:
+    """The backward pass of a layer.
+
+    Of sharded weights, the whole embedding and head and two layers are gathered, the next one ahead of time. Their
+    gradients are whole until they are scattered: those of the head until the end of the pass, those of the layer after
+    this one in float32, while the first matrix of this one has its own. A tied head's gradient waits for the
+    embedding's.
+    """
+    gradients = _held_gradients(shape, strategy, spread)
+    moment = {"activations": activation_bytes(shape, rows_tokens / sequence_ranks, strategy)}
+    if strategy.sharding == "everything":
+        moment["gathered weights"] = (_root_weights(shape) + 2 * shape.layer_weights) * ITEM_BYTES
+    if not shape.lora_rank:
+        if strategy.sharding == "everything":
+            first = shape.hidden_size * shape.intermediate_size * ITEM_BYTES
+            gradients += shape.head_weights * ITEM_BYTES + shape.layer_weights * FINE_BYTES + first
+        elif shape.is_tied:
+            gradients += shape.head_weights * ITEM_BYTES
+    return moment | {"gradients": gradients}
+
+
+def _held_gradients(shape: ModelShape, strategy: Strategy, spread: int) -> float:
+    """Gradients of the rows before."""
+    item_bytes = FINE_BYTES if strategy.sharding == "everything" else ITEM_BYTES
+    return shape.num_trained_parameters * item_bytes / spread
+
+
+def _root_weights(shape: ModelShape) -> int:
+    """Embedding and head, which are gathered together."""
+    return shape.head_weights * (1 if shape.is_tied else 2)
 
 
 def rollout_bytes(shape: ModelShape, sizes: Sizes, tensor_ranks: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families.chat_prompts import MediaTokens
-from mrsp_engine.families.checkpoints import load_model, load_processor
+from mrsp_engine.families.checkpoints import load_model, load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy, check_token
 from mrsp_engine.families.qwen.vision import QwenVisionEncoder
 from mrsp_engine.positions import qwen2_5_vl_positions
@@ -117,7 +117,7 @@ class QwenVlFamily:
             allow_pickle_weights=allow_pickle_weights,
         )
         processor = load_processor(folder, self.model_type, processor_class=self.processor_class)
-        return cast(LanguagePolicy, self.policy_class(folder, model.to(device).eval(), processor, store))
+        return cast(LanguagePolicy, self.policy_class(folder, place(model, device), processor, store))
 
     def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """See `Family.lay_out`."""

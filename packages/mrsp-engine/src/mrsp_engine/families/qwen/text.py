@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.families.checkpoints import load_model, load_processor
+from mrsp_engine.families.checkpoints import load_model, load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy
 
 
@@ -60,7 +60,7 @@ class _TextFamily:
             allow_pickle_weights=allow_pickle_weights,
         )
         tokenizer = load_processor(folder, self.model_type, processor_class=AutoTokenizer)
-        return self.policy_class(folder, model.to(device).eval(), tokenizer, tokenizer, store)
+        return self.policy_class(folder, place(model, device), tokenizer, tokenizer, store)
 
     def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """See `Family.lay_out`."""

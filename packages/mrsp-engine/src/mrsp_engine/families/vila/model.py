@@ -17,7 +17,7 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
-from mrsp_engine.families.checkpoints import load_model, refuse_broken
+from mrsp_engine.families.checkpoints import build_without_weights, load_model, refuse_broken
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, VilaConfig
 from mrsp_engine.families.vila.projector import VilaProjector
 
@@ -80,14 +80,22 @@ class VilaModel(nn.Module):
             attention="sdpa",
             allow_pickle_weights=allow_pickle_weights,
         )
+
+        def build() -> VilaProjector:
+            return VilaProjector(
+                config.projector_type,
+                vision_width=int(tower.config.hidden_size) * config.num_scales,
+                hidden_size=int(llm.config.hidden_size),
+                is_by_columns=config.is_by_columns,
+            )
+
+        settings = {"select_layer": config.select_layer, "num_scales": config.num_scales}
+        projector = build_without_weights(build, dtype)
+        if projector is not None:
+            return cls(llm, tower, projector, **settings)
         with refuse_broken(folder / PROJECTOR_FOLDER, model_type):
             with torch.device("meta"):  # before its shapes are those of the file, no memory is taken
-                projector = VilaProjector(
-                    config.projector_type,
-                    vision_width=int(tower.config.hidden_size) * config.num_scales,
-                    hidden_size=int(llm.config.hidden_size),
-                    is_by_columns=config.is_by_columns,
-                ).to(dtype)
+                projector = build().to(dtype)
             weights = load_file(CheckpointFolder(folder).files.path(f"{PROJECTOR_FOLDER}/{PROJECTOR_FILE}"))
             expected = {name: tuple(weight.shape) for name, weight in projector.state_dict().items()}
             found = {name: tuple(weight.shape) for name, weight in weights.items()}
@@ -98,7 +106,7 @@ class VilaModel(nn.Module):
                     f"{expected.get(name)} for {config.projector_type}; set another model folder"
                 )
             projector.to_empty(device="cpu").load_state_dict(weights)
-        return cls(llm, tower, projector, select_layer=config.select_layer, num_scales=config.num_scales)
+        return cls(llm, tower, projector, **settings)
 
     def see_frames(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels [F, 3, height, width] to the tower's patches [F, H × W, C]."""

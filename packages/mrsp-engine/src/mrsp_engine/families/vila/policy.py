@@ -26,7 +26,7 @@ from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.chat_prompts import MediaTokens, Stretch
-from mrsp_engine.families.checkpoints import load_processor
+from mrsp_engine.families.checkpoints import load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy, check_token
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
@@ -240,7 +240,7 @@ class VilaFamily:
         )
         tokenizer = load_tokenizer(folder / LANGUAGE_FOLDER, self.model_type)
         images = load_processor(folder / TOWER_FOLDER, self.model_type, processor_class=SiglipImageProcessor)
-        return VilaPolicy(folder, model.to(device).eval(), tokenizer, images, store, config)
+        return VilaPolicy(folder, place(model, device), tokenizer, images, store, config)
 
     def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """See `Family.lay_out`."""

@@ -1,0 +1,154 @@
+"""Ranks of a rehearsal: real processes, fake tensors."""
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.rehearsal.processes import rehearse_ranks
+from mrsp_engine.rehearsal.recorder import StepRecorder
+
+WIDTH, INNER, VOCABULARY, ROWS, LAYERS = 1024, 4096, 50000, 100, 3
+LAYER_WEIGHTS = 2 * WIDTH * INNER
+HEAD_WEIGHTS = WIDTH * VOCABULARY
+
+
+class Scorer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.Sequential(
+            *(
+                nn.Sequential(nn.Linear(WIDTH, INNER, bias=False), nn.Linear(INNER, WIDTH, bias=False))
+                for _ in range(LAYERS)
+            )
+        )
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.head(self.decoder(rows))
+
+
+def build(recorder: StepRecorder, fakes: FakeTensorMode) -> Scorer:
+    with recorder.stage("load", "weights"), fakes:
+        scorer = Scorer()
+    recorder.know(scorer, scorer.decoder, scorer.head)
+    return scorer
+
+
+def step(recorder: StepRecorder, fakes: FakeTensorMode, scorer: Scorer) -> float:
+    optimizer = torch.optim.AdamW(scorer.parameters(), fused=True)
+    with recorder.stage("update"):
+        for _ in range(2):
+            with fakes:
+                rows = torch.zeros(ROWS, WIDTH)
+            scorer(rows).sum().backward()
+            norm = float(nn.utils.clip_grad_norm_(scorer.parameters(), 1.0))
+            optimizer.step()
+            optimizer.zero_grad()
+    return norm
+
+
+def alone(recorder: StepRecorder, fakes: FakeTensorMode) -> float:
+    return step(recorder, fakes, build(recorder, fakes))
+
+
+def sharded(recorder: StepRecorder, fakes: FakeTensorMode) -> float:
+    scorer = build(recorder, fakes)
+    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    with recorder.stage("load", "weights"):
+        for layer in scorer.decoder:
+            fully_shard(layer, mesh=mesh, mp_policy=precision)
+        fully_shard(scorer, mesh=mesh, mp_policy=precision)
+        recorder.assign(scorer.parameters(), "weights")
+    return step(recorder, fakes, scorer)
+
+
+def test_one_rank_holds_what_arithmetic_says() -> None:
+    (record,) = rehearse_ranks(alone, 1)
+    weights = 4 * (LAYERS * LAYER_WEIGHTS + HEAD_WEIGHTS)
+    update = record.peaks["update"]
+    assert record.peaks["load"].num_bytes == weights
+    assert update.parts["weights"] == weights
+    assert update.parts["gradients"] == pytest.approx(weights, rel=2e-3)  # and the norm's small numbers
+    assert update.parts["optimizer"] == pytest.approx(2 * weights, abs=100)
+    # Beside these there are only a few activations.
+    assert update.num_bytes == pytest.approx(4 * weights, rel=3e-3)
+    products = 2 * ROWS * (LAYERS * LAYER_WEIGHTS + HEAD_WEIGHTS)
+    inputs_without_gradient = 2 * ROWS * WIDTH * INNER
+    assert record.operations["update"] == 2 * (3 * products - inputs_without_gradient)
+    assert not record.exchanges
+
+
+@pytest.mark.slow
+def test_sharded_ranks_hold_their_part_and_gather_layers() -> None:
+    records = rehearse_ranks(sharded, 2)
+    weights = 4 * (LAYERS * LAYER_WEIGHTS + HEAD_WEIGHTS)
+    for record in records:
+        parts = record.peaks["update"].parts
+        assert parts["weights"] == weights / 2
+        assert parts["optimizer"] == pytest.approx(weights, abs=100)
+        assert 0 < parts["gathered weights"] <= 2 * (HEAD_WEIGHTS + 2 * LAYER_WEIGHTS)
+        kinds = [exchange.kind for exchange in record.exchanges if exchange.kind != "plain objects"]
+        # Every layer is gathered forward and backward, the root once a step; each is scattered once.
+        assert kinds.count("all_gather") == 2 * (2 * LAYERS + 1)
+        assert kinds.count("reduce_scatter") == 2 * (LAYERS + 1)
+
+
+def wrong_order(recorder: StepRecorder, fakes: FakeTensorMode) -> None:
+    with fakes:
+        numbers = torch.zeros(8)
+    for kind in ("reduce", "gather") if dist.get_rank() else ("gather", "reduce"):
+        if kind == "reduce":
+            dist.all_reduce(numbers)
+        else:
+            dist.all_gather([torch.empty_like(numbers) for _ in range(2)], numbers)
+
+
+def missing_object(recorder: StepRecorder, fakes: FakeTensorMode) -> None:
+    for turn in range(2 - dist.get_rank()):
+        found: list[int | None] = [None, None]
+        dist.all_gather_object(found, turn + dist.get_rank())
+        assert found == [turn, turn + 1]
+
+
+def failing(recorder: StepRecorder, fakes: FakeTensorMode) -> None:
+    if dist.get_rank():
+        raise EngineUsageError("frames=0: expected 1 or more; set data.num_frames")
+    dist.all_gather_object([None, None], 0)
+
+
+def dying(recorder: StepRecorder, fakes: FakeTensorMode) -> None:
+    if dist.get_rank():
+        os._exit(9)
+    dist.all_gather_object([None, None], 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "kind", "words"),
+    [
+        (wrong_order, EngineUsageError, "the step would hang: rank 0 comes to its exchange 1, all_gather of"),
+        (
+            missing_object,
+            EngineUsageError,
+            "the step would hang: rank 0 waits forever at its exchange 3, plain objects",
+        ),
+        (failing, EngineUsageError, "frames=0: expected 1 or more; set data.num_frames"),
+        (dying, EngineError, "rank 1 of the rehearsal was killed"),
+    ],
+)
+def test_ranks_that_would_never_end_are_refused_at_once(program: object, kind: type[Exception], words: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(kind) as refusal:
+        rehearse_ranks(program, 2)  # type: ignore[arg-type]
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert time.monotonic() - started < 120, "they were waited for"
