@@ -15,6 +15,7 @@ from longrl.commands import benchmark as benchmark_commands
 from longrl.commands import export as export_command
 from longrl.commands import plan as plan_command
 from longrl.commands import recipes as recipe_commands
+from longrl.commands import rehearse as rehearse_command
 from longrl.commands import store as store_command
 from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
@@ -207,6 +208,7 @@ COMMANDS = {
     "report": report,
     "store": store_command.store,
     "plan": plan_command.plan,
+    "rehearse": rehearse_command.rehearse,
     "benchmark": benchmark_commands.benchmark,
 }
 

@@ -1,7 +1,6 @@
 """`longrl plan`: the predicted cost of a step, and the settings to run it with."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from longrl.commands.sizes import read_bytes
 from longrl.errors import AppUsageError
 from longrl_trainer.config.sections import FrameSettings
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from mrsp_engine.planner.videos import PlannedVideo
 
 __all__ = ["plan"]
-
-SIZE_UNITS = {"GB": 1e9, "GIB": 2.0**30, "TB": 1e12}
 
 
 def plan(
@@ -86,7 +84,7 @@ def plan(
         shape=replace(find_shape(model), lora_rank=lora_rank or 0),
         hardware=hardware,
         num_devices=gpus,
-        memory_bytes=hardware.memory_bytes if gpu_memory is None else _read_bytes(gpu_memory),
+        memory_bytes=hardware.memory_bytes if gpu_memory is None else read_bytes("--gpu-memory", gpu_memory),
         num_frames=0 if video is None else len(video.seconds),
         video=video,
         group_size=group_size,
@@ -132,13 +130,6 @@ def _plan_video(
     video = _ConstantRate(count, np.arange(count) / fps, count / fps)
     times = tuple(float(video.timestamps[index]) for index in plan_frames(video, settings))
     return PlannedVideo(height=height, width=width, seconds=times, budget=frame_budget(settings))
-
-
-def _read_bytes(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|TB)", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise AppUsageError(f"--gpu-memory {text!r}: expected a number and one of GB, GiB, TB, such as 80GB")
-    return float(match[1]) * SIZE_UNITS[match[2].upper()]
 
 
 def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:

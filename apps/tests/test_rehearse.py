@@ -1,0 +1,87 @@
+"""`longrl rehearse`: every shipped recipe at reduced depth, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrl.cli import main
+from mrsp_engine.tiny.published import write_published
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+THREE = "Qwen2.5-VL-3B"
+
+
+def rehearse(tmp_path: Path, recipe: str, *options: str, exit_status: int = 0) -> dict[str, Any]:
+    output = tmp_path / "rehearsal.json"
+    arguments = ["rehearse", str(RECIPES / recipe), "--layers", "1", "--output", str(output), *options]
+    assert main(arguments) == exit_status
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["qwen2_5_vl_3b_sft.toml", "qwen2_5_vl_3b_grpo.toml"])
+def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str) -> None:
+    found = rehearse(tmp_path, recipe, "--model", THREE, "--gpus", "2")
+    assert {"ranks", "collectives", "same_order", "flops", "planned"} <= found.keys()
+    assert found["same_order"]
+    assert [rank["rank"] for rank in found["ranks"]] == [0, 1]
+    for rank in found["ranks"]:
+        assert rank["peak_bytes"] == sum(rank["parts"].values()) > 0
+    assert found["collectives"]["all_gather"]["count"] > 0
+    assert found["collectives"]["reduce_scatter"]["bytes"] > 0
+    assert found["flops"] > 1e12
+    # The planner's arithmetic and the step's own code agree on every part.
+    errors = found["planned_errors"]
+    assert errors.keys() >= {"weights", "optimizer", "gradients", "gathered weights", "activations"}
+    assert all(abs(error) <= 0.1 for error in errors.values()), errors
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_rehearsed_with_both_stages(tmp_path: Path) -> None:
+    found = rehearse(tmp_path, "quickstart.toml", "--gpus", "1")
+    assert [stage["stage"] for stage in found["stages"]] == ["sft", "grpo"]
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_configuration_is_enough_and_too_little_memory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "published"
+    write_published("qwen2_5_vl_7b", folder)
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    options = ("--model", str(folder), "--gpus", "1", "--gpu-memory", "3GB")
+    found = rehearse(tmp_path, "qwen2_5_vl_3b_grpo.toml", *options, exit_status=1)
+    assert found["ranks"][0]["parts"]["sampler"] > 16 * 2**30
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    assert "GB on a GPU of 3GB" in line
+    assert "sampler; lower sampler.memory_bytes, or use more --gpu-memory" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["qwen2_5_vl_3b_evaluate.toml"], "evaluates a model and trains none; expected a recipe of `longrl sft` or"),
+        (["nothing.toml"], "there is no such recipe"),
+        (["qwen2_5_vl_3b_grpo.toml"], "neither a folder with a config.json nor one of"),
+        (["qwen2_5_vl_3b_grpo.toml", "--gpus", "0"], "--gpus 0: expected 1 or more"),
+        (["qwen2_5_vl_3b_grpo.toml", "--gpu-memory", "much"], "--gpu-memory 'much': expected a number and one of GB"),
+        (["qwen2_5_vl_3b_grpo.toml", "--layers", "0"], "--layers 0: expected 1 or more"),
+        (["qwen2_5_vl_3b_grpo.toml", "--video-height", "0"], "--video-height 0: expected more than 0"),
+        (["qwen2_5_vl_3b_grpo.toml", "--model", "Qwen9"], "model 'Qwen9': neither a folder with a config.json nor"),
+    ],
+)
+def test_wrong_requests_get_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(RECIPES)
+    assert main(["rehearse", *arguments]) == 2
+    line = capsys.readouterr().err.strip()
+    assert words in line
+    assert "\n" not in line
