@@ -160,7 +160,7 @@ class _Rank:
                 )
             with self.recorder.stage("encode", "encoding", has_numbers=True):
                 self.opening.encode(policy, videos, ranks)
-                (asked,), media = open_step(policy, [questions.kept], questions, ranks)
+                (asked,), media = open_step(policy, [questions.kept], questions.plans, ranks)
             prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
             with self.recorder.stage("rollout", "sampler"), media.lend():
                 drawn = draw_responses(engine, prompts, config, step=0)
@@ -197,7 +197,7 @@ class _Rank:
         scoring = RowScoring.of(config, policy, ranks)
         with self.recorder.stage("encode", "encoding", has_numbers=True):
             self.opening.encode(policy, videos, ranks)
-            shown, media = open_step(policy, rows, questions, ranks)
+            shown, media = open_step(policy, rows, questions.plans, ranks)
         groups = [pack_questions(policy, of_video, config) for of_video in shown]
         with self.recorder.stage("update"):
             with media.lend(with_gradients=True):
