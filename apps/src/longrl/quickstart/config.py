@@ -123,7 +123,7 @@ class QuickstartConfig(Section):
 
 def load_quickstart(recipe: Path, *, output: Path, seed: int) -> QuickstartConfig:
     """Read a recipe and fill in the paths below `output`."""
-    tables = load_recipe(recipe, _Tables).model_extra or {}
+    tables = load_recipe(recipe, AnyTables).model_extra or {}
     model = {"folder": str(output / "model"), "store": str(output / "embeddings")}
     trained = model | {"folder": str(output / "sft" / "model")}
     dataset = str(output / "dataset")
@@ -153,7 +153,7 @@ def shaping_settings(config: BaseModel) -> dict[str, Any]:
     return dumped
 
 
-class _Tables(BaseModel):
+class AnyTables(BaseModel):
     """Any TOML file."""
 
     model_config = ConfigDict(extra="allow")

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from longrl.errors import AppUsageError
-from longrl.quickstart.config import load_quickstart
+from longrl.quickstart.config import AnyTables, load_quickstart
 from longrl.tiny_model import TinyModelSettings
 from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
@@ -76,12 +74,6 @@ class RehearsedStage:
     tiny_model: TinyModelSettings | None = None
 
 
-class _Tables(BaseModel):
-    """Any TOML file."""
-
-    model_config = ConfigDict(extra="allow")
-
-
 def read_stages(recipe: Path, model: str | None) -> list[RehearsedStage]:
     """The stages of training in a recipe: one, or both of the quickstart's.
 
@@ -93,7 +85,7 @@ def read_stages(recipe: Path, model: str | None) -> list[RehearsedStage]:
         TrainerUsageError: It isn't a recipe.
         AppUsageError: It trains nothing.
     """
-    tables: dict[str, Any] = load_recipe(recipe, _Tables).model_extra or {}
+    tables: dict[str, Any] = load_recipe(recipe, AnyTables).model_extra or {}
     if "world" in tables:
         quickstart = load_quickstart(recipe, output=Path("quickstart"), seed=0)
         stages: list[tuple[str, SftConfig | GrpoConfig]] = [("sft", quickstart.sft), ("grpo", quickstart.grpo)]

@@ -10,7 +10,6 @@ states: a family that adds features to several layers concatenates all of them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -26,52 +25,12 @@ from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.adapters import Adapters
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rotary import longest_context
 
 VisionPart = Literal["frozen", "projector", "all"]
 """The trained part of the media encoder: none, the projector between tower and language model, or the tower too."""
-
-
-class Adapters(Protocol):
-    """Low-rank matrices beside some weights of a model, trained in their place (LoRA); the weights stay as they are."""
-
-    @property
-    def rank(self) -> int:
-        """Inner dimension of the matrices."""
-        ...
-
-    @property
-    def sampled_layers(self) -> Sequence[str]:
-        """Names of the layers that have some and that a sampler runs which gets embeddings."""
-        ...
-
-    def merged_weights(self, module: nn.Module, *, device: torch.device | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield a module's weights under the names that they have without adapters, with the adapters added.
-
-        Each is computed when its turn comes and is complete, so ranks that share sharded weights iterate together.
-
-        Args:
-            module: The model, or a part of it.
-            device: Where changed weights are placed; where they are computed by default.
-        """
-        ...
-
-    def train(self) -> None:
-        """Let gradients reach all of them, also those in a part of the model that was frozen meanwhile."""
-        ...
-
-    def turned_off(self) -> AbstractContextManager[None]:
-        """Within the block, the model computes what it computed before it had adapters."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write them in PEFT's layout, complete or not at all; an older folder is replaced."""
-        ...
-
-    def write_for_sampler(self, folder: Path) -> None:
-        """Write what a sampler that gets embeddings needs of them into an empty folder, in PEFT's layout."""
-        ...
 
 
 class Policy(ABC):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from longrl_files.json_text import parse_json
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER
@@ -94,7 +95,7 @@ def _configurations(folder: Path) -> list[Path]:
 
 
 def _change(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = cast(dict[str, Any], parse_json(path.read_bytes()))
     path.write_text(json.dumps(change(values), indent=2), encoding="utf-8")
 
 

@@ -52,7 +52,7 @@ class RankRecord(Generic[ResultT]):
 
 
 @dataclass(slots=True, kw_only=True)
-class _Rank:
+class _RankProcess:
     process: BaseProcess
     connection: Connection
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
@@ -73,7 +73,7 @@ def rehearse_ranks(program: Program[ResultT], num_ranks: int) -> list[RankRecord
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
-        ranks: list[_Rank] = []
+        ranks: list[_RankProcess] = []
         try:
             for rank in range(num_ranks):
                 here, there = context.Pipe(duplex=False)
@@ -81,7 +81,7 @@ def rehearse_ranks(program: Program[ResultT], num_ranks: int) -> list[RankRecord
                 process = context.Process(target=_act, args=arguments, daemon=True)
                 process.start()
                 there.close()
-                ranks.append(_Rank(process=process, connection=here))
+                ranks.append(_RankProcess(process=process, connection=here))
             _follow(ranks)
         finally:
             for rank in ranks:
@@ -96,7 +96,7 @@ def rehearse_ranks(program: Program[ResultT], num_ranks: int) -> list[RankRecord
     return records
 
 
-def _follow(ranks: Sequence[_Rank]) -> None:
+def _follow(ranks: Sequence[_RankProcess]) -> None:
     """Listen to the ranks until all have ended.
 
     A rank that fails takes others with it, whose connection to it breaks; so the cause is looked for among all of them.
@@ -134,7 +134,7 @@ def _receive(connection: Connection, place: int) -> tuple[str, Any]:
         return "failed", (1, EngineError(f"rank {place} of the rehearsal was killed; is there enough memory for it?"))
 
 
-def _refuse_hang(ranks: Sequence[_Rank], *, running: Sequence[int] = ()) -> None:
+def _refuse_hang(ranks: Sequence[_RankProcess], *, running: Sequence[int] = ()) -> None:
     reason = find_hang([rank.exchanges for rank in ranks], running=running)
     if reason is not None:
         raise EngineUsageError(f"the step would hang: {reason}")
