@@ -14,6 +14,7 @@ from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
+from mrsp_engine.distributed.sharded_weights import whole_tensor
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 from mrsp_engine.testing.fixtures import run_on_ranks
@@ -149,7 +150,8 @@ def train_on_ranks(*all_values):
         config = GrpoConfig.model_validate_json(values)
         policy = open_policy(config.model, config.dtype)
         train_grpo(config, policy=policy)
-        ends.append({name: weight.double().sum().item() for name, weight in policy.model.state_dict().items()})
+        state = policy.model.state_dict()
+        ends.append({name: whole_tensor(weight).double().sum().item() for name, weight in state.items()})
     return ends
 
 
