@@ -55,7 +55,7 @@ dataset = "{dataset}"
 split = "train_rl"
 num_frames = 256
 """
-SFT = "rows_per_step = {rows}\nepochs = {epochs}"
+SFT = "rows_per_step = {rows}\nepochs = 1"
 GRPO = """\
 steps = 2
 prompts_per_step = {num_prompts}
@@ -202,10 +202,10 @@ class Stages:
         self.run("evaluate", *places, *data, "--output", output)
         return json.loads(output.read_text())
 
-    def go_through(self, counts: Mapping[str, Any], *, epochs: int = 1) -> None:
+    def go_through(self, counts: Mapping[str, Any]) -> None:
         """All but encoding; every stage keeps the same questions, and the layout stays the published one."""
         num_kept = counts["kept"]
-        done = self.train("sft", SFT.format(rows=-(-num_kept // 3), epochs=epochs), self.model)
+        done = self.train("sft", SFT.format(rows=-(-num_kept // 3)), self.model)
         assert (done["questions"], done["num_steps"]) == (counts, 3)
         self.check_layout(self.folder / "sft" / "model", before=self.model)
         self.run("export", self.folder / "sft", "--step", "2", "--output", self.folder / "early")
@@ -286,4 +286,4 @@ def test_a_model_that_reads(
     assert len(said.strip().splitlines()) == 1
     assert "a model of type qwen" in said
     assert "no video; set another model folder" in said
-    stages.go_through({"input": 3, "kept": 3, "dropped": {}}, epochs=3)
+    stages.go_through({"input": 3, "kept": 3, "dropped": {}})

@@ -28,6 +28,8 @@ __all__ = ["RankRecord", "rehearse_ranks"]
 
 FAILURE_SECONDS = 2.0
 """How long other ranks are listened to after one has failed."""
+CONSEQUENCE = 2
+"""The weight of a failure that may only be the consequence of another rank's end; a lower one is a cause."""
 
 ResultT = TypeVar("ResultT")
 Program = Callable[[StepRecorder, FakeTensorMode], ResultT]
@@ -124,7 +126,11 @@ def _follow(ranks: Sequence[_RankProcess]) -> None:
         if not failures and open_ranks and all(rank.is_waiting for _, rank in open_ranks.values()):
             _refuse_hang(ranks, running=[place for place, _ in open_ranks.values()])
     if failures:
-        raise min(failures, key=lambda failure: failure[0])[1]
+        weight, error = min(failures, key=lambda failure: failure[0])
+        if weight == CONSEQUENCE and all(rank.is_waiting for rank in ranks if rank.outcome is None):
+            # Whoever they waited for has ended, and their connections to it with it.
+            _refuse_hang(ranks)
+        raise error
 
 
 def _receive(connection: Connection, place: int) -> tuple[str, Any]:
@@ -179,4 +185,4 @@ def _describe(error: Exception) -> tuple[int, EngineError]:
         place = place.tb_next
     where = "" if place is None else f" ({Path(place.tb_frame.f_code.co_filename).name}, line {place.tb_lineno})"
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
-    return 2, EngineError(f"the step can't be rehearsed: {reason}")
+    return CONSEQUENCE, EngineError(f"the step can't be rehearsed: {reason}")
