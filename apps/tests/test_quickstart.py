@@ -71,7 +71,7 @@ def test_what_is_left_is_whole(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("most_bytes", "stage"), [(4096, "world"), (65536, "model")])
+@pytest.mark.parametrize(("most_bytes", "stage"), [(8192, "world"), (65536, "model")])
 def test_a_full_disk_is_one_clear_line_and_nothing_half_written_counts(longrl, tmp_path, most_bytes, stage):
     folder = tmp_path / "run"
     done = subprocess.run(

@@ -21,7 +21,7 @@ def rehearse(tmp_path: Path, recipe: str, *options: str, exit_status: int = 0) -
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", ["qwen2_5_vl_3b_sft.toml", "qwen2_5_vl_3b_grpo.toml"])
 def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str) -> None:
     found = rehearse(tmp_path, recipe, "--model", THREE, "--gpus", "2")
@@ -39,13 +39,13 @@ def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str)
     assert all(abs(error) <= 0.1 for error in errors.values()), errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_quickstart_is_rehearsed_with_both_stages(tmp_path: Path) -> None:
     found = rehearse(tmp_path, "quickstart.toml", "--gpus", "1")
     assert [stage["stage"] for stage in found["stages"]] == ["sft", "grpo"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_with_a_configuration_is_enough_and_too_little_memory_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,7 +39,7 @@ async def ask_ours(base_url: str, cache: ResponseCache) -> list[str]:
         return [reply.text for reply in await asyncio.gather(*map(model.ask, requests))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_samples_of_a_question_differ_whatever_the_checkpoint_says(
     serve: Callable[..., AbstractContextManager[str]], tmp_path: Path
 ) -> None:

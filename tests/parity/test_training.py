@@ -363,21 +363,21 @@ def ranks() -> Iterator[RankPool]:
         yield ranks
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_ranks_train_like_one(case: TrainingCase, ranks: RankPool, root: str) -> None:
     worst, name = max(ranks.call(difference, root, asdict(case)))
     assert worst <= 1, f"{name} differs by {worst} times what is allowed"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(fault: str, ranks: RankPool, root: str) -> None:
     worst, _ = max(ranks.call(difference, root, asdict(TrainingCase(stage="sft")), fault))
     assert worst > 1e3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_ranks_without_a_row_make_the_passes_of_the_others(ranks: RankPool, root: str) -> None:
     """One group on four data ranks: a rank that skipped an empty pass would leave the others waiting."""
     numbers = ranks.call(count_passes, root, asdict(TrainingCase(stage="sft", data="one group")))
@@ -385,7 +385,7 @@ def test_data_ranks_without_a_row_make_the_passes_of_the_others(ranks: RankPool,
     assert numbers[0] >= NUM_STEPS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_is_computed_while_float32_is_kept(ranks: RankPool, root: str) -> None:
     for losses in ranks.call(train_coarsely, root):
         assert losses[:NUM_STEPS] == pytest.approx(losses[NUM_STEPS:], abs=2e-3)

@@ -9,7 +9,7 @@ from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 

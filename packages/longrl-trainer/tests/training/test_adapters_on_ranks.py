@@ -42,7 +42,7 @@ def train_on_ranks(whole: list[str], broken: str, grpo: str) -> None:
         train_sft(SftConfig.model_validate_json(broken))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_the_adapters_of_one(started, tmp_path):
     def sft(place: str, **changes: Any) -> SftConfig:
         values = LORA | {"epochs": 1, "rows_per_step": 2, "checkpoint_every_steps": 1} | changes

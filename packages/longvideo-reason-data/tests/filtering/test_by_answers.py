@@ -304,7 +304,7 @@ def run_filter(stock: Stock, base_url: str, *more: str) -> dict[str, Any]:
     return json.loads((stock.folder / FILTERS_NAME).read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_filter_drops_its_own_and_keeps_the_good(tmp_path: Path, server: Any) -> None:
     stock = make_stock(tmp_path, num_worlds=23, num_planted=10)
     server.reply = stock.viewer.reply

@@ -112,7 +112,7 @@ def num_kept(output: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_twenty_times(judge: Judge, make_video: MakeVideo, tmp_path: Path) -> None:
     for number in range(4):
         make_video(f"films/film {number}.mp4", num_frames=60 + number, first_number=100 * number)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mrsp_engine.rehearsal.messages import RECEIVE, SEND, Exchange
 
-__all__ = ["FoundExchange", "read_exchange", "skip_exchange"]
+__all__ = ["FoundExchange", "read_exchange", "skip_exchange", "wait_for"]
 
 _torch_groups: Any = importlib.import_module("torch.distributed.distributed_c10d")
 
@@ -93,6 +94,13 @@ def read_exchange(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, 
     return FoundExchange(
         exchange=exchange, is_real=is_real, tensors=tuple(tensors), part=_PARTS.get(name) if not is_real else None
     )
+
+
+def wait_for(result: Any) -> None:
+    """Wait for the end of an exchange that really happens, given the result of its operator."""
+    for item in cast(Sequence[Any], result) if isinstance(result, tuple | list) else (result,):
+        if isinstance(item, torch.ScriptObject):
+            dist.Work.unbox(item).wait()
 
 
 def skip_exchange(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ exchanges don't lead out of it, they would wait forever, and are stopped.
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -28,8 +29,6 @@ __all__ = ["RankRecord", "rehearse_ranks"]
 
 FAILURE_SECONDS = 2.0
 """How long other ranks are listened to after one has failed."""
-CONSEQUENCE = 2
-"""The weight of a failure that may only be the consequence of another rank's end; a lower one is a cause."""
 
 ResultT = TypeVar("ResultT")
 Program = Callable[[StepRecorder, FakeTensorMode], ResultT]
@@ -126,11 +125,7 @@ def _follow(ranks: Sequence[_RankProcess]) -> None:
         if not failures and open_ranks and all(rank.is_waiting for _, rank in open_ranks.values()):
             _refuse_hang(ranks, running=[place for place, _ in open_ranks.values()])
     if failures:
-        weight, error = min(failures, key=lambda failure: failure[0])
-        if weight == CONSEQUENCE and all(rank.is_waiting for rank in ranks if rank.outcome is None):
-            # Whoever they waited for has ended, and their connections to it with it.
-            _refuse_hang(ranks)
-        raise error
+        raise min(failures, key=lambda failure: failure[0])[1]
 
 
 def _receive(connection: Connection, place: int) -> tuple[str, Any]:
@@ -148,6 +143,7 @@ def _refuse_hang(ranks: Sequence[_RankProcess], *, running: Sequence[int] = ()) 
 
 def _act(program: Program[Any], rank: int, num_ranks: int, meeting: Path, connection: Connection) -> None:
     """Be one rank."""
+    parent = os.getppid()
     torch.set_num_threads(1)  # there are more ranks than cores, and a fork can't use the parent's pool of threads
     recorder: StepRecorder | None = None
 
@@ -168,6 +164,9 @@ def _act(program: Program[Any], rank: int, num_ranks: int, meeting: Path, connec
             result = program(recorder, fakes)
         connection.send(("exchanges", recorder.exchanges))
         connection.send(("done", (result, recorder.memory.peaks, recorder.operations)))
+        # Others may still wait for this rank, and would take its end for a failure; the parent ends all ranks.
+        while os.getppid() == parent:
+            time.sleep(0.1)
     except Exception as error:
         connection.send(("failed", _describe(error)))
     finally:
@@ -185,4 +184,4 @@ def _describe(error: Exception) -> tuple[int, EngineError]:
         place = place.tb_next
     where = "" if place is None else f" ({Path(place.tb_frame.f_code.co_filename).name}, line {place.tb_lineno})"
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
-    return CONSEQUENCE, EngineError(f"the step can't be rehearsed: {reason}")
+    return 2, EngineError(f"the step can't be rehearsed: {reason}")

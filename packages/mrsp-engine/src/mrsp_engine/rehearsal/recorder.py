@@ -23,7 +23,7 @@ from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mrsp_engine.rehearsal.exchanges import read_exchange, skip_exchange
+from mrsp_engine.rehearsal.exchanges import read_exchange, skip_exchange, wait_for
 from mrsp_engine.rehearsal.memory import MemoryLedger
 from mrsp_engine.rehearsal.messages import Exchange
 from mrsp_engine.rehearsal.operations import count_operations
@@ -203,6 +203,7 @@ class StepRecorder(TorchDispatchMode):
         if found.is_real:
             self._on_exchange(True)
             result = self._really(func, args, kwargs)
+            wait_for(result)
             self._on_exchange(False)
             return result
         result = skip_exchange(func, args, kwargs)
