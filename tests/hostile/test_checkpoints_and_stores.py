@@ -45,7 +45,6 @@ ON_STORES = {
     "verify": ["store", "verify", "{store}"],
     "prune": ["store", "prune", "{store}", "--keep", "1MB"],
     "encode": ENCODE,
-    "evaluate": EVALUATE,
 }
 RECIPE = """
 output = "output"
