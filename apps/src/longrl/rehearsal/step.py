@@ -17,13 +17,11 @@ from longrl.rehearsal.material import AlternatingReward, RehearsedSampler
 from longrl.rehearsal.opening import LEARNING_RATE, Opening
 from longrl.rehearsal.request import RehearsedStage, RehearsedVideos, StepLimits
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
-from longrl_trainer.grpo import draw_responses
-from longrl_trainer.objectives.base import build_objective
+from longrl_trainer.grpo import create_update, draw_responses
 from longrl_trainer.questions.question import QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import open_step
 from longrl_trainer.rewards.registry import WeightedReward
 from longrl_trainer.rl.groups import judge_groups
-from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.sft import pack_questions, take_gradients
 from longrl_trainer.training.opening import check_sharding, open_engine, share_rows
 from longrl_trainer.training.ranks import Ranks, join_ranks
@@ -131,18 +129,8 @@ class _Rank:
         cache_bytes = config.sampler.memory_bytes if config.sampler.engine == "vllm" else 0
         sampler = RehearsedSampler(policy, cache_bytes, self.recorder, self.fakes)
         optimizer = self.opening.open_training(policy, config)
-        objective = build_objective(config)
-        reference = None
-        if objective.needs_reference:
-            reference = self.opening.open_reference(config, videos) if policy.adapters is None else policy
-        update = PolicyUpdate(
-            policy=policy,
-            optimizer=optimizer,
-            objective=objective,
-            scoring=RowScoring.of(config, policy, ranks, temperature=config.temperature),
-            reference=reference,
-            num_updates=config.updates_per_batch,
-            max_logprob_gap=config.logprob_gap_limit,
+        update = create_update(
+            config, policy, optimizer, ranks, lambda config, _: self.opening.open_reference(config, videos)
         )
         longest_tokens = questions.longest_prompt + config.max_response_tokens
         with ExitStack() as opened:
@@ -170,7 +158,7 @@ class _Rank:
                 for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
             ]
             reward = WeightedReward(name="rehearsal", reward=AlternatingReward(), weight=1.0)
-            groups = judge_groups(answered, rewards=[reward], objective=objective, ranks=ranks)
+            groups = judge_groups(answered, rewards=[reward], objective=update.objective, ranks=ranks)
             with self.recorder.stage("update"):
                 update.run(groups, media, LEARNING_RATE)
             with self.recorder.stage("sync", "sampler"):
@@ -181,7 +169,7 @@ class _Rank:
             layout=PackedLayout((longest,)),
             questions=questions,
             plans=[video.plan for video in videos],
-            has_reference=reference not in (None, policy),
+            has_reference=update.reference not in (None, policy),
         )
 
     def rehearse_sft(self, config: SftConfig) -> StepFacts:

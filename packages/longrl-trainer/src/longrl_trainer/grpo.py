@@ -10,7 +10,7 @@ computes its share of some rows, and all make the same update.
 
 import random
 from collections import Counter
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,12 +194,18 @@ def open_questions(
     )
 
 
-def create_update(config: GrpoConfig, policy: Policy, optimizer: Optimizer, ranks: Ranks) -> PolicyUpdate:
+def create_update(
+    config: GrpoConfig,
+    policy: Policy,
+    optimizer: Optimizer,
+    ranks: Ranks,
+    load_reference: Callable[[GrpoConfig, Ranks], Policy] = open_reference,
+) -> PolicyUpdate:
     """The policy update that the recipe specifies; loads the reference if the objective needs one beside the policy."""
     objective = build_objective(config)
     reference = None
     if objective.needs_reference:
-        reference = open_reference(config, ranks) if policy.adapters is None else policy
+        reference = load_reference(config, ranks) if policy.adapters is None else policy
     return PolicyUpdate(
         policy=policy,
         optimizer=optimizer,
