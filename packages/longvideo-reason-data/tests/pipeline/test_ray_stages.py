@@ -33,7 +33,6 @@ FILTERS = FilterSettings(
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Give a cluster of two workers with one processor each, and a head node that gets no work."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # read when Ray is imported
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
