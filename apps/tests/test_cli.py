@@ -229,6 +229,7 @@ def test_a_report_of_something_else(longrl, tmp_path):
     assert_one_line(longrl("report", tmp_path), 2, tmp_path, "not a quickstart's folder")
 
 
+@pytest.mark.slow
 def test_a_report_is_written_anew(longrl, finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)

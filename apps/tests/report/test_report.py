@@ -69,6 +69,7 @@ def test_the_page_is_self_contained_and_well_formed(finished):
     assert not re.search(r"url\(|@import|https?://", finished.page())
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_was_measured(finished):
     page, summary = finished.page(), finished.summary()
     assert page.count('<article class="rollout">') >= 6
@@ -79,6 +80,7 @@ def test_the_page_shows_what_was_measured(finished):
     assert 'class="evidence"' in page
 
 
+@pytest.mark.slow
 def test_any_text_is_shown_as_text(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
@@ -93,6 +95,7 @@ def test_any_text_is_shown_as_text(finished, tmp_path):
     assert "x" not in parser.addresses
 
 
+@pytest.mark.slow
 def test_a_rewritten_report_keeps_the_machine_and_the_times_of_the_run(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
@@ -103,6 +106,7 @@ def test_a_rewritten_report_keeps_the_machine_and_the_times_of_the_run(finished,
     assert build_report(folder)["seconds"]["grpo"] == summary["seconds"]["grpo"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_has_no_report(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
@@ -122,6 +126,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_run_from_elsewhere_is_one_line(finished, tmp_path, name, capsys):
     """Other content, and something else in the place of the file."""

@@ -252,6 +252,7 @@ def test_a_pipe_that_nobody_reads_ends_the_command_quietly(tmp_path: Path, argum
     assert "Error" not in told
 
 
+@pytest.mark.slow
 def test_timeline(tmp_path: Path) -> None:
     made = in_process("timeline", "--output", tmp_path / "world", "--videos", "10", "--seconds", "16", "--scenes", "3")
     assert made.returncode == 0, made.stderr

@@ -79,6 +79,7 @@ def test_two_steps_of_grpo(started, tmp_path, part):
     assert all(line["kl"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["projector", "all"])
 def test_a_reference_sees_what_the_policy_sees_until_that_moves(started, tmp_path, part):
     config = started.grpo(tmp_path / "run", **GRPO, steps=1, train_vision=part, kl_coefficient=0.1)

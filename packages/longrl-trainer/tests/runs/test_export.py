@@ -160,6 +160,7 @@ def test_a_model_inside_which_the_run_lies(world, tmp_path):
     assert contents(tmp_path / "model" / "exported") == contents(tmp_path / "exported")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_replaced_meanwhile(world, broken_off, tmp_path):
     """Each time all weights of one step come out, never some of them and the rest as they were published."""
     shutil.copytree(broken_off, tmp_path, dirs_exist_ok=True)
@@ -208,20 +209,24 @@ class TestRefusals:
         self.refuse(r"none: no run is here .* expected the `output` folder", tmp_path / "none", tmp_path / "exported")
         self.refuse(r"no run is here", tmp_path, tmp_path / "exported")
 
+    @pytest.mark.slow
     def test_a_run_without_a_checkpoint(self, broken_off, tmp_path):
         shutil.copytree(broken_off / "run", tmp_path / "run")
         shutil.rmtree(tmp_path / "run" / "checkpoints")
         self.refuse("has no checkpoint yet", tmp_path / "run", tmp_path / "exported")
         self.refuse("has no checkpoint yet", tmp_path / "run", tmp_path / "exported", step=3)
 
+    @pytest.mark.slow
     def test_an_unknown_step(self, broken_off, tmp_path):
         self.refuse("no model of step 2; expected one of 1$", broken_off / "run", tmp_path / "exported", step=2)
 
+    @pytest.mark.slow
     def test_an_output_that_exists(self, broken_off, tmp_path):
         (tmp_path / "exported").mkdir()
         (tmp_path / "exported" / "mine").touch()
         self.refuse("exists and is not an empty folder", broken_off / "run", tmp_path / "exported")
 
+    @pytest.mark.slow
     def test_a_damaged_checkpoint(self, broken_off, tmp_path):
         shutil.copytree(broken_off / "run", tmp_path / "run")
         path = next((tmp_path / "run" / "checkpoints" / "step-000001").glob("*.safetensors"))

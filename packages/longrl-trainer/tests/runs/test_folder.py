@@ -128,6 +128,7 @@ def test_grpo_killed_ends_with_the_same_bits(started, tmp_path):
     assert any(line["gradient_norm"] > 0 for line in read_json_lines(whole.output / "metrics.jsonl")[2:])
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(world, interrupted, straight, tmp_path):
     config = world.sft(tmp_path / "run", epochs=3)
     shutil.copytree(interrupted, config.output)
@@ -139,6 +140,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(world, interrupt
     assert not half.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_one_line(world, interrupted, tmp_path):
     config = world.sft(tmp_path / "run", epochs=3)
     shutil.copytree(interrupted, config.output)
@@ -148,6 +150,7 @@ def test_a_damaged_checkpoint_is_one_line(world, interrupted, tmp_path):
         train_sft(config)
 
 
+@pytest.mark.slow
 def test_a_loaded_policy_is_brought_to_the_checkpoint(world, interrupted, straight, tmp_path):
     config = world.sft(tmp_path / "run", epochs=3)
     shutil.copytree(interrupted, config.output)

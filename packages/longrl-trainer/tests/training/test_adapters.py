@@ -90,6 +90,7 @@ def trained(started, tmp_path_factory):
 
 
 class TestWhatIsSaved:
+    @pytest.mark.slow
     def test_it_is_the_same_merged_and_apart_here_and_in_peft(self, started, trained):
         base = open_policy(trained.model, "float32")
         merged = open_policy(trained.model.model_copy(update={"folder": trained.output / "model"}), "float32")
@@ -106,6 +107,7 @@ class TestWhatIsSaved:
         for name, tensor in merged.model.state_dict().items():
             torch.testing.assert_close(by_peft[name], tensor, rtol=0, atol=1e-6)
 
+    @pytest.mark.slow
     def test_nothing_but_adapted_layers_has_changed(self, trained):
         before, after = weights(trained.model.folder), weights(trained.output / "model")
         assert before.keys() == after.keys()
@@ -115,6 +117,7 @@ class TestWhatIsSaved:
         }  # fmt: skip
         assert not any(name.startswith("visual") for name in changed)
 
+    @pytest.mark.slow
     def test_a_checkpoint_holds_adapters_and_is_exported_as_a_model(self, started, trained, tmp_path):
         config = started.sft(tmp_path / "run", learning_rate=1e-2, checkpoint_every_steps=1, **LORA)
         with pytest.raises(BreakError):
@@ -247,6 +250,7 @@ class TestTheReference:
         moments = {name: value for name, value in optimizer.state_tensors().items() if "exp_avg/" in name}
         return statistics.metrics()["kl"], moments
 
+    @pytest.mark.slow
     def test_it_is_the_base(self, step):
         config, policy, groups = step
         kl, moments = self.measure(config, policy, groups)
@@ -258,6 +262,7 @@ class TestTheReference:
         for name, value in of_loaded.items():
             torch.testing.assert_close(moments[name], value, rtol=0, atol=1e-9)
 
+    @pytest.mark.slow
     def test_adapters_left_on_are_noticed(self, step, monkeypatch):
         config, policy, groups = step
         monkeypatch.setattr(LoraAdapters, "turned_off", lambda self: nullcontext())
@@ -356,6 +361,7 @@ class TestRefusals:
         LoraAdapters(policy, config.lora, seed=0)
         self.refuse("the given policy has adapters already", train_sft, config, policy)
 
+    @pytest.mark.slow
     def test_adapters_of_another_model_or_of_other_settings(self, started, trained, tmp_path):
         policy = open_policy(trained.model, "float32")
         adapters = LoraAdapters(policy, trained.lora.model_copy(update={"targets": ("q_proj",)}), seed=0)
@@ -383,6 +389,7 @@ class TestRefusals:
         (copied / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
         self.refuse(r"adapters with use_dora=True, expected False", adapters.load, copied)
 
+    @pytest.mark.slow
     def test_a_run_that_began_with_other_adapters_or_none(self, started, trained):
         for changes, message in (
             ({**LORA, "lora__rank": 2}, r"contains another run: settings.lora.rank was 4 and is now 2"),

@@ -406,6 +406,7 @@ def test_check_names_leaks_repeated_questions_and_benchmarks(
     assert main(["check", str(tmp_path), "--benchmarks", str(tmp_path / "missing.jsonl")]) == 2
 
 
+@pytest.mark.slow
 def test_a_timeline_dataset_with_guessing_authors_is_sound(tmp_path: Path) -> None:
     write_timeline_dataset(
         tmp_path,

@@ -20,6 +20,7 @@ def response(key: str, call: str = "") -> StoredResponse:
     return StoredResponse(key=key, model="m", text=text, finish="stop", prompt_tokens=3, completion_tokens=2, call=call)
 
 
+@pytest.mark.slow
 def test_a_journal_cut_anywhere_keeps_every_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "responses.jsonl"
     with ResponseCache(path) as cache:

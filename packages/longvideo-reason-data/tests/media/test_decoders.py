@@ -239,6 +239,7 @@ def nits_of_hlg(signal: np.ndarray) -> np.ndarray:
     return 1000 * light**1.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("curve", "nits"), [("pq", nits_of_pq), ("hlg", nits_of_hlg)])
 def test_high_range_becomes_what_an_ordinary_screen_shows(tmp_path: Path, curve: str, nits: Any) -> None:
     path = tmp_path / "ramp.mkv"

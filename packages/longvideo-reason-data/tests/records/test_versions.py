@@ -70,6 +70,7 @@ def test_a_file_of_the_version_before_keeps_its_hash_however_often_it_is_written
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
+@pytest.mark.slow
 @given(
     question=words,
     reasoning=st.text(st.characters(exclude_categories=["Cs"])),

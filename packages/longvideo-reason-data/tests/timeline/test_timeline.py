@@ -162,6 +162,7 @@ def test_a_dataset_shares_no_video_between_splits_and_reads_back(tmp_path):
     assert len(set.union(*videos.values())) == 8
 
 
+@pytest.mark.slow
 def test_an_interrupted_rendering_continues_with_what_is_there(tmp_path):
     first = write_small(tmp_path)
     kept, lost = sorted((tmp_path / "videos").glob("*.mp4"))[:2]
@@ -171,6 +172,7 @@ def test_an_interrupted_rendering_continues_with_what_is_there(tmp_path):
     assert kept.stat().st_ino == inode
 
 
+@pytest.mark.slow
 def test_only_demonstrations_for_sft_are_guesses_and_say_so(tmp_path):
     honest = {record.question_id: record for record in write_small(tmp_path)}
     mixed = write_small(tmp_path, hasty_fraction=0.5)

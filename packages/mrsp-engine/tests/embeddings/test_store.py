@@ -190,6 +190,7 @@ def test_many_processes_write_the_same_entries(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("??/.writing-*"))
 
 
+@pytest.mark.slow
 def test_killed_writer_leaves_whole_entries_only(tmp_path: Path) -> None:
     writer = start_writer(tmp_path, 0, 10_000, 500_000)
     assert writer.stdout is not None

@@ -100,7 +100,8 @@ def encode_on_ranks(model_folder: str, folder: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 3])
 def test_ranks_share_the_work_and_agree_with_one_process(tiny_folder: Path, tmp_path: Path, num_ranks: int) -> None:
     store = EmbeddingStore(tmp_path / "alone")
     policy: Any = load_policy(tiny_folder, dtype=torch.float64, store=store)

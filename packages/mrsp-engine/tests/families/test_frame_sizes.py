@@ -129,6 +129,7 @@ def test_vila_names_its_most_frames(tmp_path: Path) -> None:
     assert found in ({"fps": 2.0, "max_frames": 256}, {"num_frames": 256})
 
 
+@pytest.mark.slow
 def test_a_policy_keeps_the_budget_of_a_video(tmp_path: Path) -> None:
     for family in ("qwen2_5_vl", "qwen3_vl", "vila"):
         build_tiny(family, tmp_path / family)

@@ -122,6 +122,7 @@ def test_every_kind_of_weight_reaches_the_engine(
         assert gaps(trained, prompts, engine.generate(prompts, SAMPLING)).max() < 1e-4, kind
 
 
+@pytest.mark.slow
 def test_same_seed_same_rollouts_and_the_callers_numbers_are_untouched(
     engine: VllmRolloutEngine, prompts: list[Prompt]
 ) -> None:
@@ -136,6 +137,7 @@ def test_same_seed_same_rollouts_and_the_callers_numbers_are_untouched(
     assert len({rollout.token_ids for rollout in first[0]}) == 6
 
 
+@pytest.mark.slow
 def test_greedy_gives_what_transformers_gives(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
 ) -> None:
@@ -146,6 +148,7 @@ def test_greedy_gives_what_transformers_gives(
         assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_nucleus_logprobs_are_of_the_cut_distribution(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
 ) -> None:
@@ -157,6 +160,7 @@ def test_nucleus_logprobs_are_of_the_cut_distribution(
     assert torch.allclose(whole, torch.full_like(whole, 1.2), atol=0.25)
 
 
+@pytest.mark.slow
 def test_finished_responses_end_with_the_end_token(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
 ) -> None:
@@ -172,6 +176,7 @@ def test_finished_responses_end_with_the_end_token(
         assert "<|im_end|>" not in rollout.text
 
 
+@pytest.mark.slow
 def test_same_embedding_with_other_timing_is_another_medium(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt]
 ) -> None:
@@ -183,6 +188,7 @@ def test_same_embedding_with_other_timing_is_another_medium(
     assert gaps(trained, slow_prompts, engine.generate(slow_prompts, SAMPLING)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_two_videos_in_one_prompt(engine: VllmRolloutEngine, trained: Policy) -> None:
     video = NoiseVideo()
     media = [trained.encode_video(video, [0, 1]), trained.encode_video(video, [2, 3, 4])]
@@ -190,6 +196,7 @@ def test_two_videos_in_one_prompt(engine: VllmRolloutEngine, trained: Policy) ->
     assert gaps(trained, both, engine.generate(both, SAMPLING)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_refused_samples_are_accounted_for_and_the_others_are_answered(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt], shelf: Shelf
 ) -> None:
@@ -215,6 +222,7 @@ def test_refused_samples_are_accounted_for_and_the_others_are_answered(
         require_rollouts(outcomes[1])
 
 
+@pytest.mark.slow
 def test_an_embedding_that_leaves_the_store_fails_its_request_alone(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt], shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +243,7 @@ def test_an_embedding_that_leaves_the_store_fails_its_request_alone(
     assert gaps(trained, [prompts[0], prompts[2]], [outcomes[0], outcomes[2]]).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_samples_of_a_prompt_share_its_computation(
     engine: VllmRolloutEngine, trained: Policy, prompts: list[Prompt], count_tokens: CountTokens
 ) -> None:
@@ -250,6 +259,7 @@ def test_samples_of_a_prompt_share_its_computation(
     assert sum(counts) < prompts[1].length - 120
 
 
+@pytest.mark.slow
 def test_one_engine_at_a_time(engine: VllmRolloutEngine, tiny_folder: Path, shelf: Shelf) -> None:
     with pytest.raises(EngineUsageError, match="close"):
         VllmRolloutEngine(tiny_folder, shelf, max_model_len=MAX_MODEL_LEN)
