@@ -36,6 +36,7 @@ def stage_messages(messages):
     return [line for line in messages.splitlines() if line and not line.startswith(" ") and ": " in line]
 
 
+@pytest.mark.slow
 def test_report_json_keeps_its_contract(finished):
     summary = finished.summary()
     for key, kind in CONTRACT.items():
@@ -56,6 +57,7 @@ def test_report_json_keeps_its_contract(finished):
     assert summary["logprob_gap"]["mean_abs"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_every_video_is_encoded_once_for_every_plan_of_frames(finished):
     # 3 + 2 videos at 4 frames, 2 videos at 2 and at 4 frames.
     assert finished.summary()["encodes"] == 9
@@ -63,6 +65,7 @@ def test_every_video_is_encoded_once_for_every_plan_of_frames(finished):
     assert store.stats().entries == store.counters.encodes == 9
 
 
+@pytest.mark.slow
 def test_what_is_left_is_whole(finished):
     assert [line for line in check_dataset(finished.folder / "dataset") if "unbalanced" not in line] == []
     assert (finished.folder / "grpo" / "model" / "model.safetensors").is_file()

@@ -155,6 +155,7 @@ def test_without_a_fault_the_case_passes(ranks: RankPool, root: str, case: Parit
     assert max(ranks.call(measure, root, case, None)) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(ranks: RankPool, root: str, fault: str) -> None:
     assert min(ranks.call(measure, root, FAULTS[fault][0], fault)) > 1000

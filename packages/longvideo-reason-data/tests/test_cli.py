@@ -100,6 +100,7 @@ def build_with(server: Any, films: Path, output: Path, *more: str) -> subprocess
     )
 
 
+@pytest.mark.slow
 def test_a_dataset_states_how_its_models_were_really_asked(server: Any, films: Path, tmp_path: Path) -> None:
     """A server with a fixed temperature that accepts no seed and at most two images."""
 
@@ -364,6 +365,7 @@ def test_an_empty_key_is_told_before_anything_is_read(tmp_path: Path, monkeypatc
     assert not (tmp_path / "dataset").exists()
 
 
+@pytest.mark.slow
 def test_wrong_datasets(tmp_path: Path) -> None:
     failed(command("check", tmp_path / "none"), 2, "no such folder")
     failed(in_process("check", tmp_path), 2, "no such records file")

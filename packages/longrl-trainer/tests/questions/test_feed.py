@@ -153,6 +153,7 @@ def test_ranks_take_the_same_questions_when_files_are_gone_on_one_only(many, tmp
     assert both == again == take_all(alone, Ranks())
 
 
+@pytest.mark.slow
 def test_a_store_of_a_few_videos_is_enough(world, tmp_path):
     """With room for two of four videos a run ends as with room for all, and encodes some of them again."""
     sizes, losses, encodes = [], [], []

@@ -189,6 +189,7 @@ def test_sft_trains_vision(world, tmp_path, part):
     assert EmbeddingStore(config.model.store).counters.encodes == NUM_VIDEOS
 
 
+@pytest.mark.slow
 def test_frames_may_be_kept_in_place_of_embeddings(started, tmp_path):
     configs = [
         started.grpo(tmp_path / kept, **GRPO, stored=kept, model__store=tmp_path / f"{kept} store")

@@ -112,6 +112,7 @@ def test_a_finished_run_gives_its_model(world, tmp_path):
         export_model(config.output, tmp_path / "first", step=1)
 
 
+@pytest.mark.slow
 def test_the_next_stage_and_its_steps(world, tmp_path):
     """A run that began with the model of another, saved more steps than one, and goes on while it is exported."""
     write_published("qwen2_5_vl_7b", tmp_path / "published")

@@ -5,6 +5,8 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from longvideo_reason_data.inspection.statistics import describe_dataset, describe_pass_rates
 from longvideo_reason_data.records.folder import hash_records
 from longvideo_reason_data.records.medium import RecordMedium
@@ -69,6 +71,7 @@ def test_records_come_in_the_order_of_their_ids_if_asked_for(tmp_path: Path) -> 
     assert list(iter_records(path, in_order_of_ids=True)) == records
 
 
+@pytest.mark.slow
 def test_a_dataset_is_counted_in_the_memory_of_a_thousand_questions(tmp_path: Path) -> None:
     write_records(tmp_path / "records.parquet", make_records(NUM_QUESTIONS))
     tracemalloc.start()

@@ -40,6 +40,7 @@ class OneAnswerPerFullHouse:
         return number == self._num_released + 1 and is_full
 
 
+@pytest.mark.slow
 def test_the_server_is_never_short_of_requests(server: Any, tmp_path: Path) -> None:
     # Each answer waits until sixteen requests are there. A client that sent in waves, or one after the other, or held
     # back a single slot, would wait for ever. So of a server that answers sixteen at a time all places are taken all
@@ -52,6 +53,7 @@ def test_the_server_is_never_short_of_requests(server: Any, tmp_path: Path) -> N
     assert {reply.outcome for reply in replies} == {Outcome.ANSWERED}
 
 
+@pytest.mark.slow
 def test_an_overloaded_server_is_asked_less(server: Any, tmp_path: Path) -> None:
     # It bears four at a time. Sixteen are sent at first; from what is refused the client learns.
     server.delay_seconds = 0.02

@@ -108,6 +108,7 @@ def test_a_changed_prompt_asks_anew(server: Any, films: Path, tmp_path: Path) ->
     assert manifest["calls"]["made"] == 12
 
 
+@pytest.mark.slow
 def test_a_bad_server_loses_nothing(server: Any, films: Path, tmp_path: Path) -> None:
     clean = run(server, films, tmp_path / "clean")
 
@@ -206,6 +207,7 @@ def test_progress_shows_rate_cost_and_time_left(server: Any, films: Path, tmp_pa
         assert last[stage].rstrip().endswith("0:00:00")
 
 
+@pytest.mark.slow
 def test_quotas_and_open_questions(server: Any, films: Path, tmp_path: Path) -> None:
     quotas = SkillQuotas(temporal=3, goal=0, spatial=2, plot=1)
     questions = QuestionSettings(quotas=quotas, open_ended_share=0.5)
@@ -246,6 +248,7 @@ def test_a_question_is_kept_once(server: Any, films: Path, tmp_path: Path) -> No
     assert holds(manifest)
 
 
+@pytest.mark.slow
 def test_what_is_said_reaches_the_captioner_and_the_dataset(server: Any, films: Path, tmp_path: Path) -> None:
     silent = run(server, films, tmp_path / "silent")
     (films / "film 2.srt").write_text("1\n00:00:01,100 --> 00:00:01,900\nMind the gap.\n")

@@ -154,6 +154,7 @@ def write_small(output, **changes):
     return write_timeline_dataset(output, SMALL, **values)
 
 
+@pytest.mark.slow
 def test_a_dataset_shares_no_video_between_splits_and_reads_back(tmp_path):
     records = write_small(tmp_path)
     assert read_records(tmp_path / "records.parquet") == records
