@@ -259,8 +259,38 @@ def test_timeline(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     numbers = json.loads(in_process("stats", tmp_path / "world").stdout)
     assert numbers["videos_by_split"] == {"held_out": 1, "train_rl": 6, "train_sft": 3}
-    failed(in_process("timeline", "--output", tmp_path / "none", "--videos", "0"), 2, "videos")
-    failed(in_process("timeline", "--output", tmp_path / "none", "--seconds", "1"), 2, "seconds")
+    before = (tmp_path / "world" / "records.parquet").read_bytes()
+    failed(in_process("timeline", "--output", tmp_path / "world", "--seed", "1"), 2, "world: already exists; remove it")
+    assert (tmp_path / "world" / "records.parquet").read_bytes() == before
+
+
+def test_a_timeline_of_few_videos_says_which_splits_have_none(tmp_path: Path) -> None:
+    made = in_process("timeline", "--output", tmp_path / "world", "--videos", "1", "--seconds", "8")
+    assert made.returncode == 0, made.stderr
+    assert "no video in train_sft and held_out: 1 are too few for every split, 10 are enough" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--videos", "0", "--videos 0: expected 1 or more"),
+        ("--videos", "-1", "--videos -1: expected 1 or more"),
+        ("--questions-per-video", "0", "--questions-per-video 0: expected 1 or more"),
+        ("--seconds", "1", "seconds: Input should be greater than or equal to 8"),
+        ("--seconds", "nan", "seconds: Input should be"),
+        ("--seconds", "inf", "seconds: Input should be"),
+    ],
+)
+def test_a_timeline_of_nothing(tmp_path: Path, option: str, value: str, words: str) -> None:
+    failed(in_process("timeline", "--output", tmp_path / "none", option, value), 2, words)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_timeline_is_not_rendered_into_another_dataset(tmp_path: Path) -> None:
+    (tmp_path / "others" / "videos").mkdir(parents=True)
+    (tmp_path / "others" / "responses.jsonl").write_text("")
+    failed(in_process("timeline", "--output", tmp_path / "others"), 2, "others: already exists; remove it")
+    assert not any((tmp_path / "others" / "videos").iterdir())
 
 
 def test_wrong_use(server: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ def test_the_examples_run_as_printed(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(code, str(README), "exec"), names)
     assert names["frames"].shape == (8, names["video"].height, names["video"].width, 3)

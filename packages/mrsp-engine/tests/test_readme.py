@@ -1,7 +1,6 @@
 """The README's loop runs as printed and learns."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_loop_runs_as_printed(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(tiny_folder, tmp_path / "model")
+def test_the_loop_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filtering.evaluation_sets import read_evaluation_set
 from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.inspection.statistics import describe_dataset
+from longvideo_reason_data.ownership import OWNER_NAME
 from longvideo_reason_data.records.record import describe_invalid
 from longvideo_reason_data.records.splits import SplitFractions, count_videos
 
@@ -44,8 +45,8 @@ def timeline(
     Example: longvideo-data timeline --output world --videos 40 --seconds 32 --seed 0
 
     Args:
-        output: Folder of the dataset; created if it doesn't exist.
-        videos: Number of videos to render, for all splits together.
+        output: Folder of the dataset; it must not exist, unless an interrupted rendering left it without questions.
+        videos: Number of videos to render, for all splits together; with fewer than 10 some split has none.
         seconds: Length of each video.
         seed: Seed of the world.
         scenes: Scenes in each video; by default one for every eight seconds.
@@ -55,8 +56,16 @@ def timeline(
     from longvideo_reason_data.timeline.dataset import write_timeline_dataset
     from longvideo_reason_data.timeline.world import WorldSettings
 
-    num_scenes = scenes if scenes is not None else max(3, int(seconds / 8))
-    settings = WorldSettings(seconds=seconds, num_scenes=num_scenes, frames_per_second=frames_per_second)
+    if videos < 1:
+        raise UsageError(f"--videos {videos}: expected 1 or more")
+    if questions_per_video < 1:
+        raise UsageError(f"--questions-per-video {questions_per_video}: expected 1 or more")
+    if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} - {"videos", OWNER_NAME}):
+        raise UsageError(f"{output}: already exists; remove it or choose another folder with --output")
+    if scenes is None:
+        settings = WorldSettings.of_length(seconds, frames_per_second=frames_per_second)
+    else:
+        settings = WorldSettings(seconds=seconds, num_scenes=scenes, frames_per_second=frames_per_second)
     shares = count_videos(videos, SplitFractions())
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -70,6 +79,11 @@ def timeline(
             progress=lambda finished, total: progress.update(bar, completed=finished, total=total),
         )
     print(f"{output}: {len(records)} questions about {videos} videos")
+    empty = [str(split) for split, share in shares.items() if not share]
+    if empty:
+        print(
+            f"no video in {' and '.join(empty)}: {videos} are too few for every split, 10 are enough", file=sys.stderr
+        )
 
 
 def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool = False) -> None:

@@ -141,7 +141,8 @@ def require_folder(folder: Path) -> None:
         UsageError: When it isn't.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; expected a dataset with {RECORDS_NAME}")
+        what = "is no folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {what}; expected the folder of a dataset with {RECORDS_NAME}")
 
 
 def read_decoder(folder: Path) -> DecoderName:

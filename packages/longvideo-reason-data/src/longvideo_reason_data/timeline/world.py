@@ -8,10 +8,11 @@ questions (`questions`).
 The same settings describe twenty seconds or two hours: scenes are drawn one after another from one seed.
 """
 
+import math
 import random
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,7 +41,7 @@ class WorldSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seconds: float = Field(default=32.0, ge=8.0, description="Length of the video in seconds.")
+    seconds: float = Field(default=32.0, ge=8.0, allow_inf_nan=False, description="Length of the video in seconds.")
     num_scenes: int = Field(default=4, ge=3, description="Number of scenes; every five of them have a parcel.")
     frames_per_second: int = Field(default=4, ge=1, le=60, description="Frame rate of the rendered file.")
     size_pixels: int = Field(
@@ -50,7 +51,18 @@ class WorldSettings(BaseModel):
         description="Width and height of the frames; a multiple of 16, otherwise the encoder's padding is random.",
     )
     num_characters: int = Field(default=4, ge=4, le=len(COLOURS), description="Number of colours; more are harder.")
-    scene_seconds: float = Field(default=3.0, gt=0.5, description="Duration of a scene; shorter is harder.")
+    scene_seconds: float = Field(
+        default=3.0, gt=0.5, allow_inf_nan=False, description="Duration of a scene; shorter is harder."
+    )
+
+    @classmethod
+    def of_length(cls, seconds: float, **others: Any) -> Self:
+        """A world with a scene for every eight seconds but at least three, which are shorter where time is short."""
+        if not math.isfinite(seconds) or seconds < 8.0:
+            return cls(seconds=seconds, **others)  # refused
+        num_scenes = max(3, int(seconds / 8))
+        longest = math.floor((seconds / num_scenes - 1.0) * 1000) / 1000
+        return cls(seconds=seconds, num_scenes=num_scenes, scene_seconds=min(3.0, longest), **others)
 
     @model_validator(mode="after")
     def _scenes_fit(self) -> Self:
