@@ -152,6 +152,8 @@ def _parts(groups: Sequence[PromptGroup], share_prompt: bool) -> Sequence[Prompt
 
 
 def _pass(policy: Policy, row: PackedRow, **settings: Any) -> tuple[Tensor, Tensor]:
+    if policy.joint_passes is not None:
+        return policy.joint_passes.forward(row, **settings)
     scorer = row_scorer_of(policy)
     result = cast(tuple[Tensor, Tensor], scorer(row, **settings))
     if isinstance(scorer, FSDPModule) and not torch.is_grad_enabled():

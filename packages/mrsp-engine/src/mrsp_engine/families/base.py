@@ -33,6 +33,18 @@ VisionPart = Literal["frozen", "projector", "all"]
 """The trained part of the media encoder: none, the projector between tower and language model, or the tower too."""
 
 
+class JointPasses(Protocol):
+    """Forward and backward passes of a policy's row scorer, all of which all ranks make together."""
+
+    def forward(self, row: Any, /, **settings: Any) -> tuple[Tensor, Tensor]:
+        """See `mrsp_engine.row_scorer.RowScorer.forward`."""
+        ...
+
+    def backward(self, loss: Tensor, /) -> None:
+        """Add up the gradients of this rank's loss and of those of the other ranks."""
+        ...
+
+
 class Policy(ABC):
     """One loaded checkpoint.
 
@@ -51,6 +63,9 @@ class Policy(ABC):
         rehearsed_memory_bytes: Memory of the GPU that a rehearsal stands for (`mrsp_engine.rehearsal`); None elsewhere.
         row_scorer: What all training calls; see `mrsp_engine.row_scorer.row_scorer_of`.
         computed_dtype: The dtype of the model's computations where sharded weights are kept in a finer one.
+        computed_device: The device of the model's computations where sharded weights are kept in host memory.
+        joint_passes: What runs `row_scorer` and its backward passes in its place, where gradients are added up during
+            these passes by something other than FSDP2.
     """
 
     name: ClassVar[str]
@@ -66,6 +81,8 @@ class Policy(ABC):
     rehearsed_memory_bytes: float | None = None
     row_scorer: nn.Module | None = None
     computed_dtype: torch.dtype | None = None
+    computed_device: torch.device | None = None
+    joint_passes: JointPasses | None = None
 
     @abstractmethod
     def encode_video(
@@ -220,13 +237,18 @@ class Policy(ABC):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether every rank holds a part of the weights only, so that all must make the same passes together."""
+        """Whether every rank holds a part of the weights only."""
         return is_sharded(self.model)
 
     @property
+    def is_joint(self) -> bool:
+        """Whether all ranks must make the same passes together, because weights or gradients are sharded."""
+        return self.joint_passes is not None or self.is_sharded
+
+    @property
     def device(self) -> torch.device:
-        """Device of the model's parameters."""
-        return next(self.model.parameters()).device
+        """Device of the model's computations: that of its parameters, unless they are in host memory meanwhile."""
+        return self.computed_device or next(self.model.parameters()).device
 
     @property
     def device_type(self) -> str:

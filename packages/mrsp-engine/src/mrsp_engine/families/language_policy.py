@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mrsp_engine.attention.plan import AttentionPlan
-from mrsp_engine.distributed.sharded_weights import gather_weights, has_first_parts
+from mrsp_engine.distributed.sharded_weights import gather_weights, has_first_parts, whole_tensor
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
@@ -209,12 +209,14 @@ class LanguagePolicy(Policy):
 
     def weights_to_sample(self, module: nn.Module) -> Iterable[tuple[str, Tensor]]:
         """The same one by one, where the model is."""
-        return module.state_dict().items() if self.adapters is None else self.adapters.merged_weights(module)
+        return (
+            module.state_dict(keep_vars=True).items() if self.adapters is None else self.adapters.merged_weights(module)
+        )
 
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.sampler_weights`; the encoder only if it is trained, never a head tied to the input.
 
-        Sharded weights come as they are, in the dtype of the model's computations.
+        Weights sharded by FSDP2 come as they are, in the dtype of the model's computations; those by ZeRO-3 whole.
         """
         is_tied = self.language_model_head.get_parameter("weight") is self._decoder.embed_tokens.weight
         is_encoder_trained = any(
@@ -229,8 +231,8 @@ class LanguagePolicy(Policy):
                 yield self.checkpoint_name(name), self.as_computed(tensor)
 
     def as_computed(self, tensor: Tensor) -> Tensor:
-        """A weight in the dtype of the model's computations, which is its own unless it is sharded."""
-        return tensor.to(self.dtype) if isinstance(tensor, DTensor) and tensor.is_floating_point() else tensor
+        """A weight in the dtype of the model's computations, which is its own unless FSDP2 has sharded it."""
+        return tensor.detach().to(self.dtype) if isinstance(tensor, DTensor) else whole_tensor(tensor).detach()
 
     @classmethod
     def checkpoint_name(cls, name: str) -> str:

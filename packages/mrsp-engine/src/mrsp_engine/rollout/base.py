@@ -144,7 +144,7 @@ class AdapterSource(Protocol):
 def language_weights(policy: WeightSource) -> Iterator[tuple[str, Tensor]]:
     """The weights needed to sample from embeddings: all except those of the vision tower, each one complete.
 
-    A weight that FSDP2 has sharded is gathered when its turn comes, so all its ranks must iterate together.
+    A sharded weight is gathered when its turn comes, so all its ranks must iterate together.
     """
     for name, tensor in policy.sampler_weights():
         if not name.startswith(VISION_PREFIXES):
