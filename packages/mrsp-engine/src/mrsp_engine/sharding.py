@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from mrsp_engine.distributed.process_groups import SequenceGroup
@@ -24,7 +24,9 @@ from mrsp_engine.row_scorer import row_scorer_of
 __all__ = ["shard_policy"]
 
 
-def shard_policy(policy: Policy, group: SequenceGroup, *, shard_ranks: int | None = None) -> None:
+def shard_policy(
+    policy: Policy, group: SequenceGroup, *, shard_ranks: int | None = None, offload: bool = False
+) -> None:
     """Spread the language model over the ranks; all ranks call this together, once, before an optimizer exists.
 
     Weights that are not trained keep their dtype. From now on the model runs only through
@@ -34,6 +36,7 @@ def shard_policy(policy: Policy, group: SequenceGroup, *, shard_ranks: int | Non
         policy: The policy, with the same weights on every rank.
         group: All ranks.
         shard_ranks: Number of neighbours that hold one copy together, such as the ranks of a node; all ranks if None.
+        offload: Keep the parts of weights and gradients in host memory, where an optimizer then updates them.
 
     Raises:
         EngineUsageError: The number of ranks can't be divided so.
@@ -46,12 +49,13 @@ def shard_policy(policy: Policy, group: SequenceGroup, *, shard_ranks: int | Non
         param_dtype=None if kept == computed else computed, reduce_dtype=kept, cast_forward_inputs=False
     )
     outside = _parameters_outside(policy)
-    policy.computed_dtype = computed
+    policy.computed_dtype, policy.computed_device = computed, policy.device
+    memory = CPUOffloadPolicy(pin_memory=policy.device.type == "cuda") if offload else OffloadPolicy()
     for layer in policy.decoder.get_submodule("layers").children():
         _refine(layer.parameters(), kept)
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=memory)
     _refine((parameter for parameter in scorer.parameters() if parameter not in outside), kept)
-    fully_shard(scorer, mesh=mesh, mp_policy=precision, ignored_params=outside)
+    fully_shard(scorer, mesh=mesh, mp_policy=precision, offload_policy=memory, ignored_params=outside)
     for module in scorer.modules():
         if isinstance(module, FSDPModule):
             _sum_gradients(module)
