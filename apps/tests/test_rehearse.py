@@ -85,3 +85,21 @@ def test_wrong_requests_get_one_line(
     line = capsys.readouterr().err.strip()
     assert words in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("sharding", "words"),
+    [
+        ('kind = "zero3"', 'sharding.kind="zero3": what DeepSpeed does can\'t be rehearsed; expected "none" or'),
+        ('offload = "all"', 'sharding.offload="all" can\'t be rehearsed; expected "none"'),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused(
+    sharding: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text((RECIPES / "qwen2_5_vl_3b_sft.toml").read_text() + f"\n[sharding]\n{sharding}\n")
+    assert main(["rehearse", str(recipe), "--model", THREE]) == 2
+    line = capsys.readouterr().err.strip()
+    assert words in line
+    assert "\n" not in line

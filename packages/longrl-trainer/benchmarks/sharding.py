@@ -54,7 +54,7 @@ class Update:
         self._policy = load_policy(folder, store=EmbeddingStore(folder / "embeddings"))
         self._ranks = ranks
         save_memory(self._policy, self._config, ranks)
-        self._optimizer = create_optimizer(self._policy, self._config)
+        self._optimizer = create_optimizer(self._policy, self._config, ranks)
         self._scoring = RowScoring.of(self._config, self._policy, ranks)
 
     def run(self, prompt_tokens: int, num_groups: int) -> dict[str, float]:
@@ -64,7 +64,7 @@ class Update:
         self._ranks.wait()
         clock, processor = time.perf_counter(), time.process_time()
         loss = take_gradients(self._policy, groups, self._scoring)
-        self._ranks.sum_gradients(self._policy.model)
+        self._ranks.sum_gradients(self._policy)
         self._optimizer.step(self._config.learning_rate)
         self._ranks.wait()
         return {

@@ -15,7 +15,7 @@ from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_f
 from longrl_trainer.questions.question import Question, QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import storing, train_parts
 from longrl_trainer.training.opening import TORCH_DTYPES, create_optimizer, open_training_policy, save_memory
-from longrl_trainer.training.optimizer import Optimizer
+from longrl_trainer.training.optimizer import TrainingOptimizer
 from longrl_trainer.training.ranks import Ranks
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
 from mrsp_engine.encoding.parallel import PlannedMedium, encode_media
@@ -81,7 +81,7 @@ class Opening:
         self.recorder.know(scorer, policy.decoder, policy.language_model_head)
         self.recorder.assign((*policy.model.parameters(), *policy.model.buffers()), "weights")
 
-    def open_training(self, policy: Policy, config: SftConfig | GrpoConfig) -> Optimizer:
+    def open_training(self, policy: Policy, config: SftConfig | GrpoConfig) -> TrainingOptimizer:
         """Weights and optimizer as they are after the first step, whose moments only then exist."""
         train_parts(policy, config)
         with self.recorder.stage("load", "weights"):

@@ -73,6 +73,15 @@ class RehearsedStage:
     model: str | None
     tiny_model: TinyModelSettings | None = None
 
+    def __post_init__(self) -> None:
+        sharding = self.config.sharding
+        if sharding.kind in ("zero2", "zero3"):
+            raise AppUsageError(
+                f'sharding.kind="{sharding.kind}": what DeepSpeed does can\'t be rehearsed; expected "none" or "fsdp2"'
+            )
+        if sharding.offload != "none":
+            raise AppUsageError(f'sharding.offload="{sharding.offload}" can\'t be rehearsed; expected "none"')
+
 
 def read_stages(recipe: Path, model: str | None) -> list[RehearsedStage]:
     """The stages of training in a recipe: one, or both of the quickstart's.
@@ -83,7 +92,7 @@ def read_stages(recipe: Path, model: str | None) -> list[RehearsedStage]:
 
     Raises:
         TrainerUsageError: It isn't a recipe.
-        AppUsageError: It trains nothing.
+        AppUsageError: It trains nothing, or spreads weights in a way that can't be rehearsed.
     """
     tables: dict[str, Any] = load_recipe(recipe, AnyTables).model_extra or {}
     if "world" in tables:

@@ -191,7 +191,7 @@ class _Rank:
             with media.lend(with_gradients=True):
                 take_gradients(policy, groups, scoring)
             media.backward()
-            ranks.sum_gradients(policy.model)
+            ranks.sum_gradients(policy)
             optimizer.step(LEARNING_RATE)
         return self._facts(
             policy,

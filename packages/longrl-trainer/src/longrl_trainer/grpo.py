@@ -43,7 +43,7 @@ from longrl_trainer.training.opening import (
     save_memory,
     share_rows,
 )
-from longrl_trainer.training.optimizer import Optimizer, warmup_learning_rate
+from longrl_trainer.training.optimizer import TrainingOptimizer, warmup_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
 from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.families.base import Policy
@@ -112,7 +112,7 @@ def _train(
         responses = (config.max_response_tokens,) * config.group_size
         ranks = share_rows(config, policy, ranks, [GroupLengths(prompt.length, responses) for prompt in prompts])
         save_memory(policy, config, ranks)
-        optimizer = create_optimizer(policy, config)
+        optimizer = create_optimizer(policy, config, ranks)
         run.restore(optimizer)
         update = create_update(config, policy, optimizer, ranks)
         rewards_so_far = run.read_series("reward")
@@ -197,7 +197,7 @@ def open_questions(
 def create_update(
     config: GrpoConfig,
     policy: Policy,
-    optimizer: Optimizer,
+    optimizer: TrainingOptimizer,
     ranks: Ranks,
     load_reference: Callable[[GrpoConfig, Ranks], Policy] = open_reference,
 ) -> PolicyUpdate:

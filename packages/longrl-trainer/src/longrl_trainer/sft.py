@@ -86,7 +86,7 @@ def _train(
         opened.enter_context(storing(policy, config))
         feed = opened.enter_context(open_questions(config, run, policy, progress, ranks))
         save_memory(policy, config, ranks)
-        optimizer = create_optimizer(policy, config)
+        optimizer = create_optimizer(policy, config, ranks)
         run.restore(optimizer)
         num_steps = config.epochs * feed.order.steps_per_epoch
         run.require_length(num_steps)
@@ -112,7 +112,7 @@ def _train(
             losses.append(loss)
             refuse_spike(losses, max_rise=config.max_loss_rise)
             media.backward()
-            ranks.sum_gradients(policy.model)
+            ranks.sum_gradients(policy)
             # Dropped questions make a run shorter, not its schedule: it goes by the place in the data.
             learning_rate = learning_rate_at(feed.order.place_in_schedule(taken.selection), config, num_steps=num_steps)
             gradient_norm = optimizer.step(learning_rate)

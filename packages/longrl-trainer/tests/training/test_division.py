@@ -1,6 +1,8 @@
 """Which rank computes which rows: every group once, even costs, and as few ranks per row as fit."""
 
 import dataclasses
+import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,3 +131,52 @@ def test_divisions_and_shardings_that_are_impossible_are_refused() -> None:
         check_sharding(sft(sharding={"shard_ranks": 3}), place(0, 2))
     with pytest.raises(TrainerUsageError, match=r"sampler\.tensor_ranks=4: expected a divisor of .* processes, 2"):
         check_sampler(SamplerSection(tensor_ranks=4), place(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dtype": "float64"}, r'dtype="float64" with sharding.kind="zero3": .* float32 at most'),
+        ({"train_vision": "projector"}, r'train_vision="projector" with sharding.kind="zero3": .*language model alone'),
+        ({"lora": {"rank": 4, "alpha": 8, "vision": True}}, r"lora.vision=true with sharding.kind"),
+        ({"optimizer": "muon"}, r'optimizer="muon" needs whole matrices'),
+        ({"sharding": {"kind": "zero3", "shard_ranks": 2}}, r"sharding.shard_ranks=2 with sharding.kind.*omit it"),
+    ],
+)
+def test_what_deepspeed_cannot_train_is_refused(
+    changes: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    config = sft(**({"sharding": {"kind": "zero3"}} | changes))
+    check_sharding(config, ALONE)
+    with pytest.raises(TrainerUsageError, match=expected):
+        check_sharding(config, place(0, 2))
+
+
+def test_a_kind_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TrainerUsageError, match=r'"zero2" needs DeepSpeed.*install longrl-trainer\[deepspeed\]'):
+        check_sharding(sft(sharding={"kind": "zero2"}), place(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("device", "sharding", "num_ranks", "expected"),
+    [
+        ("cpu", {"offload": "all"}, 2, r'sharding.offload="all": the model is computed on CPUs'),
+        ("cuda", {"offload": "all"}, 1, r'sharding.offload="all": only what several processes share'),
+        ("cuda", {"kind": "none", "offload": "all"}, 2, r'sharding.offload="all": only what several processes share'),
+        ("cuda", {"offload": "optimizer"}, 2, r'"optimizer" with sharding.kind="fsdp2": expected "none" or "all"$'),
+        ("cuda", {"kind": "zero2", "offload": "all"}, 2, r'"zero2": expected "none" or "optimizer"$'),
+        ("cuda", {"offload": "all"}, 2, None),
+        ("cuda", {"kind": "zero3", "offload": "all"}, 2, None),
+        ("cuda", {"kind": "zero2", "offload": "optimizer"}, 2, None),
+    ],
+)
+def test_only_what_can_be_in_host_memory_is_kept_there(
+    device: str, sharding: dict[str, Any], num_ranks: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    config = sft(sharding=sharding, model={"folder": Path("model"), "device": device})
+    ranks = ALONE if num_ranks == 1 else place(0, num_ranks)
+    with nullcontext() if expected is None else pytest.raises(TrainerUsageError, match=expected):
+        check_sharding(config, ranks)

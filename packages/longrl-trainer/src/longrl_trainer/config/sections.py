@@ -35,7 +35,10 @@ PresetName = Literal["checkpoint", "longvila_r1", "longvila_r1_hour"]
 ActivationsName = Literal["none", "recompute", "offload"]
 
 
-ShardingName = Literal["none", "fsdp2"]
+ShardingName = Literal["none", "fsdp2", "zero2", "zero3"]
+
+
+OffloadName = Literal["none", "optimizer", "all"]
 
 
 SignalName = Literal["SIGUSR1", "SIGUSR2", "SIGHUP"]
@@ -211,7 +214,12 @@ class ShardingSection(Section):
 
     kind: ShardingName | None = None
     """`none`: every process holds everything; `fsdp2`: every process holds a part, and layers are gathered while they
-    are computed. By default `fsdp2`. Of no effect on a single process.
+    are computed; `zero3`: the same by DeepSpeed; `zero2`: DeepSpeed, and every process holds all weights, but a part of
+    their gradients and of the optimizer state. By default `fsdp2`. Of no effect on a single process.
+    """
+    offload: OffloadName = "none"
+    """What is in host memory while it isn't computed with: the `optimizer` state, which DeepSpeed also updates there,
+    or `all` that is sharded, weights too. `zero2` offers the first, `fsdp2` the second, `zero3` both.
     """
     shard_ranks: int | None = Field(default=None, ge=1)
     """Number of neighbouring processes that hold one copy together, such as those of a node, with copies elsewhere; by

@@ -16,7 +16,7 @@ from longrl_trainer.errors import TrainerError
 from longrl_trainer.objectives.base import Objective
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.step_metrics import TokenStatistics
-from longrl_trainer.training.optimizer import Optimizer
+from longrl_trainer.training.optimizer import TrainingOptimizer
 from longrl_trainer.training.scoring import RowScores, RowScoring
 from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.families.base import Policy
@@ -39,7 +39,7 @@ class PolicyUpdate:
     """
 
     policy: Policy
-    optimizer: Optimizer
+    optimizer: TrainingOptimizer
     objective: Objective
     scoring: RowScoring
     reference: Policy | None = None
@@ -116,7 +116,7 @@ class PolicyUpdate:
                 # Together, so that all ranks stop if one of them finds a difference.
                 self._check_gap(TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics)))
             media.backward()
-            ranks.sum_gradients(self.policy.model)
+            ranks.sum_gradients(self.policy)
             statistics.gradient_norm = self.optimizer.step(learning_rate)
         return TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics))
 

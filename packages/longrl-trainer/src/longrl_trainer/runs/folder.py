@@ -38,7 +38,7 @@ from longrl_trainer.runs.settings import (
     write_settings,
 )
 from longrl_trainer.training.checkpoints import ADAPTER_NAME, Checkpoint, describe_state, latest_checkpoint, restore
-from longrl_trainer.training.optimizer import Optimizer
+from longrl_trainer.training.optimizer import TrainingOptimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
 from longrl_trainer.training.saving import CheckpointSaver
 from longvideo_reason_data.ownership import OWNER_NAME, own_folder
@@ -83,12 +83,12 @@ class Run:
         """Folder of the final model."""
         return self.folder / "model"
 
-    def restore(self, optimizer: Optimizer) -> None:
+    def restore(self, optimizer: TrainingOptimizer) -> None:
         """Continue from the checkpoint, if there is one."""
         if self.checkpoint is not None:
             restore(self.checkpoint, optimizer, seed=self._config.seed, ranks=self._ranks)
 
-    def end_step(self, step: int, policy: Policy, optimizer: Optimizer, *, score: float | None) -> None:
+    def end_step(self, step: int, policy: Policy, optimizer: TrainingOptimizer, *, score: float | None) -> None:
         """Begin to save the state if it is time to; all ranks call this together after every step.
 
         Args:

@@ -1,7 +1,7 @@
 """The state of a training run on disk: trained weights, moments, steps. No pickle.
 
     checkpoints/step-000120/
-        shard-….safetensors     the tensors of `Optimizer.state_tensors`, of all ranks (`training.shards`)
+        shard-….safetensors     the tensors of `TrainingOptimizer.state_tensors`, of all ranks (`training.shards`)
         adapter/                with LoRA, the adapters again, in PEFT's layout
         state.json              the step, the seed, and what else there is to know about them
 
@@ -23,9 +23,10 @@ from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_trainer.durable import LINK_CURE, remove_folder, remove_partial
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.training.optimizer import WEIGHT, Optimizer
+from longrl_trainer.training.optimizer import WEIGHT, TrainingOptimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
 from longrl_trainer.training.shards import list_tensors, read_shards, read_whole
+from mrsp_engine.distributed.sharded_weights import whole_shape
 
 FORMAT_VERSION = 2
 FOLDERS_NAME, STATE_NAME, ADAPTER_NAME = "checkpoints", "state.json", "adapter"
@@ -160,8 +161,8 @@ def describe_state(model: nn.Module, *, step: int, seed: int, dtype: str, score:
             tied[name] = first
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     frozen = {
-        name: list(tensor.shape)
-        for name, tensor in model.state_dict().items()
+        name: list(whole_shape(tensor))
+        for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in trained and name not in tied
     }
     return {
@@ -175,7 +176,7 @@ def describe_state(model: nn.Module, *, step: int, seed: int, dtype: str, score:
     }
 
 
-def restore(checkpoint: Checkpoint, optimizer: Optimizer, *, seed: int, ranks: Ranks = ALONE) -> None:
+def restore(checkpoint: Checkpoint, optimizer: TrainingOptimizer, *, seed: int, ranks: Ranks = ALONE) -> None:
     """Continue from a checkpoint: weights, moments and step counts; all ranks call this together.
 
     Raises:

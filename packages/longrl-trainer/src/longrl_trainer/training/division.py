@@ -18,7 +18,7 @@ from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import PackedLayout
 from mrsp_engine.planner.costs import Sizes, exchanged_bytes, forward_operations, row_split
 from mrsp_engine.planner.hardware import HARDWARE, Accelerator
-from mrsp_engine.planner.memory import Strategy, memory_by_part
+from mrsp_engine.planner.memory import Sharding, Strategy, memory_by_part
 from mrsp_engine.planner.shapes import ModelShape
 
 USABLE_SHARE = 0.9
@@ -49,8 +49,8 @@ class RowCosts:
     strategy: Strategy = KEPT_WHOLE
 
     @classmethod
-    def of(cls, policy: Policy, config: TrainingConfig, *, is_sharded: bool = False) -> "RowCosts":
-        """The costs of a loaded model on the device it is on, with the recipe's settings."""
+    def of(cls, policy: Policy, config: TrainingConfig, *, sharding: Sharding = "none") -> "RowCosts":
+        """The costs of a loaded model on the device it is on, with the recipe's settings, and so much of it sharded."""
         parallel = config.parallel
         sizes: Any = cast(Any, policy.model).config.get_text_config()
         shape = ModelShape(
@@ -74,7 +74,8 @@ class RowCosts:
         strategy = Strategy(
             is_checkpointed=config.activation_checkpointing != "none",
             are_activations_offloaded=config.activation_checkpointing == "offload",
-            sharding="everything" if is_sharded else "none",
+            sharding=sharding,
+            is_optimizer_offloaded=config.sharding.offload != "none",
         )
         return cls(
             shape=shape,

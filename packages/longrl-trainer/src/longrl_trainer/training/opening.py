@@ -1,28 +1,52 @@
 """Loads the models of a stage: the policy in the trainer's precision, and the sampler that generates responses."""
 
+import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from longrl_trainer.config.sections import DtypeName, LoraSection, ModelSection, SamplerSection, ShardingName
-from longrl_trainer.config.stages import GrpoConfig, TrainingConfig
+from longrl_trainer.config.sections import (
+    DtypeName,
+    LoraSection,
+    ModelSection,
+    OffloadName,
+    SamplerSection,
+    ShardingName,
+)
+from longrl_trainer.config.stages import GrpoConfig, SftConfig, TrainingConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.division import RowCosts, choose_sequence_ranks
 from longrl_trainer.training.joint_sampler import JointSampler
-from longrl_trainer.training.optimizer import Optimizer
+from longrl_trainer.training.optimizer import Optimizer, TrainingOptimizer
 from longrl_trainer.training.ranks import ALONE, Ranks, choose_device
+from longrl_trainer.training.zero.limits import refuse_unfit
 from mrsp_engine.embeddings.limits import StoreLimits
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import GroupLengths, PackedLayout, pack_rows
+from mrsp_engine.planner.memory import Sharding
 from mrsp_engine.rollout.base import RolloutEngine
 from mrsp_engine.row_scorer import row_scorer_of
 from mrsp_engine.sharding import shard_policy
 
+ZERO_STAGES: dict[ShardingName, Literal[2, 3]] = {"zero2": 2, "zero3": 3}
+SPREAD: dict[ShardingName, Sharding] = {
+    "none": "none",
+    "fsdp2": "everything",
+    "zero2": "optimizer",
+    "zero3": "everything",
+}
+OFFLOADS: dict[ShardingName, tuple[OffloadName, ...]] = {
+    "none": (),
+    "fsdp2": ("all",),
+    "zero2": ("optimizer",),
+    "zero3": ("optimizer", "all"),
+}
 FULL_WEIGHTS = LoraSection()
 TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
     "float32": torch.float32,
@@ -75,8 +99,13 @@ def open_training_policy(
     return policy
 
 
-def create_optimizer(policy: Policy, config: TrainingConfig) -> Optimizer:
-    """The recipe's optimizer for the trained parameters of the policy."""
+def create_optimizer(policy: Policy, config: TrainingConfig, ranks: Ranks = ALONE) -> TrainingOptimizer:
+    """The recipe's optimizer for the trained parameters of the policy; spreads them if DeepSpeed does."""
+    kind = sharding_kind(config, ranks)
+    if ranks.group is not None and kind in ZERO_STAGES:
+        from longrl_trainer.training.zero.optimizer import ZeroOptimizer
+
+        return ZeroOptimizer(policy, config, stage=ZERO_STAGES[kind], group=ranks.group)
     return Optimizer(
         policy.model,
         weight_decay=config.weight_decay,
@@ -95,29 +124,58 @@ def share_rows(config: TrainingConfig, policy: Policy, ranks: Ranks, groups: Seq
         return ranks
     chosen = config.parallel.sequence_ranks
     if chosen is None:
-        costs = RowCosts.of(policy, config, is_sharded=sharding_kind(config, ranks) != "none")
+        costs = RowCosts.of(policy, config, sharding=SPREAD[sharding_kind(config, ranks)])
         rows = pack_rows([group.total for group in groups], config.parallel.row_tokens)
         layouts = [PackedLayout(tuple(groups[index] for index in row)) for row in rows]
         chosen = choose_sequence_ranks(costs, layouts, ranks.size)
     return ranks.share_rows(chosen)
 
 
-def check_sharding(config: TrainingConfig, ranks: Ranks) -> None:
+def check_sharding(config: SftConfig | GrpoConfig, ranks: Ranks) -> None:
     """Refuse what can't be combined with sharded weights, before a model is loaded.
 
     Raises:
         TrainerUsageError: The recipe does.
     """
-    if sharding_kind(config, ranks) == "none":
+    kind = sharding_kind(config, ranks)
+    if config.sharding.offload != "none":
+        check_offload(config, kind)
+    if kind == "none":
         return
     if config.optimizer == "muon":
         raise TrainerUsageError(
             'optimizer="muon" needs whole matrices, but weights are sharded over the processes; set '
             'sharding.kind="none", or optimizer="adamw"'
         )
+    if kind in ZERO_STAGES:
+        refuse_unfit(config, kind)
     shard_ranks = config.sharding.shard_ranks
     if shard_ranks is not None and ranks.size % shard_ranks:
         raise TrainerUsageError(f"sharding.shard_ranks={shard_ranks}: expected a divisor of the {ranks.size} processes")
+
+
+def check_offload(config: SftConfig | GrpoConfig, kind: ShardingName) -> None:
+    """Refuse to keep in host memory what can't be kept there.
+
+    Raises:
+        TrainerUsageError: It can't.
+    """
+    offload, possible = config.sharding.offload, OFFLOADS[kind]
+    if choose_device(config.model) == "cpu":
+        raise TrainerUsageError(
+            f'sharding.offload="{offload}": the model is computed on CPUs, so everything is in host memory already; '
+            'expected "none"'
+        )
+    if not possible:
+        raise TrainerUsageError(
+            f'sharding.offload="{offload}": only what several processes share by sharding.kind can be kept in host '
+            'memory; expected "none"'
+        )
+    if offload not in possible:
+        raise TrainerUsageError(
+            f'sharding.offload="{offload}" with sharding.kind="{kind}": expected "none" or '
+            f"{' or '.join(json.dumps(name) for name in possible)}"
+        )
 
 
 def check_sampler(sampler: SamplerSection, ranks: Ranks) -> None:
@@ -138,11 +196,18 @@ def sharding_kind(config: TrainingConfig, ranks: Ranks) -> ShardingName:
 
 
 def save_memory(policy: Policy, config: TrainingConfig, ranks: Ranks) -> None:
-    """Spread the policy over the processes and recompute its activations, as the recipe says; all ranks together."""
+    """Spread the policy over the processes and recompute its activations, as the recipe says; all ranks together.
+
+    What DeepSpeed spreads is spread when the optimizer is created. A model that isn't trained has none, and is left to
+    FSDP2 in any case.
+    """
     if config.activation_checkpointing != "none":
         row_scorer_of(policy).recompute_layers(offload=config.activation_checkpointing == "offload")
-    if ranks.group is not None and sharding_kind(config, ranks) == "fsdp2" and not policy.is_sharded:
-        shard_policy(policy, ranks.group, shard_ranks=config.sharding.shard_ranks)
+    kind = sharding_kind(config, ranks)
+    is_trained = any(weight.requires_grad for weight in policy.model.parameters())
+    if ranks.group is None or policy.is_sharded or kind == "none" or (is_trained and kind in ZERO_STAGES):
+        return
+    shard_policy(policy, ranks.group, shard_ranks=config.sharding.shard_ranks, offload=config.sharding.offload == "all")
 
 
 def open_reference(config: GrpoConfig, ranks: Ranks) -> Policy:

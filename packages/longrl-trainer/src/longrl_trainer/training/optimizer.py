@@ -10,7 +10,7 @@ rank updates its parts. Independent of losses and of where the state is stored.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,39 @@ from longrl_trainer.errors import TrainerError
 from mrsp_engine.distributed.sharded_weights import whole_tensor
 
 FINE_DTYPES = (torch.float32, torch.float64)
-WEIGHT = "weight"
+WEIGHT, STEP = "weight", "step"
 MOMENTS: Mapping[type[torch.optim.Optimizer], set[str]] = {
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {STEP, "exp_avg", "exp_avg_sq"},
     torch.optim.Muon: {"momentum_buffer"},
 }
 """What the optimizers keep for each parameter, after its first step."""
+
+
+class TrainingOptimizer(Protocol):
+    """What a loop needs of an optimizer, whoever keeps its state."""
+
+    def step(self, learning_rate: float) -> float:
+        """Update the weights from their gradients; returns the gradient's norm before it was clipped."""
+        ...
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything a later process needs to continue: weights in at least float32, moments, step counts.
+
+        They are named after kind and parameter, whole or sharded.
+        """
+        ...
+
+    def restore(self, saved: Mapping[str, Tensor], read: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Continue from what `state_tensors` returned in an earlier process for the same model.
+
+        Args:
+            saved: All saved tensors; their values aren't looked at.
+            read: Fills the tensors that it is given, which are sharded as in this process, with the saved values.
+
+        Raises:
+            TrainerError: They belong to another model or optimizer.
+        """
+        ...
 
 
 class Optimizer:
@@ -110,10 +137,7 @@ class Optimizer:
         return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything a later process needs to continue: weights in at least float32, moments, step counts.
-
-        They are named after kind and parameter, are sharded as the weights are, and change with the next step.
-        """
+        """See `TrainingOptimizer`; they are sharded as the weights are, and change with the next step."""
         tensors = {f"{WEIGHT}/{name}": master.detach() for name, master in self._masters.items()}
         for optimizer, names, _ in self._optimizers:
             for index, values in optimizer.state_dict()["state"].items():
@@ -122,32 +146,15 @@ class Optimizer:
         return tensors
 
     def restore(self, saved: Mapping[str, Tensor], read: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """Continue from what `state_tensors` returned in an earlier process for the same model.
-
-        Args:
-            saved: All saved tensors; their values aren't looked at.
-            read: Fills the tensors that it is given, which are sharded as in this process, with the saved values.
-
-        Raises:
-            TrainerError: They belong to another model or optimizer.
-        """
+        """See `TrainingOptimizer`."""
+        moments = {name: MOMENTS[type(optimizer)] for optimizer, names, _ in self._optimizers for name in names}
+        kinds = match_saved(saved, {name: (self._masters[name].shape, of_one) for name, of_one in moments.items()})
         targets: dict[str, Tensor] = {}
-        kinds: dict[str, set[str]] = {name: set() for name in self._masters}
-        for key, tensor in saved.items():
-            kind, _, name = key.partition("/")
-            master = self._masters.get(name)
-            if master is None or tensor.shape != (torch.Size(()) if kind == "step" else master.shape):
-                raise TrainerError(f"the saved optimizer state belongs to another model: {visible(key, 100)}")
-            if kind == WEIGHT:
-                targets[key] = master.detach()
-            else:
-                targets[key] = torch.zeros(()) if kind == "step" else torch.zeros_like(master)
-            kinds[name].add(kind)
-        for optimizer, names, _ in self._optimizers:
-            complete = ({WEIGHT}, {WEIGHT, *MOMENTS[type(optimizer)]})
-            strange = next((name for name in names if kinds[name] not in complete), None)
-            if strange is not None:
-                raise TrainerError(f"the saved optimizer state belongs to another model or optimizer: {strange}")
+        for name, found in kinds.items():
+            master = self._masters[name]
+            targets[f"{WEIGHT}/{name}"] = master.detach()
+            for kind in found - {WEIGHT}:
+                targets[f"{kind}/{name}"] = torch.zeros(()) if kind == STEP else torch.zeros_like(master)
         read(targets)
         for optimizer, names, _ in self._optimizers:
             state = {
@@ -165,6 +172,30 @@ class Optimizer:
         for name, master in self._masters.items():
             if master is not self._parameters[name]:
                 self._parameters[name].copy_(master)
+
+
+def match_saved(
+    saved: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, set[str]]]
+) -> dict[str, set[str]]:
+    """The kinds of saved tensors by parameter: its weight, and if it was ever updated all moments.
+
+    Args:
+        saved: All saved tensors by kind and parameter; their values aren't looked at.
+        expected: The shape of every parameter, and the names of its moments.
+
+    Raises:
+        TrainerError: They belong to another model or optimizer.
+    """
+    kinds: dict[str, set[str]] = {name: set() for name in expected}
+    for key, tensor in saved.items():
+        kind, _, name = key.partition("/")
+        if name not in expected or tensor.shape != (torch.Size(()) if kind == STEP else expected[name][0]):
+            raise TrainerError(f"the saved optimizer state belongs to another model: {visible(key, 100)}")
+        kinds[name].add(kind)
+    for name, (_, moments) in expected.items():
+        if kinds[name] not in ({WEIGHT}, {WEIGHT, *moments}):
+            raise TrainerError(f"the saved optimizer state belongs to another model or optimizer: {name}")
+    return kinds
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:

@@ -15,12 +15,12 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from longrl_trainer.config.sections import ModelSection, ParallelSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from mrsp_engine.distributed.collectives import exchange_objects, sum_gradients
 from mrsp_engine.distributed.process_groups import SequenceGroup, create_sequence_group
+from mrsp_engine.families.base import Policy
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -117,10 +117,10 @@ class Ranks:
         """Wait until all ranks have arrived."""
         self.exchange(None)
 
-    def sum_gradients(self, model: nn.Module) -> None:
+    def sum_gradients(self, policy: Policy) -> None:
         """Sum the ranks' gradients of weights that every rank holds whole; afterwards each rank has the total."""
-        if self.group is not None:
-            sum_gradients(model, self.group)
+        if self.group is not None and policy.joint_passes is None:
+            sum_gradients(policy.model, self.group)
 
     def _attempt(self, work: Callable[[], ResultT]) -> list[ResultT]:
         """The results of `work` on every rank; if it fails on one, all raise the same error."""

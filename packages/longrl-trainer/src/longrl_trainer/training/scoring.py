@@ -38,16 +38,19 @@ class RowScores:
         groups: Scores of the groups of its row.
         idle: A zero to add to the loss: its backward pass takes part in what ranks with sharded weights do together
             while this one has no row. None if there is nothing to take part in.
+        policy: What was scored.
     """
 
     groups: list[BranchScores]
     idle: Tensor | None
+    policy: Policy
 
     def backward(self, loss: Tensor | None) -> float:
         """The backward pass of the row's loss (None without a row), by all ranks together; returns the loss."""
         parts = [part for part in (loss, self.idle) if part is not None]
         if parts:
-            torch.stack(parts).sum().backward()
+            total = torch.stack(parts).sum()
+            total.backward() if self.policy.joint_passes is None else self.policy.joint_passes.backward(total)
         return 0.0 if loss is None else loss.item()
 
 
@@ -76,7 +79,7 @@ class RowScoring:
         """The recipe's settings, for its model."""
         return cls(
             parallel=config.parallel,
-            costs=RowCosts.of(policy, config, is_sharded=policy.is_sharded),
+            costs=RowCosts.of(policy, config, sharding="everything" if policy.is_sharded else "none"),
             share_prompt=config.share_prompt,
             temperature=temperature,
             ranks=ranks,
@@ -124,12 +127,12 @@ class RowScoring:
                 sequence_group=self.ranks.sequence_group,
                 attention=self.costs.settings,
             )
-        num_missing = num_passes - len(self._passes(groups)) if policy.is_sharded else 0
+        num_missing = num_passes - len(self._passes(groups)) if policy.is_joint else 0
         idle = [
             score_nothing(policy, sequence_group=self.ranks.sequence_group, attention=self.costs.settings)
             for _ in range(num_missing)
         ]
-        return RowScores(groups=found, idle=torch.stack(idle).sum() if idle else None)
+        return RowScores(groups=found, idle=torch.stack(idle).sum() if idle else None, policy=policy)
 
     def _seconds(self, groups: Sequence[PromptGroup]) -> float:
         return self.costs.seconds(PackedLayout(tuple(group.lengths for group in groups)), self.ranks.sequence_ranks)

@@ -10,7 +10,7 @@ from mrsp_engine.layout import PackedLayout
 from mrsp_engine.planner.costs import ITEM_BYTES, Sizes, embedding_bytes, key_value_bytes
 from mrsp_engine.planner.shapes import ModelShape
 
-__all__ = ["Strategy", "memory_by_part", "rollout_bytes"]
+__all__ = ["Sharding", "Strategy", "memory_by_part", "rollout_bytes"]
 
 Sharding = Literal["none", "optimizer", "everything"]
 MASTER_BYTES, MOMENT_BYTES, FINE_BYTES = 4, 8, 4
