@@ -262,7 +262,11 @@ def _notes(request: PlanRequest, sizes: Sizes, strategy: Strategy) -> tuple[str,
             "trained for, so a run drops such questions; lower the number of frames or their pixels"
         )
     if strategy.sharding != "none":
-        notes.append(f'{strategy.sharding} sharded over the ranks (sharding.kind = "fsdp2" spreads everything)')
+        kind = "zero2" if strategy.sharding == "optimizer" else "fsdp2"
+        setting = f'sharding.kind = "{kind}"'
+        if strategy.is_optimizer_offloaded:
+            setting = f'sharding.kind = "{kind.replace("fsdp2", "zero3")}" and sharding.offload = "optimizer"'
+        notes.append(f"{strategy.sharding} sharded over the ranks ({setting})")
     if request.hardware.name == "CPU":
         notes.append("the rates are those of one core; measured ones are in the output of longrl benchmark step")
     return tuple(notes)
