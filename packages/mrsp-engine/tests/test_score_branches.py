@@ -9,8 +9,9 @@ from torch import Tensor
 from mrsp_engine import rows as rows_module
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
-from mrsp_engine.logprobs import score_branches
+from mrsp_engine.logprobs import score_branches, score_groups
 from mrsp_engine.prompts import Prompt
+from mrsp_engine.rows import PromptGroup
 from mrsp_engine.testing.fixtures import NoiseVideo, use_exact_norms
 
 TOLERANCE = 1e-9
@@ -126,6 +127,32 @@ def test_scores_are_those_of_the_whole_models_own_logits(
     entropies = torch.distributions.Categorical(logits=expected).entropy()[branch.scored_from :]
     assert relative(scores.logprobs[1], wanted) <= TOLERANCE
     assert relative(scores.entropies[1], entropies) <= TOLERANCE
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 7])
+def test_entropies_have_the_gradient_of_the_whole_models_own_logits(
+    exact_policy: Policy, prompt: Prompt, branches: list[Branch], chunk_tokens: int | None
+) -> None:
+    branch = replace(branches[1], scored_from=0)
+    group = PromptGroup(prompt=prompt, branches=[branch])
+    (scores,) = score_groups(exact_policy, [group], chunk_tokens=chunk_tokens, trains_entropy=True)
+    scores.entropies[0].square().sum().backward()
+    found = {name: p.grad.clone() for name, p in exact_policy.model.named_parameters() if p.grad is not None}
+    exact_policy.model.zero_grad()
+    embeddings = torch.cat([exact_policy.embed(prompt), exact_policy.embed_tokens(torch.tensor(branch.token_ids))])
+    start = int(prompt.positions.max()) + 1
+    tail = torch.arange(start, start + len(branch.token_ids)).expand(3, -1)
+    logits = exact_policy.model(
+        inputs_embeds=embeddings[None], position_ids=torch.cat([prompt.positions, tail], 1)[:, None]
+    ).logits[0]
+    torch.distributions.Categorical(logits=logits[prompt.length - 1 : -1]).entropy().square().sum().backward()
+    expected = {name: p.grad for name, p in exact_policy.model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    norm = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert ((found[name] - gradient).abs().max() / norm).item() <= TOLERANCE, name
+    (without,) = score_groups(exact_policy, [group], chunk_tokens=chunk_tokens)
+    assert not without.entropies[0].requires_grad
 
 
 def test_branches_do_not_see_each_other(exact_policy: Policy, prompt: Prompt, branches: list[Branch]) -> None:

@@ -37,7 +37,7 @@ class BranchScores:
 
     Attributes:
         logprobs: Log-probability of every scored token, differentiable.
-        entropies: Entropy of the distribution of each, in nats, without gradient.
+        entropies: Entropy of the distribution of each, in nats; differentiable only if that was asked for.
     """
 
     logprobs: list[Tensor]
@@ -79,6 +79,7 @@ def score_groups(
     sequence_group: SequenceGroup | None = None,
     attention: AttentionSettings | None = None,
     chunk_tokens: int | None = None,
+    trains_entropy: bool = False,
 ) -> list[BranchScores]:
     """Score the tokens of every branch of every group.
 
@@ -92,6 +93,7 @@ def score_groups(
         attention: Settings; what isn't set is chosen per row.
         chunk_tokens: Scored tokens whose logits exist at the same time, chosen from the vocabulary size if None; with
             more tokens, logits are recomputed in the backward pass.
+        trains_entropy: Whether the entropies have a gradient too.
 
     Raises:
         EngineUsageError: The attention settings are impossible on these ranks.
@@ -111,6 +113,7 @@ def score_groups(
             group=sequence_group,
             attention=attention,
             chunk_tokens=chunk_tokens,
+            trains_entropy=trains_entropy,
         )
         of_branches = zip(logprobs_N.split(row.num_scored), entropies_N.split(row.num_scored), strict=True)
         for member in members:

@@ -60,6 +60,7 @@ class RowScorer(nn.Module):
         group: SequenceGroup | None = None,
         attention: AttentionSettings | None = None,
         chunk_tokens: int | None = None,
+        trains_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of every scored token of the row, and entropy of the distribution of each: [N] and [N].
 
@@ -70,6 +71,7 @@ class RowScorer(nn.Module):
             group: Ranks among which the row is split.
             attention: How they divide it; what isn't set is chosen.
             chunk_tokens: Scored tokens whose logits exist at the same time; chosen from the vocabulary size if None.
+            trains_entropy: Whether the entropies have a gradient too.
 
         Raises:
             EngineUsageError: The attention settings are impossible on these ranks, or the row is too short for them.
@@ -91,12 +93,18 @@ class RowScorer(nn.Module):
             with self._recomputing():
                 hidden = policy.hidden_states(row.embed(policy), row.positions, plan)
             return token_logprobs(
-                hidden[row.predictors], row.targets, policy.language_model_head, temperature, chunk_tokens
+                hidden[row.predictors],
+                row.targets,
+                policy.language_model_head,
+                temperature,
+                chunk_tokens,
+                trains_entropy=trains_entropy,
             )
         own = plan.shards.own_tokens
         with self._recomputing():
             hidden = policy.hidden_states(row.embed(policy, own), row.positions[:, own], plan)
-        return _score_evenly(hidden, row, plan.shards, policy.language_model_head, temperature, chunk_tokens)
+        head = policy.language_model_head
+        return _score_evenly(hidden, row, plan.shards, head, temperature, chunk_tokens, trains_entropy)
 
     @contextmanager
     def _recomputing(self) -> Generator[None]:
@@ -125,24 +133,27 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     num_chunks: int | None = None,
+    *,
+    trains_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution: hidden [N, D], targets [N] to [N] and [N].
 
     Logits exist for `chunk_tokens` tokens at a time, in at least float32. With a single chunk they are kept for the
     backward pass; with more they are recomputed there. `num_chunks` sets their number, so that ranks with unequal N can
-    call the head equally often.
+    call the head equally often. The entropies have a gradient with `trains_entropy` only.
     """
     num_chunks = max(1, -(-len(targets) // chunk_tokens)) if num_chunks is None else num_chunks
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for of_hidden, of_targets in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
         entropy: list[Tensor] = []
-        inputs = (of_hidden, of_targets, head, temperature, entropy)
+        inputs = (of_hidden, of_targets, head, temperature, None if trains_entropy else entropy)
         if num_chunks == 1:
-            logprobs.append(_chunk_logprobs(*inputs))
+            of_chunk, differentiable = _score_chunk(*inputs)
         else:
-            logprobs.append(checkpoint(_chunk_logprobs, *inputs, use_reentrant=False, preserve_rng_state=False))
-        entropies += entropy[:1]
+            of_chunk, differentiable = checkpoint(_score_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
+        logprobs.append(of_chunk)
+        entropies.append(entropy[0] if differentiable is None else differentiable)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
@@ -159,6 +170,7 @@ def _score_evenly(
     head: nn.Module,
     temperature: float,
     chunk_tokens: int,
+    trains_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
     """Score an equal share of the tokens on every rank, wherever their hidden states [L, D] are, and exchange results.
 
@@ -177,21 +189,30 @@ def _score_evenly(
     chosen = torch.cat(swap(pieces, rows, group)).index_select(0, arrival)
     lengths = [share.stop - share.start for share in shares]
     num_chunks = max(1, -(-max(lengths) // chunk_tokens))
-    logprobs_N, entropies_N = token_logprobs(chosen, row.targets[own_share], head, temperature, num_chunks=num_chunks)
+    logprobs_N, entropies_N = token_logprobs(
+        chosen, row.targets[own_share], head, temperature, num_chunks=num_chunks, trains_entropy=trains_entropy
+    )
     whole = gather_results(torch.stack((logprobs_N, entropies_N.to(logprobs_N.dtype)), dim=1), lengths, group)
-    return whole[:, 0].clone(), whole[:, 1].detach().clone()
+    entropies = whole[:, 1].clone()
+    return whole[:, 0].clone(), entropies if trains_entropy else entropies.detach()
 
 
-def _chunk_logprobs(
-    hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float, entropies: list[Tensor]
-) -> Tensor:
-    """Log-probabilities of a chunk. Entropies are appended only to an empty list, so recomputation adds none."""
+def _score_chunk(
+    hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float, entropies: list[Tensor] | None
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of a chunk, and entropies with a gradient if there is no list for them.
+
+    They are appended only to an empty list, so recomputation adds none.
+    """
     logits = head(hidden)  # [N, V]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:
         logits = logits / temperature
     distribution = torch.log_softmax(logits, dim=-1)
-    if not entropies:
+    differentiable = None
+    if entropies is None:
+        differentiable = -(distribution.exp() * distribution).sum(-1)
+    elif not entropies:
         with torch.no_grad():
             entropies.append(-distribution.exp().mul_(distribution).sum(-1))
-    return distribution.gather(1, targets[:, None]).squeeze(1)
+    return distribution.gather(1, targets[:, None]).squeeze(1), differentiable
