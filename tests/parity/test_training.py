@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longrl_trainer.config.sections import ModelSection, ParallelSection
 from longrl_trainer.config.stages import GrpoConfig
-from longrl_trainer.objectives.base import build_objective
+from longrl_trainer.objectives.base import Objective, build_objective
 from longrl_trainer.questions.question import Question
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import ResponseScore
@@ -83,6 +83,7 @@ class TrainingCase:
     dtype: Literal["float64", "float32"] = "float64"
     num_steps: int = 2
     offload: Literal["none", "optimizer", "all"] = "none"
+    objective: str = "as it is"
 
     @property
     def alone(self) -> "TrainingCase":
@@ -96,13 +97,35 @@ class TrainingCase:
             has_adapters=self.has_adapters,
             dtype=self.dtype,
             num_steps=self.num_steps,
+            objective=self.objective,
         )
 
     def __str__(self) -> str:
         parallel = f"{self.num_ranks // self.sequence_ranks} x {self.sequence_ranks} ranks"
         adapters = ", adapters" if self.has_adapters else ""
-        return f"{self.stage}, {self.data}, {self.family}, {parallel}, {self.sharding}{adapters}"
+        objective = "" if self.objective == "as it is" else f", {self.objective}"
+        return f"{self.stage}, {self.data}, {self.family}, {parallel}, {self.sharding}{adapters}{objective}"
 
+
+OBJECTIVE_SETTINGS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "gspo with an entropy bonus": {"objective": "gspo", "clip_high": 0.5, "entropy_coefficient": 0.1},
+    "reinforce++ with weights by response": {
+        "objective": "reinforce_plus_plus",
+        "sampler_correction": "sequence_truncate",
+        "sampler_correction_cap": 1e9,
+        "updates_per_batch": 2,
+    },
+    "gdpo and sapo with an exact divergence": {
+        "objective": "sapo",
+        "advantage": "gdpo",
+        "kl_importance": True,
+        "sampler_correction": "token_truncate",
+        "updates_per_batch": 2,
+    },
+    "cispo and a constant": {"objective": "cispo", "clip_high": 0.001, "aggregation": "constant"},
+}
+"""Settings of objectives in which ranks could differ: sums over responses, over the step, and over the vocabulary."""
 
 CASES = [
     *(
@@ -120,6 +143,18 @@ CASES = [
     TrainingCase(stage="sft", data="videos", family=SEEING, sequence_ranks=2),
     TrainingCase(stage="grpo", data="videos", family=SEEING, sequence_ranks=4, activations="offload"),
     TrainingCase(stage="grpo with a reference", has_adapters=True, family=TIED, sequence_ranks=2),
+    *(
+        TrainingCase(
+            stage="grpo with a reference" if "++" in name or "divergence" in name else "grpo",
+            sequence_ranks=sequence_ranks,
+            num_ranks=num_ranks,
+            objective=name,
+        )
+        for name in OBJECTIVE_SETTINGS
+        if name != "as it is"
+        for num_ranks, sequence_ranks in (((2, 2), (4, 2)) if "gspo" in name else ((4, 2),))
+    ),
+    TrainingCase(stage="grpo with a reference", data="one group", objective="reinforce++ with weights by response"),
     TrainingCase(stage="sft", has_adapters=True, sharding="none"),
     TrainingCase(stage="sft", shares_prompt=False, activations="recompute"),
     TrainingCase(stage="sft", row_tokens=90, shard_ranks=2),
@@ -180,6 +215,7 @@ def config_of(root: str, case: TrainingCase) -> GrpoConfig:
             "lora": {"rank": 4, "alpha": 8} if case.has_adapters else {},
             "sharding": {"kind": case.sharding, "shard_ranks": case.shard_ranks, "offload": case.offload},
         }
+        | OBJECTIVE_SETTINGS[case.objective]
     )
 
 
@@ -200,31 +236,40 @@ def prompt_groups(policy: Policy, data: Data, step: int) -> list[PromptGroup]:
     return groups
 
 
-def rollout_groups(policy: Policy, data: Data, step: int) -> list[RolloutGroup]:
+def rollout_groups(policy: Policy, data: Data, step: int, objective: Objective) -> list[RolloutGroup]:
     """The same as judged responses; one group has no spread, and one response could not be judged."""
     record = QuestionRecord.model_construct(question_id="q", split=Split.TRAIN_RL, skill=next(iter(Skill)))
     found: list[RolloutGroup] = []
     for number, group in enumerate(prompt_groups(policy, data, step)):
         is_even = number == 3 or data == "nothing to learn"
-        rewards = [0.5, 0.5, 0.5] if is_even else [1.0, 0.0, None if number == 1 else 0.25]
+        answers = [0.5, 0.5, 0.5] if is_even else [1.0, 0.0, None if number == 1 else 0.25]
+        formats = [1.0, 1.0, 1.0] if is_even else [0.0, 1.0, 0.0]
         found.append(
             RolloutGroup(
                 question=Question(record=record, media=()),
                 prompt=group.prompt,
                 rollouts=tuple(
                     Rollout(
-                        token_ids=branch.token_ids, logprobs=(-5.0,) * len(branch.token_ids), text="", finished=True
+                        token_ids=branch.token_ids, logprobs=(-5.7,) * len(branch.token_ids), text="", finished=True
                     )
                     for branch in group.branches
                 ),
                 scores=tuple(
-                    ResponseScore(terms={"answer": RewardResult(value=reward, status=RewardStatus.OK)}, total=reward)
-                    for reward in rewards
+                    ResponseScore(
+                        terms={
+                            "answer": RewardResult(value=answer, status=RewardStatus.OK),
+                            "format": RewardResult(value=form, status=RewardStatus.OK),
+                        },
+                        total=None if answer is None else answer + 0.5 * form,
+                    )
+                    for answer, form in zip(answers, formats, strict=True)
                 ),
-                advantages=tuple(None if reward is None else reward - 0.4 for reward in rewards),
+                advantages=(),
+                weights=(1.0, 0.5),
             )
         )
-    return found
+    compared = objective.compare([group.as_rewards() for group in found])
+    return [replace(group, advantages=tuple(of_group)) for group, of_group in zip(found, compared, strict=True)]
 
 
 def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
@@ -258,6 +303,8 @@ def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
     elif case.stage == "grpo with a reference":
         reference = open_exact(root, case.family, case.dtype)
         reference.model.requires_grad_(False)
+        for weight in reference.model.parameters():
+            weight.mul_(1.1)  # so that there is a divergence from the first step on
         save_memory(reference, config, ranks)
     update = PolicyUpdate(
         policy=policy,
@@ -274,9 +321,8 @@ def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:
             ranks.sum_gradients(policy)
             measured: dict[str, Any] = {"loss": loss, "norm": optimizer.step(config.learning_rate)}
         else:
-            statistics = update.run(
-                rollout_groups(policy, case.data, step), StepMedia(policy, []), config.learning_rate
-            )
+            groups = rollout_groups(policy, case.data, step, update.objective)
+            statistics = update.run(groups, StepMedia(policy, []), config.learning_rate)
             measured = statistics.metrics()
             measured |= {f"gap {name}": value for name, value in measured.pop("logprob_gap").items()}
         found |= {

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from longrl.benchmark.measurement import StageClock
 from longrl.benchmark.workload import QUESTION, Workload
-from longrl_trainer.objectives.clipped import ClippedLoss
-from longrl_trainer.objectives.terms import kl_divergence_k3
+from longrl_trainer.objectives.losses import clipped_loss
+from longrl_trainer.objectives.terms import kl_divergence
 from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.parallel import PlannedMedium, encode_media
@@ -57,15 +57,14 @@ def run_step(work: Workload, mode: Mode) -> dict[str, float]:
         old = step.score(policy, prompt, passes)
     with step.clock("reference"):
         frozen = step.score(reference, prompt, passes)
-    objective = ClippedLoss(clip_low=CLIP, clip_high=CLIP)
     with step.clock("update"):
         for responses, old_logprobs, frozen_logprobs in zip(passes, old, frozen, strict=True):
             loss = torch.zeros((), device=policy.device)
             logprobs = step.compute(policy, prompt, responses)
             for index, own, before, apart in zip(responses, logprobs, old_logprobs, frozen_logprobs, strict=True):
                 advantage = 1.0 if index % 2 else -1.0
-                losses_R = objective(own, before, advantage).losses
-                loss = loss + (losses_R + KL_COEFFICIENT * kl_divergence_k3(own, apart)).sum()
+                losses_R = clipped_loss(own, before, advantage, clip_low=CLIP, clip_high=CLIP).losses
+                loss = loss + (losses_R + KL_COEFFICIENT * kl_divergence(own, apart, "k3")).sum()
             (loss / (work.group_size * work.response_tokens)).backward()
         if work.group is not None:
             sum_gradients(policy.model, work.group)

@@ -36,7 +36,7 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_a_good_recipe_keeps_its_values_and_fills_in_defaults(tmp_path):
     config = load_recipe(write(tmp_path, GOOD), GrpoConfig)
     assert (config.output, config.steps, config.model.folder) == (Path("runs/grpo"), 3, Path("model"))
-    assert (config.group_size, config.clip_high, config.sampler.engine) == (8, 0.28, "vllm")
+    assert (config.group_size, config.parts.clip_high, config.sampler.engine) == (8, 0.28, "vllm")
     assert config.rewards == {"answer": 1.0}
 
 

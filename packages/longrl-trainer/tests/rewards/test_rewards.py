@@ -85,6 +85,12 @@ def test_a_failed_judge_leaves_the_response_out_of_its_group():
     assert group_advantages(totals, "dr_grpo") == [None, 0.5, -0.5]
 
 
+def test_a_reward_without_weight_takes_no_response_out():
+    rewards = [*load_rewards({"format": 1.0}), WeightedReward(name="judge", reward=FailingJudge(), weight=0.0)]
+    texts = ["<think>right</think><answer>B</answer>", "nothing"]
+    assert totals_of(rewards, *texts) == totals_of(rewards[:1], *texts) == [1.0, 0.0]
+
+
 def test_unknown_rewards_and_empty_weights_are_refused_in_one_line():
     with pytest.raises(TrainerUsageError, match=r"rewards\.answr: there is no such reward; installed: answer, format"):
         load_rewards({"answr": 1.0})

@@ -11,10 +11,36 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from longrl_files.folders import follow_links
 from longrl_trainer.config.effects import Effect
 
-AdvantageName = Literal["grpo", "dr_grpo", "rloo"]
+ObjectiveName = Literal[
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "gdpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "sapo",
+]
+
+
+AdvantageName = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "gdpo"]
+
+
+LossName = Literal["clipped", "gspo", "cispo", "sapo"]
 
 
 AggregationName = Literal["token", "sequence", "constant"]
+
+
+KlEstimatorName = Literal["k1", "k2", "k3"]
+
+
+KlPlaceName = Literal["loss", "reward"]
+
+
+CorrectionName = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 OptimizerName = Literal["adamw", "muon"]

@@ -13,10 +13,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from longrl_trainer.config.effects import Effect
+from longrl_trainer.config.objectives import ObjectiveSettings
 from longrl_trainer.config.sections import (
     ActivationsName,
-    AdvantageName,
-    AggregationName,
+    CorrectionName,
     DataSection,
     DtypeName,
     LoraSection,
@@ -38,6 +38,10 @@ GAP_LIMITS: dict[DtypeName, float] = {"float32": 1e-5, "float64": 1e-5, "bfloat1
 
 MOST_SAMPLER_RANK = 512
 """The highest rank of adapters in vLLM."""
+
+
+OVERLONG_REWARD = "overlong"
+"""The name of the penalty for long responses among the rewards of a response."""
 
 
 class TrainingConfig(Section):
@@ -132,7 +136,7 @@ class SftConfig(TrainingConfig):
     """Final value of the cosine, as a share of the peak."""
 
 
-class GrpoConfig(TrainingConfig):
+class GrpoConfig(ObjectiveSettings, TrainingConfig):
     """GRPO and variants: learn from rewards for the model's own responses."""
 
     model: Annotated[ModelSection, Effect.PLACE]
@@ -151,22 +155,19 @@ class GrpoConfig(TrainingConfig):
     """Steps in which the learning rate rises to its peak; constant afterwards."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on the same rollouts."""
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """How far a token's probability ratio may fall below 1 before its gradient stops."""
-    clip_high: float = Field(default=0.28, gt=0)
-    """How far it may rise above 1."""
-    advantage: AdvantageName = "grpo"
-    """`grpo` divides by the group's standard deviation, `dr_grpo` does not, `rloo` compares with the others' mean."""
-    aggregation: AggregationName = "token"
-    """Weight of a response in the loss: by its number of tokens, equal for all, or by its tokens over a constant."""
-    kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence from the starting model; 0 needs no reference pass."""
     rewards: dict[str, float | RewardSettings] = Field(default={"answer": 0.9, "format": 0.1})
     """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
     max_logprob_gap: Annotated[float | None, Effect.NONE] = Field(default=None, gt=0)
     """The run stops when sampler and trainer differ by more than this (mean absolute log-probability). By default 1e-5,
     which is far more than rounding causes with the same weights, and 0.05 in bfloat16, which rounds coarsely.
     """
+    sampler_correction: CorrectionName | None = None
+    """Importance weights for the difference between sampler and trainer: by token, or by sequence as a product over its
+    tokens; larger ones than `sampler_correction_cap` are truncated to it, or masked, that is, left out. By default
+    `token_truncate` in bfloat16, and otherwise `none`, since both then compute the same.
+    """
+    sampler_correction_cap: float = Field(default=2.0, ge=1)
+    """The largest importance weight that is kept."""
     min_reward_share: Annotated[float, Effect.NONE] = Field(default=0.1, ge=0, lt=1)
     """The run stops before an update when the mean reward of the last 10 steps is below this share of the best mean of
     any 10 steps before; 0 never stops it.
@@ -186,6 +187,15 @@ class GrpoConfig(TrainingConfig):
                 where = f"rewards.{name}.weight" if isinstance(entry, dict) else f"rewards.{name}"
                 raise ValueError(f"{where}: got {json.dumps(weight, default=str)}, expected: number")
         return rewards
+
+    @model_validator(mode="after")
+    def _has_one_overlong_reward(self) -> Self:
+        if self.parts.overlong_buffer and OVERLONG_REWARD in self.rewards:
+            raise ValueError(
+                f"rewards.{OVERLONG_REWARD}: that is what the penalty of overlong_buffer={self.parts.overlong_buffer} "
+                "is called; set that to 0, or rename the reward"
+            )
+        return self
 
     @model_validator(mode="after")
     def _samples_what_it_trains(self) -> Self:
@@ -212,6 +222,17 @@ class GrpoConfig(TrainingConfig):
     @field_serializer("max_logprob_gap")
     def _resolve_gap(self, _: float | None) -> float:
         return self.logprob_gap_limit
+
+    @property
+    def correction(self) -> CorrectionName:
+        """`sampler_correction`, or the dtype's default."""
+        if self.sampler_correction is not None:
+            return self.sampler_correction
+        return "token_truncate" if self.dtype == "bfloat16" else "none"
+
+    @field_serializer("sampler_correction")
+    def _resolve_correction(self, _: CorrectionName | None) -> CorrectionName:
+        return self.correction
 
 
 class EvaluateConfig(Section):

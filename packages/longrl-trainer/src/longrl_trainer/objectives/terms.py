@@ -1,8 +1,10 @@
-"""The objectives of both stages, token by token: pure functions of log-probabilities.
+"""What every objective is made of beside the policy's own loss: pure functions of log-probabilities and lengths.
 
-Shapes: R response tokens of one branch. Every function here returns one value per token; `response_weights` gives the
-weight of each response, so that a step's loss is `sum_i weight_i * sum_t loss_{i,t}` and its groups may be computed one
-after the other, in any order, with the same result.
+The divergence from the reference gives one value per token; `response_weights` gives the weight of each response, so
+that a step's loss is `sum_i weight_i * sum_t loss_{i,t}` and its groups may be computed one after the other, in any
+order, with the same result.
+
+Shape legend: R response tokens of one branch.
 """
 
 from collections.abc import Sequence
@@ -10,17 +12,48 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longrl_trainer.config.sections import AggregationName
+from longrl_trainer.config.sections import AggregationName, KlEstimatorName
 
 
-def kl_divergence_k3(logprobs_R: Tensor, reference_logprobs_R: Tensor) -> Tensor:
-    """Unbiased, never negative estimate of KL(policy, reference) at every sampled token, shape [R].
+def kl_divergence(logprobs_R: Tensor, reference_logprobs_R: Tensor, estimator: KlEstimatorName) -> Tensor:
+    """Estimate of KL(policy, reference) at every sampled token, shape [R].
 
-    With d = reference logprob - logprob: `exp(d) - d - 1`. Schulman, "Approximating KL divergence" (k3); DeepSeekMath
-    (arXiv 2402.03300), eq. 4.
+    With d = reference logprob - logprob:
+
+        k1  -d               unbiased; any sign; its own gradient has mean 0
+        k2  d^2 / 2          biased, but its gradient is unbiased
+        k3  exp(d) - d - 1   unbiased, never negative
+
+    Schulman 2020, "Approximating KL divergence"; k3 in GRPO: DeepSeekMath (arXiv 2402.03300), eq. 4.
     """
     difference_R = reference_logprobs_R - logprobs_R
-    return torch.exp(difference_R) - difference_R - 1.0
+    match estimator:
+        case "k1":
+            return -difference_R
+        case "k2":
+            return difference_R.square() / 2
+        case "k3":
+            return torch.exp(difference_R) - difference_R - 1.0
+
+
+def weighted_kl_divergence(
+    logprobs_R: Tensor, old_logprobs_R: Tensor, reference_logprobs_R: Tensor, estimator: KlEstimatorName
+) -> Tensor:
+    """The estimate times the ratio `exp(logprob - old logprob)`, shape [R], through which the gradient passes too.
+
+    Tokens come from the old policy; the ratio makes value and gradient of k1 and k3 unbiased for the present one.
+    DeepSeek-V3.2 (arXiv 2512.02556), eq. 7.
+    """
+    return torch.exp(logprobs_R - old_logprobs_R) * kl_divergence(logprobs_R, reference_logprobs_R, estimator)
+
+
+def overlong_penalty(num_tokens: int, *, max_tokens: int, buffer_tokens: int) -> float:
+    """What is added to the reward of a long response: 0 up to the buffer, then falling to -1 at the limit.
+
+    `-(n - (max_tokens - buffer_tokens)) / buffer_tokens`, between -1 and 0. DAPO (arXiv 2503.14476), eq. 13.
+    """
+    excess = num_tokens - (max_tokens - buffer_tokens)
+    return -min(max(excess / buffer_tokens, 0.0), 1.0)
 
 
 def response_weights(lengths: Sequence[int], aggregation: AggregationName, *, max_response_tokens: int) -> list[float]:

@@ -48,7 +48,7 @@ class WeightedReward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseScore:
-    """All judgements of one response and their weighted sum; no total when any of them is missing."""
+    """All judgements of one response and their weighted sum; no total when any that has a weight is missing."""
 
     terms: dict[str, RewardResult]
     total: float | None
@@ -100,6 +100,8 @@ def _total(rewards: Sequence[WeightedReward], terms: Mapping[str, RewardResult])
     total = 0.0
     for weighted in rewards:
         value = terms[weighted.name].value
+        if not weighted.weight:
+            continue
         if value is None:
             return None
         total += weighted.weight * value

@@ -5,12 +5,13 @@ they are not repeated per response.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from longrl_trainer.objectives.advantages import has_spread
-from longrl_trainer.objectives.base import Objective
+from longrl_trainer.config.stages import OVERLONG_REWARD
+from longrl_trainer.objectives.advantages import GroupRewards, has_spread
+from longrl_trainer.objectives.base import Objective, OverlongPenalty
 from longrl_trainer.questions.question import Question
-from longrl_trainer.rewards.base import RewardRequest
+from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_responses
 from longrl_trainer.training.ranks import ALONE, Ranks
 from mrsp_engine.layout import Branch
@@ -28,7 +29,10 @@ class RolloutGroup:
     rollouts: tuple[Rollout, ...]
     scores: tuple[ResponseScore, ...]
     advantages: tuple[float | None, ...]
-    """None where the response could not be judged; such a response is not used in training."""
+    """None where the response could not be judged; such a response is not used in training. Where the divergence from
+    the reference counts in the reward, these are the advantages without it."""
+    weights: tuple[float, ...] = ()
+    """Weights of the rewards, in the order of a score's terms."""
 
     @property
     def rewards(self) -> tuple[float | None, ...]:
@@ -37,8 +41,17 @@ class RolloutGroup:
 
     @property
     def has_spread(self) -> bool:
-        """Whether there is anything to learn: some responses were better than others."""
+        """Whether some responses were better than others."""
         return has_spread(self.rewards)
+
+    @property
+    def has_advantages(self) -> bool:
+        """Whether there is anything to learn: some response should become more or less likely."""
+        return any(self.advantages)
+
+    def as_rewards(self) -> GroupRewards:
+        """The rewards of all responses, for comparing them."""
+        return group_rewards(self.scores, self.rollouts, self.weights)
 
     def judged(self) -> list[tuple[Rollout, float]]:
         """The responses used in training, with their advantages."""
@@ -80,13 +93,49 @@ def judge_groups(
         scores = iter(score_responses(rewards, requests))
         return [tuple(next(scores) for _ in rollouts) for _, _, rollouts in share]
 
+    judged = ranks.divide(answered, judge)
+    weights = tuple(weighted.weight for weighted in rewards)
+    overlong = objective.overlong
+    if overlong is not None:
+        judged = [
+            tuple(penalise_length(score, rollout, overlong) for score, rollout in zip(scores, rollouts, strict=True))
+            for (_, _, rollouts), scores in zip(answered, judged, strict=True)
+        ]
+        weights = (*weights, overlong.weight)
+    compared = objective.compare(
+        [group_rewards(scores, rollouts, weights) for (_, _, rollouts), scores in zip(answered, judged, strict=True)]
+    )
     return [
         RolloutGroup(
             question=question,
             prompt=prompt,
             rollouts=tuple(rollouts),
             scores=scores,
-            advantages=tuple(objective.compare([score.total for score in scores])),
+            advantages=tuple(advantages),
+            weights=weights,
         )
-        for (question, prompt, rollouts), scores in zip(answered, ranks.divide(answered, judge), strict=True)
+        for (question, prompt, rollouts), scores, advantages in zip(answered, judged, compared, strict=True)
     ]
+
+
+def penalise_length(score: ResponseScore, rollout: Rollout, overlong: OverlongPenalty) -> ResponseScore:
+    """The score with the penalty for a long response as one more reward."""
+    value = overlong(len(rollout.token_ids))
+    return replace(
+        score,
+        terms=score.terms | {OVERLONG_REWARD: RewardResult(value=value, status=RewardStatus.OK)},
+        total=None if score.total is None else score.total + overlong.weight * value,
+    )
+
+
+def group_rewards(
+    scores: Sequence[ResponseScore], rollouts: Sequence[Rollout], weights: Sequence[float]
+) -> GroupRewards:
+    """The rewards of the responses to one question, for comparing them."""
+    names = list(scores[0].terms) if scores else []
+    return GroupRewards(
+        totals=[score.total for score in scores],
+        terms=[[score.terms[name].value for score in scores] for name in names],
+        weights=weights,
+        lengths=[len(rollout.token_ids) for rollout in rollouts],
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longrl_trainer.objectives.correction import SamplerWeights
 from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.rl.groups import RolloutGroup
 from longvideo_reason_data.records.answers import parse_response
@@ -42,6 +43,10 @@ class TokenStatistics:
         self._num_clipped = 0
         self._entropy_sum = 0.0
         self._kl_sum = 0.0
+        self._num_weights = 0
+        self._num_capped = 0
+        self._weight_sum = 0.0
+        self._squared_weight_sum = 0.0
 
     @classmethod
     def joined(cls, parts: Sequence["TokenStatistics"]) -> "TokenStatistics":
@@ -76,6 +81,24 @@ class TokenStatistics:
         self._entropy_sum += entropies_R.detach().sum().item()
         self._kl_sum += kl_R.detach().sum().item() if kl_R is not None else 0.0
 
+    def add_sampler_weights(self, weights: SamplerWeights) -> None:
+        """Add the importance weights of one response."""
+        values = weights.weights.double()
+        self._num_weights += values.numel()
+        self._num_capped += int(weights.is_capped.sum())
+        self._weight_sum += values.sum().item()
+        self._squared_weight_sum += values.square().sum().item()
+
+    @property
+    def effective_sample_fraction(self) -> float | None:
+        """The effective sample size of the importance weights by their number: (sum w)^2 / (n sum w^2), Kish 1965.
+
+        None without weights.
+        """
+        if not self._squared_weight_sum:
+            return 0.0 if self._num_weights else None
+        return self._weight_sum**2 / (self._num_weights * self._squared_weight_sum)
+
     def metrics(self) -> dict[str, Any]:
         """The step's line in the journal; if no tokens were trained, the means over tokens are None."""
         num_tokens = self._num_tokens
@@ -90,6 +113,8 @@ class TokenStatistics:
             "entropy": per_token(self._entropy_sum),
             "clip_fraction": per_token(self._num_clipped),
             "kl": per_token(self._kl_sum),
+            "effective_sample_fraction": self.effective_sample_fraction,
+            "capped_weight_fraction": self._num_capped / self._num_weights if self._num_weights else None,
         }
 
 

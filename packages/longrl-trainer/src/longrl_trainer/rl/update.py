@@ -5,7 +5,7 @@ The loop around it is `longrl_trainer.grpo`; this module samples and judges noth
 Shape legend: R tokens of a response.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.objectives.base import Objective
+from longrl_trainer.objectives.base import FixedTerms, Objective
+from longrl_trainer.objectives.terms import kl_divergence
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.step_metrics import TokenStatistics
 from longrl_trainer.training.optimizer import TrainingOptimizer
@@ -52,10 +53,10 @@ class PolicyUpdate:
         Where the vision is trained too, the gradients of all rows add up in the step's embeddings, and then go through
         the encoder once. The reference computes its own embeddings of the same videos.
 
-        A group without spread has only zero advantages. Unless there is a KL term it adds nothing to the gradient and
-        is omitted from the computation, but not from the weights. The gap between sampler and trainer is measured on
-        every group that is computed, and on one group if there is nothing to compute; it is judged before the weights
-        change.
+        A group of zero advantages only, such as one without spread, adds nothing to the gradient unless there is a KL
+        term or an entropy bonus; it is omitted from the computation, but not from the weights. The gap between sampler
+        and trainer is measured on every group that is computed, and on one group if there is nothing to compute; it is
+        judged before the weights change.
 
         All ranks call this with the same groups, and get the same statistics.
 
@@ -68,19 +69,13 @@ class PolicyUpdate:
         if not judged:
             raise TrainerError("no response of this step could be judged; check the rewards' verifiers")
         weights = dict(zip(map(id, judged), weigh_groups(judged, self.objective), strict=True))
-        trained = [group for group in judged if group.has_spread or self.reference is not None]
+        trained = [group for group in judged if group.has_advantages or self.objective.trains_every_response]
         computed = trained or judged[:1]
         turns = [
             ([computed[index] for index in turn.members], turn.num_passes)
             for turn in self.scoring.plan([group.as_prompt_group() for group in computed])
         ]
-        references: dict[int, list[Tensor]] = {}
-        if self.reference is not None:
-            adapters = self.reference.adapters
-            off = nullcontext() if adapters is None else adapters.turned_off()
-            with torch.no_grad(), off, StepMedia(self.reference, media.plans, ranks.group).lend():
-                for row, num_passes in turns:
-                    references |= zip(map(id, row), self._score_frozen(self.reference, row, num_passes), strict=True)
+        references = self._score_references(turns, media)
         if not trained:
             with media.lend():
                 for row, num_passes in turns:
@@ -90,7 +85,8 @@ class PolicyUpdate:
             self._check_gap(statistics)
             return statistics
 
-        old: dict[int, list[Tensor]] = {}
+        advantages = self._advantages(judged, turns, references, media)
+        fixed: dict[int, list[FixedTerms]] = {}
         for update in range(self.num_updates):
             statistics.loss = 0.0
             if update > 0:
@@ -98,19 +94,19 @@ class PolicyUpdate:
             with media.lend(with_gradients=True):
                 for row, num_passes in turns:
                     losses: list[Tensor] = []
-                    row_scores = self._score(self.policy, row, num_passes)
+                    row_scores = self._score(
+                        self.policy, row, num_passes, trains_entropy=self.objective.has_entropy_bonus
+                    )
                     for group, scores in zip(row, row_scores.groups, strict=True):
                         place = id(group)
                         if update == 0:
                             # No weight has changed since the rollouts were drawn: these are their old log-probs.
-                            old[place] = [logprobs_R.detach() for logprobs_R in scores.logprobs]
-                            compare_with_sampler(statistics, group, old[place])
-                        of_reference = references.get(place)
-                        losses.append(
-                            group_loss(
-                                self.objective, group, scores, old[place], of_reference, weights[place], statistics
+                            old = [logprobs_R.detach() for logprobs_R in scores.logprobs]
+                            compare_with_sampler(statistics, group, old)
+                            fixed[place] = fix_terms(
+                                self.objective, group, advantages[place], old, references.get(place), statistics
                             )
-                        )
+                        losses.append(group_loss(self.objective, scores, fixed[place], weights[place], statistics))
                     statistics.loss += row_scores.backward(torch.stack(losses).sum() if losses else None)
             if update == 0:
                 # Together, so that all ranks stop if one of them finds a difference.
@@ -120,9 +116,66 @@ class PolicyUpdate:
             statistics.gradient_norm = self.optimizer.step(learning_rate)
         return TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics))
 
-    def _score(self, policy: Policy, row: Sequence[RolloutGroup], num_passes: int) -> RowScores:
+    def _advantages(
+        self,
+        judged: Sequence[RolloutGroup],
+        turns: Sequence[tuple[list[RolloutGroup], int]],
+        references: Mapping[int, list[Tensor]],
+        media: StepMedia,
+    ) -> dict[int, list[Tensor | float]]:
+        """The advantages of the judged responses, by group.
+
+        Where the divergence from the reference counts in the reward, it is measured first, in a pass of its own, and
+        every rank learns those of all responses, which are compared with each other.
+        """
+        if not self.objective.penalises_rewards:
+            return {id(group): [advantage for _, advantage in group.judged()] for group in judged}
+        places = {id(group): place for place, group in enumerate(judged)}
+        measured: dict[int, list[list[float]]] = {}
+        with media.lend():
+            for row, num_passes in turns:
+                for group, logprobs in zip(row, self._score_frozen(self.policy, row, num_passes), strict=True):
+                    measured[places[id(group)]] = [
+                        kl_divergence(logprobs_R, reference_R, self.objective.divergence.estimator).tolist()
+                        for logprobs_R, reference_R in zip(logprobs, references[id(group)], strict=True)
+                    ]
+        of_all: dict[int, list[list[float]]] = {}
+        for part in self.scoring.ranks.exchange_between_data_ranks(measured):
+            of_all |= part
+        divergences: list[list[Tensor | None]] = []
+        for place, group in enumerate(judged):
+            of_group = iter(of_all[place])
+            divergences.append(
+                [
+                    None if advantage is None else torch.tensor(next(of_group), dtype=torch.float64)
+                    for advantage in group.advantages
+                ]
+            )
+        compared = self.objective.compare_penalised([group.as_rewards() for group in judged], divergences)
+        return {
+            id(group): [advantage for advantage in advantages if advantage is not None]
+            for group, advantages in zip(judged, compared, strict=True)
+        }
+
+    def _score_references(
+        self, turns: Sequence[tuple[list[RolloutGroup], int]], media: StepMedia
+    ) -> dict[int, list[Tensor]]:
+        """The reference's log-probabilities of the responses of this data rank, by group; none without a reference."""
+        references: dict[int, list[Tensor]] = {}
+        if self.reference is not None:
+            adapters = self.reference.adapters
+            off = nullcontext() if adapters is None else adapters.turned_off()
+            with off, StepMedia(self.reference, media.plans, self.scoring.ranks.group).lend():
+                for row, num_passes in turns:
+                    references |= zip(map(id, row), self._score_frozen(self.reference, row, num_passes), strict=True)
+        return references
+
+    def _score(
+        self, policy: Policy, row: Sequence[RolloutGroup], num_passes: int, *, trains_entropy: bool = False
+    ) -> RowScores:
         """Log-probabilities of the responses of a row's groups."""
-        return self.scoring.score(policy, [group.as_prompt_group() for group in row], num_passes)
+        groups = [group.as_prompt_group() for group in row]
+        return self.scoring.score(policy, groups, num_passes, trains_entropy=trains_entropy)
 
     @torch.no_grad()
     def _score_frozen(self, policy: Policy, row: Sequence[RolloutGroup], num_passes: int) -> list[list[Tensor]]:
@@ -146,22 +199,46 @@ def compare_with_sampler(statistics: TokenStatistics, group: RolloutGroup, logpr
         statistics.compare_with_sampler(logprobs_R, rollout.logprobs)
 
 
-def group_loss(
+def fix_terms(
     objective: Objective,
     group: RolloutGroup,
-    scores: BranchScores,
+    advantages: Sequence[Tensor | float],
     old_logprobs: Sequence[Tensor],
     reference_logprobs: Sequence[Tensor] | None,
+    statistics: TokenStatistics,
+) -> list[FixedTerms]:
+    """What stays the same for the judged responses of a group during the updates of a step."""
+    found: list[FixedTerms] = []
+    for index, ((rollout, _), advantage, old_R) in enumerate(
+        zip(group.judged(), advantages, old_logprobs, strict=True)
+    ):
+        weights = objective.correct(old_R, torch.tensor(rollout.logprobs, dtype=torch.float64))
+        if weights is not None:
+            statistics.add_sampler_weights(weights)
+        found.append(
+            FixedTerms(
+                advantage=advantage.to(old_R) if isinstance(advantage, Tensor) else advantage,
+                old_logprobs=old_R,
+                reference_logprobs=None if reference_logprobs is None else reference_logprobs[index],
+                sampler_weights=weights,
+            )
+        )
+    return found
+
+
+def group_loss(
+    objective: Objective,
+    scores: BranchScores,
+    fixed: Sequence[FixedTerms],
     weights: Sequence[float],
     statistics: TokenStatistics,
 ) -> Tensor:
     """A group's share of the loss of its step."""
     loss = scores.logprobs[0].new_zeros(())
-    for index, (_, advantage) in enumerate(group.judged()):
-        reference_R = None if reference_logprobs is None else reference_logprobs[index]
-        response = objective.lose(scores.logprobs[index], old_logprobs[index], advantage, reference_R)
-        loss = loss + weights[index] * response.losses.sum()
-        statistics.add_response(is_clipped_R=response.is_clipped, entropies_R=scores.entropies[index], kl_R=response.kl)
+    for logprobs_R, entropies_R, terms, weight in zip(scores.logprobs, scores.entropies, fixed, weights, strict=True):
+        response = objective.lose(logprobs_R, entropies_R, terms)
+        loss = loss + weight * response.losses.sum()
+        statistics.add_response(is_clipped_R=response.is_clipped, entropies_R=entropies_R, kl_R=response.kl)
     return loss
 
 

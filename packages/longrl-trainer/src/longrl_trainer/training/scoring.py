@@ -111,10 +111,13 @@ class RowScoring:
             turns.append(Turn(members=tuple(at_once[self.ranks.data_rank]), num_passes=max(map(len, passes))))
         return turns
 
-    def score(self, policy: Policy, groups: Sequence[PromptGroup], num_passes: int) -> RowScores:
+    def score(
+        self, policy: Policy, groups: Sequence[PromptGroup], num_passes: int, *, trains_entropy: bool = False
+    ) -> RowScores:
         """Score the groups of this data rank's row in one turn; all ranks call this together.
 
-        Every rank of the row gets all its scores, and its share of the gradients of their loss.
+        Every rank of the row gets all its scores, and its share of the gradients of their loss. Entropies have a
+        gradient with `trains_entropy` only.
         """
         found: list[BranchScores] = []
         if groups:
@@ -126,6 +129,7 @@ class RowScoring:
                 row_tokens=self.parallel.row_tokens,
                 sequence_group=self.ranks.sequence_group,
                 attention=self.costs.settings,
+                trains_entropy=trains_entropy,
             )
         num_missing = num_passes - len(self._passes(groups)) if policy.is_joint else 0
         idle = [
