@@ -8,7 +8,7 @@ Faults known from other systems are injected into the running code; each is far 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -24,7 +24,7 @@ from longrl_trainer.objectives.base import Objective, build_objective
 from longrl_trainer.questions.question import Question
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import ResponseScore
-from longrl_trainer.rl.groups import RolloutGroup
+from longrl_trainer.rl.groups import RolloutGroup, compare_groups
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.sft import take_gradients
 from longrl_trainer.training import scoring as scoring_module
@@ -268,8 +268,7 @@ def rollout_groups(policy: Policy, data: Data, step: int, objective: Objective) 
                 weights=(1.0, 0.5),
             )
         )
-    compared = objective.compare([group.as_rewards() for group in found])
-    return [replace(group, advantages=tuple(of_group)) for group, of_group in zip(found, compared, strict=True)]
+    return compare_groups(found, objective)
 
 
 def train(root: str, case: TrainingCase, ranks: Ranks) -> dict[str, Tensor]:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.grpo import draw_responses, order_questions, train_grpo
+from longrl_trainer.grpo import order_questions, train_grpo
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.order import Cursor
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
+from longrl_trainer.rl.sampling import draw_responses
 from longrl_trainer.rl.update import PolicyUpdate, weigh_groups
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
@@ -223,3 +224,41 @@ def test_the_same_step_draws_the_same_responses_and_another_step_others(step, st
     first = draw_responses(engine, prompts, config, step=7)
     other = draw_responses(engine, prompts, config, step=8)
     assert draw_responses(engine, prompts, config, step=7) == first != other
+
+
+def test_without_spread_a_step_takes_more_questions_up_to_the_bound(world, tmp_path):
+    config = world.grpo(tmp_path / "run", steps=1, extra_rounds=2)  # the untrained model is never right
+    train_grpo(config)
+    (line,) = read_json_lines(config.output / "metrics.jsonl")
+    assert (line["rounds"], line["groups"], line["groups_without_spread"], line["groups_trained"]) == (3, 6, 6, 2)
+    assert line["gradient_norm"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["frozen", "all"])
+def test_dynamic_sampling_fills_a_step_with_groups_that_teach_and_goes_on_where_it_was(started, tmp_path, part):
+    settings = {
+        "seed": 3,
+        "objective": "dapo",
+        "extra_rounds": 3,
+        "rewards": {"answer": 1.0},
+        "max_response_tokens": 24,
+        "overlong_buffer": 0.0,
+        "learning_rate": 1e-2,
+        "train_vision": part,
+    }
+    at_once = started.grpo(tmp_path / "at_once", steps=4, **settings)
+    train_grpo(at_once)
+    lines = read_json_lines(at_once.output / "metrics.jsonl")
+    assert max(line["rounds"] for line in lines) > 1, "the test needs a step that takes questions more than once"
+    for line in lines:
+        spread = line["groups"] - line["groups_without_spread"]
+        assert line["groups"] == 2 * line["rounds"]
+        assert line["groups_trained"] == (min(spread, 2) or 2)
+        assert line["rounds"] == 4 or spread >= 2
+    train_grpo(started.grpo(tmp_path / "run", steps=2, **settings))
+    train_grpo(started.grpo(tmp_path / "run", steps=4, **settings))
+    again = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    for line in (*lines, *again):
+        del line["seconds"], line["frames_encoded"]
+    assert again == lines

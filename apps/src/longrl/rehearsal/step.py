@@ -17,11 +17,12 @@ from longrl.rehearsal.material import AlternatingReward, RehearsedSampler
 from longrl.rehearsal.opening import LEARNING_RATE, Opening
 from longrl.rehearsal.request import RehearsedStage, RehearsedVideos, StepLimits
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
-from longrl_trainer.grpo import create_update, draw_responses
+from longrl_trainer.grpo import create_update
 from longrl_trainer.questions.question import QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import open_step
 from longrl_trainer.rewards.registry import WeightedReward
 from longrl_trainer.rl.groups import judge_groups
+from longrl_trainer.rl.sampling import draw_responses
 from longrl_trainer.sft import pack_questions, take_gradients
 from longrl_trainer.training.opening import check_sharding, open_engine, share_rows
 from longrl_trainer.training.ranks import Ranks, join_ranks

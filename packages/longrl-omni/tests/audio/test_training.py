@@ -14,11 +14,12 @@ from longrl_omni.text import SourceText
 from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.sections import DataSection
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
-from longrl_trainer.grpo import draw_responses, train_grpo
+from longrl_trainer.grpo import train_grpo
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.question import Question, build_question_prompt
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import judge_groups
+from longrl_trainer.rl.sampling import draw_responses
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import train_sft

@@ -1,8 +1,8 @@
 """GRPO: the model answers questions, answers are compared within their group, better ones become more likely.
 
-One step, read top to bottom in `_train`: draw G responses per question from the sampler, let the rewards judge them,
-turn rewards into advantages, ascend the clipped objective, give the new weights to the sampler. Every pass over a group
-computes its long prompt once. What is measured meanwhile is in `step_metrics`.
+One step, read top to bottom in `_train`: draw G responses per question from the sampler, let the rewards judge them and
+turn rewards into advantages (`rl.sampling`), minimise the objective, give the new weights to the sampler. Every pass
+over a group computes its long prompt once. What is measured meanwhile is in `step_metrics`.
 
 Under torchrun every rank runs the same loop (`training.ranks`): it samples and judges its share of the prompts and
 computes its share of some rows, and all make the same update.
@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
-from longrl_trainer.errors import TrainerError
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.loading import open_feed
 from longrl_trainer.questions.order import Item, QuestionOrder
 from longrl_trainer.questions.question import build_question_prompt
-from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
+from longrl_trainer.questions.step_media import count_frames_encoded, storing
 from longrl_trainer.rewards.registry import WeightedReward, load_rewards
-from longrl_trainer.rl.groups import judge_groups
+from longrl_trainer.rl.sampling import sample_step
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
@@ -48,8 +47,7 @@ from longrl_trainer.training.ranks import Ranks, join_ranks
 from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import GroupLengths
-from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
+from mrsp_engine.rollout.base import RolloutEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,39 +130,24 @@ def _train(
         bar = opened.enter_context(progress.task("GRPO", total=config.steps, done=run.step))
         opened.enter_context(run.signals)
         for step in range(run.step, config.steps):
-            clock = Stopwatch()
-            with clock("encode"):
-                taken = feed.take(step)
-                frames_before = count_frames_encoded(policy)
-                (asked,), media = open_step(policy, [[question for (question,) in taken.rows]], taken.plans, ranks)
-            prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
-            with clock("rollout"), media.lend():
-                drawn = draw_responses(sampler, prompts, config, step=step)
-                sampler.sleep()
-            with clock("reward"):
-                answered = [
-                    (question, prompt, outcome)
-                    for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
-                    if not isinstance(outcome, Refusal)
-                ]
-                groups = judge_groups(answered, rewards=rewards, objective=update.objective, ranks=ranks)
-                refusals = [outcome for outcome in drawn if isinstance(outcome, Refusal)]
-                if not groups:
-                    raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
-            measured = rollout_metrics(groups)
+            clock, frames_before = Stopwatch(), count_frames_encoded(policy)
+            sampled = sample_step(feed, sampler, policy, rewards, update.objective, config, ranks, clock, step=step)
+            frames_before += sampled.frames_stored
+            measured = rollout_metrics(sampled.groups)
             rewards_so_far.append(measured["reward"])
             refuse_collapse(rewards_so_far, min_share=config.min_reward_share)
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
-                statistics = update.run(groups, media, learning_rate)
+                statistics = update.run(sampled.trained, sampled.media, learning_rate)
             with clock("sync"):
                 sampler.update_weights(policy)
 
             measured |= statistics.metrics() | {"learning_rate": learning_rate}
             measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
-            measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in refusals))
+            measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in sampled.refusals))
+            measured |= {"rounds": sampled.num_rounds, "groups_trained": len(sampled.trained)}
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
-            for group in groups[: config.journal_groups]:
+            for group in sampled.trained[: config.journal_groups]:
                 run.rollouts.append(step + 1, describe_group(group))
             bar.advance(note=f"reward {measured['reward'] or 0:.3f}")
             run.end_step(step + 1, policy, optimizer, score=measured["reward"])
@@ -226,16 +209,3 @@ def order_questions(candidates: Sized, config: GrpoConfig) -> QuestionOrder:
         return [(place,) for place in places]
 
     return QuestionOrder(plan_epoch, config.prompts_per_step)
-
-
-def draw_responses(
-    engine: RolloutEngine, prompts: Sequence[Prompt], config: GrpoConfig, *, step: int
-) -> list[list[Rollout] | Refusal]:
-    """G responses per prompt, or a refusal; the same when the step is repeated."""
-    settings = SamplingSettings(
-        temperature=config.temperature,
-        max_tokens=config.max_response_tokens,
-        num_samples=config.group_size,
-        seed=derive_seed(config.seed, "rollout", step),
-    )
-    return engine.generate(prompts, settings)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from longrl_trainer.config.stages import GrpoConfig
+from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.grpo import open_questions, order_questions, train_grpo
-from longrl_trainer.questions.order import Cursor
+from longrl_trainer.questions.order import Cursor, rounds_of_steps
 from longrl_trainer.questions.step_media import storing
 from longrl_trainer.runs.folder import open_run
 from longrl_trainer.runs.journal import read_json_lines
@@ -189,3 +190,12 @@ def test_a_recorded_drop_is_found_in_the_records_digest_alone(many, tmp_path):
     seen = [group["question_id"] for group in read_json_lines(tmp_path / "run" / "rollouts.jsonl")]
     left = [many.records[p].question_id for p in places if many.records[p].media != many.records[places[0]].media]
     assert seen == left[:4]
+
+
+def test_how_often_finished_steps_took_questions_is_in_the_journal():
+    assert rounds_of_steps([None, 2.0, 3], 3) == [1, 2, 3]
+    assert rounds_of_steps([2, 2, 2], 1) == [2]
+    assert rounds_of_steps([], 2) == [1, 1]
+    for wrong in (0, -1, 1.5, 1e9, float("nan")):
+        with pytest.raises(TrainerUsageError, match=r"metrics\.jsonl: rounds is .*, expected 1 to 32"):
+            rounds_of_steps([1, wrong], 2)

@@ -1,7 +1,7 @@
 """The gradient of an update against one written out from plain log-probabilities, for every term of an objective."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from longrl_trainer.objectives.base import OverlongPenalty, build_objective
 from longrl_trainer.questions.question import Question
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import ResponseScore
-from longrl_trainer.rl.groups import RolloutGroup, group_rewards, penalise_length
+from longrl_trainer.rl.groups import RolloutGroup, choose_groups, compare_groups, penalise_length
 from longrl_trainer.rl.update import PolicyUpdate, weigh_groups
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.scoring import RowScoring
@@ -95,8 +95,8 @@ class Trial:
         """Rollouts whose sampler differs from the trainer by known amounts."""
         record = QuestionRecord.model_construct(question_id="q", split=Split.TRAIN_RL, skill=next(iter(Skill)))
         prompts = [self.policy.build_prompt(text, []) for text in ("why", "where is it")]
-        answered: list[tuple[tuple[Rollout, ...], tuple[ResponseScore, ...]]] = []
-        for responses, rewards in zip(TOKENS, REWARDS, strict=True):
+        groups: list[RolloutGroup] = []
+        for prompt, responses, rewards in zip(prompts, TOKENS, REWARDS, strict=True):
             rollouts = tuple(
                 Rollout(token_ids=tokens, logprobs=(-5.0,) * len(tokens), text="", finished=True)
                 for tokens in responses
@@ -105,19 +105,17 @@ class Trial:
                 ResponseScore(terms={"answer": RewardResult(value=value, status=RewardStatus.OK)}, total=value)
                 for value in rewards
             )
-            answered.append((rollouts, scores))
-        compared = self.objective.compare([group_rewards(scores, rollouts, (1.0,)) for rollouts, scores in answered])
-        return [
-            RolloutGroup(
-                question=Question(record=record, media=()),
-                prompt=prompt,
-                rollouts=rollouts,
-                scores=scores,
-                advantages=tuple(advantages),
-                weights=(1.0,),
+            groups.append(
+                RolloutGroup(
+                    question=Question(record=record, media=()),
+                    prompt=prompt,
+                    rollouts=rollouts,
+                    scores=scores,
+                    advantages=(),
+                    weights=(1.0,),
+                )
             )
-            for prompt, (rollouts, scores), advantages in zip(prompts, answered, compared, strict=True)
-        ]
+        return compare_groups(groups, self.objective)
 
     def with_sampler_offsets(self) -> None:
         """Let the sampler's log-probabilities be the trainer's less known offsets."""
@@ -135,16 +133,7 @@ class Trial:
                 )
                 for rollout in group.rollouts
             )
-            groups.append(
-                RolloutGroup(
-                    question=group.question,
-                    prompt=group.prompt,
-                    rollouts=rollouts,
-                    scores=group.scores,
-                    advantages=group.advantages,
-                    weights=group.weights,
-                )
-            )
+            groups.append(replace(group, rollouts=rollouts))
         self.groups = groups
 
     def plain(self, policy: Policy | None = None) -> Plain:
@@ -304,3 +293,13 @@ def test_a_long_response_gets_a_reward_of_its_own() -> None:
         assert math.isclose(0.5 * value, total - 0.9, abs_tol=1e-12)
     unjudged = ResponseScore(terms={"answer": RewardResult(value=None, status=RewardStatus.VERIFIER_ERROR)}, total=None)
     assert penalise_length(unjudged, rollout, overlong).total is None
+
+
+def test_groups_with_spread_are_chosen_and_compared_among_themselves(folder: Path) -> None:
+    trial = Trial(folder, objective="reinforce_plus_plus")
+    spread, even = trial.groups
+    (chosen,) = choose_groups([even, even, spread, spread], 1, trial.objective)
+    assert chosen.question is spread.question
+    assert chosen.advantages == compare_groups([spread], trial.objective)[0].advantages != spread.advantages
+    assert [group.rewards for group in choose_groups([even, spread, even], 2, trial.objective)] == [spread.rewards]
+    assert [group.rewards for group in choose_groups([even, even, even], 2, trial.objective)] == [even.rewards] * 2

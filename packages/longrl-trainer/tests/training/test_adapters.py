@@ -230,7 +230,7 @@ class TestTheReference:
         questions = load_questions(config.data, policy, progress=SilentProgress()).kept[:4]
         prompts = [build_question_prompt(policy, question, None) for question in questions]
         engine = TransformersRolloutEngine(policy)
-        from longrl_trainer.grpo import draw_responses
+        from longrl_trainer.rl.sampling import draw_responses
 
         drawn = draw_responses(engine, prompts, config, step=0)
         groups = judge_groups(

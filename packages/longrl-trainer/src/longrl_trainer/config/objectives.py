@@ -32,6 +32,7 @@ class ObjectiveParts:
     kl_estimator: KlEstimatorName = "k3"
     kl_place: KlPlaceName = "loss"
     overlong_buffer: float = 0.0
+    extra_rounds: int = 0
 
 
 OBJECTIVES: dict[ObjectiveName, ObjectiveParts] = {
@@ -45,14 +46,17 @@ OBJECTIVES: dict[ObjectiveName, ObjectiveParts] = {
         advantage="reinforce_plus_plus_baseline", clip_high=0.2, kl_estimator="k2"
     ),
     "gdpo": ObjectiveParts(advantage="gdpo"),
-    "dapo": ObjectiveParts(overlong_buffer=0.2),
+    "dapo": ObjectiveParts(overlong_buffer=0.2, extra_rounds=2),
     "gspo": ObjectiveParts(loss="gspo", clip_low=3e-4, clip_high=4e-4, aggregation="sequence"),
     "cispo": ObjectiveParts(loss="cispo", clip_low=1.0, clip_high=4.0),
     "sapo": ObjectiveParts(loss="sapo", aggregation="sequence"),
 }
-"""What each name stands for. `dapo` follows its paper's ratio of buffer to longest response; `gspo` has its paper's
+"""What each name stands for. `dapo` follows its paper's ratio of buffer to longest response, but bounds
+its dynamic sampling; `gspo` has its paper's
 clip; for `cispo`, whose paper gives no bound, a weight may be at most 5.
 """
+MOST_ROUNDS = 32
+"""How often a step may take questions at most."""
 PART_NAMES = tuple(field.name for field in fields(ObjectiveParts))
 
 
@@ -60,7 +64,7 @@ class ObjectiveSettings(Section):
     """What a step minimises: an objective by name, and those of its parts that are set besides."""
 
     objective: ObjectiveName = "grpo"
-    """A published method by name. It determines the settings from here to `overlong_buffer` that aren't set themselves;
+    """A published method by name. It determines the settings from here to `extra_rounds` that aren't set themselves;
     one that is set, in the recipe too, counts more than the name.
     """
     advantage: AdvantageName | None = None
@@ -89,6 +93,10 @@ class ObjectiveSettings(Section):
     overlong_buffer: float | None = Field(default=None, ge=0, le=1)
     """Share of `max_response_tokens` at whose end a reward is lowered by `overlong_penalty`, and within which by less;
     0 for no penalty.
+    """
+    extra_rounds: int | None = Field(default=None, ge=0, lt=MOST_ROUNDS)
+    """How many times a step may take `prompts_per_step` further questions, in place of those whose responses all have
+    the same reward (dynamic sampling). If that isn't enough it trains on fewer.
     """
     overlong_penalty: float = Field(default=1.0, gt=0)
     """What a response of `max_response_tokens` costs, if there is an `overlong_buffer`."""

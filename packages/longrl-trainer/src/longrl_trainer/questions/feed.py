@@ -26,7 +26,7 @@ from longrl_trainer.questions.encoding import (
     references_of,
 )
 from longrl_trainer.questions.length import PromptLengths
-from longrl_trainer.questions.order import Cursor, QuestionOrder, Selection
+from longrl_trainer.questions.order import Cursor, QuestionOrder, Selection, rounds_of_steps
 from longrl_trainer.questions.prefetching import Prefetcher
 from longrl_trainer.questions.question import DroppedMedium, DropReason, Question
 from longrl_trainer.runs.folder import Run, describe_other_questions
@@ -106,17 +106,18 @@ class QuestionFeed(AbstractContextManager["QuestionFeed"]):
         self._used: set[int] = set()
         self._is_length_told = False
         self._outcomes: dict[File, Shown | DroppedMedium] = {}
-        self._owners: dict[File, int] = {}
-        self._num_owned = 0
+        self._owners, self._num_owned = dict[File, int](), 0
+        self._step, self._asked = run.step, list[int]()
         self._records: dict[int, QuestionRecord] = {}
-        for step in range(1, run.step + 1):
-            self._advance(order.select(self._cursor, partial(self._ledger.is_dropped, step=step)))
+        for step, num_rounds in enumerate(rounds_of_steps(run.read_series("rounds"), run.step), 1):
+            for _ in range(num_rounds):
+                self._advance(order.select(self._cursor, partial(self._ledger.is_dropped, step=step)))
         run.save_questions(self._ledger.report())
         self._prefetcher = Prefetcher(settings.data, policy, ranks.size)
         self._look_ahead(run.step, [])
 
     def take(self, step: int) -> StepQuestions:
-        """The questions of a step (counted from 0), whose media are in the store or have a plan.
+        """The next questions of a step (counted from 0), which may take several times; media are stored or have a plan.
 
         Raises:
             TrainerUsageError: A question that a finished step used can't be used now, or all are too long.
@@ -130,7 +131,8 @@ class QuestionFeed(AbstractContextManager["QuestionFeed"]):
             self._drop(problems, step + 1)
         self._advance(selection)
         asked = [place for item in selection.items for place in item]
-        self._look_ahead(step + 1, asked)
+        self._step, self._asked = step, [*(self._asked if step == self._step else ()), *asked]
+        self._look_ahead(step + 1, self._asked)
         shown = [self._outcomes[file_of(medium)] for place in asked for medium in self._media(place)]
         plans = [item.plan for item in planned_among(shown)]
         return StepQuestions(

@@ -8,6 +8,9 @@ steps before which they were found, and a run that goes on finds its place again
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from longrl_trainer.config.objectives import MOST_ROUNDS
+from longrl_trainer.errors import TrainerUsageError
+
 Item = tuple[int, ...]
 """Places of the candidates that are shown together."""
 PlanEpoch = Callable[[int], Sequence[Item]]
@@ -35,6 +38,19 @@ class Selection:
     items: tuple[Item, ...]
     first: Cursor
     after: Cursor
+
+
+def rounds_of_steps(noted: Sequence[float | None], num_steps: int) -> list[int]:
+    """How often each of the steps so far took items: as its line in the journal says, and once if it says nothing.
+
+    Raises:
+        TrainerUsageError: The journal says something else.
+    """
+    rounds = [*(1 if value is None else value for value in noted), *[1] * num_steps][:num_steps]
+    for value in rounds:
+        if value not in range(1, MOST_ROUNDS + 1):
+            raise TrainerUsageError(f"metrics.jsonl: rounds is {value}, expected 1 to {MOST_ROUNDS}")
+    return [int(value) for value in rounds]
 
 
 class QuestionOrder:

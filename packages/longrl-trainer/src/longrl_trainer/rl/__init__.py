@@ -1,1 +1,1 @@
-"""The parts of one GRPO step: groups of judged responses, the update, the metrics."""
+"""The parts of one GRPO step: sampling, groups of judged responses, the update, the metrics."""

@@ -51,7 +51,13 @@ class RolloutGroup:
 
     def as_rewards(self) -> GroupRewards:
         """The rewards of all responses, for comparing them."""
-        return group_rewards(self.scores, self.rollouts, self.weights)
+        names = list(self.scores[0].terms) if self.scores else []
+        return GroupRewards(
+            totals=self.rewards,
+            terms=[[score.terms[name].value for score in self.scores] for name in names],
+            weights=self.weights,
+            lengths=[len(rollout.token_ids) for rollout in self.rollouts],
+        )
 
     def judged(self) -> list[tuple[Rollout, float]]:
         """The responses used in training, with their advantages."""
@@ -102,20 +108,33 @@ def judge_groups(
             for (_, _, rollouts), scores in zip(answered, judged, strict=True)
         ]
         weights = (*weights, overlong.weight)
-    compared = objective.compare(
-        [group_rewards(scores, rollouts, weights) for (_, _, rollouts), scores in zip(answered, judged, strict=True)]
-    )
-    return [
+    groups = [
         RolloutGroup(
             question=question,
             prompt=prompt,
             rollouts=tuple(rollouts),
             scores=scores,
-            advantages=tuple(advantages),
+            advantages=(None,) * len(scores),
             weights=weights,
         )
-        for (question, prompt, rollouts), scores, advantages in zip(answered, judged, compared, strict=True)
+        for (question, prompt, rollouts), scores in zip(answered, judged, strict=True)
     ]
+    return compare_groups(groups, objective)
+
+
+def compare_groups(groups: Sequence[RolloutGroup], objective: Objective) -> list[RolloutGroup]:
+    """The groups with the advantages that their responses have among those of these groups."""
+    compared = objective.compare([group.as_rewards() for group in groups])
+    return [replace(group, advantages=tuple(of_group)) for group, of_group in zip(groups, compared, strict=True)]
+
+
+def choose_groups(groups: Sequence[RolloutGroup], num_wanted: int, objective: Objective) -> list[RolloutGroup]:
+    """The first groups with spread, as many as wanted, compared anew; the first groups at all if none has spread.
+
+    Dynamic sampling: DAPO (arXiv 2503.14476), section 3.2.
+    """
+    chosen = [group for group in groups if group.has_spread][:num_wanted]
+    return compare_groups(chosen or groups[:num_wanted], objective)
 
 
 def penalise_length(score: ResponseScore, rollout: Rollout, overlong: OverlongPenalty) -> ResponseScore:
@@ -125,17 +144,4 @@ def penalise_length(score: ResponseScore, rollout: Rollout, overlong: OverlongPe
         score,
         terms=score.terms | {OVERLONG_REWARD: RewardResult(value=value, status=RewardStatus.OK)},
         total=None if score.total is None else score.total + overlong.weight * value,
-    )
-
-
-def group_rewards(
-    scores: Sequence[ResponseScore], rollouts: Sequence[Rollout], weights: Sequence[float]
-) -> GroupRewards:
-    """The rewards of the responses to one question, for comparing them."""
-    names = list(scores[0].terms) if scores else []
-    return GroupRewards(
-        totals=[score.total for score in scores],
-        terms=[[score.terms[name].value for score in scores] for name in names],
-        weights=weights,
-        lengths=[len(rollout.token_ids) for rollout in rollouts],
     )

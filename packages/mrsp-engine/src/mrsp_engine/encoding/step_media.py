@@ -9,7 +9,7 @@ The name of a step's embeddings depends on that step's weights, so a sampler tha
 Shape legend: N embedding rows of a medium, D their width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
@@ -65,6 +65,19 @@ class StepMedia:
         self.plans = tuple(plans)
         self._group = group
         self.encode()
+
+    @classmethod
+    def joined(cls, parts: Sequence["StepMedia"], names: Collection[str]) -> "StepMedia":
+        """Those of the media of several objects of one policy that have these names, without encoding them again."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls(parts[0]._policy, [], parts[0]._group)
+        plans = {plan.reference.key: plan for part in parts for plan in part.plans}
+        whole.plans = tuple(plan for name, plan in plans.items() if name in names)
+        for part in parts:
+            whole._made |= {name: rows for name, rows in part._made.items() if name in names}
+            whole._lent |= {name: rows for name, rows in part._lent.items() if name in names}
+        return whole
 
     def encode(self) -> None:
         """Recompute the embeddings [N, D] under the same names, after the weights have changed within the step."""
