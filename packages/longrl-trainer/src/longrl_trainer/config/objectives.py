@@ -51,9 +51,8 @@ OBJECTIVES: dict[ObjectiveName, ObjectiveParts] = {
     "cispo": ObjectiveParts(loss="cispo", clip_low=1.0, clip_high=4.0),
     "sapo": ObjectiveParts(loss="sapo", aggregation="sequence"),
 }
-"""What each name stands for. `dapo` follows its paper's ratio of buffer to longest response, but bounds
-its dynamic sampling; `gspo` has its paper's
-clip; for `cispo`, whose paper gives no bound, a weight may be at most 5.
+"""What each name stands for. `dapo` follows its paper's ratio of buffer to longest response, but bounds its dynamic
+sampling; `gspo` has its paper's clip; for `cispo`, whose paper gives no bound, a weight may be at most 5.
 """
 MOST_ROUNDS = 32
 """How often a step may take questions at most."""

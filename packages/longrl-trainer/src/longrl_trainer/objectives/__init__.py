@@ -1,1 +1,1 @@
-"""Pure mathematics of reinforcement learning: advantages, token losses, response weights."""
+"""Pure mathematics of reinforcement learning: advantages, losses, divergences, importance and response weights."""
