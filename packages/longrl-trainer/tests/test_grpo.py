@@ -262,3 +262,14 @@ def test_dynamic_sampling_fills_a_step_with_groups_that_teach_and_goes_on_where_
     for line in (*lines, *again):
         del line["seconds"], line["frames_encoded"]
     assert again == lines
+
+
+@pytest.mark.slow
+def test_in_bfloat16_importance_weights_correct_the_sampler_and_are_logged(started, tmp_path):
+    config = started.grpo(tmp_path / "run", dtype="bfloat16", steps=1, max_response_tokens=24, kl_coefficient=0.01)
+    train_grpo(config)
+    (line,) = read_json_lines(config.output / "metrics.jsonl")
+    assert line["logprob_gap"]["mean_abs"] > 1e-4  # rounded differently by sampler and trainer
+    assert 0.9 < line["effective_sample_fraction"] < 1
+    settings = json.loads((config.output / "settings.json").read_text())["settings"]
+    assert settings["sampler_correction"] == "token_truncate"
