@@ -39,9 +39,9 @@ class Difference:
     effect: Effect
 
 
-def effect_of(field: FieldInfo) -> Effect:
+def effect_of(field: FieldInfo, default: Effect = Effect.SHAPES) -> Effect:
     """The effect that is annotated."""
-    return next((item for item in field.metadata if isinstance(item, Effect)), Effect.SHAPES)
+    return next((item for item in field.metadata if isinstance(item, Effect)), default)
 
 
 def named_settings(config: BaseModel) -> dict[str, Any]:
@@ -55,20 +55,28 @@ def named_settings(config: BaseModel) -> dict[str, Any]:
     return named
 
 
-def find_differences(saved: Mapping[str, Any], config: BaseModel, prefix: str = "") -> Generator[Difference]:
+def find_differences(
+    saved: Mapping[str, Any], config: BaseModel, prefix: str = "", default: Effect = Effect.SHAPES
+) -> Generator[Difference]:
     """The settings that differ from the saved ones, in the order of their names.
 
     A setting that didn't exist when the others were saved counts as having its default.
+
+    Args:
+        saved: What was saved.
+        config: The settings now.
+        prefix: What stands before their names.
+        default: The effect of those that aren't annotated.
     """
     current = named_settings(config)
     fields = type(config).model_fields
     for name in sorted(saved.keys() | current.keys()):
         field = fields.get(name)
-        effect = Effect.SHAPES if field is None else effect_of(field)
+        effect = default if field is None else effect_of(field, default)
         now, value = current.get(name), getattr(config, name, None)
         was = saved[name] if name in saved else _default(config, name)
-        if isinstance(value, BaseModel) and isinstance(was, dict) and effect is Effect.SHAPES:
-            yield from find_differences(cast(dict[str, Any], was), value, f"{prefix}{name}.")
+        if isinstance(value, BaseModel) and isinstance(was, dict):
+            yield from find_differences(cast(dict[str, Any], was), value, f"{prefix}{name}.", effect)
         elif was != now:
             yield Difference(setting=f"{prefix}{name}", was=was, now=now, effect=effect)
 
