@@ -233,6 +233,10 @@ class ParallelSection(Section):
     """Number of processes that split the attention heads; the others split the tokens."""
     exchange: Literal["gather", "ring"] | None = None
     """How processes that split the tokens exchange keys and values."""
+    exchange_patience_seconds: float = Field(default=1800.0, gt=0, le=1e6)
+    """How long processes wait for each other in an exchange before the run ends and tells which of them hasn't come;
+    longer than one of them saves a checkpoint, or generates longer responses than the others.
+    """
 
 
 class ShardingSection(Section):

@@ -26,6 +26,7 @@ from longrl_trainer.config.sections import DataSection, ModelSection
 from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_partial, write_json
 from longrl_trainer.errors import StoppedError, TrainerUsageError
+from longrl_trainer.runs.exchange_watch import ExchangeWatch
 from longrl_trainer.runs.interruption import StopSignals
 from longrl_trainer.runs.journal import JsonLines
 from longrl_trainer.runs.settings import (
@@ -62,8 +63,8 @@ class Run:
         lengthened: The change of the run's length, if it was different before.
     """
 
-    def __init__(self, config: TrainingConfig, described: dict[str, Any], ranks: Ranks) -> None:
-        self._config = config
+    def __init__(self, config: TrainingConfig, described: dict[str, Any], ranks: Ranks, watch: ExchangeWatch) -> None:
+        self._config, self._watch = config, watch
         self._ranks = ranks
         self._scores: list[float] = []
         self.folder = folder = config.output
@@ -72,6 +73,7 @@ class Run:
         self.metrics = JsonLines(folder / "metrics.jsonl", is_writer=ranks.is_first)
         self.rollouts = JsonLines(folder / "rollouts.jsonl", is_writer=ranks.is_first)
         self.result, self.checkpoint, self.lengthened = ranks.ask_first(lambda: self._find(config, described))
+        watch.step = self.step + 1
 
     @property
     def step(self) -> int:
@@ -101,6 +103,7 @@ class Run:
             StoppedError: A signal arrived at one of the ranks; the state is saved.
             TrainerError: The state before couldn't be saved.
         """
+        self._watch.step = step + 1
         if score is not None:
             self._scores.append(score)
         reports = self._ranks.exchange((self.signals.received, self._saver.has_failed))
@@ -280,7 +283,8 @@ def open_run(
             owned.enter_context(own_folder(folder))
             return described
 
-        run = Run(config, ranks.ask_first(take), ranks)
+        watch = owned.enter_context(ExchangeWatch(ranks, config.parallel.exchange_patience_seconds, config.output))
+        run = Run(config, ranks.ask_first(take), ranks, watch)
         owned.callback(run.close)
         yield run
 

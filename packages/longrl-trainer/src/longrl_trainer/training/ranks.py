@@ -9,7 +9,7 @@ once is decided or written by the first rank. Ranks exchange only plain objects 
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -25,8 +25,8 @@ from mrsp_engine.families.base import Policy
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# Ranks wait for each other while one saves a checkpoint or generates longer responses; a dead one is noticed sooner.
-PATIENCE = timedelta(hours=1)
+GROUP_TIMEOUT = timedelta(hours=1)
+"""How long torch lets ranks wait for each other, at least; `runs.exchange_watch` ends a run sooner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +36,12 @@ class Ranks:
     Attributes:
         group: All processes; None for a single one.
         sequence_group: The processes that share this one's rows; None if it computes its rows alone.
+        timeout: How long torch lets them wait for each other.
     """
 
     group: SequenceGroup | None = None
     sequence_group: SequenceGroup | None = None
+    timeout: timedelta = GROUP_TIMEOUT
 
     @property
     def rank(self) -> int:
@@ -79,9 +81,10 @@ class Ranks:
         """
         check_sequence_ranks(sequence_ranks, self.size)
         if self.group is None or sequence_ranks == 1:
-            return Ranks(group=self.group)
-        whole = sequence_ranks == self.size
-        return Ranks(group=self.group, sequence_group=self.group if whole else create_sequence_group(sequence_ranks))
+            return replace(self, sequence_group=None)
+        if sequence_ranks == self.size:
+            return replace(self, sequence_group=self.group)
+        return replace(self, sequence_group=create_sequence_group(sequence_ranks, timeout=self.timeout))
 
     def exchange_between_data_ranks(self, value: ResultT) -> list[ResultT]:
         """The value of every data rank, whose processes all have the same; all ranks call this together."""
@@ -171,13 +174,16 @@ def join_ranks(model: ModelSection, parallel: ParallelSection | None = None) -> 
     Raises:
         TrainerUsageError: There are more processes than GPUs, or they can't share rows as the recipe says.
     """
-    ranks = _join(model)
+    timeout = GROUP_TIMEOUT
+    if parallel is not None:  # later than the watch, which tells more
+        timeout = max(timeout, timedelta(seconds=2 * parallel.exchange_patience_seconds))
+    ranks = _join(model, timeout)
     if parallel is not None and parallel.sequence_ranks is not None:
         check_sequence_ranks(parallel.sequence_ranks, ranks.size)
     return ranks
 
 
-def _join(model: ModelSection) -> Ranks:
+def _join(model: ModelSection, timeout: timedelta) -> Ranks:
     if not dist.is_initialized():
         if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
             return ALONE
@@ -191,10 +197,10 @@ def _join(model: ModelSection) -> Ranks:
                 )
             torch.cuda.set_device(place)
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=timeout)
         # Finalizers run in reverse order of creation: at exit, users of the group (vLLM) leave it first.
         weakref.finalize(dist, _leave_ranks)
-    return Ranks(group=create_sequence_group(dist.get_world_size()))
+    return Ranks(group=create_sequence_group(dist.get_world_size(), timeout=timeout), timeout=timeout)
 
 
 def _leave_ranks() -> None:

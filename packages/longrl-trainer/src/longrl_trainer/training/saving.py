@@ -16,7 +16,7 @@ from torch import Tensor
 from longrl_trainer.durable import make_partial, publish, remove_partial, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.training.checkpoints import FOLDERS_NAME, STATE_NAME, remove_older
-from longrl_trainer.training.ranks import PATIENCE, Ranks
+from longrl_trainer.training.ranks import Ranks
 from longrl_trainer.training.shards import describe_failure, start_writing
 
 
@@ -54,7 +54,7 @@ class CheckpointSaver:
         """
         self.wait()
         if self._ranks.size > 1 and self._group is None:
-            group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            group = dist.new_group(backend="gloo", timeout=self._ranks.timeout)
             self._group = group if isinstance(group, dist.ProcessGroup) else None
         folder = self._run / FOLDERS_NAME / f"step-{state['step']:06d}"
         partial = Path(self._ranks.ask_first(lambda: str(make_partial(folder))))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mrsp_engine.distributed.process_groups import SequenceGroup
+from mrsp_engine.distributed.waiting import messages
 
 Value = TypeVar("Value")
 
@@ -36,8 +37,9 @@ class Transfer:
 
     def wait(self) -> Mapping[int, Tensor]:
         """Wait for all messages and return what was received, by rank."""
-        for work in self.works:
-            work.wait()
+        with messages():
+            for work in self.works:
+                work.wait()
         return self.received
 
 

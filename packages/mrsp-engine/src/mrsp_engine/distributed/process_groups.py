@@ -5,6 +5,7 @@ exchange; see `collectives`.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -35,10 +36,14 @@ class SequenceGroup:
         )
 
 
-def create_sequence_group(size: int) -> SequenceGroup:
+def create_sequence_group(size: int, *, timeout: timedelta | None = None) -> SequenceGroup:
     """Divide all ranks into groups of `size` neighbours and return the one this process belongs to.
 
     Every process of the world must call it.
+
+    Args:
+        size: Ranks of a group.
+        timeout: How long they wait for each other; torch's default, not that of the world, if None.
     """
     world_size = dist.get_world_size()
     if size < 1 or world_size % size:
@@ -46,7 +51,7 @@ def create_sequence_group(size: int) -> SequenceGroup:
     mine: SequenceGroup | None = None
     for first in range(0, world_size, size):
         ranks = list(range(first, first + size))
-        process_group = dist.new_group(ranks)
+        process_group = dist.new_group(ranks, timeout=timeout)
         if dist.get_rank() in ranks and isinstance(process_group, dist.ProcessGroup):
             mine = SequenceGroup.of(process_group)
     if mine is None:
