@@ -115,10 +115,11 @@ def peak_bytes() -> int:
 
 def reach_first_rollout(values: str) -> None:
     """Run GRPO and end the process when the first responses are drawn."""
-    from longrl_trainer import grpo
     from longrl_trainer.config.stages import GrpoConfig
+    from longrl_trainer.grpo import train_grpo
+    from longrl_trainer.rl import sampling
 
-    draw_responses = grpo.draw_responses
+    draw_responses = sampling.draw_responses
 
     def draw_and_end(*arguments: Any, **options: Any) -> Any:
         drawn = draw_responses(*arguments, **options)
@@ -132,8 +133,8 @@ def reach_first_rollout(values: str) -> None:
         print(json.dumps(found), flush=True)
         os._exit(0)
 
-    grpo.draw_responses = draw_and_end
-    grpo.train_grpo(GrpoConfig.model_validate_json(values))
+    sampling.draw_responses = draw_and_end
+    train_grpo(GrpoConfig.model_validate_json(values))
 
 
 def measure_start(arguments: argparse.Namespace) -> dict[str, Any]:
