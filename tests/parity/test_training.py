@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from unittest.mock import patch
 
 import pytest
@@ -43,7 +43,7 @@ from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.rollout.base import Rollout, language_weights
-from mrsp_engine.row_scorer import RowScorer
+from mrsp_engine.row_scorer import LOGIT_BYTES, RowScorer
 from mrsp_engine.rows import PromptGroup
 from mrsp_engine.testing.fixtures import NoiseVideo, RankPool, use_exact_norms
 from mrsp_engine.tiny.families import build_tiny
@@ -84,6 +84,7 @@ class TrainingCase:
     num_steps: int = 2
     offload: Literal["none", "optimizer", "all"] = "none"
     objective: str = "as it is"
+    logit_bytes: int = LOGIT_BYTES["cpu"]
 
     @property
     def alone(self) -> "TrainingCase":
@@ -175,9 +176,11 @@ ZERO_CASES = [
             TrainingCase(stage="grpo", data="nothing to learn", num_ranks=2),
             TrainingCase(stage="grpo with a reference", data="one group", num_ranks=2, family=TIED),
             TrainingCase(stage="grpo with a reference", has_adapters=True, sequence_ranks=2),
+            TrainingCase(stage="sft", num_ranks=2, family=TIED, logit_bytes=9000),
             TrainingCase(stage="sft", num_ranks=2, offload="optimizer"),
         )
     ),
+    TrainingCase(stage="grpo", num_ranks=2, offload="all", sharding="zero3", dtype="float32", num_steps=10),
 ]
 
 
@@ -353,7 +356,8 @@ def difference(root: str, values: dict[str, Any], fault: str | None = None) -> t
     if group is None:
         return 0.0, ""
     expected = expected_of(root, case.alone)
-    with FAULTS[fault]() if fault else nullcontext():
+    logits = patch.dict(LOGIT_BYTES, cpu=case.logit_bytes)  # several chunks where they are few
+    with logits, FAULTS[fault]() if fault else nullcontext():
         actual = train(root, case, Ranks(group=group).share_rows(case.sequence_ranks))
     if actual.keys() != expected.keys():
         return float("inf"), ", ".join(sorted(actual.keys() ^ expected.keys()))
@@ -402,6 +406,27 @@ def train_coarsely(root: str) -> list[float]:
         assert {weight.dtype for weight in optimizer.state_tensors().values()} == {torch.float32}
         assert {weight.dtype for _, weight in language_weights(policy)} == {policy.dtype} == {torch.bfloat16}
     return losses
+
+
+def coarse_moments(root: str, kinds: list[str]) -> dict[str, float]:
+    """Difference of the first moments of a bfloat16 model after one step of many rows from those under FSDP2."""
+    assert isinstance(dist.group.WORLD, dist.ProcessGroup)
+    ranks = Ranks(group=SequenceGroup.of(dist.group.WORLD))
+    moments: dict[str, Tensor] = {}
+    for kind in ("fsdp2", *kinds):
+        config = config_of(root, TrainingCase(stage="sft", sharding=cast(Any, kind), family=TIED))
+        policy = load_policy(Path(root) / TIED, dtype=torch.bfloat16, store=EmbeddingStore(Path(root) / "embeddings"))
+        save_memory(policy, config, ranks)
+        optimizer = create_optimizer(policy, config, ranks)
+        groups = [group for step in range(6) for group in prompt_groups(policy, "uneven", step)]
+        take_gradients(policy, groups, RowScoring.of(config, policy, ranks))
+        optimizer.step(1e-3)
+        state = optimizer.state_tensors()
+        assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+        assert {weight.dtype for _, weight in language_weights(policy)} == {policy.dtype} == {torch.bfloat16}
+        found = [whole_tensor(tensor).flatten() for key, tensor in sorted(state.items()) if key.startswith("exp_avg/")]
+        moments[kind] = torch.cat(found)
+    return {kind: float((moments[kind] - moments["fsdp2"]).norm() / moments["fsdp2"].norm()) for kind in kinds}
 
 
 def averaged() -> AbstractContextManager[object]:
@@ -508,3 +533,11 @@ def test_bfloat16_is_computed_while_float32_is_kept(ranks: RankPool, root: str) 
     for losses in ranks.call(train_coarsely, root):
         assert losses[:NUM_STEPS] == pytest.approx(losses[NUM_STEPS:], abs=2e-3)
         assert losses[1] < losses[0]
+
+
+@pytest.mark.long
+def test_deepspeed_adds_up_the_gradients_of_bfloat16_in_float32(pools: dict[int, RankPool], root: str) -> None:
+    """In bfloat16 the sum of as many rows would be wrong in the third digit."""
+    pytest.importorskip("deepspeed", reason="longrl-trainer[deepspeed] isn't installed")
+    for differences in pools[2].call(coarse_moments, root, ["zero2", "zero3"]):
+        assert max(differences.values()) < 1e-5, differences

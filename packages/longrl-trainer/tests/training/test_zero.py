@@ -8,11 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from longrl_trainer.config.sections import ShardingSection
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
+from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.export import export_model
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import take_gradients, train_sft
+from longrl_trainer.training.opening import create_optimizer, open_training_policy
+from longrl_trainer.training.ranks import join_ranks
+from mrsp_engine.distributed.sharded_weights import whole_tensor
+from mrsp_engine.logprobs import score_nothing
 from mrsp_engine.testing.fixtures import run_on_ranks
 
 pytestmark = pytest.mark.long
@@ -58,6 +64,31 @@ def make_steps(chains: list[list[str]]) -> None:
 def train_in_turn(runs: list[str]) -> None:
     for values in runs:
         train_grpo(GrpoConfig.model_validate_json(values))
+
+
+def step_without_numbers(values: str) -> list[str]:
+    """The refusals of a step whose gradients are no numbers, after a good one; it changes no weight."""
+    found: list[str] = []
+    config = SftConfig.model_validate_json(values)
+    ranks = join_ranks(config.model)
+    for kind in ("zero2", "zero3"):
+        for dtype in ("float32", "bfloat16"):
+            changed = config.model_copy(update={"dtype": dtype, "sharding": ShardingSection(kind=kind)})
+            policy = open_training_policy(changed.model, dtype, policy=None)
+            optimizer = create_optimizer(policy, changed, ranks)
+            with pytest.raises(TrainerUsageError, match="under DeepSpeed already"):
+                open_training_policy(changed.model, dtype, policy=policy)
+            assert policy.joint_passes is not None
+            policy.joint_passes.backward(score_nothing(policy))
+            assert optimizer.step(1e-3) == 0.0
+            before = [whole_tensor(weight).clone() for weight in policy.model.parameters()]
+            policy.joint_passes.backward(score_nothing(policy) * float("nan"))
+            with pytest.raises(TrainerError) as refused:
+                optimizer.step(1e-3)
+            found.append(str(refused.value))
+            after = [whole_tensor(weight) for weight in policy.model.parameters()]
+            assert all(old.equal(new) for old, new in zip(before, after, strict=True))
+    return found
 
 
 def weights_of(folder: Any) -> torch.Tensor:
@@ -114,3 +145,9 @@ def test_responses_are_sampled_with_the_weights_of_training(started, tmp_path):
             json.loads(line)["responses"][0]["text"] for line in texts[0].splitlines()
         ]
         assert (ends[kind] - ends["fsdp2"]).norm() < 1e-2 * (ends[kind] - begun).norm()
+
+
+def test_gradients_that_are_no_numbers_stop_the_run_before_any_weight_changes(started, tmp_path):
+    found = run_on_ranks(step_without_numbers, 2, started.sft(tmp_path).model_dump_json(), timeout_seconds=300)
+    assert found[0] == found[1]
+    assert found[0] == 4 * ["the gradient's norm is inf; lower `learning_rate` or check the data of this step"]

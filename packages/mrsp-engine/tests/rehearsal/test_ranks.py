@@ -1,7 +1,14 @@
-"""Ranks of a rehearsal: real processes, fake tensors."""
+"""Ranks of a rehearsal: real processes, fake tensors.
 
+They are started from a process that only starts them, since in this one other tests may have run backward passes.
+"""
+
+import multiprocessing
 import os
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +19,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from mrsp_engine.errors import EngineError, EngineUsageError
-from mrsp_engine.rehearsal.processes import rehearse_ranks
+from mrsp_engine.rehearsal.processes import RankRecord, rehearse_ranks
 from mrsp_engine.rehearsal.recorder import StepRecorder
 
 WIDTH, INNER, VOCABULARY, ROWS, LAYERS = 1024, 4096, 50000, 100, 3
 LAYER_WEIGHTS = 2 * WIDTH * INNER
 HEAD_WEIGHTS = WIDTH * VOCABULARY
+
+
+Rehearse = Callable[[Any, int], list[RankRecord[Any]]]
+
+
+@pytest.fixture(scope="module")
+def rehearse() -> Iterator[Rehearse]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda program, num_ranks: pool.submit(rehearse_ranks, program, num_ranks).result()
 
 
 class Scorer(nn.Module):
@@ -71,8 +87,8 @@ def sharded(recorder: StepRecorder, fakes: FakeTensorMode) -> float:
     return step(recorder, fakes, scorer)
 
 
-def test_one_rank_holds_what_arithmetic_says() -> None:
-    (record,) = rehearse_ranks(alone, 1)
+def test_one_rank_holds_what_arithmetic_says(rehearse: Rehearse) -> None:
+    (record,) = rehearse(alone, 1)
     weights = 4 * (LAYERS * LAYER_WEIGHTS + HEAD_WEIGHTS)
     update = record.peaks["update"]
     assert record.peaks["load"].num_bytes == weights
@@ -88,8 +104,8 @@ def test_one_rank_holds_what_arithmetic_says() -> None:
 
 
 @pytest.mark.slow
-def test_sharded_ranks_hold_their_part_and_gather_layers() -> None:
-    records = rehearse_ranks(sharded, 2)
+def test_sharded_ranks_hold_their_part_and_gather_layers(rehearse: Rehearse) -> None:
+    records = rehearse(sharded, 2)
     weights = 4 * (LAYERS * LAYER_WEIGHTS + HEAD_WEIGHTS)
     for record in records:
         parts = record.peaks["update"].parts
@@ -145,10 +161,12 @@ def dying(recorder: StepRecorder, fakes: FakeTensorMode) -> None:
         (dying, EngineError, "rank 1 of the rehearsal was killed"),
     ],
 )
-def test_ranks_that_would_never_end_are_refused_at_once(program: object, kind: type[Exception], words: str) -> None:
+def test_ranks_that_would_never_end_are_refused_at_once(
+    rehearse: Rehearse, program: object, kind: type[Exception], words: str
+) -> None:
     started = time.monotonic()
     with pytest.raises(kind) as refusal:
-        rehearse_ranks(program, 2)  # type: ignore[arg-type]
+        rehearse(program, 2)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert time.monotonic() - started < 120, "they were waited for"

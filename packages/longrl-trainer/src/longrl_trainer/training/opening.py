@@ -87,10 +87,13 @@ def open_training_policy(
         seed: Determines their first values.
 
     Raises:
-        TrainerUsageError: The model can't get the adapters that the recipe asks for, or has some already.
+        TrainerUsageError: The model can't get the adapters that the recipe asks for, or has some already, or is under
+            DeepSpeed already.
     """
     if policy is not None and policy.adapters is not None:
         raise TrainerUsageError(f"{model.folder}: the given policy has adapters already; load the model anew")
+    if policy is not None and policy.joint_passes is not None:
+        raise TrainerUsageError(f"{model.folder}: the given policy is under DeepSpeed already; load the model anew")
     policy = policy or open_policy(model, dtype)
     policy.source = model.folder
     if lora.rank is not None:

@@ -64,6 +64,8 @@ class _RankProcess:
 def rehearse_ranks(program: Program[ResultT], num_ranks: int) -> list[RankRecord[ResultT]]:
     """Run a program as every rank of a group and return what each did, in the order of the ranks.
 
+    This process should not have run a backward pass: torch built for CUDA refuses them in copies of one that has.
+
     Args:
         program: What each rank does, in a process of its own and, if there are several, in a process group of them all.
         num_ranks: Number of ranks.
