@@ -151,7 +151,7 @@ def test_a_run_of_an_older_version_goes_on(world, tmp_path):
     first = train_sft(config)
     old = settings_of(config.output)
     del old["changes"]
-    for name in ("parallel.row_tokens", "blind", "questions_may_change"):
+    for name in ("parallel", "blind", "questions_may_change"):
         del old["settings"][name]
     (config.output / "settings.json").write_text(json.dumps(old))
     assert train_sft(config) == first
