@@ -54,7 +54,7 @@ NUM_STEPS = 2
 SIZES = LanguageSizes(
     hidden_size=128, num_layers=2, num_heads=4, num_key_value_heads=2, intermediate_size=32, vocabulary_size=300
 )
-TIED, UNTIED, SEEING = "qwen3", "qwen2", "qwen2_5_vl"
+TIED, UNTIED, SEEING, EXPERTS = "qwen3", "qwen2", "qwen2_5_vl", "qwen3_vl_moe"
 TOLERANCES = {
     "float64": {"loss": 1e-9, "gradient": 1e-9, "weight": 1e-5},
     "float32": {"loss": 1e-6, "gradient": 1e-5, "weight": 1e-5},
@@ -160,6 +160,9 @@ CASES = [
     TrainingCase(stage="sft", shares_prompt=False, activations="recompute"),
     TrainingCase(stage="sft", row_tokens=90, shard_ranks=2),
     TrainingCase(stage="grpo with a reference", offload="all", sequence_ranks=2),
+    TrainingCase(stage="sft", family=EXPERTS),
+    TrainingCase(stage="sft", data="one group", family=EXPERTS, shard_ranks=2),
+    TrainingCase(stage="grpo", data="videos", family=EXPERTS, sequence_ranks=2),
 ]
 ZERO_CASES = [
     *(
@@ -185,7 +188,7 @@ ZERO_CASES = [
 
 
 def build(root: Path) -> None:
-    for family in (TIED, UNTIED, SEEING):
+    for family in (TIED, UNTIED, SEEING, EXPERTS):
         build_tiny(family, root / family, sizes=SIZES)
 
 
@@ -357,7 +360,7 @@ def difference(root: str, values: dict[str, Any], fault: str | None = None) -> t
         return 0.0, ""
     expected = expected_of(root, case.alone)
     logits = patch.dict(LOGIT_BYTES, cpu=case.logit_bytes)  # several chunks where they are few
-    with logits, FAULTS[fault]() if fault else nullcontext():
+    with logits, FAULTS[fault][1]() if fault else nullcontext():
         actual = train(root, case, Ranks(group=group).share_rows(case.sequence_ranks))
     if actual.keys() != expected.keys():
         return float("inf"), ", ".join(sorted(actual.keys() ^ expected.keys()))
@@ -460,11 +463,21 @@ def averaged_by_deepspeed() -> AbstractContextManager[object]:
     )
 
 
-FAULTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
-    "an averaging factor left in": averaged,
-    "a group on two data ranks": split_group,
-    "a loss weighted by each rank": own_loss,
-    "DeepSpeed's averaging": averaged_by_deepspeed,
+def adapted_reference() -> AbstractContextManager[object]:
+    """The adapters stay on while the reference is computed."""
+    return patch.object(LoraAdapters, "turned_off", nullcontext)
+
+
+SFT = TrainingCase(stage="sft")
+FAULTS: dict[str, tuple[TrainingCase, Callable[[], AbstractContextManager[object]]]] = {
+    "an averaging factor left in": (SFT, averaged),
+    "a group on two data ranks": (SFT, split_group),
+    "a loss weighted by each rank": (SFT, own_loss),
+    "DeepSpeed's averaging": (SFT, averaged_by_deepspeed),
+    "adapters left on in the reference": (
+        TrainingCase(stage="grpo with a reference", has_adapters=True, family=TIED, sequence_ranks=2),
+        adapted_reference,
+    ),
 }
 
 
@@ -506,7 +519,7 @@ def test_ranks_under_deepspeed_train_like_one(case: TrainingCase, pools: dict[in
 @pytest.mark.long
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "DeepSpeed's averaging"])
 def test_a_fault_is_seen(fault: str, ranks: RankPool, root: str) -> None:
-    worst, _ = max(ranks.call(difference, root, asdict(TrainingCase(stage="sft")), fault))
+    worst, _ = max(ranks.call(difference, root, asdict(FAULTS[fault][0]), fault))
     assert worst > 1e3
 
 

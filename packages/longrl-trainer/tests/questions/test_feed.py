@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.grpo import open_questions, order_questions, train_grpo
 from longrl_trainer.questions.order import Cursor, rounds_of_steps
+from longrl_trainer.questions.prefetching import Prefetcher
 from longrl_trainer.questions.step_media import storing
 from longrl_trainer.runs.folder import open_run
 from longrl_trainer.runs.journal import read_json_lines
@@ -87,20 +89,28 @@ def damage(dataset: Path, numbers: list[int]) -> None:
 def test_only_files_of_coming_steps_are_opened(many, tmp_path, monkeypatch, prefetch_steps):
     config = many.grpo(tmp_path / "run", **GRPO | {"prefetch_steps": prefetch_steps})
     opened: list[str] = []
-    whole = VideoFile.open
+    whole, look_ahead = VideoFile.open, Prefetcher.look_ahead
 
     def note_and_open(path: Path) -> VideoFile:
         opened.append(path.name)
         return whole(path)
 
+    def look_ahead_at_once(self: Prefetcher, *arguments: Any) -> None:
+        look_ahead(self, *arguments)
+        wait(self._jobs.values())
+
     monkeypatch.setattr(VideoFile, "open", note_and_open)
-    with feed_of(config, Ranks()) as feed:
-        asked = feed.take(0).rows
+    monkeypatch.setattr(Prefetcher, "look_ahead", look_ahead_at_once)
     places = order_of(config, 2 * NUM_FILES)
-    assert [row[0].record.question_id for row in asked] == [many.records[place].question_id for place in places[:2]]
-    coming = {many.records[place].media[0].path for place in places[: 2 * (prefetch_steps + 1)]}
-    assert 0 < len(opened) <= len(coming) <= 2 * (prefetch_steps + 1)
-    assert {f"videos/{name}" for name in opened} <= coming
+    with feed_of(config, Ranks()) as feed:
+        for step in range(NUM_STEPS):
+            asked = feed.take(step).rows
+            taken = [many.records[place].question_id for place in places[2 * step : 2 * step + 2]]
+            assert [row[0].record.question_id for row in asked] == taken
+            coming = places[: 2 * min(step + 1 + prefetch_steps, NUM_STEPS)]
+            assert set(opened) == {Path(many.records[place].media[0].path).name for place in coming}
+    shown = [many.records[place].media[0].path for place in places[: 2 * NUM_STEPS]]
+    assert len(opened) <= len(shown)  # no file is opened twice for a question
 
 
 def test_a_file_that_is_gone_gives_its_place_to_the_next_question(many, tmp_path):
