@@ -88,8 +88,9 @@ class RowScorer(nn.Module):
                 device_type=policy.device_type,
                 dtype=policy.dtype,
             )
-        chunk_tokens = chunk_tokens or _choose_chunk(policy)
-        if plan is None or plan.shards is None:
+        shards = None if plan is None else plan.shards
+        num_chunks = _count_chunks(policy, len(row.targets), 1 if shards is None else shards.group.size, chunk_tokens)
+        if shards is None:
             with self._recomputing():
                 hidden = policy.hidden_states(row.embed(policy), row.positions, plan)
             return token_logprobs(
@@ -97,14 +98,14 @@ class RowScorer(nn.Module):
                 row.targets,
                 policy.language_model_head,
                 temperature,
-                chunk_tokens,
+                num_chunks=num_chunks,
                 trains_entropy=trains_entropy,
             )
-        own = plan.shards.own_tokens
+        own = shards.own_tokens
         with self._recomputing():
             hidden = policy.hidden_states(row.embed(policy, own), row.positions[:, own], plan)
         head = policy.language_model_head
-        return _score_evenly(hidden, row, plan.shards, head, temperature, chunk_tokens, trains_entropy)
+        return _score_evenly(hidden, row, shards, head, temperature, num_chunks, trains_entropy)
 
     @contextmanager
     def _recomputing(self) -> Generator[None]:
@@ -157,10 +158,14 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _choose_chunk(policy: Policy) -> int:
-    item_bytes = max(policy.dtype.itemsize, torch.float32.itemsize)
-    budget = LOGIT_BYTES.get(policy.device_type, LOGIT_BYTES["cuda"])
-    return max(1, budget // (policy.vocab_size * item_bytes))
+def _count_chunks(policy: Policy, num_pairs: int, num_shares: int, chunk_tokens: int | None) -> int:
+    """How often the head is called for the largest share of the tokens; equally often on ranks that gather it."""
+    if chunk_tokens is None:
+        item_bytes = max(policy.dtype.itemsize, torch.float32.itemsize)
+        budget = LOGIT_BYTES.get(policy.device_type, LOGIT_BYTES["cuda"])
+        chunk_tokens = max(1, budget // (policy.vocab_size * item_bytes))
+    num_chunks = max(1, -(-num_pairs // (num_shares * chunk_tokens)))
+    return num_chunks if policy.joint_passes is None else policy.joint_passes.largest(num_chunks)
 
 
 def _score_evenly(
@@ -169,7 +174,7 @@ def _score_evenly(
     shards: SequenceShards,
     head: nn.Module,
     temperature: float,
-    chunk_tokens: int,
+    num_chunks: int,
     trains_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
     """Score an equal share of the tokens on every rank, wherever their hidden states [L, D] are, and exchange results.
@@ -188,7 +193,6 @@ def _score_evenly(
     arrival = torch.argsort(torch.argsort(owners[own_share], stable=True)).to(hidden.device)
     chosen = torch.cat(swap(pieces, rows, group)).index_select(0, arrival)
     lengths = [share.stop - share.start for share in shares]
-    num_chunks = max(1, -(-max(lengths) // chunk_tokens))
     logprobs_N, entropies_N = token_logprobs(
         chosen, row.targets[own_share], head, temperature, num_chunks=num_chunks, trains_entropy=trains_entropy
     )

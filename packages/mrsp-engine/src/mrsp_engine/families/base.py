@@ -44,6 +44,10 @@ class JointPasses(Protocol):
         """Add up the gradients of this rank's loss and of those of the other ranks."""
         ...
 
+    def largest(self, number: int, /) -> int:
+        """The largest of all ranks' numbers, such as how often a layer is called that all ranks gather together."""
+        ...
+
 
 class Policy(ABC):
     """One loaded checkpoint.

@@ -52,6 +52,12 @@ class ZeroPasses:
         """See `JointPasses.backward`."""
         self.engine.backward(loss * self._num_ranks)
 
+    def largest(self, number: int, /) -> int:
+        """See `JointPasses.largest`."""
+        numbers = torch.tensor(number, device=self.engine.device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+        return int(numbers)
+
 
 class _LanguageModel(nn.Module):
     """Decoder and head, which the policy's row scorer calls."""
