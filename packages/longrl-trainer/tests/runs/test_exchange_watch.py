@@ -102,15 +102,16 @@ ANSWERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("fault", "sequence_ranks"),
     [
-        pytest.param("sleeping", 1, marks=pytest.mark.long),
-        pytest.param("sleeping", 3, marks=pytest.mark.long),
-        pytest.param("leaving", 1, marks=pytest.mark.long),
-        pytest.param("killed", 1, marks=pytest.mark.slow),
-        pytest.param("failing", 3, marks=pytest.mark.slow),
+        ("sleeping", 1),
+        ("sleeping", 3),
+        ("leaving", 1),
+        ("killed", 1),
+        ("failing", 3),
     ],
 )
 def test_all_others_name_the_rank_that_does_not_come(world, tmp_path, fault, sequence_ranks):
@@ -132,7 +133,7 @@ def test_all_others_name_the_rank_that_does_not_come(world, tmp_path, fault, seq
     assert is_kept or fault not in ("sleeping", "leaving")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_run_goes_on_from_its_last_checkpoint(world, tmp_path):
     config, whole = config_of(world, tmp_path / "broken"), config_of(world, tmp_path / "whole")
     end_of_run(config, "killed", tmp_path)

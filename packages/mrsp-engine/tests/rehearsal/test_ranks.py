@@ -3,11 +3,13 @@
 They are started from a process that only starts them, since in this one other tests may have run backward passes.
 """
 
-import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from mrsp_engine.errors import EngineError, EngineUsageError
-from mrsp_engine.rehearsal.processes import RankRecord, rehearse_ranks
+from mrsp_engine.rehearsal.processes import RankRecord
 from mrsp_engine.rehearsal.recorder import StepRecorder
 
 WIDTH, INNER, VOCABULARY, ROWS, LAYERS = 1024, 4096, 50000, 100, 3
@@ -30,10 +32,32 @@ HEAD_WEIGHTS = WIDTH * VOCABULARY
 Rehearse = Callable[[Any, int], list[RankRecord[Any]]]
 
 
-@pytest.fixture(scope="module")
-def rehearse() -> Iterator[Rehearse]:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda program, num_ranks: pool.submit(rehearse_ranks, program, num_ranks).result()
+STARTER = """
+import pickle, runpy, sys
+from mrsp_engine.rehearsal.processes import rehearse_ranks
+
+source, program, num_ranks, output = sys.argv[1:]
+try:
+    outcome = rehearse_ranks(runpy.run_path(source)[program], int(num_ranks))
+except Exception as error:
+    outcome = error
+with open(output, "wb") as file:
+    pickle.dump(outcome, file)
+"""
+
+
+@pytest.fixture
+def rehearse(tmp_path: Path) -> Rehearse:
+    def start(program: Any, num_ranks: int) -> list[RankRecord[Any]]:
+        output = tmp_path / "outcome"
+        arguments = [__file__, program.__name__, str(num_ranks), str(output)]
+        subprocess.run([sys.executable, "-c", STARTER, *arguments], check=True, timeout=300)
+        outcome = pickle.loads(output.read_bytes())
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return start
 
 
 class Scorer(nn.Module):
@@ -87,6 +111,7 @@ def sharded(recorder: StepRecorder, fakes: FakeTensorMode) -> float:
     return step(recorder, fakes, scorer)
 
 
+@pytest.mark.slow
 def test_one_rank_holds_what_arithmetic_says(rehearse: Rehearse) -> None:
     (record,) = rehearse(alone, 1)
     weights = 4 * (LAYERS * LAYER_WEIGHTS + HEAD_WEIGHTS)
