@@ -39,6 +39,9 @@ def end_quietly(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses twice isn't told what was being tidied up
         print("interrupted; start the same command again to go on", file=sys.stderr)
+        # After an interruption within exec(text), as in the making of dataclasses, `python -m` ends by the signal even
+        # though it was caught; the next exec(text) clears that.
+        exec("")
         return INTERRUPTED
 
 
