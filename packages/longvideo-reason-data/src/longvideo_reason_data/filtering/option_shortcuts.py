@@ -8,6 +8,7 @@ right more often than chance allows are reported.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.drop_reasons import Reason
@@ -19,6 +20,7 @@ _SHORTEST_TELLING = 20  # characters; among brief options length is no cue
 # How many standard deviations above chance a strategy may win; four happen once in thirty thousand.
 _MOST_DEVIATIONS = 4.0
 
+_PUNCTUATION = re.compile(r"[^\w\s]")
 _ABOUT_OPTIONS = re.compile(
     r"\b(?:(?:all|none|both|neither) of (?:the|these|them)|[ABCD] (?:and|or) [ABCD]\b)", re.IGNORECASE
 )
@@ -61,29 +63,43 @@ def find_shortcuts(records: Sequence[QuestionRecord]) -> list[str]:
         One line per strategy that is right more often than chance allows; none for a good dataset.
     """
     choices = [record for record in records if record.options]
-    problems: list[str] = []
-    for name, score in _STRATEGIES.items():
-        won = expected = variance = 0.0
-        for record in choices:
-            best = _best_places(score(record.question, record.options))
-            if len(best) == len(record.options):
-                continue  # the strategy doesn't distinguish the options
-            # Of several best options one is drawn: each has the same chance of being right.
-            chance = 1 / len(record.options)
-            won += (LETTERS.index(record.answer) in best) / len(best)
-            expected += chance
-            variance += chance / len(best) - chance**2
-        if won - expected > _MOST_DEVIATIONS * math.sqrt(variance) and variance:
-            problems.append(
-                f"choosing {name} is right in {won:.0f} of {len(choices)} questions, by chance it would be "
-                f"{expected:.0f}; rewrite or drop such questions"
-            )
-    return problems
+    tallies = {name: _Tally() for name in _STRATEGIES}
+    for record in choices:
+        asked = set(plain_words(record.question).split())
+        words = [set(plain_words(option).split()) for option in record.options]
+        for name, score in _STRATEGIES.items():
+            tallies[name].count(score(record.options, words, asked), LETTERS.index(record.answer))
+    return [
+        f"choosing {name} is right in {tally.won:.0f} of {len(choices)} questions, by chance it would be "
+        f"{tally.expected:.0f}; rewrite or drop such questions"
+        for name, tally in tallies.items()
+        if tally.won - tally.expected > _MOST_DEVIATIONS * math.sqrt(tally.variance) and tally.variance
+    ]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """How often a strategy is right, how often it would be by chance, and the variance of that."""
+
+    won: float = 0.0
+    expected: float = 0.0
+    variance: float = 0.0
+
+    def count(self, scores: Sequence[float], right: int) -> None:
+        """Count one question, unless all its options have the same score."""
+        best = _best_places(scores)
+        if len(best) == len(scores):
+            return
+        # Of several best options one is drawn: each has the same chance of being right.
+        chance = 1 / len(scores)
+        self.won += (right in best) / len(best)
+        self.expected += chance
+        self.variance += chance / len(best) - chance**2
 
 
 def plain_words(text: str) -> str:
     """Return the words of a text without case and punctuation."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text).casefold().split())
+    return " ".join(_PUNCTUATION.sub(" ", text).casefold().split())
 
 
 def _content_words(plain: str) -> set[str]:
@@ -116,26 +132,24 @@ def _best_places(scores: Sequence[float]) -> list[int]:
     return [place for place, score in enumerate(scores) if score == best]
 
 
-def _lengths(question: str, options: Sequence[str]) -> list[float]:
+def _lengths(options: Sequence[str], words: Sequence[set[str]], asked: set[str]) -> list[float]:
     return [len(option) for option in options]
 
 
-def _brevities(question: str, options: Sequence[str]) -> list[float]:
+def _brevities(options: Sequence[str], words: Sequence[set[str]], asked: set[str]) -> list[float]:
     return [-len(option) for option in options]
 
 
-def _echoed(question: str, options: Sequence[str]) -> list[float]:
-    asked = set(plain_words(question).split())
-    return [len(asked & set(plain_words(option).split())) for option in options]
+def _echoed(options: Sequence[str], words: Sequence[set[str]], asked: set[str]) -> list[float]:
+    return [len(asked & own) for own in words]
 
 
-def _typical(question: str, options: Sequence[str]) -> list[float]:
+def _typical(options: Sequence[str], words: Sequence[set[str]], asked: set[str]) -> list[float]:
     """Score how many words an option shares with the others: distractors are often variations of the answer."""
-    words = [set(plain_words(option).split()) for option in options]
     return [sum(len(own & other) for other in words) for own in words]
 
 
-_STRATEGIES: Mapping[str, Callable[[str, Sequence[str]], list[float]]] = {
+_STRATEGIES: Mapping[str, Callable[[Sequence[str], Sequence[set[str]], set[str]], list[float]]] = {
     "the longest option": _lengths,
     "the shortest option": _brevities,
     "the option with most words of the question": _echoed,

@@ -21,9 +21,8 @@ _TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
 def times_in(text: str) -> list[float]:
     """Find the times that a text mentions, in seconds: `12.5 s`, `3 to 5 seconds`, `2 minutes`, `1:02:03`."""
-    found = [
-        int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in _CLOCK.findall(text)
-    ]
+    clocks = _CLOCK.findall(text) if ":" in text else []
+    found = [int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in clocks]
     for start, end in _SECONDS_RANGE.findall(text):
         found += [float(start), float(end)]
     found += [float(number) for number in _SECONDS.findall(text)]
