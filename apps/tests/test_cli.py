@@ -226,7 +226,7 @@ def test_a_file_that_is_no_video(longrl, tmp_path, name, content, code):
 
 
 def test_a_report_of_something_else(longrl, tmp_path):
-    assert_one_line(longrl("report", tmp_path), 2, tmp_path, "not a quickstart's folder")
+    assert_one_line(longrl("report", tmp_path), 2, tmp_path, "no run")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from longrl.commands import plan as plan_command
 from longrl.commands import recipes as recipe_commands
 from longrl.commands import rehearse as rehearse_command
 from longrl.commands import store as store_command
+from longrl.commands import watch as watch_command
 from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
@@ -184,16 +185,27 @@ def evaluate(recipe: Folder | None = None) -> None:
 
 
 def report(run: Folder) -> None:
-    """Rewrite report.html and report.json of a quickstart's folder.
+    """Write report.html: of a quickstart what it has shown, of any other run its curves and responses.
+
+    Of a quickstart also report.json is written. The page of a run is that of `longrl watch`, as one file.
 
     Example: longrl report quickstart
 
+    Example: longrl report runs/grpo
+
     Args:
-        run: The folder.
+        run: The folder of a quickstart, or the `output` of `longrl sft` or `longrl grpo`.
     """
+    from longrl.pipeline import STAGES_NAME
     from longrl.report.build import REPORT_NAME, build_report
 
-    build_report(run)
+    if (run / STAGES_NAME).is_dir():
+        build_report(run)
+    else:
+        from longrl.watch.page import write_page
+        from longrl.watch.watched_run import WatchedRun
+
+        write_page(WatchedRun(run), run / REPORT_NAME)
     print(run / REPORT_NAME)
 
 
@@ -206,6 +218,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "export": export_command.export,
     "report": report,
+    "watch": watch_command.watch,
     "store": store_command.store,
     "plan": plan_command.plan,
     "rehearse": rehearse_command.rehearse,

@@ -1,0 +1,64 @@
+"""Which numbers of a run's journal are drawn together, and under what name."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart.
+
+    Attributes:
+        title: What it shows.
+        patterns: Which numbers, by their dotted names in the journal; `*` stands for anything.
+        unit: Unit of the numbers; empty for shares and the like.
+    """
+
+    title: str
+    patterns: tuple[str, ...]
+    unit: str = ""
+
+
+PANELS = (
+    Panel("Reward and its terms", ("reward", "rewards.*")),
+    Panel("Accuracy, form, finished", ("accuracy", "format_rate", "finished_rate")),
+    Panel("Loss", ("loss",)),
+    Panel("Response length", ("response_tokens",), "tokens"),
+    Panel("Entropy", ("entropy",), "nats"),
+    Panel("Clipped tokens", ("clip_fraction", "capped_weight_fraction"), "share"),
+    Panel("Log-probability gap to the sampler", ("logprob_gap.*",), "nats"),
+    Panel("KL to the reference", ("kl",), "nats"),
+    Panel("Gradient norm", ("gradient_norm",)),
+    Panel("Learning rate", ("learning_rate",)),
+    Panel("Seconds by stage", ("seconds", "seconds.*"), "s"),
+    Panel("Memory", ("*_bytes",), "bytes"),
+)
+
+
+def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Give the numbers of a journal's line by their dotted names; what isn't a number is left out."""
+    found: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def arrange(names: Iterable[str]) -> list[tuple[Panel, list[str]]]:
+    """Put each number into its chart; those that no chart asks for get one each, after the others.
+
+    Args:
+        names: Dotted names, without `step`.
+    """
+    remaining = list(dict.fromkeys(names))
+    arranged: list[tuple[Panel, list[str]]] = []
+    for panel in PANELS:
+        own = [name for name in remaining if any(fnmatchcase(name, pattern) for pattern in panel.patterns)]
+        if own:
+            arranged.append((panel, own))
+            remaining = [name for name in remaining if name not in own]
+    return arranged + [(Panel(name, (name,)), [name]) for name in remaining]

@@ -1,0 +1,100 @@
+"""Reading a journal that another process is writing, from where the last look ended.
+
+A run that goes on from a checkpoint replaces its journals by shorter ones; then everything is read anew, and the
+journal counts as another edition.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from longrl.errors import AppUsageError
+from longrl_files.folders import ForeignFolder
+from longrl_files.json_text import UnfitJsonError, parse_json
+from longrl_files.messages import visible
+from longrl_trainer.durable import LINK_CURE
+from longrl_trainer.runs.journal import LONGEST_LINE
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a line is in its file.
+
+    Attributes:
+        start: Offset of its first byte.
+        num_bytes: Its length with the line feed.
+    """
+
+    start: int
+    num_bytes: int
+
+
+class GrowingJournal:
+    """The complete lines of a run's journal.
+
+    Args:
+        folder: Folder of the run.
+        name: Name of the journal.
+
+    Attributes:
+        edition: Grows each time the journal was replaced.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.edition = 0
+        self._files = ForeignFolder(folder, error=AppUsageError, link_cure=LINK_CURE)
+        self._path, self._name = folder / name, name
+        self._file_id: tuple[int, int] | None = None
+        self._end = 0
+
+    def look(self) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Give the lines that were added since the last look; all of them after a new edition.
+
+        Raises:
+            AppUsageError: The file is no journal.
+        """
+        found = self._files.find(self._name)
+        if found is None:
+            self._begin_edition(None)
+            return
+        with found as file:
+            status = os.fstat(file.fileno())
+            file_id = (status.st_dev, status.st_ino)
+            if file_id != self._file_id or status.st_size < self._end:
+                self._begin_edition(file_id)
+            file.seek(self._end)
+            for line in iter(partial(file.readline, LONGEST_LINE), b""):
+                if not line.endswith(b"\n"):
+                    return
+                place = Place(self._end, len(line))
+                self._end += len(line)
+                yield place, self._parse(line)
+
+    def read(self, place: Place) -> dict[str, Any] | None:
+        """Read a line again; None if the journal was replaced since."""
+        found = self._files.find(self._name)
+        if found is None:
+            return None
+        with found as file:
+            status = os.fstat(file.fileno())
+            if (status.st_dev, status.st_ino) != self._file_id:
+                return None
+            file.seek(place.start)
+            return self._parse(file.read(place.num_bytes))
+
+    def _begin_edition(self, file_id: tuple[int, int] | None) -> None:
+        if self._file_id is not None or self._end:
+            self.edition += 1
+        self._file_id, self._end = file_id, 0
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        try:
+            values = parse_json(line)
+        except UnfitJsonError as error:
+            raise AppUsageError(f"{self._path} is not a journal of a run: {visible(str(error))}") from error
+        if not isinstance(values, dict) or type(cast(dict[str, Any], values).get("step")) is not int:
+            raise AppUsageError(f"{self._path} is not a journal of a run: a line without a step")
+        return cast(dict[str, Any], values)
