@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for modules that several tests share
 
+from forked_command import run_forked
+
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 class Command:
@@ -22,14 +25,14 @@ class Command:
 
     def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run it to the end."""
-        line = self.line(*arguments)
-        return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory() as folder:
+            return run_forked([str(word) for word in arguments], os.environ | SETTINGS, Path(folder))
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start it; its standard error stream is piped."""
         return subprocess.Popen(
             self.line(*arguments),
-            env=ENVIRONMENT,
+            env=os.environ | SETTINGS,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -72,7 +72,7 @@ def build(base_url: str, films: Path, output: Path, **options: object) -> dict[s
     return manifest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_item_of_a_rendered_world_has_its_end(base_url: str, tmp_path: Path) -> None:
     world = WorldSettings(seconds=12.0, num_scenes=3, scene_seconds=2.0)
     write_timeline_dataset(tmp_path / "world", world, videos={Split.TRAIN_RL: 2}, questions_per_video=1, seed=0)
@@ -91,7 +91,7 @@ def sum_calls(manifest: dict[str, Any]) -> int:
     return int(manifest["calls"]["made"]) + int(manifest["calls"]["cached"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_item_of_a_real_recording_has_its_end(base_url: str, tmp_path: Path) -> None:
     recording = MEDIA / "nasa_13013.mp4"
     if not recording.exists():
@@ -104,7 +104,7 @@ def test_every_item_of_a_real_recording_has_its_end(base_url: str, tmp_path: Pat
     assert all(segment["caption"] for segment in described)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_server_is_held_to_a_schema(base_url: str, tmp_path: Path) -> None:
     schema = {
         "type": "object",

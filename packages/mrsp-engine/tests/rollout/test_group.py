@@ -138,7 +138,7 @@ def test_a_model_split_over_ranks_agrees_before_and_after_an_update(folder: Path
     assert first["alive"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replicas_sample_together_and_a_killed_one_is_told_by_the_others(folder: Path, tmp_path: Path) -> None:
     message = tmp_path / "message"
     with pytest.raises(RankError, match="rank 1 failed: died without a report"):

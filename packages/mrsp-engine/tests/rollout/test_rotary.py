@@ -61,8 +61,12 @@ def open_engine(folder: Path, policy: Policy) -> VllmRolloutEngine:
 @pytest.mark.parametrize(
     ("family", "rope"),
     [
-        ("qwen2", YARN),
-        ("qwen3", {"rope_type": "yarn", **YARN, "beta_fast": None, "attention_factor": 1.1}),
+        pytest.param("qwen2", YARN, marks=pytest.mark.long),
+        pytest.param(
+            "qwen3",
+            {"rope_type": "yarn", **YARN, "beta_fast": None, "attention_factor": 1.1},
+            marks=pytest.mark.long,
+        ),
         ("qwen2_5_vl", YARN),
         ("qwen2_5_vl", {**YARN, "beta_fast": 8, "beta_slow": 2.0, "truncate": False}),
         ("qwen3_vl", YARN),
