@@ -17,6 +17,7 @@ from longvideo_reason_data.exchange.exporting import export_dataset
 from longvideo_reason_data.exchange.importing import ImportSettings, import_dataset
 from longvideo_reason_data.inspection.check import check_dataset
 from longvideo_reason_data.media.video_file import digest_file
+from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.folder import read_dataset
 from longvideo_reason_data.records.record import QuestionRecord, Skill
 
@@ -107,14 +108,18 @@ def test_video_r1(tmp_path, videos):
     items = [
         video_r1(),
         video_r1(problem_type="numerical", options=[], problem="How many boats?", solution="<answer>3</answer>"),
+        video_r1(problem_type="OCR", options=[], problem="What is written there?", solution="<answer>B</answer>"),
+        video_r1(problem_type="free-form", options=[], problem="Why does she leave?", solution="<answer>Rain</answer>"),
     ]
-    (choice, number), dropped = bring_in(tmp_path, "video-r1", items)
+    (choice, number, read, free), dropped = bring_in(tmp_path, "video-r1", items)
     assert dropped == []
     assert (list(choice.options), choice.answer) == (OPTIONS, "A")
     assert choice.reasoning == "She walks to the harbour."
     assert (choice.source, choice.license) == ("archive", "unknown")
     assert choice.media[0].digest == digest_file(videos / "archive" / "film.mp4")
     assert (number.options, number.answer) == ((), "3")
+    types = [record.question_type for record in (choice, number, read, free)]
+    assert types == [QuestionType.CHOICE, QuestionType.NUMERIC, QuestionType.OCR, QuestionType.OPEN]
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from pydantic import ValidationError
 
 from longvideo_reason_data.atomic_files import atomic_path, write_text_atomic
 from longvideo_reason_data.errors import DataError, UsageError
+from longvideo_reason_data.question_types import QuestionType
+from longvideo_reason_data.records.folder import hash_records
 from longvideo_reason_data.records.medium import RecordMedium, resolve_medium
 from longvideo_reason_data.records.record import QuestionRecord, RecordFile, read_records, write_records
 
@@ -126,6 +128,9 @@ def test_any_record_that_is_accepted_comes_back(
         {"evidence": ({"start_seconds": 1, "end_seconds": 2, "medium": -1},)},
         {"media": (VIDEO, PICTURE), "evidence": ({"start_seconds": 1, "end_seconds": 2, "medium": 1},)},
         {"demonstration": "dreamt"},
+        {"answer_type": "numeric"},  # with options
+        {"answer_type": "choice", "options": (), "answer": "3"},
+        {"answer_type": "poem", "options": (), "answer": "3"},
         {"schema_version": 2},
         {"split": "test"},
         {"skill": "sport"},
@@ -148,6 +153,24 @@ def test_any_record_that_is_accepted_comes_back(
 def test_wrong_records_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make(**wrong)
+
+
+def test_the_type_of_an_answer_is_stored_and_files_without_it_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    records = [
+        make(),
+        make(question_id="two", options=(), answer="a boat"),
+        make(question_id="three", options=(), answer="3", answer_type=QuestionType.NUMERIC),
+    ]
+    write_records(path, records)
+    assert read_records(path) == records
+    types = [record.question_type for record in records]
+    assert types == [QuestionType.CHOICE, QuestionType.OPEN, QuestionType.NUMERIC]
+    pq.write_table(pq.read_table(path).drop_columns(["answer_type"]), path)
+    assert read_records(path)[:2] == records[:2]
+    untyped = records[2].model_copy(update={"answer_type": None})
+    assert read_records(path)[2] == untyped
+    assert hash_records([untyped]) != hash_records(records[2:])
 
 
 def test_records_cannot_be_changed() -> None:

@@ -6,6 +6,7 @@
 | options | the end of `problem` | `options`, or the end of `problem` |
 | answer | `answer`, with or without `<answer>` | `solution`, in `<answer>` |
 | reasoning | `reasoning` | `process`, in `<think>` |
+| type of answer | | `problem_type`, if there are no options |
 | media | `videos` and `images`, a path or a list of them | `path`, and what it is in `data_type` |
 
 Options are parsed by `longvideo_reason_data.records.options`. Placeholders such as `<video>` before or after a question
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from longvideo_reason_data.exchange.published_media import UnusableError, named_media, order_media, take_places
+from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.answers import LETTERS, ParseStatus, parse_response
 from longvideo_reason_data.records.medium import MediumKind
 from longvideo_reason_data.records.options import read_options, split_options
@@ -50,6 +52,12 @@ _SKILLS = {
     "plot and narrative": Skill.PLOT,
     "plot and narrative reasoning": Skill.PLOT,
 }
+_ANSWER_TYPES = {
+    "numerical": QuestionType.NUMERIC,
+    "regression": QuestionType.REGRESSION,
+    "ocr": QuestionType.OCR,
+    "math": QuestionType.MATHEMATICS,
+}
 _SKILL_NAMES = ("skill", "question_type", "problem_type", "category")
 
 
@@ -62,6 +70,7 @@ class PublishedQuestion:
         question: Its text.
         options: Four, or none.
         answer: A letter, or text if there are no options.
+        answer_type: How the answer is compared, if that is stated.
         reasoning: The reasoning; may be empty.
         skill: The skill that it tests.
     """
@@ -70,6 +79,7 @@ class PublishedQuestion:
     question: str
     options: tuple[str, ...]
     answer: str
+    answer_type: QuestionType | None
     reasoning: str
     skill: Skill
 
@@ -89,7 +99,8 @@ def read_question(row: Mapping[str, Any], layout: ImportLayout, skill: Skill | N
     named = named_media(row, layout)
     answer = _untag(_text(row, answer_name), "answer")
     question, options, places = _read_words(row)
-    answer = _read_answer(answer, options)
+    stated = None if options else _ANSWER_TYPES.get(str(row.get("problem_type")).lower())
+    answer = _read_answer(answer, options, stated)
     skill = next((_SKILLS[name] for name in _named_skills(row) if name in _SKILLS), skill)
     if skill is None:
         raise UnusableError("skill_unknown", "it has no skill; set one for such questions with --skill")
@@ -99,6 +110,7 @@ def read_question(row: Mapping[str, Any], layout: ImportLayout, skill: Skill | N
         question=question,
         options=options,
         answer=answer,
+        answer_type=stated,
         reasoning=reasoning,
         skill=skill,
     )
@@ -121,8 +133,10 @@ def _read_words(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], list[Medi
     return question, options, [*front, *also_front, *also_behind, *behind]
 
 
-def _read_answer(answer: str, options: tuple[str, ...]) -> str:
+def _read_answer(answer: str, options: tuple[str, ...], stated: QuestionType | None) -> str:
     """Find the letter of the right option, or return the answer to an open question unchanged."""
+    if stated is QuestionType.OCR:
+        return answer  # also if that is a letter
     parsed = parse_response(f"<answer>{answer}</answer>", options or _ANY_OPTIONS)
     if options and parsed.letter is None:
         raise UnusableError("answer_unclear", f"the answer {answer[:60]!r} is none of the options")

@@ -128,6 +128,7 @@ def _make_record(
             question=question.question,
             options=question.options,
             answer=question.answer,
+            answer_type=question.answer_type,
             evidence=(),
             reasoning=question.reasoning,
             source=settings.source or str(item.get("data_source") or settings.layout),

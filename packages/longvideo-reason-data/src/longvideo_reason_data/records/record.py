@@ -28,6 +28,7 @@ from longvideo_reason_data.parquet_rows import (
     read_parquet_metadata,
     read_parquet_rows,
 )
+from longvideo_reason_data.question_types import QuestionType, Skill
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.medium import MAX_TEXT_CHARACTERS, NonEmpty, RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
@@ -45,15 +46,6 @@ NUM_OPTIONS = 4
 _SHOWN_CHARACTERS = 60
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Skill(StrEnum):
-    """The skill that a question tests."""
-
-    TEMPORAL = "temporal"
-    GOAL = "goal"
-    SPATIAL = "spatial"
-    PLOT = "plot"
 
 
 class Split(StrEnum):
@@ -92,8 +84,8 @@ class QuestionRecord(BaseModel):
     """One question about its media, with its answer, the evidence and the reasoning that leads to it.
 
     The media are shown in their order, before the question; the same one may be shown twice. A choice question has four
-    different options and a letter as its answer; an open-ended one has no options and free text. `pass_rates` record
-    how models answered it, if measured; at most one per condition.
+    different options and a letter as its answer; an open-ended one has no options, and free text unless `answer_type`
+    says otherwise. `pass_rates` record how models answered it, if measured; at most one per condition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,6 +98,7 @@ class QuestionRecord(BaseModel):
     question: NonEmpty
     options: tuple[NonEmpty, ...]
     answer: NonEmpty
+    answer_type: QuestionType | None = None
     evidence: tuple[Interval, ...]
     reasoning: Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)]
     demonstration: Demonstration = Demonstration.WATCHED
@@ -115,6 +108,8 @@ class QuestionRecord(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.answer_type is not None and (self.answer_type is QuestionType.CHOICE) != bool(self.options):
+            raise ValueError(f"answer_type {self.answer_type} with {len(self.options)} options; omit one of them")
         if self.options:
             if len(self.options) != NUM_OPTIONS:
                 raise ValueError(f"{len(self.options)} options, expected {NUM_OPTIONS}, or none for an open question")
@@ -140,6 +135,11 @@ class QuestionRecord(BaseModel):
         # Writers round to microseconds.
         if interval.end_seconds > seconds + 1e-6:
             raise ValueError(f"evidence ends at {interval.end_seconds} s, after the video ({seconds} s)")
+
+    @property
+    def question_type(self) -> QuestionType:
+        """How an answer is compared; the options decide, unless `answer_type` says more."""
+        return QuestionType.CHOICE if self.options else self.answer_type or QuestionType.OPEN
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -4,9 +4,10 @@
 | 2 | one video, as `video_path`, `video_digest`, `video_duration_seconds` | a guess is marked in `source` |
 | 3 | any number of `media` | `demonstration` |
 
-A file of version 2 is read as if it had the current version; files are only written in the current version. The content
-of a record doesn't depend on the format, so neither does its digest: a record that version 2 can represent is digested
-in that format. The content of rows is not checked here.
+Files of version 3 may lack `answer_type`, which is null where the options say enough. A file of version 2 is read as if
+it had the current version; files are only written in the current version. The content of a record doesn't depend on the
+format, so neither does its digest: a record that version 2 can represent is digested in that format. The content of
+rows is not checked here.
 """
 
 from typing import Any, Final, Literal
@@ -53,6 +54,7 @@ RECORDS_SCHEMA = pa.schema(
         pa.field("question", pa.string(), nullable=False),
         pa.field("options", pa.list_(pa.string()), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
+        pa.field("answer_type", pa.string()),
         pa.field("evidence", pa.list_(_INTERVAL_TYPE), nullable=False),
         pa.field("reasoning", pa.string(), nullable=False),
         pa.field("demonstration", pa.string(), nullable=False),
@@ -82,7 +84,13 @@ def upgrade_row(row: Row) -> Row:
 
 
 def digested_row(row: Row) -> Row:
-    """The row from which a record's digest is computed: of version 2 if that can represent it, else the row itself."""
+    """The row from which a record's digest is computed: of version 2 if that can represent it, else the row itself.
+
+    A type of answer that isn't stated leaves no trace in it.
+    """
+    if row["answer_type"] is not None:
+        return row
+    row = {name: value for name, value in row.items() if name != "answer_type"}
     is_guess = row["demonstration"] == "guessed"
     if [medium["kind"] for medium in row["media"]] != ["video"] or (is_guess and row["source"] != _SOURCE):
         return row
