@@ -70,7 +70,7 @@ def test_the_trainer_reads_every_question_and_encodes_every_video_once(dataset, 
     folder, records = dataset
     data = DataSection(dataset=folder, split=split.value, num_frames=NUM_FRAMES)
     before = policy.store.counters.encodes
-    questions = load_questions(data, policy, progress=SilentProgress(), choice_only=True, learn_responses=True)
+    questions = load_questions(data, policy, progress=SilentProgress(), learn_responses=True)
     assert questions.dropped == ()
     assert [question.record for question in questions.kept] == [record for record in records if record.split == split]
     assert policy.store.counters.encodes - before == NUM_VIDEOS[split]

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 from collections import Counter
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 
 from longrl_trainer.errors import TrainerError
+from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import order_questions, train_grpo
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.order import Cursor
 from longrl_trainer.questions.question import build_question_prompt
+from longrl_trainer.rewards import registry
+from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import load_rewards
-from longrl_trainer.rl.groups import judge_groups
+from longrl_trainer.rl.groups import find_control_tokens, judge_groups
 from longrl_trainer.rl.sampling import draw_responses
 from longrl_trainer.rl.update import PolicyUpdate, weigh_groups
 from longrl_trainer.runs.journal import read_json_lines
@@ -22,6 +26,8 @@ from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.training.opening import open_policy, open_training_policy
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.scoring import RowScoring
+from longvideo_reason_data.question_types import QuestionType
+from longvideo_reason_data.records.record import QuestionRecord, write_records
 from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 
@@ -118,6 +124,84 @@ def test_groups_without_spread_add_nothing_to_the_gradient_but_keep_their_weight
     factor = tokens[0] / sum(tokens)
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value * factor, rtol=1e-5, atol=1e-9)
+
+
+def test_a_placeholder_of_media_inside_a_response_gets_no_reward_and_is_trained_away(step):
+    config, policy, (group, *_) = step
+    token = policy.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    hacked = dataclasses.replace(
+        group.rollouts[0], text=f"<think>x</think><answer>{group.question.record.answer}</answer>"
+    )
+    hacked = dataclasses.replace(hacked, token_ids=(token, *hacked.token_ids[1:]))
+    plain = dataclasses.replace(hacked, token_ids=group.rollouts[0].token_ids)
+    (judged,) = judge_groups(
+        [(group.question, group.prompt, [plain, hacked])],
+        rewards=load_rewards({"answer": 1.0}),
+        objective=build_objective(config),
+        control_tokens=find_control_tokens(policy),
+    )
+    assert judged.rewards == (1.0, 0.0)
+    assert judged.advantages[1] < 0
+    config = config.model_copy(update={"max_logprob_gap": 1e9})  # it was not the sampler that wrote it
+    gradients, _ = gradient_after(policy, [judged], config)
+    assert all(bool(value.isfinite().all()) for value in gradients.values())
+    assert any(bool(value.any()) for value in gradients.values())
+
+
+class ReadReward:
+    """1 for an open question's colour anywhere in the response; can't judge a response that is empty."""
+
+    question_types = frozenset({QuestionType.OPEN})
+
+    def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
+        if not response_text.strip():
+            return RewardResult(value=None, status=RewardStatus.VERIFIER_ERROR)
+        return RewardResult(value=float(record.answer in response_text), status=RewardStatus.OK)
+
+
+def test_open_and_choice_questions_are_trained_and_evaluated_together(started, tmp_path, monkeypatch):
+    records = [
+        record.model_copy(update={"options": (), "answer": record.options["ABCD".index(record.answer)]})
+        if place % 2
+        else record
+        for place, record in enumerate(started.records)
+    ]
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    (dataset / "videos").symlink_to(started.dataset / "videos")
+    write_records(dataset / "records.parquet", records)
+    world = dataclasses.replace(started, dataset=dataset)
+    more = {"data__follow_links": True, "max_response_tokens": 24}
+    without = train_grpo(world.grpo(tmp_path / "without", steps=1, **more))
+    assert without.questions == {"input": 8, "kept": 4, "dropped": {"no_reward": 4}}
+
+    entry = EntryPoint(name="read", value="here:ReadReward", group=registry.ENTRY_POINT_GROUP)
+    known = registry.known_rewards() | {"read": entry}
+    load = EntryPoint.load
+    monkeypatch.setattr(registry, "known_rewards", lambda: known)
+    monkeypatch.setattr(EntryPoint, "load", lambda point: ReadReward if point.name == "read" else load(point))
+    rewards = {"answer": 0.9, "read": 0.9, "format": 0.1}
+    config = world.grpo(tmp_path / "run", prompts_per_step=8, steps=1, journal_groups=8, rewards=rewards, **more)
+    result = train_grpo(config)
+    assert result.questions == {"input": 8, "kept": 8, "dropped": {}}
+    groups = read_json_lines(config.output / "rollouts.jsonl")
+    assert sorted(bool(group["options"]) for group in groups) == [False] * 4 + [True] * 4
+    for group in groups:
+        name, other = ("answer", "read") if group["options"] else ("read", "answer")
+        for response in group["responses"]:
+            assert response["statuses"][other] == "not_applicable"
+            total = 0.9 * response["rewards"][name] + 0.1 * response["rewards"]["format"]
+            assert response["reward"] == pytest.approx(total)
+
+    judged = {"answer": 1.0, "read": 1.0}
+    evaluated = evaluate(world.evaluation(tmp_path / "e.json", rewards=judged, **more))
+    assert (evaluated.count, evaluated.questions["kept"]) == (8, 8)
+    open_items = [item for item in evaluated.items if len(item.answer) > 1]
+    assert [item.score for item in open_items] == [float(item.answer in item.response) for item in open_items]
+    assert evaluated.chance == 0.125
+    default = evaluate(world.evaluation(tmp_path / "d.json", **more))
+    assert default.questions == {"input": 8, "kept": 4, "dropped": {"no_reward": 4}}
+    assert default.items == [item for item in evaluated.items if len(item.answer) == 1]
 
 
 def test_the_update_is_the_policy_gradient(step):

@@ -69,7 +69,7 @@ def walk(candidates, config):
 @pytest.fixture
 def candidates(world, tmp_path):
     config = world.sft(tmp_path)
-    rules = TextRules.of(open_policy(config.model, "float32"), choice_only=False, learn_responses=True)
+    rules = TextRules.of(open_policy(config.model, "float32"), learn_responses=True)
     with Candidates(config.data, rules) as found:
         yield found
 

@@ -23,7 +23,7 @@ from longrl_trainer.questions.loading import open_feed
 from longrl_trainer.questions.order import Item, QuestionOrder
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, storing
-from longrl_trainer.rewards.registry import WeightedReward, load_rewards
+from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
 from longrl_trainer.rl.sampling import sample_step
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
 from longrl_trainer.rl.update import PolicyUpdate
@@ -105,7 +105,7 @@ def _train(
     policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
     with ExitStack() as opened:
         opened.enter_context(storing(policy, config))
-        feed = opened.enter_context(open_questions(config, run, policy, progress, ranks))
+        feed = opened.enter_context(open_questions(config, run, policy, rewards, progress, ranks))
         prompts = [build_question_prompt(policy, item, config.data.system) for (item,) in feed.preview()]
         responses = (config.max_response_tokens,) * config.group_size
         ranks = share_rows(config, policy, ranks, [GroupLengths(prompt.length, responses) for prompt in prompts])
@@ -159,9 +159,14 @@ def _train(
 
 
 def open_questions(
-    config: GrpoConfig, run: Run, policy: Policy, progress: ProgressDisplay, ranks: Ranks
+    config: GrpoConfig,
+    run: Run,
+    policy: Policy,
+    rewards: Sequence[WeightedReward],
+    progress: ProgressDisplay,
+    ranks: Ranks,
 ) -> QuestionFeed:
-    """The questions that rewards can judge, step by step."""
+    """The questions that the rewards can judge, step by step."""
     return open_feed(
         FeedSettings(
             data=config.data, prefetch_steps=config.prefetch_steps, num_steps=config.steps, is_blind=config.blind
@@ -170,7 +175,7 @@ def open_questions(
         run,
         order=lambda candidates: order_questions(candidates, config),
         progress=progress,
-        choice_only=True,
+        judged_types=judged_types(rewards),
         response_tokens=lambda _: config.max_response_tokens,
         sampler=config.sampler,
         ranks=ranks,

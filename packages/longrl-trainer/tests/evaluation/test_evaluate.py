@@ -2,12 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import pytest
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.evaluation.evaluate import clustered_standard_error, evaluate, summarise
+from longrl_trainer.evaluation.evaluate import EvaluationResult, clustered_standard_error, evaluate, summarise
+from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.training.opening import open_policy
+from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.rollout.base import Rollout
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 
@@ -16,11 +19,16 @@ def respond(text: str, *, finished: bool = True) -> Rollout:
     return Rollout(token_ids=(1,), logprobs=(0.0,), text=text, finished=finished)
 
 
+def count(records: Sequence[QuestionRecord], texts: Sequence[str], rewards: dict[str, float]) -> EvaluationResult:
+    outcomes = [[respond(text)] for text in texts]
+    return summarise(records, outcomes, rewards=load_rewards(rewards), questions={}, settings={})
+
+
 def test_counts_by_hand(world):
     records = [record for record in world.records if record.split == "held_out"]
     right = [f"<think>x</think><answer>{record.answer}</answer>" for record in records]
     texts = [*right[:3], "<answer>A</answer><answer>B</answer>", "no idea", "", *right[6:]]
-    result = summarise(records, [[respond(text)] for text in texts], questions={}, settings={})
+    result = count(records, texts, {"answer": 1.0})
     assert (result.count, result.accuracy, result.unparsed_rate) == (8, 5 / 8, 3 / 8)
     assert result.well_formed_rate == 5 / 8
     assert result.chance == 0.25

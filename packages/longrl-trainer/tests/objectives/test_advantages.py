@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import typing
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longrl_trainer.config.sections import AdvantageName
 from longrl_trainer.objectives.advantages import (
     GroupRewards,
     decoupled_advantages,
@@ -119,10 +121,33 @@ def test_a_reward_is_normalised_alike_whatever_stands_beside_it():
 @pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline", "gdpo"])
 def test_a_step_without_spread_teaches_nothing(name):
     groups = [
-        GroupRewards(totals=[0.3, None], terms=[[0.3, None]], weights=[1.0], lengths=[4, 2]),
-        GroupRewards(totals=[0.1 + 0.2], terms=[[0.3]], weights=[1.0], lengths=[1]),
+        GroupRewards(totals=[0.3, None, 0.3], terms=[[0.3, None, 0.3]], weights=[1.0], lengths=[4, 2, 3]),
+        GroupRewards(totals=[0.1 + 0.2, 0.3], terms=[[0.3, 0.3]], weights=[1.0], lengths=[1, 1]),
     ]
-    assert step_advantages(groups, name) == [[0.0, None], [0.0]]
+    assert step_advantages(groups, name) == [[0.0, None, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("name", typing.get_args(AdvantageName))
+def test_a_single_judged_response_to_a_question_is_as_if_it_were_not_judged(name):
+    """Also where the whole step is compared: others' advantages are what they are without it."""
+    alone = GroupRewards(totals=[None, 0.9], terms=[[None, 1.0], [0.0, 0.5]], weights=[0.8, 0.2], lengths=[4, 2])
+    lost = GroupRewards(totals=[None, None], terms=[[None, None], [0.0, 0.5]], weights=[0.8, 0.2], lengths=[4, 2])
+    whole = GroupRewards(totals=[0.8, 0.0], terms=[[1.0, 0.0], [0.0, 0.0]], weights=[0.8, 0.2], lengths=[3, 5])
+    expected = step_advantages([lost, whole], name)
+    assert expected[0] == [None, None]
+    assert step_advantages([alone, whole], name) == expected
+    if name != "gdpo":
+        costs = [[torch.tensor([0.1] * length) for length in (4, 2)], [torch.tensor([0.2] * n) for n in (3, 5)]]
+        assert penalised_advantages([alone, whole], costs, name)[0] == [None, None]
+
+
+def test_a_reward_that_is_not_for_a_question_adds_nothing_to_its_responses():
+    """As where one reward judges letters and another one numbers, in one step."""
+    letters = GroupRewards(totals=[1.0, 0.0], terms=[[1.0, 0.0], [None, None]], weights=[1.0, 1.0], lengths=[1, 1])
+    numbers = GroupRewards(totals=[0.0, 1.0], terms=[[None, None], [0.0, 1.0]], weights=[1.0, 1.0], lengths=[1, 1])
+    first, second = step_advantages([letters, numbers], "gdpo")
+    assert first == pytest.approx(second[::-1])
+    assert first[0] > 0.5
 
 
 def test_with_costs_a_token_is_judged_by_what_follows_it():

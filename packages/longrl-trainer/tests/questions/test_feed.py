@@ -19,6 +19,7 @@ from longrl_trainer.grpo import open_questions, order_questions, train_grpo
 from longrl_trainer.questions.order import Cursor, rounds_of_steps
 from longrl_trainer.questions.prefetching import Prefetcher
 from longrl_trainer.questions.step_media import storing
+from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.runs.folder import open_run
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
@@ -60,7 +61,7 @@ def feed_of(config: GrpoConfig, ranks: Ranks) -> Generator[Any]:
     with (
         open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run,
         storing(policy, config),
-        open_questions(config, run, policy, SilentProgress(), ranks) as feed,
+        open_questions(config, run, policy, load_rewards(config.rewards), SilentProgress(), ranks) as feed,
     ):
         yield feed
 

@@ -14,6 +14,7 @@ from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
+from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.record import Split, write_records
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError, EngineUsageError
@@ -35,11 +36,11 @@ def test_broken_exchanged_missing_and_open_questions_are_dropped_with_their_reas
     records[-1] = records[-1].model_copy(update={"options": (), "answer": "white"})
     write_records(world.dataset / "records.parquet", records)
 
-    loaded = load(world, tmp_path, choice_only=True)
+    loaded = load(world, tmp_path, judged_types=frozenset({QuestionType.CHOICE}))
     assert loaded.counts() == {
         "input": 8,
         "kept": 1,
-        "dropped": {"digest_mismatch": 2, "open_ended": 1, "unreadable_video": 4},
+        "dropped": {"digest_mismatch": 2, "no_reward": 1, "unreadable_video": 4},
     }
     details = {dropped.question_id: dropped.detail for dropped in loaded.dropped}
     assert [question.record.question_id for question in loaded.kept] == ["train_sft-6"]

@@ -111,7 +111,7 @@ def test_a_row_holds_the_questions_that_are_shown_the_same_in_the_same_order(new
     write_records(world.dataset / "records.parquet", [*world.records, turned])
     policy, loaded = load(world, tmp_path)
     config = world.sft(tmp_path / "run", questions_per_row=8, rows_per_step=100)
-    with Candidates(config.data, TextRules.of(policy, choice_only=False, learn_responses=True)) as candidates:
+    with Candidates(config.data, TextRules.of(policy, learn_responses=True)) as candidates:
         items = order_rows(candidates, config).select(Cursor(), lambda _: False).items
     rows = [[loaded.kept[place] for place in item] for item in items]
     assert sorted(len(row) for row in rows) == [1, 2, 2, 2, 2, 2]

@@ -1,5 +1,7 @@
 """Rewards: one grammar, nothing for an empty shell, no zero for a verifier that failed."""
 
+import asyncio
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
@@ -12,8 +14,10 @@ from longrl_trainer.objectives.advantages import group_advantages
 from longrl_trainer.rewards import registry
 from longrl_trainer.rewards.answer import AnswerReward
 from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
+from longrl_trainer.rewards.event_loop import wait_for
 from longrl_trainer.rewards.format import FormatReward
-from longrl_trainer.rewards.registry import WeightedReward, load_rewards, score_responses
+from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards, score_responses
+from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split
 
@@ -89,6 +93,60 @@ def test_a_reward_without_weight_takes_no_response_out():
     rewards = [*load_rewards({"format": 1.0}), WeightedReward(name="judge", reward=FailingJudge(), weight=0.0)]
     texts = ["<think>right</think><answer>B</answer>", "nothing"]
     assert totals_of(rewards, *texts) == totals_of(rewards[:1], *texts) == [1.0, 0.0]
+
+
+class TextReward:
+    """1 for the text of an open question's answer."""
+
+    question_types = frozenset({QuestionType.OPEN})
+
+    async def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult]:
+        await asyncio.sleep(0)
+        assert all(request.record.question_type is QuestionType.OPEN for request in requests)
+        return [
+            RewardResult(value=float(request.record.answer in request.response_text), status=RewardStatus.OK)
+            for request in requests
+        ]
+
+
+def test_rewards_are_mixed_by_the_type_of_each_question():
+    rewards = [*load_rewards({"answer": 0.8, "format": 0.2}), WeightedReward(name="t", reward=TextReward(), weight=0.8)]
+    texts = [(GOOD, CHOICE), (GOOD, OPEN), ("<think>x</think><answer>to the right</answer>", OPEN)]
+    requests = [RewardRequest(response_text=text, finished=True, record=record) for text, record in texts]
+    scores = score_responses(rewards, requests)
+    assert [score.total for score in scores] == [1.0, 0.2, 1.0]
+    statuses = [[str(score.terms[name].status) for name in ("answer", "format", "t")] for score in scores]
+    assert statuses == [["ok", "ok", "not_applicable"], ["not_applicable", "ok", "ok"], ["not_applicable", "ok", "ok"]]
+    assert [score.terms["answer"].parsed for score in scores] == ["B", None, None]
+
+
+def test_the_types_that_are_judged_are_those_that_a_weighted_reward_is_for():
+    form, letters = load_rewards({"format": 1.0}), load_rewards({"answer": 1.0, "format": 1.0})
+    texts = WeightedReward(name="t", reward=TextReward(), weight=0.0)
+    assert judged_types(form) == frozenset(QuestionType)  # it judges no answers at all
+    assert judged_types([*letters, texts]) == {QuestionType.CHOICE}
+    weighted = dataclasses.replace(texts, weight=0.5)
+    assert judged_types([*letters, weighted]) == {QuestionType.CHOICE, QuestionType.OPEN}
+
+
+def test_a_response_with_a_control_token_gets_nothing_and_no_reward_sees_it():
+    unasked = WeightedReward(name="unasked", reward=Faulty(AssertionError("it was asked")), weight=1.0)
+    rewards = [*load_rewards({"answer": 0.9, "format": 0.1}), unasked]
+    request = RewardRequest(response_text=GOOD, finished=True, record=CHOICE, has_control_token=True)
+    (score,) = score_responses(rewards, [request])
+    assert score.total == 0.0
+    assert {str(term.status) for term in score.terms.values()} == {"control_token"}
+
+
+def test_asynchronous_rewards_are_awaited_in_one_event_loop():
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def note() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    wait_for(note())
+    wait_for(note())
+    assert loops[0] is loops[1]
 
 
 def test_unknown_rewards_and_empty_weights_are_refused_in_one_line():

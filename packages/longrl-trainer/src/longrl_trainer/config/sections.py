@@ -3,10 +3,11 @@
 Every setting's docstring is its help text.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from longrl_files.folders import follow_links
 from longrl_trainer.config.effects import Effect
@@ -185,8 +186,21 @@ class SamplerSection(Section):
         return self.engine == "vllm" and (self.lora_sync or default) == "adapter"
 
 
+def _require_weights(rewards: object) -> object:
+    for name, entry in rewards.items() if isinstance(rewards, dict) else ():
+        if isinstance(entry, dict) and "weight" not in entry:
+            raise ValueError(f"rewards.{name}.weight: missing; this setting has no default")
+        weight = entry["weight"] if isinstance(entry, dict) else entry
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            where = f"rewards.{name}.weight" if isinstance(entry, dict) else f"rewards.{name}"
+            raise ValueError(f"{where}: got {json.dumps(weight, default=str)}, expected: number")
+    return rewards
+
+
 RewardSettings = dict[str, bool | int | float | str]
 """A reward's weight and its own settings, which only the reward itself defines."""
+RewardWeights = Annotated[dict[str, float | RewardSettings], BeforeValidator(_require_weights)]
+"""The rewards by name: a weight, or a table."""
 
 
 class LoraSection(Section):

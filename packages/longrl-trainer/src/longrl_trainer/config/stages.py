@@ -6,11 +6,10 @@ installed) is checked where it is used. How changing a value affects a run that 
 settings at once.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from longrl_trainer.config.effects import Effect
 from longrl_trainer.config.objectives import ObjectiveSettings
@@ -23,7 +22,7 @@ from longrl_trainer.config.sections import (
     ModelSection,
     OptimizerName,
     ParallelSection,
-    RewardSettings,
+    RewardWeights,
     SamplerSection,
     Section,
     ShardingSection,
@@ -155,8 +154,10 @@ class GrpoConfig(ObjectiveSettings, TrainingConfig):
     """Steps in which the learning rate rises to its peak; constant afterwards."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on the same rollouts."""
-    rewards: dict[str, float | RewardSettings] = Field(default={"answer": 0.9, "format": 0.1})
-    """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
+    rewards: RewardWeights = Field(default={"answer": 0.9, "format": 0.1})
+    """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`.
+    Questions of types that none of them judges are left out.
+    """
     max_logprob_gap: Annotated[float | None, Effect.NONE] = Field(default=None, gt=0)
     """The run stops when sampler and trainer differ by more than this (mean absolute log-probability). By default 1e-5,
     which is far more than rounding causes with the same weights, and 0.05 in bfloat16, which rounds coarsely.
@@ -175,18 +176,6 @@ class GrpoConfig(ObjectiveSettings, TrainingConfig):
     journal_groups: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
     sampler: SamplerSection = SamplerSection()
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _weighed(cls, rewards: object) -> object:
-        for name, entry in rewards.items() if isinstance(rewards, dict) else ():
-            if isinstance(entry, dict) and "weight" not in entry:
-                raise ValueError(f"rewards.{name}.weight: missing; this setting has no default")
-            weight = entry["weight"] if isinstance(entry, dict) else entry
-            if isinstance(weight, bool) or not isinstance(weight, int | float):
-                where = f"rewards.{name}.weight" if isinstance(entry, dict) else f"rewards.{name}"
-                raise ValueError(f"{where}: got {json.dumps(weight, default=str)}, expected: number")
-        return rewards
 
     @model_validator(mode="after")
     def _has_one_overlong_reward(self) -> Self:
@@ -254,4 +243,8 @@ class EvaluateConfig(Section):
     """Determines the sampled tokens when the temperature is not 0."""
     dtype: DtypeName = "float32"
     """Dtype of the model's weights."""
+    rewards: RewardWeights = Field(default={"answer": 1.0})
+    """What judges the answers, as in training; the score of an answer is the sum by weight. Questions of types that
+    none of them judges are left out.
+    """
     sampler: SamplerSection = SamplerSection()

@@ -2,7 +2,7 @@
 
 In addition to the accuracy the result has chance, the best constant letter, the share of responses without a readable
 answer (they count as wrong), the questions that had to be dropped, a standard error that accounts for questions about
-one video not being independent, and every response. Answers are parsed with the same grammar as in rewards.
+one video not being independent, and every response. Answers are judged by rewards, as in training.
 """
 
 import math
@@ -18,7 +18,8 @@ from longrl_trainer.errors import TrainerError
 from longrl_trainer.questions.frames import describe_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import build_question_prompt
-from longrl_trainer.rewards.answer import is_correct
+from longrl_trainer.rewards.base import RewardRequest
+from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards, score_responses
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import check_sampler, open_engine, open_policy
@@ -48,6 +49,9 @@ class EvaluatedQuestion:
     parsed: str | None
     answer: str
     correct: bool
+    """Whether the answer is entirely right."""
+    score: float | None
+    """What the rewards give to it; None if they couldn't judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,7 @@ class EvaluationResult:
     """What `evaluate` writes; the fields are the keys of the JSON file."""
 
     accuracy: float
+    """Mean score of the questions that could be judged: 1 for a right letter, and what the rewards say otherwise."""
     accuracy_standard_error: float
     """Clustered by media: questions that share one belong together."""
     accuracy_by_skill: dict[str, float]
@@ -75,6 +80,9 @@ class EvaluationResult:
     constant: float
     """Accuracy of the best constant letter on the same questions."""
     count: int
+    """Number of judged questions."""
+    not_judged: int
+    """Number of answered questions that no reward could judge; they count as neither right nor wrong."""
     questions: dict[str, Any]
     """Number of questions: input, kept and dropped (by reason)."""
     prompts_refused: dict[str, int]
@@ -98,6 +106,7 @@ def evaluate(
         engine: A sampler to use instead of opening one; it gets the policy's weights and stays open.
         progress: Where to show progress.
     """
+    rewards = load_rewards(config.rewards)
     ranks = join_ranks(config.model)
     check_sampler(config.sampler, ranks)
     progress = progress if progress and ranks.is_first else SilentProgress()
@@ -105,11 +114,17 @@ def evaluate(
         config.output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as owned:
         ranks.ask_first(lambda: owned.enter_context(own_file(config.output)))
-        return _evaluate(config, policy or open_policy(config.model, config.dtype), engine, progress, ranks)
+        policy = policy or open_policy(config.model, config.dtype)
+        return _evaluate(config, policy, rewards, engine, progress, ranks)
 
 
 def _evaluate(
-    config: EvaluateConfig, policy: Policy, engine: RolloutEngine | None, progress: ProgressDisplay, ranks: Ranks
+    config: EvaluateConfig,
+    policy: Policy,
+    rewards: Sequence[WeightedReward],
+    engine: RolloutEngine | None,
+    progress: ProgressDisplay,
+    ranks: Ranks,
 ) -> EvaluationResult:
     """Sample, count and write."""
     questions = load_questions(
@@ -117,7 +132,7 @@ def _evaluate(
         policy,
         progress=progress,
         blind=config.blind,
-        choice_only=True,
+        judged_types=judged_types(rewards),
         limit=config.limit,
         response_tokens=lambda _: config.max_response_tokens,
         sampler=config.sampler,
@@ -148,7 +163,9 @@ def _evaluate(
             outcomes += sampler.generate(prompts, settings)
             bar.advance(len(asked))
     records = [question.record for question in questions.kept]
-    result = summarise(records, outcomes, questions=questions.counts(), settings=config.model_dump(mode="json"))
+    result = summarise(
+        records, outcomes, rewards=rewards, questions=questions.counts(), settings=config.model_dump(mode="json")
+    )
     if ranks.is_first:
         write_json(config.output, asdict(result))
     return result
@@ -158,6 +175,7 @@ def summarise(
     asked: Sequence[QuestionRecord],
     outcomes: Sequence[Sequence[Rollout] | Refusal],
     *,
+    rewards: Sequence[WeightedReward],
     questions: dict[str, Any],
     settings: dict[str, Any],
 ) -> EvaluationResult:
@@ -178,14 +196,20 @@ def summarise(
     ]
     if not answered:
         raise TrainerError(f"the sampler refused all {len(refused)} prompts; the first: {refused[0].detail}")
-    records, rollouts = [record for record, _ in answered], [rollout for _, rollout in answered]
-    parsed = [parse_response(rollout.text, record.options) for record, rollout in zip(records, rollouts, strict=True)]
-    correct = [is_correct(answer, record) for answer, record in zip(parsed, records, strict=True)]
-    by_skill: dict[str, list[bool]] = {}
-    for record, is_right in zip(records, correct, strict=True):
-        by_skill.setdefault(str(record.skill), []).append(is_right)
-    letters = Counter(record.answer for record in records)
-    connected = connect_media(record.digests for record in records)
+    requests = [
+        RewardRequest(response_text=rollout.text, finished=rollout.finished, record=record)
+        for record, rollout in answered
+    ]
+    scores = [score.total for score in score_responses(rewards, requests)]
+    parsed = [parse_response(rollout.text, record.options) for record, rollout in answered]
+    judged = [(record, score) for (record, _), score in zip(answered, scores, strict=True) if score is not None]
+    if not judged:
+        raise TrainerError(f"none of the {len(answered)} answers could be judged; check the rewards' verifiers")
+    by_skill: dict[str, list[float]] = {}
+    for record, score in judged:
+        by_skill.setdefault(str(record.skill), []).append(score)
+    letters = Counter(record.answer for record, _ in judged if record.options)
+    connected = connect_media(record.digests for record, _ in judged)
     items = [
         EvaluatedQuestion(
             question_id=record.question_id,
@@ -194,22 +218,26 @@ def summarise(
             response=rollout.text,
             finished=rollout.finished,
             status=str(answer.status),
-            parsed=answer.letter,
+            parsed=answer.letter if record.options else answer.text,
             answer=record.answer,
-            correct=is_right,
+            correct=score is not None and score >= 1.0,
+            score=score,
         )
-        for record, rollout, answer, is_right in zip(records, rollouts, parsed, correct, strict=True)
+        for (record, rollout), answer, score in zip(answered, parsed, scores, strict=True)
     ]
     return EvaluationResult(
-        accuracy=_mean(correct),
-        accuracy_standard_error=clustered_standard_error(correct, [connected[record.digests[0]] for record in records]),
+        accuracy=_mean([score for _, score in judged]),
+        accuracy_standard_error=clustered_standard_error(
+            [score for _, score in judged], [connected[record.digests[0]] for record, _ in judged]
+        ),
         accuracy_by_skill={skill: _mean(values) for skill, values in sorted(by_skill.items())},
         unparsed_rate=_mean([answer.status is not ParseStatus.OK for answer in parsed]),
         well_formed_rate=_mean([answer.well_formed for answer in parsed]),
-        finished_rate=_mean([rollout.finished for rollout in rollouts]),
-        chance=_mean([1.0 / len(record.options) for record in records]),
-        constant=max(letters.values()) / len(records),
-        count=len(records),
+        finished_rate=_mean([rollout.finished for _, rollout in answered]),
+        chance=_mean([1.0 / len(record.options) if record.options else 0.0 for record, _ in judged]),
+        constant=max(letters.values(), default=0) / len(judged),
+        count=len(judged),
+        not_judged=len(answered) - len(judged),
         questions=questions,
         prompts_refused=dict(Counter(question.reason for question in refused)),
         settings=settings,

@@ -15,8 +15,9 @@ so that a response counts as often as it has tokens:
                                                                           GDPO (arXiv 2601.05242), section 3
 
 `std` is the sample standard deviation (divisor n - 1). A response whose reward is None was not judged: it has no
-advantage, and the others are compared without it. Each reward of `gdpo` is normalised among the responses that it
-judged itself, whatever other rewards say. Independent of prompts and the source of rewards.
+advantage, and the others are compared without it. A single judged response to a question has none to be compared with,
+and counts as not judged, also where the whole step is compared. Each reward of `gdpo` is normalised among the responses
+that it judged itself, whatever other rewards say. Independent of prompts and the source of rewards.
 
 Shape legend: R tokens of a response.
 """
@@ -54,6 +55,7 @@ class GroupRewards:
 
 def step_advantages(groups: Sequence[GroupRewards], name: AdvantageName) -> list[list[float | None]]:
     """Advantage of every response of a step, by group; None where it was not judged."""
+    groups = [omit_single(group) for group in groups]
     lengths = [group.lengths for group in groups]
     match name:
         case "grpo" | "dr_grpo" | "rloo":
@@ -83,6 +85,7 @@ def penalised_advantages(
     Returns:
         For every response a tensor [R], or one number for all its tokens.
     """
+    groups = [omit_single(group) for group in groups]
     if name == "reinforce_plus_plus":
         return _normalise_returns(groups, penalties)
     lowered = [
@@ -99,6 +102,12 @@ def penalised_advantages(
         [None if advantage is None else torch.tensor(advantage, dtype=torch.float64) for advantage in of_group]
         for of_group in step_advantages(lowered, name)
     ]
+
+
+def omit_single(group: GroupRewards) -> GroupRewards:
+    """The group, without any judged response if there is only one."""
+    num_judged = sum(total is not None for total in group.totals)
+    return replace(group, totals=[None] * len(group.totals)) if num_judged == 1 else group
 
 
 def group_advantages(rewards: Sequence[float | None], name: AdvantageName) -> list[float | None]:

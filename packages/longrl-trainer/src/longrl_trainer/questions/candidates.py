@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from longrl_trainer.config.sections import DataSection, records_path
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.questions.question import DroppedQuestion, DropReason
+from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.answers import format_prompt, format_response, parse_response
 from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, RecordFile, Split, iter_records
 from mrsp_engine.families.base import Policy
+
+ALL_TYPES = frozenset(QuestionType)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,19 +26,21 @@ class TextRules:
 
     Attributes:
         control_tokens: Tokens of the model that no text may contain.
-        choice_only: Whether a question needs options.
+        judged_types: Types of questions whose answers a reward judges.
         learn_responses: Whether reasoning and answer must form a well-formed response.
     """
 
     control_tokens: tuple[str, ...]
-    choice_only: bool = False
+    judged_types: frozenset[QuestionType] = ALL_TYPES
     learn_responses: bool = False
 
     @classmethod
-    def of(cls, policy: Policy, *, choice_only: bool, learn_responses: bool) -> "TextRules":
+    def of(
+        cls, policy: Policy, *, judged_types: frozenset[QuestionType] = ALL_TYPES, learn_responses: bool = False
+    ) -> "TextRules":
         """The rules for a model."""
         tokens = tuple(str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special)
-        return cls(control_tokens=tokens, choice_only=choice_only, learn_responses=learn_responses)
+        return cls(control_tokens=tokens, judged_types=judged_types, learn_responses=learn_responses)
 
     def find_problem(self, record: QuestionRecord) -> DroppedQuestion | None:
         """Return what makes the texts of a record unusable, if anything does."""
@@ -43,8 +48,8 @@ class TextRules:
         return found and DroppedQuestion(question_id=record.question_id, reason=found[0], detail=found[1])
 
     def _problem(self, record: QuestionRecord) -> tuple[DropReason, str] | None:
-        if self.choice_only and not record.options:
-            return DropReason.OPEN_ENDED, "it has no options"
+        if record.question_type not in self.judged_types:
+            return DropReason.NO_REWARD, f"no reward of the recipe judges answers of the type {record.question_type}"
         response = format_response(record.reasoning, record.answer) if self.learn_responses else ""
         text = format_prompt(record.question, record.options) + response
         found = next((token for token in self.control_tokens if token in text), None)

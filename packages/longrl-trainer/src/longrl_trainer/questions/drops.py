@@ -15,7 +15,7 @@ from longrl_trainer.questions.candidates import Candidates
 from longrl_trainer.questions.question import DroppedMedium, DroppedQuestion, DropReason
 from longrl_trainer.runs.folder import QUESTIONS_NAME, Run, describe_other_questions
 
-TEXT_REASONS = frozenset({DropReason.OPEN_ENDED, DropReason.CONTROL_TOKEN, DropReason.MALFORMED_RESPONSE})
+TEXT_REASONS = frozenset({DropReason.NO_REWARD, DropReason.CONTROL_TOKEN, DropReason.MALFORMED_RESPONSE})
 """What is found in the records alone."""
 
 

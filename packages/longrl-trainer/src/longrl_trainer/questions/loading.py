@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from longrl_trainer.config.sections import DataSection, SamplerSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
-from longrl_trainer.questions.candidates import Candidates, TextRules, describe_none_left, iter_split
+from longrl_trainer.questions.candidates import ALL_TYPES, Candidates, TextRules, describe_none_left, iter_split
 from longrl_trainer.questions.drops import RecordedDrops
 from longrl_trainer.questions.encoding import encode_questions
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
@@ -22,6 +22,7 @@ from longrl_trainer.questions.question import DroppedQuestion, DropReason, Quest
 from longrl_trainer.runs.folder import Run
 from longrl_trainer.runs.progress import ProgressDisplay
 from longrl_trainer.training.ranks import ALONE, Ranks
+from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
 from mrsp_engine.families.base import Policy
@@ -34,7 +35,7 @@ def open_feed(
     *,
     order: Callable[[Candidates], QuestionOrder],
     progress: ProgressDisplay,
-    choice_only: bool = False,
+    judged_types: frozenset[QuestionType] = ALL_TYPES,
     learn_responses: bool = False,
     response_tokens: ResponseTokens = lambda _: 0,
     sampler: SamplerSection | None = None,
@@ -48,7 +49,7 @@ def open_feed(
         run: The run, new or going on.
         order: Returns the order of the questions that a stage can use.
         progress: Shows the first question that is too long.
-        choice_only: See `load_questions`, as for the others.
+        judged_types: See `load_questions`, as for the others.
         learn_responses: As there.
         response_tokens: As there.
         sampler: As there.
@@ -59,7 +60,7 @@ def open_feed(
         TrainerError: None of its questions can be used.
     """
     recorded = RecordedDrops(run)
-    rules = TextRules.of(policy, choice_only=choice_only, learn_responses=learn_responses)
+    rules = TextRules.of(policy, judged_types=judged_types, learn_responses=learn_responses)
     data = resolve_frames(settings.data, policy.folder)
     lengths = PromptLengths(policy, data, LengthLimit.of(policy, sampler), response_tokens)
     candidates = Candidates(data, rules, recorded.excluded)
@@ -75,7 +76,7 @@ def load_questions(
     *,
     progress: ProgressDisplay,
     blind: bool = False,
-    choice_only: bool = False,
+    judged_types: frozenset[QuestionType] = ALL_TYPES,
     learn_responses: bool = False,
     limit: int | None = None,
     response_tokens: ResponseTokens = lambda _: 0,
@@ -89,7 +90,7 @@ def load_questions(
         policy: Encodes what its store lacks.
         progress: Shows one bar for the videos.
         blind: Don't open the media; every question has none.
-        choice_only: Drop questions without options.
+        judged_types: Drop questions of other types.
         learn_responses: Drop questions whose reasoning and answer don't form a well-formed response.
         limit: Take at most this many questions, spread evenly over the split.
         response_tokens: Maximum tokens of the response to a question; prompt and response must fit the model together.
@@ -104,7 +105,7 @@ def load_questions(
     records = [record for _, record in iter_split(data)]
     if limit is not None and limit < len(records):
         records = [records[index * len(records) // limit] for index in range(limit)]
-    rules = TextRules.of(policy, choice_only=choice_only, learn_responses=learn_responses)
+    rules = TextRules.of(policy, judged_types=judged_types, learn_responses=learn_responses)
     problems = {record.question_id: rules.find_problem(record) for record in records}
     candidates = [record for record in records if problems[record.question_id] is None]
     dropped = [problem for problem in problems.values() if problem is not None]

@@ -21,8 +21,8 @@ class DropReason(StrEnum):
     """A video or image is missing, outside the dataset, of another kind, or damaged."""
     DIGEST_MISMATCH = "digest_mismatch"
     """A file is not the one that the question was written for."""
-    OPEN_ENDED = "open_ended"
-    """The question has no options, but this stage needs a letter to compare with."""
+    NO_REWARD = "no_reward"
+    """No reward of the recipe judges answers to questions of its type."""
     UNFIT_MEDIUM = "unfit_medium"
     """The model can't accept a video or image, because of its kind, its shape or its number of frames."""
     PROMPT_TOO_LONG = "prompt_too_long"
@@ -31,6 +31,10 @@ class DropReason(StrEnum):
     """A text contains a control token of the model."""
     MALFORMED_RESPONSE = "malformed_response"
     """Reasoning and answer don't make a well-formed response to learn from; the reasoning may be empty."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "DropReason | None":
+        return cls.NO_REWARD if value == "open_ended" else None  # its name in runs of earlier versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

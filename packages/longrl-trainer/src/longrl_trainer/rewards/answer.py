@@ -1,6 +1,7 @@
 """Reward for the correct letter, parsed with the same grammar as in filters and evaluation."""
 
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
+from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.answers import ParsedAnswer, ParseStatus, parse_response
 from longvideo_reason_data.records.record import QuestionRecord
 
@@ -14,6 +15,8 @@ STATUS_OF_PARSE = {
 class AnswerReward:
     """1 for the correct letter, 0 for a wrong, missing or ambiguous one."""
 
+    question_types = frozenset({QuestionType.CHOICE})
+
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:
         """Judge one response to a question with options; others have no letter to compare with."""
         if not record.options:
@@ -22,7 +25,7 @@ class AnswerReward:
         status = STATUS_OF_PARSE[parsed.status]
         if status is RewardStatus.NO_ANSWER and not finished:
             status = RewardStatus.TRUNCATED
-        return RewardResult(value=float(is_correct(parsed, record)), status=status)
+        return RewardResult(value=float(is_correct(parsed, record)), status=status, parsed=parsed.letter)
 
 
 def is_correct(parsed: ParsedAnswer, record: QuestionRecord) -> bool:

@@ -4,14 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isawaitable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from longrl_trainer.errors import TrainerError, TrainerUsageError
-from longrl_trainer.rewards.base import BatchReward, Reward, RewardRequest, RewardResult
+from longrl_trainer.rewards.base import BatchReward, Reward, RewardRequest, RewardResult, RewardStatus
+from longrl_trainer.rewards.event_loop import wait_for
+from longvideo_reason_data.question_types import QuestionType
+from longvideo_reason_data.records.record import QuestionRecord
 
 ENTRY_POINT_GROUP = "longrl_trainer.rewards"
+NOT_APPLICABLE = RewardResult(value=None, status=RewardStatus.NOT_APPLICABLE)
+WITH_CONTROL_TOKEN = RewardResult(value=0.0, status=RewardStatus.CONTROL_TOKEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +28,37 @@ class WeightedReward:
     reward: Reward | BatchReward
     weight: float
 
+    @property
+    def question_types(self) -> frozenset[QuestionType] | None:
+        """The types of the questions that it is for; None for all."""
+        return getattr(self.reward, "question_types", None)
+
+    def is_for(self, record: QuestionRecord) -> bool:
+        """Whether it judges responses to this question."""
+        return self.question_types is None or record.question_type in self.question_types
+
     def judge(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        """Judge responses in their order.
+        """Judge responses in their order; those that it isn't for, or that hold a control token, it never sees.
 
         Raises:
             TrainerError: The reward failed, or didn't return one result for each.
         """
+        asked = [each for each in requests if self.is_for(each.record) and not each.has_control_token]
+        judged = iter(self._ask(asked) if asked else ())
+        return [
+            NOT_APPLICABLE
+            if not self.is_for(each.record)
+            else WITH_CONTROL_TOKEN
+            if each.has_control_token
+            else next(judged)
+            for each in requests
+        ]
+
+    def _ask(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         try:
             if isinstance(self.reward, BatchReward):
-                results = list(self.reward.judge(requests))
+                judged = self.reward.judge(requests)
+                results = list(wait_for(judged) if isawaitable(judged) else judged)
             else:
                 score = self.reward.score
                 results = [score(each.response_text, finished=each.finished, record=each.record) for each in requests]
@@ -48,7 +76,10 @@ class WeightedReward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseScore:
-    """All judgements of one response and their weighted sum; no total when any that has a weight is missing."""
+    """All judgements of one response and their weighted sum.
+
+    There is no total when a reward that is for the question and has a weight couldn't judge.
+    """
 
     terms: dict[str, RewardResult]
     total: float | None
@@ -82,6 +113,16 @@ def load_rewards(recipe: Mapping[str, float | Mapping[str, Any]]) -> list[Weight
     return loaded
 
 
+def judged_types(rewards: Sequence[WeightedReward]) -> frozenset[QuestionType]:
+    """The types of questions whose answers these rewards judge.
+
+    Where some rewards are for certain types, these are the types that one of them has a weight for: the others, such as
+    one for the form of a response, say nothing about answers. Otherwise all are.
+    """
+    bound = [weighted.question_types for weighted in rewards if weighted.question_types is not None and weighted.weight]
+    return frozenset().union(*bound) if bound else frozenset(QuestionType)
+
+
 def score_responses(rewards: Sequence[WeightedReward], requests: Sequence[RewardRequest]) -> list[ResponseScore]:
     """Let every reward judge all responses.
 
@@ -89,9 +130,16 @@ def score_responses(rewards: Sequence[WeightedReward], requests: Sequence[Reward
         TrainerError: A reward failed.
     """
     judged = {weighted.name: weighted.judge(requests) for weighted in rewards}
+    return combine_results(rewards, judged, len(requests))
+
+
+def combine_results(
+    rewards: Sequence[WeightedReward], judged: Mapping[str, Sequence[RewardResult]], num_responses: int
+) -> list[ResponseScore]:
+    """The scores of responses from what every reward says about all of them."""
     scores: list[ResponseScore] = []
-    for index in range(len(requests)):
-        terms = {name: results[index] for name, results in judged.items()}
+    for index in range(num_responses):
+        terms = {weighted.name: judged[weighted.name][index] for weighted in rewards}
         scores.append(ResponseScore(terms=terms, total=_total(rewards, terms)))
     return scores
 
@@ -99,12 +147,12 @@ def score_responses(rewards: Sequence[WeightedReward], requests: Sequence[Reward
 def _total(rewards: Sequence[WeightedReward], terms: Mapping[str, RewardResult]) -> float | None:
     total = 0.0
     for weighted in rewards:
-        value = terms[weighted.name].value
-        if not weighted.weight:
+        term = terms[weighted.name]
+        if not weighted.weight or term.status is RewardStatus.NOT_APPLICABLE:
             continue
-        if value is None:
+        if term.value is None:
             return None
-        total += weighted.weight * value
+        total += weighted.weight * term.value
     return total
 
 

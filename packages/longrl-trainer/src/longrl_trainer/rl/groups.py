@@ -14,6 +14,7 @@ from longrl_trainer.questions.question import Question
 from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_responses
 from longrl_trainer.training.ranks import ALONE, Ranks
+from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Rollout
@@ -79,6 +80,7 @@ def judge_groups(
     rewards: Sequence[WeightedReward],
     objective: Objective,
     ranks: Ranks = ALONE,
+    control_tokens: frozenset[int] = frozenset(),
 ) -> list[RolloutGroup]:
     """Score the responses to every question and compare them with each other; only one rank judges a response.
 
@@ -88,11 +90,17 @@ def judge_groups(
         objective: Compares the responses to one question.
         ranks: Processes that share the work; each response is judged once, so a nondeterministic judge can't make them
             disagree.
+        control_tokens: Tokens of the model that no response may contain.
     """
 
     def judge(share: Sequence[tuple[Question, Prompt, Sequence[Rollout]]]) -> list[tuple[ResponseScore, ...]]:
         requests = [
-            RewardRequest(response_text=rollout.text, finished=rollout.finished, record=question.record)
+            RewardRequest(
+                response_text=rollout.text,
+                finished=rollout.finished,
+                record=question.record,
+                has_control_token=not control_tokens.isdisjoint(rollout.token_ids),
+            )
             for question, _, rollouts in share
             for rollout in rollouts
         ]
@@ -120,6 +128,12 @@ def judge_groups(
         for (question, prompt, rollouts), scores in zip(answered, judged, strict=True)
     ]
     return compare_groups(groups, objective)
+
+
+def find_control_tokens(policy: Policy) -> frozenset[int]:
+    """The control tokens of a model that don't end a response, such as the placeholders of media."""
+    added = policy.tokenizer.added_tokens_decoder
+    return frozenset(number for number, token in added.items() if token.special) - set(policy.end_token_ids)
 
 
 def compare_groups(groups: Sequence[RolloutGroup], objective: Objective) -> list[RolloutGroup]:

@@ -15,7 +15,7 @@ from longrl_trainer.questions.feed import QuestionFeed
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step
 from longrl_trainer.rewards.registry import WeightedReward
-from longrl_trainer.rl.groups import RolloutGroup, choose_groups, judge_groups
+from longrl_trainer.rl.groups import RolloutGroup, choose_groups, find_control_tokens, judge_groups
 from longrl_trainer.rl.step_metrics import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.ranks import Ranks
@@ -82,7 +82,13 @@ def sample_step(
                 for question, prompt, outcome in zip(asked, prompts, drawn, strict=True)
                 if not isinstance(outcome, Refusal)
             ]
-            groups += judge_groups(answered, rewards=rewards, objective=objective, ranks=ranks)
+            groups += judge_groups(
+                answered,
+                rewards=rewards,
+                objective=objective,
+                ranks=ranks,
+                control_tokens=find_control_tokens(policy),
+            )
             refusals += [outcome for outcome in drawn if isinstance(outcome, Refusal)]
         media.append(of_round)
     with clock("rollout"):

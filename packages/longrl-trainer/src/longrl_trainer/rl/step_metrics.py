@@ -14,6 +14,7 @@ from longrl_trainer.objectives.correction import SamplerWeights
 from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.rl.groups import RolloutGroup
 from longvideo_reason_data.records.answers import parse_response
+from longvideo_reason_data.records.record import QuestionRecord
 
 
 class Stopwatch:
@@ -136,7 +137,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
         "reward_statuses": {
             name: dict(Counter(str(score.terms[name].status) for score in scores)) for name in scores[0].terms
         },
-        "accuracy": _mean([float(is_correct(answer, record)) for answer, record in parsed]),
+        "accuracy": _mean([float(is_correct(answer, record)) for answer, record in parsed if record.options]),
         "format_rate": _mean([float(answer.well_formed) for answer, _ in parsed]),
         "finished_rate": _mean([float(rollout.finished) for rollout in rollouts]),
         "response_tokens": _mean([float(len(rollout.token_ids)) for rollout in rollouts]),
@@ -170,14 +171,21 @@ def describe_group(group: RolloutGroup) -> dict[str, Any]:
             {
                 "text": rollout.text,
                 "finished": rollout.finished,
-                "parsed": parse_response(rollout.text, record.options).letter,
+                "parsed": _read_answer(rollout.text, record),
                 "rewards": {name: result.value for name, result in score.terms.items()},
+                "statuses": {name: str(result.status) for name, result in score.terms.items()},
+                "compared": {name: result.parsed for name, result in score.terms.items() if result.parsed is not None},
                 "reward": score.total,
                 "advantage": advantage,
             }
             for rollout, score, advantage in zip(group.rollouts, group.scores, group.advantages, strict=True)
         ],
     }
+
+
+def _read_answer(text: str, record: QuestionRecord) -> str | None:
+    parsed = parse_response(text, record.options)
+    return parsed.letter if record.options else parsed.text
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -61,13 +61,15 @@ class PolicyUpdate:
         All ranks call this with the same groups, and get the same statistics.
 
         Raises:
-            TrainerError: No response could be judged, or sampler and trainer disagree.
+            TrainerError: No two responses to a question could be judged, or sampler and trainer disagree.
         """
         ranks = self.scoring.ranks
         statistics = TokenStatistics()
         judged = [group for group in groups if group.judged()]
         if not judged:
-            raise TrainerError("no response of this step could be judged; check the rewards' verifiers")
+            raise TrainerError(
+                "no question of this step has two responses that could be judged; check the rewards' verifiers"
+            )
         weights = dict(zip(map(id, judged), weigh_groups(judged, self.objective), strict=True))
         trained = [group for group in judged if group.has_advantages or self.objective.trains_every_response]
         computed = trained or judged[:1]
