@@ -43,7 +43,8 @@ def test_a_family_is_declared_under_the_model_type_it_loads():
 
 def test_a_recipe_can_name_every_declared_reward():
     names = [name for group, name, _ in declared() if group == "longrl_trainer.rewards"]
-    assert sorted(weighted.name for weighted in load_rewards(dict.fromkeys(names, 1.0))) == sorted(names)
+    recipe = dict.fromkeys(names, 0.0) | {"format": 1.0}
+    assert sorted(weighted.name for weighted in load_rewards(recipe)) == sorted(names)
 
 
 def test_every_command_answers_for_help(capsys, monkeypatch):

@@ -39,6 +39,10 @@ MOST_SAMPLER_RANK = 512
 """The highest rank of adapters in vLLM."""
 
 
+RULES = ("answer", "numeric", "mean_relative_accuracy", "word_error_rate", "temporal_iou")
+"""The rewards that compare an answer by a rule and need nothing besides, each for questions of one type."""
+
+
 OVERLONG_REWARD = "overlong"
 """The name of the penalty for long responses among the rewards of a response."""
 
@@ -243,7 +247,7 @@ class EvaluateConfig(Section):
     """Determines the sampled tokens when the temperature is not 0."""
     dtype: DtypeName = "float32"
     """Dtype of the model's weights."""
-    rewards: RewardWeights = Field(default={"answer": 1.0})
+    rewards: RewardWeights = Field(default=dict.fromkeys(RULES, 1.0))
     """What judges the answers, as in training; the score of an answer is the sum by weight. Questions of types that
     none of them judges are left out.
     """

@@ -65,7 +65,7 @@ class Reward(Protocol):
     The class is created without arguments. One with settings of its own has a nested pydantic model called `Settings`
     and is created with an instance of it; recipes then set them next to the weight. One that is for questions of some
     types only names them in `question_types`, a frozenset of
-    `longvideo_reason_data.question_types.QuestionType`.
+    `longvideo_reason_data.question_types.QuestionType`. One with `is_only_logged = True` may have no weight.
     """
 
     def score(self, response_text: str, *, finished: bool, record: QuestionRecord) -> RewardResult:

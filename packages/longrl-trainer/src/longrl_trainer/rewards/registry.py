@@ -97,7 +97,7 @@ def load_rewards(recipe: Mapping[str, float | Mapping[str, Any]]) -> list[Weight
         recipe: The weight, or the weight and the reward's own settings, by name.
 
     Raises:
-        TrainerUsageError: A reward isn't installed, a setting is wrong, or nothing has a weight.
+        TrainerUsageError: A reward isn't installed, a setting is wrong, or none, or only unfit ones, have a weight.
     """
     known = known_rewards()
     loaded: list[WeightedReward] = []
@@ -107,7 +107,12 @@ def load_rewards(recipe: Mapping[str, float | Mapping[str, Any]]) -> list[Weight
             raise TrainerUsageError(f"rewards.{name}: there is no such reward; installed: {names}")
         settings = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weight = settings.pop("weight")
-        loaded.append(WeightedReward(name=name, reward=_create(name, known[name], settings), weight=weight))
+        reward = _create(name, known[name], settings)
+        if weight and getattr(reward, "is_only_logged", False):
+            raise TrainerUsageError(
+                f"rewards.{name}: got {weight}, expected 0, because it is measured and never rewarded"
+            )
+        loaded.append(WeightedReward(name=name, reward=reward, weight=weight))
     if not any(weighted.weight for weighted in loaded):
         raise TrainerUsageError("rewards: at least one reward must have a weight other than 0")
     return loaded
