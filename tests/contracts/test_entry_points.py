@@ -43,7 +43,8 @@ def test_a_family_is_declared_under_the_model_type_it_loads():
 
 def test_a_recipe_can_name_every_declared_reward():
     names = [name for group, name, _ in declared() if group == "longrl_trainer.rewards"]
-    recipe = dict.fromkeys(names, 0.0) | {"format": 1.0}
+    judge = {"weight": 0.0, "base_url": "http://127.0.0.1:9/v1", "model": "judge"}
+    recipe = dict.fromkeys(names, 0.0) | {"format": 1.0, "judge": judge}
     assert sorted(weighted.name for weighted in load_rewards(recipe)) == sorted(names)
 
 

@@ -16,6 +16,6 @@ class TrainerUsageError(TrainerError):
 
 
 class StoppedError(TrainerError):
-    """A signal asked for the end of a run, which has saved its state; EX_TEMPFAIL of sysexits.h, "try again"."""
+    """A run ended before it was done, at a signal or for want of a judge, and can go on; EX_TEMPFAIL of sysexits.h."""
 
     exit_code: ClassVar[int] = 75

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
+from longrl_trainer.errors import StoppedError
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.loading import open_feed
@@ -28,6 +29,7 @@ from longrl_trainer.rl.sampling import sample_step
 from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
+from longrl_trainer.runs.judging import REWARDS_NAME, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
@@ -102,8 +104,9 @@ def _train(
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
     run.require_length(config.steps)
-    policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
     with ExitStack() as opened:
+        opened.enter_context(open_rewards(rewards, run.folder / REWARDS_NAME, ranks))
+        policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
         opened.enter_context(storing(policy, config))
         feed = opened.enter_context(open_questions(config, run, policy, rewards, progress, ranks))
         prompts = [build_question_prompt(policy, item, config.data.system) for (item,) in feed.preview()]
@@ -131,7 +134,11 @@ def _train(
         opened.enter_context(run.signals)
         for step in range(run.step, config.steps):
             clock, frames_before = Stopwatch(), count_frames_encoded(policy)
-            sampled = sample_step(feed, sampler, policy, rewards, update.objective, config, ranks, clock, step=step)
+            try:
+                sampled = sample_step(feed, sampler, policy, rewards, update.objective, config, ranks, clock, step=step)
+            except StoppedError:  # all ranks: a judge is down
+                run.save(step, policy, optimizer)
+                raise
             frames_before += sampled.frames_stored
             measured = rollout_metrics(sampled.groups)
             rewards_so_far.append(measured["reward"])

@@ -19,11 +19,12 @@ from longrl_trainer.questions.frames import describe_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards.base import RewardRequest
-from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards, score_responses
+from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
+from longrl_trainer.runs.judging import REWARDS_NAME, judge_responses, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import check_sampler, open_engine, open_policy
-from longrl_trainer.training.ranks import Ranks, join_ranks
+from longrl_trainer.training.ranks import ALONE, Ranks, join_ranks
 from longvideo_reason_data.ownership import own_file
 from longvideo_reason_data.records.answers import ParseStatus, parse_response
 from longvideo_reason_data.records.record import QuestionRecord
@@ -114,6 +115,8 @@ def evaluate(
         config.output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as owned:
         ranks.ask_first(lambda: owned.enter_context(own_file(config.output)))
+        folder = config.output.with_name(f"{config.output.stem}-{REWARDS_NAME}")
+        owned.enter_context(open_rewards(rewards, folder, ranks))
         policy = policy or open_policy(config.model, config.dtype)
         return _evaluate(config, policy, rewards, engine, progress, ranks)
 
@@ -164,7 +167,12 @@ def _evaluate(
             bar.advance(len(asked))
     records = [question.record for question in questions.kept]
     result = summarise(
-        records, outcomes, rewards=rewards, questions=questions.counts(), settings=config.model_dump(mode="json")
+        records,
+        outcomes,
+        rewards=rewards,
+        questions=questions.counts(),
+        settings=config.model_dump(mode="json"),
+        ranks=ranks,
     )
     if ranks.is_first:
         write_json(config.output, asdict(result))
@@ -178,6 +186,7 @@ def summarise(
     rewards: Sequence[WeightedReward],
     questions: dict[str, Any],
     settings: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Count the first response per record, and what was refused.
 
@@ -200,7 +209,7 @@ def summarise(
         RewardRequest(response_text=rollout.text, finished=rollout.finished, record=record)
         for record, rollout in answered
     ]
-    scores = [score.total for score in score_responses(rewards, requests)]
+    scores = [score.total for score in judge_responses(rewards, requests, ranks)]
     parsed = [parse_response(rollout.text, record.options) for record, rollout in answered]
     judged = [(record, score) for (record, _), score in zip(answered, scores, strict=True) if score is not None]
     if not judged:

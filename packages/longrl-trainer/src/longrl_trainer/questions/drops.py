@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from longrl_files.messages import visible
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.questions.candidates import Candidates
 from longrl_trainer.questions.question import DroppedMedium, DroppedQuestion, DropReason
-from longrl_trainer.runs.folder import QUESTIONS_NAME, Run, describe_other_questions
+from longrl_trainer.runs.folder import QUESTIONS_NAME, Run
 
 TEXT_REASONS = frozenset({DropReason.NO_REWARD, DropReason.CONTROL_TOKEN, DropReason.MALFORMED_RESPONSE})
 """What is found in the records alone."""
@@ -110,6 +111,15 @@ def count_questions(num_kept: int, dropped: Sequence[DroppedQuestion]) -> dict[s
         "kept": num_kept,
         "dropped": dict(sorted(Counter(str(item.reason) for item in dropped).items())),
     }
+
+
+def describe_other_questions(dropped_before: Mapping[str, str], dropped_now: Mapping[str, str]) -> str | None:
+    """The first question that was kept before and is dropped now, or the reverse, by id and reason; None if none is."""
+    for question_id in sorted(dropped_before.keys() ^ dropped_now.keys()):
+        if question_id in dropped_now:
+            return f"{visible(question_id)} can't be used now ({visible(dropped_now[question_id])})"
+        return f"{visible(question_id)} couldn't be used before ({visible(dropped_before[question_id])}) but can be now"
+    return None
 
 
 def _parsed(run: Run, entry: Any) -> DroppedQuestion:

@@ -15,7 +15,7 @@ from typing import Any
 from longrl_trainer.config.sections import DataSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.questions.candidates import Candidates, describe_none_left
-from longrl_trainer.questions.drops import DropLedger, RecordedDrops
+from longrl_trainer.questions.drops import DropLedger, RecordedDrops, describe_other_questions
 from longrl_trainer.questions.encoding import (
     File,
     Shown,
@@ -29,7 +29,7 @@ from longrl_trainer.questions.length import PromptLengths
 from longrl_trainer.questions.order import Cursor, QuestionOrder, Selection, rounds_of_steps
 from longrl_trainer.questions.prefetching import Prefetcher
 from longrl_trainer.questions.question import DroppedMedium, DropReason, Question
-from longrl_trainer.runs.folder import Run, describe_other_questions
+from longrl_trainer.runs.folder import Run
 from longrl_trainer.runs.progress import ProgressDisplay
 from longrl_trainer.training.ranks import Ranks
 from longvideo_reason_data.records.medium import RecordMedium

@@ -6,8 +6,10 @@ some types only says so, and isn't asked about others; these it neither scores n
 """
 
 from collections.abc import Awaitable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from longvideo_reason_data.records.record import QuestionRecord
@@ -79,4 +81,20 @@ class BatchReward(Protocol):
 
     def judge(self, requests: Sequence[RewardRequest]) -> Sequence[RewardResult] | Awaitable[Sequence[RewardResult]]:
         """Judge responses, one result each, in their order; it may be a coroutine."""
+        ...
+
+
+@runtime_checkable
+class JournaledReward(Protocol):
+    """A reward that keeps files in the run's folder: only the first rank opens it, and judges all responses with it."""
+
+    def opened(self, folder: Path) -> AbstractContextManager[None]:
+        """Open it before a model is loaded, and close it at the end of the run.
+
+        Args:
+            folder: A folder of its own, which need not exist yet.
+
+        Raises:
+            TrainerError: It can't judge at all.
+        """
         ...

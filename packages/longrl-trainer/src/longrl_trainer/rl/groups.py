@@ -12,7 +12,8 @@ from longrl_trainer.objectives.advantages import GroupRewards, has_spread
 from longrl_trainer.objectives.base import Objective, OverlongPenalty
 from longrl_trainer.questions.question import Question
 from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
-from longrl_trainer.rewards.registry import ResponseScore, WeightedReward, score_responses
+from longrl_trainer.rewards.registry import ResponseScore, WeightedReward
+from longrl_trainer.runs.judging import judge_responses
 from longrl_trainer.training.ranks import ALONE, Ranks
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
@@ -92,22 +93,18 @@ def judge_groups(
             disagree.
         control_tokens: Tokens of the model that no response may contain.
     """
-
-    def judge(share: Sequence[tuple[Question, Prompt, Sequence[Rollout]]]) -> list[tuple[ResponseScore, ...]]:
-        requests = [
-            RewardRequest(
-                response_text=rollout.text,
-                finished=rollout.finished,
-                record=question.record,
-                has_control_token=not control_tokens.isdisjoint(rollout.token_ids),
-            )
-            for question, _, rollouts in share
-            for rollout in rollouts
-        ]
-        scores = iter(score_responses(rewards, requests))
-        return [tuple(next(scores) for _ in rollouts) for _, _, rollouts in share]
-
-    judged = ranks.divide(answered, judge)
+    requests = [
+        RewardRequest(
+            response_text=rollout.text,
+            finished=rollout.finished,
+            record=question.record,
+            has_control_token=not control_tokens.isdisjoint(rollout.token_ids),
+        )
+        for question, _, rollouts in answered
+        for rollout in rollouts
+    ]
+    scores = iter(judge_responses(rewards, requests, ranks))
+    judged = [tuple(next(scores) for _ in rollouts) for _, _, rollouts in answered]
     weights = tuple(weighted.weight for weighted in rewards)
     overlong = objective.overlong
     if overlong is not None:

@@ -2,6 +2,7 @@
 
     settings.json    the resolved settings with their history, and digests of the run's inputs (`settings`)
     metrics.jsonl    one line per step (in GRPO also rollouts.jsonl)
+    rewards/         files of rewards that keep some, such as a judge's answers
     questions.json   how many questions were kept, and which were dropped and why
     checkpoints/     the state to continue from
     model/           the final model; what adapters have learned is merged into it
@@ -14,7 +15,7 @@ the first one owns it and writes everything, and the others see the same folder.
 """
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -74,6 +75,7 @@ class Run:
         self.rollouts = JsonLines(folder / "rollouts.jsonl", is_writer=ranks.is_first)
         self.result, self.checkpoint, self.lengthened = ranks.ask_first(lambda: self._find(config, described))
         watch.step = self.step + 1
+        self._last_saved = self.step
 
     @property
     def step(self) -> int:
@@ -111,19 +113,27 @@ class Run:
         if any(has_failed for _, has_failed in reports):
             self._saver.wait()
         if received is not None or step % self._config.checkpoint_every_steps == 0:
-            mean = fmean(self._scores) if self._scores else None
-            self._scores.clear()
-            state = describe_state(
-                policy.model, step=step, seed=self._config.seed, dtype=self._config.dtype, score=mean
-            )
-            self._saver.start(
-                optimizer.state_tensors(), state, lambda folder: self._save_adapters(policy, folder / ADAPTER_NAME)
-            )
+            self._begin_saving(step, policy, optimizer)
         if received is not None:
             self._saver.wait()
             raise StoppedError(
                 f"{self.folder}: stopped by {received} after step {step}, which is saved; start it again to continue"
             )
+
+    def save(self, step: int, policy: Policy, optimizer: TrainingOptimizer) -> None:
+        """Save the state after a step now, unless that is done; all ranks call this together."""
+        if step > self._last_saved:
+            self._begin_saving(step, policy, optimizer)
+        self._saver.wait()
+
+    def _begin_saving(self, step: int, policy: Policy, optimizer: TrainingOptimizer) -> None:
+        self._last_saved = step
+        mean = fmean(self._scores) if self._scores else None
+        self._scores.clear()
+        state = describe_state(policy.model, step=step, seed=self._config.seed, dtype=self._config.dtype, score=mean)
+        self._saver.start(
+            optimizer.state_tensors(), state, lambda folder: self._save_adapters(policy, folder / ADAPTER_NAME)
+        )
 
     def read_dropped(self) -> list[Any]:
         """The dropped questions of a run that goes on, as its file lists them; all ranks call this together.
@@ -287,12 +297,3 @@ def open_run(
         run = Run(config, ranks.ask_first(take), ranks, watch)
         owned.callback(run.close)
         yield run
-
-
-def describe_other_questions(dropped_before: Mapping[str, str], dropped_now: Mapping[str, str]) -> str | None:
-    """The first question that was kept before and is dropped now, or the reverse, by id and reason; None if none is."""
-    for question_id in sorted(dropped_before.keys() ^ dropped_now.keys()):
-        if question_id in dropped_now:
-            return f"{visible(question_id)} can't be used now ({visible(dropped_now[question_id])})"
-        return f"{visible(question_id)} couldn't be used before ({visible(dropped_before[question_id])}) but can be now"
-    return None

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from longrl_trainer.config.sections import ModelSection, ParallelSection
-from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.errors import StoppedError, TrainerError, TrainerUsageError
 from mrsp_engine.distributed.collectives import exchange_objects, sum_gradients
 from mrsp_engine.distributed.process_groups import SequenceGroup, create_sequence_group
 from mrsp_engine.families.base import Policy
@@ -141,7 +141,8 @@ class Ranks:
         for _, failure in reports:
             if failure is not None:
                 message, exit_code = failure
-                raise TrainerUsageError(message) if exit_code == TrainerUsageError.exit_code else TrainerError(message)
+                kinds = {kind.exit_code: kind for kind in (TrainerUsageError, StoppedError)}
+                raise kinds.get(exit_code, TrainerError)(message)
         return [cast(ResultT, value) for value, _ in reports]
 
 

@@ -1,8 +1,8 @@
 """A process that answers one question after the other and is killed when it takes too long over one.
 
-Computer algebra can take any time and memory for a short expression, and ignores everything but a kill. Time counts from
-the moment when the process begins with a question. Questions and answers are JSON lines; the process gets none of this
-one's environment, so no secret of it either.
+Computer algebra can take any time and memory for a short expression, and ignores everything but a kill. Time counts
+from the moment when the process begins with a question. Questions and answers are JSON lines; the process gets none of
+this one's environment, so no secret of it either.
 """
 
 import json
