@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.rewards.base import BatchReward, Reward, RewardRequest, RewardResult, RewardStatus
 from longrl_trainer.rewards.event_loop import wait_for
+from longrl_trainer.rewards.trl import TrlReward
 from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.record import QuestionRecord
 
@@ -102,12 +103,13 @@ def load_rewards(recipe: Mapping[str, float | Mapping[str, Any]]) -> list[Weight
     known = known_rewards()
     loaded: list[WeightedReward] = []
     for name, entry in recipe.items():
-        if name not in known:
+        is_function = ":" in name
+        if name not in known and not is_function:
             names = ", ".join(sorted(known)) or "none"
             raise TrainerUsageError(f"rewards.{name}: there is no such reward; installed: {names}")
         settings = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weight = settings.pop("weight")
-        reward = _create(name, known[name], settings)
+        reward = _create_function(name, settings) if is_function else _create(name, known[name], settings)
         if weight and getattr(reward, "is_only_logged", False):
             raise TrainerUsageError(
                 f"rewards.{name}: got {weight}, expected 0, because it is measured and never rewarded"
@@ -159,6 +161,13 @@ def _total(rewards: Sequence[WeightedReward], terms: Mapping[str, RewardResult])
             return None
         total += weighted.weight * term.value
     return total
+
+
+def _create_function(name: str, settings: Mapping[str, Any]) -> BatchReward:
+    """A reward by the name of a function."""
+    if settings:
+        raise TrainerUsageError(f"rewards.{name}.{next(iter(settings))}: a function has no settings but weight")
+    return TrlReward(name)
 
 
 def _create(name: str, entry_point: EntryPoint, settings: Mapping[str, Any]) -> Reward | BatchReward:

@@ -28,7 +28,7 @@ def main() -> None:
     sys.stdout = sys.stderr  # whatever a library prints is no answer
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        question = parse_json(line)
+        question: Any = parse_json(line)
         try:
             right = read(question["right"])
             given = read(question["given"])
