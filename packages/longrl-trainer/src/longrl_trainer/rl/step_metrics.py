@@ -13,6 +13,7 @@ from torch import Tensor
 from longrl_trainer.objectives.correction import SamplerWeights
 from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.rl.groups import RolloutGroup
+from longrl_trainer.rl.monitor import monitor_metrics
 from longvideo_reason_data.records.answers import parse_response
 from longvideo_reason_data.records.record import QuestionRecord
 
@@ -144,6 +145,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
         "responses_not_judged": sum(score.total is None for score in scores),
         "groups": len(groups),
         "groups_without_spread": sum(not group.has_spread for group in groups),
+        **monitor_metrics(groups, [answer for answer, _ in parsed]),
     }
 
 
