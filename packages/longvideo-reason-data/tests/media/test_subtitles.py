@@ -11,7 +11,7 @@ import pytest
 
 from longvideo_reason_data.media.subtitles.cues import Cue, digest_cues, speech_between
 from longvideo_reason_data.media.subtitles.files import find_subtitle_files
-from longvideo_reason_data.media.subtitles.reading import Subtitles, read_subtitles
+from longvideo_reason_data.media.subtitles.reading import Subtitles, read_subtitle_file, read_subtitles
 from longvideo_reason_data.media.video_file import VideoFile
 
 MakeVideo = Callable[..., Path]
@@ -419,3 +419,27 @@ def test_every_cue_is_said_in_one_segment_and_repetitions_once() -> None:
     assert speech_between(cues, 10, 20) == "two three"
     assert speech_between(cues, 20, 30) == ""
     assert digest_cues(cues) != digest_cues(cues[1:])
+
+
+def test_words_with_times_are_lines(tmp_path: Path) -> None:
+    words = [
+        ("It", 0.0, 0.2),
+        ("is", 0.3, 0.4),
+        ("is", 0.4, 0.5),
+        ("red.", 0.5, 0.9),
+        ("No.", 1.2, 1.4),
+        ("Wait", 2, 3),
+    ]
+    rows = [{"text": text, "start_time": start, "end_time": end} for text, start, end in words]
+    path = tmp_path / "film.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "lost"}]))
+    subtitles = read_subtitle_file(path)
+    # A word that is said twice stays; a pause ends a line, after a sentence a shorter one.
+    assert [(cue.start_seconds, cue.end_seconds, cue.text) for cue in subtitles.cues] == [
+        (0.0, 0.9, "It is is red."),
+        (1.2, 1.4, "No."),
+        (2.0, 3.0, "Wait"),
+    ]
+    assert "1 subtitles have no readable times, first in line 7" in subtitles.problem
+    path.write_text("{}\n")
+    assert "no words with text, start_time and end_time in it" in read_subtitle_file(path).problem

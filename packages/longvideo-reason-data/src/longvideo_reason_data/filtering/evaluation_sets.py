@@ -1,32 +1,30 @@
 """Evaluation sets in files, such as Video-MME, to be kept out of training data.
 
-A file is any table of `longvideo_reason_data.tables` with a row per question, or per video with its questions in a
-list. Known field names are those of Video-MME, LongVideoBench, LongVideo-Reason, MLVU, LVBench, CG-Bench, EgoSchema,
-NExT-QA, PerceptionTest and this package's own records, of any version; other fields are ignored, but a file without any
-question is refused. A row may name a video by its id, or videos and images by paths relative to the file; with a path,
-footage can be recognised too.
+A file is any table of `longvideo_reason_data.tables` with a row per question, or per video with its questions inside.
+Questions are read as in `longvideo_reason_data.benchmarks.rows`, but from any table: known field names are those of
+Video-MME, LongVideoBench, LongVideo-Reason, MLVU, LVBench, CG-Bench, EgoSchema, NExT-QA, PerceptionTest, VRBench and
+this package's own records, of any version; other fields are ignored, but a file without any question is refused. A row
+may name a video by its id, or videos and images by paths relative to the file; with a path, footage can be recognised
+too.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, cast
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from longvideo_reason_data.benchmarks.rows import QUESTION_FIELDS, questions_of, words_of
 from longvideo_reason_data.errors import DataError, UsageError
-from longvideo_reason_data.records.options import read_options, split_options
 from longvideo_reason_data.records.record import describe_invalid
 from longvideo_reason_data.tables import TABLE_SUFFIXES, Row, read_rows
 
-_QUESTIONS = ("question", "problem", "query")
 _OPTIONS = "options"
 _IDS = ("source_id", "videoID", "video_id", "youtube_id", "video_uid", "q_uid", "video_idx", "vid", "key")
 _PATHS = ("video_path", "video", "videos", "video_name", "path", "images", "image", "media")
-_LISTS = ("qa", "qas", "qa_pairs", "questions", "mc_question")  # of the questions about a video
 _LETTER = re.compile(r"^\s*\(?[A-J][).:]\s+")
-_KNOWN = frozenset({*_QUESTIONS, _OPTIONS, *_IDS, *_PATHS})
-_NAMES = {name.capitalize(): name for name in (*_QUESTIONS, *_PATHS, _OPTIONS, "candidates", "choices")}
+_KNOWN = frozenset({*QUESTION_FIELDS, _OPTIONS, *_IDS, *_PATHS})
+_NAMES = {name.capitalize(): name for name in (*QUESTION_FIELDS, *_PATHS, _OPTIONS, "candidates", "choices")}
 
 
 class EvaluationItem(BaseModel):
@@ -41,7 +39,7 @@ class EvaluationItem(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
 
-    question: Annotated[str | None, Field(validation_alias=AliasChoices(*_QUESTIONS))] = None
+    question: Annotated[str | None, Field(validation_alias=AliasChoices(*QUESTION_FIELDS))] = None
     options: tuple[str, ...] | None = None
     source_id: Annotated[str | None, Field(validation_alias=AliasChoices(*_IDS))] = None
     paths: tuple[str, ...] = ()
@@ -110,9 +108,9 @@ def read_evaluation_set(path: Path) -> EvaluationSet:
     items: list[EvaluationItem] = []
     others: set[str] = set()
     for number, row in enumerate(read_rows(path), start=1):
-        for question in _questions_of(row):
+        for question in questions_of(_renamed(row)):
             try:
-                items.append(EvaluationItem.model_validate(_with_options(question)))
+                items.append(EvaluationItem.model_validate(_with_words(question)))
             except ValidationError as error:
                 raise DataError(f"{path}: row {number}: {describe_invalid(error)}") from error
             others |= question.keys() - _KNOWN
@@ -120,36 +118,17 @@ def read_evaluation_set(path: Path) -> EvaluationSet:
     is_list_of_videos = not others and any(item.source_id or item.paths for item in items)
     if not is_list_of_videos and not any(item.question for item in items):
         found = f", found {', '.join(sorted(others)[:8])}" if others else ""
-        raise UsageError(
-            f"{path}: 0 questions compared, no row with a question; expected a field {', '.join(_QUESTIONS)}{found}"
-        )
+        expected = ", ".join(QUESTION_FIELDS)
+        raise UsageError(f"{path}: 0 questions compared, no row with a question; expected a field {expected}{found}")
     return EvaluationSet(name=path.stem, folder=path.parent, items=tuple(items))
 
 
-def _questions_of(row: Row) -> Iterator[Row]:
-    """Yield the questions of a row: itself, or those listed in it, each with the fields that all share."""
-    row = {_NAMES.get(name, name): value for name, value in row.items()}
-    nested = next((value for name in _LISTS if _is_rows(value := row.get(name))), None)
-    if nested is None or any(row.get(name) for name in _QUESTIONS):
-        yield row
-        return
-    shared = {name: value for name, value in row.items() if name not in _LISTS}
-    for question in cast(list[Row], nested):
-        yield {**shared, **question}
+def _renamed(row: Row) -> Row:
+    """A row in which names with a capital are those in small letters, as some programs write them."""
+    return {_NAMES.get(name, name): value for name, value in row.items()}
 
 
-def _is_rows(value: object) -> bool:
-    rows = cast(list[object], value) if isinstance(value, list) else []
-    return bool(rows) and all(isinstance(item, dict) for item in rows)
-
-
-def _with_options(row: Row) -> Row:
-    """Put the options of a row under one name, whether they are in fields or after the question."""
-    question = next((value for name in _QUESTIONS if isinstance(value := row.get(name), str) and value), None)
-    options = read_options(row)
-    if question is not None:
-        bare, behind = split_options(question)
-        # As separate options, or repeated there.
-        if behind and options in ((), behind):
-            return {**row, _QUESTIONS[0]: bare, _OPTIONS: behind}
-    return {**row, _OPTIONS: options or None}
+def _with_words(row: Row) -> Row:
+    """Put the question and the options of a row under one name each, wherever they are."""
+    question, options = words_of(row)
+    return {**row, **({} if question is None else {QUESTION_FIELDS[0]: question}), _OPTIONS: options or None}

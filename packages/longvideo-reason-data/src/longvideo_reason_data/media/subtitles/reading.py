@@ -25,6 +25,7 @@ from longvideo_reason_data.media.subtitles.timed_text import (
     TimedText,
     read_timed_json,
     read_timed_text,
+    read_timed_words,
 )
 from longvideo_reason_data.media.video_file import VideoFile
 from longvideo_reason_data.text_encodings import decode_text
@@ -64,6 +65,16 @@ def read_subtitles(video: VideoFile, folder: Path | None = None) -> Subtitles:
         return _read_track(video)
     chosen, *others = found
     passed_over = f"; ignored: {', '.join(path.name for path in others)}" if others else ""
+    return read_subtitle_file(chosen, passed_over=passed_over)
+
+
+def read_subtitle_file(chosen: Path, *, passed_over: str = "") -> Subtitles:
+    """Read one subtitle file.
+
+    Args:
+        chosen: The file.
+        passed_over: Added to the description of the source.
+    """
     try:
         place = ForeignFolder(chosen.parent, error=NotTimedTextError)
         text, guessed = decode_text(place.read_bytes(chosen.name, max_bytes=MAX_SUBTITLE_BYTES))
@@ -82,6 +93,8 @@ def read_subtitles(video: VideoFile, folder: Path | None = None) -> Subtitles:
 def _read_text(text: str, suffix: str) -> TimedText:
     if suffix == ".json":
         return read_timed_json(text)
+    if suffix == ".jsonl":
+        return read_timed_words(text)
     if _SUBSTATION.search(text):  # whatever the file's name
         with av.open(io.BytesIO(text.encode()), mode="r", format="ass", metadata_errors="ignore") as container:
             return TimedText(shown=tuple(_shown(container, first_seconds=0.0)))

@@ -2,8 +2,8 @@
 
 SubRip and WebVTT have lines with two times and `-->` between them, each followed by text. Real files conform to no more
 than that: milliseconds, hours or numbers may be missing, a comma may replace a point, coordinates may follow the times,
-and spaces may be anywhere. LongVideoBench and Whisper write JSON. FFmpeg and pysubs2 are stricter and reject such files
-completely; so these formats are read here, and only SubStation is left to FFmpeg.
+and spaces may be anywhere. LongVideoBench and Whisper write JSON, Video-MME-v2 JSON lines. FFmpeg and pysubs2 are
+stricter and reject such files completely; so these formats are read here, and only SubStation is left to FFmpeg.
 """
 
 import math
@@ -22,6 +22,8 @@ _ONE_TIME = re.compile(rf"\s*{_TIME}\s*")
 _LINE_END = re.compile(r"\r*\n|\r")  # some writers end a line with CR CR LF
 _NUMBER = re.compile(r"\s*\d+\s*")
 _ARROW = "-->"
+_PAUSE_SECONDS = 0.5  # the longest between two words of one line
+_SENTENCE_PAUSE_SECONDS = 0.1  # the same after the end of a sentence
 
 
 class NotTimedTextError(ValueError):
@@ -100,11 +102,55 @@ def read_timed_json(text: str) -> TimedText:
     return TimedText(shown=tuple(shown), unreadable=tuple(unreadable))
 
 
+def read_timed_words(text: str) -> TimedText:
+    """Read JSON lines with a word each, as of Video-MME-v2: `text`, `start_time` and `end_time`.
+
+    Words without a pause between them are one line, since a line that only repeats the one before is dropped later.
+
+    Raises:
+        NotTimedTextError: When it is something else.
+    """
+    lines: list[list[ShownLines]] = []
+    unreadable: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            word = _json_lines(parse_json(line, replaces_half_letters=True))
+        except UnfitJsonError as error:
+            raise NotTimedTextError(f"line {number} isn't JSON, {error}") from error
+        if word is None:
+            unreadable.append(f"line {number}")
+        elif lines and _goes_on(lines[-1][-1], word):
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    if unreadable and not lines:
+        raise NotTimedTextError("no words with text, start_time and end_time in it")
+    shown = tuple(
+        ShownLines(
+            start_seconds=words[0].start_seconds,
+            end_seconds=words[-1].end_seconds,
+            lines=(" ".join(text for word in words for text in word.lines),),
+        )
+        for words in lines
+    )
+    return TimedText(shown=shown, unreadable=tuple(unreadable))
+
+
+def _goes_on(before: ShownLines, word: ShownLines) -> bool:
+    """Whether a word belongs to the line of the one before."""
+    pause = word.start_seconds - before.end_seconds
+    ends_sentence = bool(before.lines) and before.lines[-1].rstrip().endswith((".", "!", "?"))
+    return pause <= (_SENTENCE_PAUSE_SECONDS if ends_sentence else _PAUSE_SECONDS)
+
+
 def _json_lines(item: object) -> ShownLines | None:
     if not isinstance(item, dict):
         return None
     row = cast(dict[str, Any], item)
-    times: object = row.get("timestamp", [row.get("start"), row.get("end")])
+    start_and_end = [row.get(name, row.get(f"{name}_time")) for name in ("start", "end")]
+    times: object = row.get("timestamp", start_and_end)
     words = row.get("line", row.get("text"))
     if not isinstance(times, list) or not isinstance(words, str) or not times:
         return None

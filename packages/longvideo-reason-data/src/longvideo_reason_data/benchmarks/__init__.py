@@ -1,0 +1,1 @@
+"""Published benchmarks: their questions, read from the files in which they are published."""
