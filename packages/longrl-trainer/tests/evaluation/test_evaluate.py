@@ -1,13 +1,12 @@
 """Results of an evaluation: counted by hand on known responses, then with a real model."""
 
 import json
-import math
 from collections.abc import Sequence
 
 import pytest
 
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.evaluation.evaluate import EvaluationResult, clustered_standard_error, evaluate, summarise
+from longrl_trainer.evaluation.evaluate import EvaluationResult, evaluate, summarise
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.training.opening import open_policy
 from longvideo_reason_data.records.record import QuestionRecord
@@ -39,15 +38,6 @@ def test_counts_by_hand(world):
     assert list(result.accuracy_by_skill.values()) == pytest.approx([0.5, 0.5, 1.0, 0.5])
     assert [item.correct for item in result.items] == [True] * 3 + [False] * 3 + [True] * 2
     assert [item.status for item in result.items][3:6] == ["ambiguous", "no_answer", "no_answer"]
-
-
-def test_the_standard_error_by_hand():
-    # clusters (1, 1), (0, 0): mean 0.5, deviations +1 and -1
-    assert clustered_standard_error([1, 1, 0, 0], ["a", "a", "b", "b"]) == pytest.approx(math.sqrt(2) / 4)
-    # one value per cluster: sqrt(p (1 - p) / n)
-    assert clustered_standard_error([1, 0, 0, 0], list("abcd")) == pytest.approx(math.sqrt(0.25 * 0.75 / 4))
-    # within a cluster errors that cancel each other do not count
-    assert clustered_standard_error([1, 0, 1, 0], ["a", "a", "b", "b"]) == 0
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(world, tmp_path):

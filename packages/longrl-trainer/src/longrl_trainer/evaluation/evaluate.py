@@ -5,7 +5,6 @@ answer (they count as wrong), the questions that had to be dropped, a standard e
 one video not being independent, and every response. Answers are judged by rewards, as in training.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from typing import Any
 from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import readable_write_errors, write_json
 from longrl_trainer.errors import TrainerError
+from longrl_trainer.evaluation.statistics import clustered_standard_error, mean
 from longrl_trainer.questions.frames import describe_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import build_question_prompt
@@ -235,15 +235,15 @@ def summarise(
         for (record, rollout), answer, score in zip(answered, parsed, scores, strict=True)
     ]
     return EvaluationResult(
-        accuracy=_mean([score for _, score in judged]),
+        accuracy=mean([score for _, score in judged]),
         accuracy_standard_error=clustered_standard_error(
             [score for _, score in judged], [connected[record.digests[0]] for record, _ in judged]
         ),
-        accuracy_by_skill={skill: _mean(values) for skill, values in sorted(by_skill.items())},
-        unparsed_rate=_mean([answer.status is not ParseStatus.OK for answer in parsed]),
-        well_formed_rate=_mean([answer.well_formed for answer in parsed]),
-        finished_rate=_mean([rollout.finished for _, rollout in answered]),
-        chance=_mean([1.0 / len(record.options) if record.options else 0.0 for record, _ in judged]),
+        accuracy_by_skill={skill: mean(values) for skill, values in sorted(by_skill.items())},
+        unparsed_rate=mean([answer.status is not ParseStatus.OK for answer in parsed]),
+        well_formed_rate=mean([answer.well_formed for answer in parsed]),
+        finished_rate=mean([rollout.finished for _, rollout in answered]),
+        chance=mean([1.0 / len(record.options) if record.options else 0.0 for record, _ in judged]),
         constant=max(letters.values(), default=0) / len(judged),
         count=len(judged),
         not_judged=len(answered) - len(judged),
@@ -253,20 +253,3 @@ def summarise(
         items=items,
         refused=refused,
     )
-
-
-def clustered_standard_error(values: Sequence[float], clusters: Sequence[str]) -> float:
-    """Standard error of the mean for clustered values.
-
-    `sqrt(sum over clusters of (sum of the cluster's deviations)^2) / n`; with clusters of one value it is the ordinary
-    standard error with divisor n. Miller, "Adding Error Bars to Evals" (arXiv 2411.00640), section 2.2.
-    """
-    mean = _mean(values)
-    deviations: dict[str, float] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        deviations[cluster] = deviations.get(cluster, 0.0) + value - mean
-    return math.sqrt(math.fsum(deviation**2 for deviation in deviations.values())) / len(values)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

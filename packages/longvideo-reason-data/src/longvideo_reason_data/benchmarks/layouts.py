@@ -6,9 +6,13 @@ package's README lists the fields with their sources. The module imports nothing
 benchmark at once.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from longrl_files.messages import visible
+from longvideo_reason_data.errors import UsageError
 
 
 class AnswerForm(StrEnum):
@@ -220,3 +224,16 @@ LAYOUTS: Mapping[str, BenchmarkLayout] = {
     ),
 }
 """The layouts by the names of the benchmarks; `questions` is any table of questions."""
+
+
+def find_layout(name: str) -> BenchmarkLayout:
+    """Return a layout by the benchmark's name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in LAYOUTS:
+        near = difflib.get_close_matches(name, LAYOUTS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown benchmark {visible(repr(name), 60)}; {hint}expected one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]

@@ -5,7 +5,6 @@ question whose published answer is none of its options is kept with its flaw, be
 denominator; if many have one, the layout is another.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
-from longvideo_reason_data.benchmarks.layouts import LAYOUTS, BenchmarkLayout, SeriesRule
+from longvideo_reason_data.benchmarks.layouts import BenchmarkLayout, SeriesRule, find_layout
 from longvideo_reason_data.benchmarks.media_names import MediaNames
 from longvideo_reason_data.benchmarks.question_rows import UnfitRowError, read_question_row, read_subtitle_name
 from longvideo_reason_data.benchmarks.questions import Benchmark, BenchmarkQuestion
@@ -27,19 +26,6 @@ SERIES_SIZE = 4
 """Questions in a group of Video-MME-v2."""
 MOST_FLAWED = 0.02
 """Largest share of questions without a possible answer; published tables have a few in a thousand."""
-
-
-def find_layout(name: str) -> BenchmarkLayout:
-    """Return a layout by the benchmark's name.
-
-    Raises:
-        UsageError: There is none.
-    """
-    if name not in LAYOUTS:
-        near = difflib.get_close_matches(name, LAYOUTS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"unknown benchmark {visible(repr(name), 60)}; {hint}expected one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
 
 
 def read_benchmark(name: str, path: Path, *, table: str | None = None) -> Benchmark:
