@@ -12,10 +12,10 @@ import pytest
 
 from longrl_trainer.config.benchmarks import BenchmarkConfig
 from longrl_trainer.config.sections import ModelSection
-from longrl_trainer.evaluation.answers import BenchmarkResponse, judge_response
-from longrl_trainer.evaluation.comparison import compare_answers
 from longrl_trainer.evaluation.protocols import count_rotations, rotated
-from longrl_trainer.evaluation.scores import find_baselines, score_protocol
+from longrl_trainer.evaluation.scoring.answers import BenchmarkResponse, judge_response
+from longrl_trainer.evaluation.scoring.comparison import compare_answers
+from longrl_trainer.evaluation.scoring.scores import find_baselines, score_protocol
 from longvideo_reason_data.benchmarks.reading import read_benchmark
 
 LAYOUT_FILES = Path(__file__).parents[2] / "packages/longvideo-reason-data/tests/benchmarks"

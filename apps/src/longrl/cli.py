@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from longrl.commands import benchmark as benchmark_commands
+from longrl.commands import evaluation as evaluation_commands
 from longrl.commands import export as export_command
 from longrl.commands import plan as plan_command
 from longrl.commands import recipes as recipe_commands
@@ -173,10 +174,13 @@ def grpo(recipe: Folder) -> None:
 
 
 def evaluate(recipe: Folder | None = None) -> None:
-    """Measure accuracy on one split: a recipe, or all settings as options.
+    """Measure accuracy on one split or on a published benchmark: a recipe, or all settings as options.
 
     Example: longrl evaluate --model.folder runs/grpo/model --data.dataset dataset --data.split held_out
     --data.num-frames 64 --output accuracy.json
+
+    Example: longrl evaluate --benchmark videomme --path Video-MME --model.folder runs/grpo/model --frames 8 32 64
+    --output runs/videomme
 
     Args:
         recipe: Settings in a TOML file.
@@ -216,6 +220,7 @@ COMMANDS = {
     "sft": sft,
     "grpo": grpo,
     "evaluate": evaluate,
+    "compare": evaluation_commands.compare,
     "export": export_command.export,
     "report": report,
     "watch": watch_command.watch,
@@ -224,6 +229,9 @@ COMMANDS = {
     "rehearse": rehearse_command.rehearse,
     "benchmark": benchmark_commands.benchmark,
 }
+
+
+RECIPE_COMMANDS = {**recipe_commands.COMMANDS, "evaluate": evaluation_commands.evaluate}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -243,8 +251,8 @@ def _run(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         # Their options are the fields of the recipe's model, with the recipe's values as defaults, so it is read first.
-        if arguments and arguments[0] in recipe_commands.COMMANDS:
-            recipe_commands.run(arguments[0], arguments[1:])
+        if arguments and (command := RECIPE_COMMANDS.get(arguments[0])):
+            recipe_commands.run(arguments[0], command, arguments[1:])
         else:
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,

@@ -1,4 +1,4 @@
-"""`longrl sft`, `grpo` and `evaluate`: a recipe first, then options that override it.
+"""`longrl sft` and `grpo`, and what they share with `evaluate`: a recipe first, then options that override it.
 
 The options are the fields of the recipe's own model, with the recipe's values as defaults, so every setting of a recipe
 is also an option. Imports the trainer only when a command runs.
@@ -7,7 +7,7 @@ is also an option. Imports the trainer only when a command runs.
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
@@ -23,21 +23,21 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 HELP_OPTIONS = ("-h", "--help")
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
+def run(command: str, function: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
     """Run a command with the arguments after its name."""
     is_help = any(argument in HELP_OPTIONS for argument in arguments)
-    if command in NEED_RECIPE and not _has_recipe(arguments) and not is_help:
+    if command in NEED_RECIPE and not has_recipe(arguments) and not is_help:
         raise AppUsageError(f"longrl {command} needs a recipe as its first argument; see longrl {command} --help")
     # Under torchrun all processes do the same, and the first one writes the output.
     is_first = os.environ.get("RANK", "0") == "0"
     with redirect_stdout(sys.stdout if is_first else io.StringIO()):
-        COMMANDS[command](arguments)
+        function(arguments)
 
 
 def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT], *, example: str) -> ConfigT:
     """Read the recipe, if one is given, and let the options override it."""
     description = f"{(model.__doc__ or '').strip()}\n\nExample: {example}"
-    if _has_recipe(arguments):
+    if has_recipe(arguments):
         default = load_recipe(Path(arguments[0]), model)
         prog, options = f"longrl {command} {arguments[0]}", arguments[1:]
     else:
@@ -85,7 +85,7 @@ def sft(arguments: Sequence[str]) -> None:
     from longrl_trainer.sft import train_sft
 
     result = train_sft(config, progress=choose_progress())
-    print(f"{result.num_steps} steps, loss {result.final_loss:.4f}; {_describe_questions(result.questions)}")
+    print(f"{result.num_steps} steps, loss {result.final_loss:.4f}; {describe_questions(result.questions)}")
     print(result.model_folder)
 
 
@@ -109,44 +109,17 @@ def grpo(arguments: Sequence[str]) -> None:
     rewards = [reward for reward in result.rewards if reward is not None]
     print(
         f"{result.num_steps} steps, reward {rewards[0]:.3f} → {rewards[-1]:.3f}, log-prob gap "
-        f"{result.logprob_gap_mean_abs:.1e}; {_describe_questions(result.questions)}"
+        f"{result.logprob_gap_mean_abs:.1e}; {describe_questions(result.questions)}"
     )
     print(result.model_folder)
 
 
-def evaluate(arguments: Sequence[str]) -> None:
-    """Measure accuracy."""
-    from longrl_trainer.config.stages import EvaluateConfig
-
-    config = resolve_config(
-        "evaluate",
-        arguments,
-        EvaluateConfig,
-        example=(
-            "longrl evaluate --model.folder runs/grpo/model --data.dataset dataset --data.split held_out "
-            "--data.num-frames 64 --output accuracy.json"
-        ),
-    )
-    from longrl.progress import choose_progress
-    from longrl_trainer.evaluation.evaluate import evaluate as run_evaluation
-
-    result = run_evaluation(config, progress=choose_progress())
-    print(
-        f"accuracy {result.accuracy:.1%} ± {result.accuracy_standard_error:.1%} "
-        f"(constant letter {result.constant:.1%}, chance {result.chance:.1%}), "
-        f"unparsed {result.unparsed_rate:.1%}; {_describe_questions(result.questions)}"
-        + (f", refused {result.prompts_refused}" if result.prompts_refused else "")
-    )
-    for skill, accuracy in result.accuracy_by_skill.items():
-        print(f"  {skill:<10} {accuracy:.1%}")
-    print(config.output)
-
-
-COMMANDS = {"sft": sft, "grpo": grpo, "evaluate": evaluate}
+COMMANDS = {"sft": sft, "grpo": grpo}
 NEED_RECIPE = frozenset({"sft", "grpo"})
 
 
-def _has_recipe(arguments: Sequence[str]) -> bool:
+def has_recipe(arguments: Sequence[str]) -> bool:
+    """Whether the arguments begin with a recipe."""
     return bool(arguments) and not arguments[0].startswith("-")
 
 
@@ -156,7 +129,8 @@ def _validation_error_behind(error: BaseException | None) -> ValidationError | N
     return error
 
 
-def _describe_questions(questions: dict[str, object]) -> str:
+def describe_questions(questions: dict[str, object]) -> str:
+    """How many questions were used, and why not the others."""
     dropped = questions["dropped"]
     reasons = f", dropped {dropped}" if dropped else ""
     return f"{questions['kept']} of {questions['input']} questions used{reasons}"

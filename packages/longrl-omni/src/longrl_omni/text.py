@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from longrl_trainer.config.sections import DataSection
+from longrl_trainer.config.sections import FrameSettings
 from longvideo_reason_data.media.video_file import digest_file
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineUsageError
@@ -44,7 +44,7 @@ class SourceText:
         """SHA-256 of the file's bytes."""
         return digest_file(self.path)
 
-    def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
+    def encode(self, frames: FrameSettings) -> tuple[MediaReference, ...]:
         """Return no references: the question contains everything."""
         return ()
 

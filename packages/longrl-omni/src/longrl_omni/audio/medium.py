@@ -10,7 +10,7 @@ from typing import Self
 
 from longrl_omni.audio.audio_file import AudioFile
 from longrl_omni.audio.qwen2_audio import Qwen2AudioPolicy
-from longrl_trainer.config.sections import DataSection
+from longrl_trainer.config.sections import FrameSettings
 from longvideo_reason_data.errors import DataError
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineUsageError
@@ -44,6 +44,6 @@ class AudioClip:
         """SHA-256 of the file's bytes."""
         return self.audio.content_digest
 
-    def encode(self, data: DataSection) -> tuple[MediaReference, ...]:
+    def encode(self, frames: FrameSettings) -> tuple[MediaReference, ...]:
         """Return references to all of it; `num_frames` applies to videos only."""
         return self.policy.encode_audio(self.audio)

@@ -1,6 +1,7 @@
 """The settings of an evaluation on a published benchmark.
 
-Like those of the stages (`longrl_trainer.config.stages`); one run asks every question under several protocols.
+Like those of the stages (`longrl_trainer.config.stages`); one run asks every question under several protocols. These
+may be added to a run later, or left out; other changes make it another run.
 """
 
 from pathlib import Path
@@ -36,15 +37,15 @@ class BenchmarkConfig(Section):
     """The table inside the folder, if it hasn't the published name."""
     output: Annotated[Path, Effect.PLACE]
     """Folder of this run: responses, scores, and the report."""
-    frames: tuple[int, ...] = Field(default=(64,), min_length=1)
+    frames: Annotated[tuple[int, ...], Effect.LENGTH] = Field(default=(64,), min_length=1)
     """Frames per video, spread evenly, one or several numbers; each video is encoded once for each."""
     frame_pixels: int | None = Field(default=None, ge=1)
     """Maximum pixels of a frame as the model sees it; by default the checkpoint's own limit."""
     video_tokens: int | None = Field(default=None, ge=1)
     """Maximum embeddings of a whole video; frames are shrunk until they fit."""
-    modes: tuple[ModeName, ...] = Field(default=("direct", "thinking", "blind"), min_length=1)
+    modes: Annotated[tuple[ModeName, ...], Effect.LENGTH] = Field(default=("direct", "thinking", "blind"), min_length=1)
     """How questions are asked: answered at once, after thinking, or at once without the video."""
-    subtitles: SubtitlesName = "without"
+    subtitles: Annotated[SubtitlesName, Effect.LENGTH] = "without"
     """Whether the subtitles at the shown frames precede the question, if the benchmark has any."""
     rotate_options: bool = False
     """Ask each question as often as it has options, with another one first each time."""

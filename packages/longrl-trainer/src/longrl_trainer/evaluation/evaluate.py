@@ -14,7 +14,7 @@ from typing import Any
 from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import readable_write_errors, write_json
 from longrl_trainer.errors import TrainerError
-from longrl_trainer.evaluation.statistics import clustered_standard_error, mean
+from longrl_trainer.evaluation.scoring.statistics import clustered_standard_error, mean
 from longrl_trainer.questions.frames import describe_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import build_question_prompt

@@ -14,7 +14,7 @@ from typing import Protocol, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from longrl_trainer.config.sections import DataSection
+from longrl_trainer.config.sections import FrameSettings
 from longrl_trainer.questions.frames import frame_budget, plan_frames
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.image_file import ImageFile
@@ -37,7 +37,7 @@ class Medium(Protocol):
         """SHA-256 of the file's bytes."""
         ...
 
-    def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
+    def encode(self, frames: FrameSettings) -> tuple[MediaReference | PlannedMedium, ...]:
         """Return references to what the model sees of it, encoding what the policy's store lacks; may be empty.
 
         Frames are only planned here, and encoded later by all ranks together. Only one rank calls this. The settings'
@@ -82,10 +82,10 @@ class VideoMedium:
         """SHA-256 of the file's bytes."""
         return self.policy.store.digests.digest(self.video.path)
 
-    def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
+    def encode(self, frames: FrameSettings) -> tuple[MediaReference | PlannedMedium, ...]:
         """One medium with the frames that the settings select."""
         known = DatasetVideo(self.video, self.video.path, self.policy.store.digests)
-        frame_indices, budget = plan_frames(self.video, data), frame_budget(data)
+        frame_indices, budget = plan_frames(self.video, frames), frame_budget(frames)
         encoder = self.policy.encoder
         if encoder is None:
             return (self.policy.encode_video(known, frame_indices, budget=budget),)
@@ -109,7 +109,7 @@ class ImageMedium:
         """SHA-256 of the file's bytes."""
         return self.policy.store.digests.digest(self.image.path)
 
-    def encode(self, data: DataSection) -> tuple[MediaReference | PlannedMedium, ...]:
+    def encode(self, frames: FrameSettings) -> tuple[MediaReference | PlannedMedium, ...]:
         """One medium; the settings for frames apply to videos only."""
         known = DatasetVideo(self.image, self.image.path, self.policy.store.digests)
         encoder = self.policy.encoder

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import BaseModel
+
 from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_trainer.config.effects import Difference, Effect, find_differences, named_settings
@@ -88,9 +90,7 @@ def with_whole_model(folder: Path, saved: dict[str, Any], described: dict[str, A
     return completed
 
 
-def find_changes(
-    folder: Path, saved: dict[str, Any], described: dict[str, Any], config: TrainingConfig
-) -> list[Difference]:
+def find_changes(folder: Path, saved: dict[str, Any], described: dict[str, Any], config: BaseModel) -> list[Difference]:
     """The permitted changes since the run in a folder was started.
 
     Raises:

@@ -6,7 +6,7 @@ Values are shares from 0 to 1. A question that couldn't be asked counts as wrong
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from longrl_trainer.evaluation.statistics import clustered_standard_error, mean
+from longrl_trainer.evaluation.scoring.statistics import clustered_standard_error, mean
 from longvideo_reason_data.benchmarks.layouts import BenchmarkLayout, SeriesRule
 from longvideo_reason_data.benchmarks.question_rows import RELEVANCE
 from longvideo_reason_data.benchmarks.questions import BenchmarkQuestion

@@ -2,7 +2,7 @@
 
 import pytest
 
-from longrl_trainer.evaluation.official import EXTRACTIONS, judge_officially
+from longrl_trainer.evaluation.scoring.official import EXTRACTIONS, judge_officially
 from longvideo_reason_data.benchmarks.layouts import LAYOUTS
 from longvideo_reason_data.records.answers import parse_response
 

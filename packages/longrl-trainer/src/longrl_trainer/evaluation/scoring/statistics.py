@@ -68,5 +68,8 @@ def mcnemar_p_value(num_only_first: int, num_only_second: int) -> float:
     (Psychometrika 12, 1947), with the binomial distribution.
     """
     total, fewer = num_only_first + num_only_second, min(num_only_first, num_only_second)
-    tail = sum(math.comb(total, count) for count in range(fewer + 1))
+    tail = term = 1  # whole numbers, exact; the next binomial coefficient follows from the last
+    for count in range(fewer):
+        term = term * (total - count) // (count + 1)
+        tail += term
     return min(1.0, 2 * tail / 2**total)

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from longrl_trainer.evaluation.answers import BenchmarkAnswer
-from longrl_trainer.evaluation.series import PublishedScore, published_score
-from longrl_trainer.evaluation.statistics import clustered_standard_error, mean
+from longrl_trainer.evaluation.scoring.answers import BenchmarkAnswer
+from longrl_trainer.evaluation.scoring.series import PublishedScore, published_score
+from longrl_trainer.evaluation.scoring.statistics import clustered_standard_error, mean
 from longvideo_reason_data.benchmarks.questions import Benchmark, BenchmarkQuestion
 
 

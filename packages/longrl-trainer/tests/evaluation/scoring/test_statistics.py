@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from longrl_trainer.evaluation.statistics import bootstrap_interval, clustered_standard_error, mcnemar_p_value
+from longrl_trainer.evaluation.scoring.statistics import bootstrap_interval, clustered_standard_error, mcnemar_p_value
 
 
 def test_the_standard_error_by_hand():
@@ -41,3 +41,6 @@ def test_questions_about_one_video_are_resampled_together():
     together = bootstrap_interval(differences, ["a"] * 50 + ["b"] * 50)
     assert (together.low, together.high) == (-1.0, 1.0)
     assert alone.high < 0.25
+    # of two unequal videos, the same one twice gives its own mean
+    unequal = bootstrap_interval([1.0] * 9 + [-1.0], ["a"] * 9 + ["b"])
+    assert (unequal.low, unequal.high) == (-1.0, 1.0)

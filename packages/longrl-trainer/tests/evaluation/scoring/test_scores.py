@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from longrl_trainer.errors import TrainerUsageError
-from longrl_trainer.evaluation.answers import BenchmarkResponse, judge_response
-from longrl_trainer.evaluation.comparison import compare_answers
-from longrl_trainer.evaluation.scores import find_baselines, score_protocol
-from longrl_trainer.evaluation.series import published_score, score_group
+from longrl_trainer.evaluation.scoring.answers import BenchmarkResponse, judge_response
+from longrl_trainer.evaluation.scoring.comparison import compare_answers
+from longrl_trainer.evaluation.scoring.scores import find_baselines, score_protocol
+from longrl_trainer.evaluation.scoring.series import published_score, score_group
 from longvideo_reason_data.benchmarks.layouts import LAYOUTS, BenchmarkLayout
 from longvideo_reason_data.benchmarks.questions import Benchmark, BenchmarkQuestion
 

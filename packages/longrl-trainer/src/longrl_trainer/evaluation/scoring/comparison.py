@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longrl_trainer.errors import TrainerUsageError
-from longrl_trainer.evaluation.answers import BenchmarkAnswer
-from longrl_trainer.evaluation.statistics import bootstrap_interval, mcnemar_p_value, mean
+from longrl_trainer.evaluation.scoring.answers import BenchmarkAnswer
+from longrl_trainer.evaluation.scoring.statistics import bootstrap_interval, mcnemar_p_value, mean
 
 SIGNIFICANCE = 0.05
 

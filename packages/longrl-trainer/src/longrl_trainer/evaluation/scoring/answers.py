@@ -7,8 +7,8 @@ judged again. A question that couldn't be asked is wrong, like an answer that ca
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from longrl_trainer.evaluation.official import judge_officially
 from longrl_trainer.evaluation.protocols import published_letter, rotated, shown_letter
+from longrl_trainer.evaluation.scoring.official import judge_officially
 from longvideo_reason_data.benchmarks.questions import BenchmarkQuestion
 from longvideo_reason_data.records.answers import ParsedAnswer, ParseStatus, parse_response
 

@@ -1,0 +1,1 @@
+"""From responses to scores: extraction, accuracy, the scores that benchmarks publish, errors, comparisons."""
