@@ -79,6 +79,8 @@ def test_evaluate_then_compare(capsys, exam, tmp_path):
     assert main([*arguments, "--output", str(run)]) == 0
     table = capsys.readouterr().out
     assert "Questions: 4 of 4 questions about 4 videos; chance 33.3%, always A 50.0%" in table
+    assert table.endswith(f"{run / 'report.html'}\n")
+    assert "gone.mp4" in (run / "report.html").read_text()
     assert "not asked and wrong: 1 missing_video" in table
     assert "  gone.mp4: 'gone.mp4' isn't in the folder" in table
     assert main(["compare", str(run), str(run), "--output", str(tmp_path / "comparison.json")]) == 0

@@ -3,6 +3,7 @@
 A benchmark is evaluated when `--benchmark` names one, or a recipe does. Imports the trainer only when a command runs.
 """
 
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,7 +92,10 @@ def evaluate_on_benchmark(arguments: Sequence[str]) -> None:
 
     result = evaluate_benchmark(config, progress=choose_progress())
     print_scores(result)
-    print(config.output)
+    if os.environ.get("RANK", "0") == "0":
+        from longrl.report.accuracy import write_accuracy_page
+
+        print(write_accuracy_page(config.output, result))
 
 
 def print_scores(result: "BenchmarkResult") -> None:

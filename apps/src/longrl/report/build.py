@@ -1,19 +1,19 @@
 """Builds `report.html` and `report.json` from a finished run. The page needs no network and no script."""
 
 import hashlib
-import json
 from importlib.resources import files
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import UndefinedError
 
 from longrl.errors import AppUsageError
 from longrl.report import figures
 from longrl.report.rollouts import choose_cards
 from longrl.report.run_data import RunData, read_run
 from longrl.report.summary import describe_environment, summarise_run
+from longrl.report.templates import list_settings, open_templates
 from longrl.run_files import read_object
 from longrl_files.messages import visible
 from longrl_trainer.durable import write_json, write_text
@@ -49,14 +49,7 @@ def build_report(folder: Path) -> dict[str, Any]:
 
 def render_page(run: RunData, summary: dict[str, Any], cards: list[Any]) -> str:
     """The page."""
-    environment = Environment(
-        loader=PackageLoader("longrl.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment = open_templates()
     environment.filters["duration"] = describe_seconds
     environment.filters["size"] = describe_bytes
     return environment.get_template(TEMPLATE_NAME).render(
@@ -82,17 +75,6 @@ def source_digest() -> str:
         if path.name.endswith((".py", ".jinja")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def list_settings(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Every setting by its dotted name, without paths."""
-    listed: list[tuple[str, str]] = []
-    for name, value in config.items():
-        if isinstance(value, dict):
-            listed += list_settings(value, f"{prefix}{name}.")
-        elif name not in ("output", "folder", "store", "dataset"):
-            listed.append((f"{prefix}{name}", json.dumps(value, ensure_ascii=False)))
-    return listed
 
 
 def describe_seconds(seconds: float) -> str:

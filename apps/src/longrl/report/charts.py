@@ -26,12 +26,14 @@ class Series:
         points: Points in order of x.
         style: `accent`, `plain` or `faint`.
         has_dots: Mark every point.
+        errors: Half the length of the error bar of every point; none if empty.
     """
 
     label: str
     points: Sequence[Point]
     style: str = "accent"
     has_dots: bool = False
+    errors: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,10 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, rules: Se
         points = [(_x(x, at), _y(y, value)) for at, value in line.points if math.isfinite(value)]
         if not points:
             continue
+        for (at, value), error in zip(line.points, line.errors, strict=False):
+            across = f'x1="{_x(x, at):.1f}" x2="{_x(x, at):.1f}"'
+            along = f'y1="{_y(y, value - error):.1f}" y2="{_y(y, value + error):.1f}"'
+            parts.append(f'<line class="error {line.style}" {across} {along}/>')
         path = " ".join(f"{'M' if index == 0 else 'L'}{px:.1f} {py:.1f}" for index, (px, py) in enumerate(points))
         parts.append(f'<path class="line {line.style}" d="{path}"/>')
         if line.has_dots or len(points) == 1:
