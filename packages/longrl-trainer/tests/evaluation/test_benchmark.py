@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from longvideo_reason_data.benchmarks.reading import read_benchmark
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.subtitles.cues import Cue
 from mrsp_engine.rollout.base import Rollout
+from mrsp_engine.testing.fixtures import run_on_ranks
 
 COLOURS = ("red", "green", "blue", "white")
 SRT = "1\n00:00:00,000 --> 00:00:00,300\nIt is red.\n\n2\n00:00:01,100 --> 00:00:01,400\nIt goes on.\n"
@@ -219,6 +220,43 @@ def test_a_journal_of_something_else_is_refused(world, exam, tmp_path):
     (tmp_path / "run" / "responses.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
     with pytest.raises(TrainerUsageError, match="written by something else"):
         evaluate_benchmark(config)
+
+
+def test_answers_of_something_else_are_refused(world, exam, tmp_path):
+    run = tmp_path / "run"
+    evaluate_benchmark(configure(world, exam, run, modes=["blind"]))
+    (run / "answers.jsonl").write_text("{\n")
+    with pytest.raises(TrainerUsageError, match=r"answers\.jsonl: not readable as JSON lines"):
+        read_answers(run)
+    (run / "answers.jsonl").write_text("[]\n")
+    with pytest.raises(TrainerUsageError, match=r"expected what longrl evaluate --benchmark writes"):
+        read_answers(run)
+    (run / "result.json").write_text('{"record": 1}')
+    with pytest.raises(TrainerUsageError, match=r"result\.json: record: "):
+        read_result(run)
+    (run / "result.json").unlink()
+    (run / "result.json").symlink_to(exam / "videomme.json")
+    with pytest.raises(TrainerUsageError, match=r"result\.json: is a link"):
+        read_result(run)
+
+
+def evaluate_on_ranks(values: str) -> str:
+    return json.dumps(asdict(evaluate_benchmark(BenchmarkConfig.model_validate_json(values))))
+
+
+@pytest.mark.long
+def test_two_ranks_get_what_one_gets(world, exam, tmp_path):
+    alone = evaluate_benchmark(configure(world, exam, tmp_path / "alone", subtitles="with"))
+    config = configure(world, exam, tmp_path / "together", subtitles="with")
+    first, second = run_on_ranks(evaluate_on_ranks, 2, config.model_dump_json())
+    assert first == second
+    together = json.loads(first)
+    assert together["scores"] == json.loads(json.dumps(asdict(alone)))["scores"]
+    assert [frames["digest"] for frames in together["record"]["frames"]] == [
+        frames.digest for frames in alone.record.frames
+    ]
+    answers = read_answers(config.output)
+    assert [answer.response for answer in answers] == [answer.response for answer in read_answers(tmp_path / "alone")]
 
 
 def test_the_text_of_each_protocol(world, exam, tmp_path):

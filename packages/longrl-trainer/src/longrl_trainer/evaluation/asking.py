@@ -18,7 +18,7 @@ from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.evaluation.protocols import AskingProtocol, count_rotations, spoken_at, write_text
 from longrl_trainer.evaluation.scoring.answers import BenchmarkResponse
 from longrl_trainer.evaluation.shown_videos import ShownFrames, ShownVideo, show_videos
-from longrl_trainer.questions.candidates import TextRules
+from longrl_trainer.questions.candidates import control_tokens_of
 from longrl_trainer.questions.length import LengthLimit
 from longrl_trainer.questions.question import DroppedMedium, DropReason
 from longrl_trainer.runs.journal import JsonLines
@@ -131,7 +131,7 @@ class BenchmarkAsker:
         self._journal, self._ranks = journal, ranks
         self._folder = ForeignFolder(benchmark.folder, error=DataError)
         self._limit = LengthLimit.of(policy, config.sampler)
-        self._control_tokens = TextRules.of(policy, choice_only=False, learn_responses=False).control_tokens
+        self._control_tokens = control_tokens_of(policy)
 
     def ask(self, batch: QuestionBatch, protocols: Sequence[AskingProtocol], num_frames: int) -> None:
         """Ask a batch under protocols that show the same number of frames, and write the responses."""

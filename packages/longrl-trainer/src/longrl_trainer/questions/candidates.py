@@ -39,8 +39,7 @@ class TextRules:
         cls, policy: Policy, *, judged_types: frozenset[QuestionType] = ALL_TYPES, learn_responses: bool = False
     ) -> "TextRules":
         """The rules for a model."""
-        tokens = tuple(str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special)
-        return cls(control_tokens=tokens, judged_types=judged_types, learn_responses=learn_responses)
+        return cls(control_tokens=control_tokens_of(policy), judged_types=judged_types, learn_responses=learn_responses)
 
     def find_problem(self, record: QuestionRecord) -> DroppedQuestion | None:
         """Return what makes the texts of a record unusable, if anything does."""
@@ -58,6 +57,11 @@ class TextRules:
         if self.learn_responses and not parse_response(response, record.options).well_formed:
             return DropReason.MALFORMED_RESPONSE, "its reasoning is empty, or contains a tag of the answer grammar"
         return None
+
+
+def control_tokens_of(policy: Policy) -> tuple[str, ...]:
+    """The tokens of a model that no text may contain."""
+    return tuple(str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def iter_split(data: DataSection) -> Iterator[tuple[int, QuestionRecord]]:
