@@ -54,6 +54,7 @@ def make_group(step: int, place: int, text: str) -> dict[str, Any]:
                 "rewards": {"answer": float(number == 0), "format": 1.0},
                 "reward": float(number == 0),
                 "advantage": 1.0 - 2 * number,
+                "tokens": [["It is", 0.0], [" A.", -0.75]] if number else None,
             }
             for number in range(2)
         ],

@@ -146,6 +146,7 @@ def test_a_browser_draws_curves_and_opens_responses_of_a_long_run(tmp_path, brow
     assert group.count("<article>") == 2
     assert "&lt;b&gt;bold&lt;/b&gt; words" in group
     assert "truncated" in group
+    assert '<span class="gap-0" title="gap 0 nats">It is</span><span class="gap-3"' in group
 
 
 @pytest.mark.slow

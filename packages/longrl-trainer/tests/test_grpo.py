@@ -59,6 +59,11 @@ def test_two_steps_end_to_end(started, tmp_path, temperature):
         assert len(group["responses"]) == 8
         for response in group["responses"]:
             assert response["rewards"]["answer"] == float(response["parsed"] == group["answer"])
+    scored = [response for group in groups for response in group["responses"] if response["tokens"]]
+    assert scored
+    for response in scored:
+        assert "".join(text for text, _ in response["tokens"]).startswith(response["text"])
+        assert max(abs(gap) for _, gap in response["tokens"]) <= result.logprob_gap_max_abs + 1e-5
     trained = open_policy(config.model.model_copy(update={"folder": result.model_folder}), "float32")
     assert trained.name == "qwen2_5_vl"
 

@@ -25,8 +25,9 @@ from longrl_trainer.questions.order import Item, QuestionOrder
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, storing
 from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
+from longrl_trainer.rl.journaled_groups import describe_group
 from longrl_trainer.rl.sampling import sample_step
-from longrl_trainer.rl.step_metrics import Stopwatch, describe_group, rollout_metrics, summarise_steps
+from longrl_trainer.rl.step_metrics import Stopwatch, rollout_metrics, summarise_steps
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.judging import REWARDS_NAME, open_rewards
@@ -145,7 +146,9 @@ def _train(
             refuse_collapse(rewards_so_far, min_share=config.min_reward_share)
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
-                statistics = update.run(sampled.trained, sampled.media, learning_rate)
+                statistics = update.run(
+                    sampled.trained, sampled.media, learning_rate, num_recorded=config.journal_groups
+                )
             with clock("sync"):
                 sampler.update_weights(policy)
 
@@ -154,8 +157,9 @@ def _train(
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in sampled.refusals))
             measured |= {"rounds": sampled.num_rounds, "groups_trained": len(sampled.trained)}
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
-            for group in sampled.trained[: config.journal_groups]:
-                run.rollouts.append(step + 1, describe_group(group))
+            for place, group in enumerate(sampled.trained[: config.journal_groups]):
+                gaps = statistics.token_gaps.get(place, ())
+                run.rollouts.append(step + 1, describe_group(group, policy.tokenizer, gaps))
             bar.advance(note=f"reward {measured['reward'] or 0:.3f}")
             run.end_step(step + 1, policy, optimizer, score=measured["reward"])
 

@@ -15,7 +15,6 @@ from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.monitor import monitor_metrics
 from longvideo_reason_data.records.answers import parse_response
-from longvideo_reason_data.records.record import QuestionRecord
 
 
 class Stopwatch:
@@ -49,6 +48,9 @@ class TokenStatistics:
         self._num_capped = 0
         self._weight_sum = 0.0
         self._squared_weight_sum = 0.0
+        self.token_gaps: dict[int, list[list[float]]] = {}
+        """Of recorded groups, by their place in the step: for each judged response the trainer's minus the sampler's
+        log-probability of every token."""
 
     @classmethod
     def joined(cls, parts: Sequence["TokenStatistics"]) -> "TokenStatistics":
@@ -56,8 +58,10 @@ class TokenStatistics:
         if len(parts) == 1:
             return parts[0]
         whole = cls()
-        for name in vars(whole):
+        for name in vars(whole).keys() - {"token_gaps"}:
             setattr(whole, name, sum(getattr(part, name) for part in parts))
+        for part in parts:
+            whole.token_gaps |= part.token_gaps
         whole.gradient_norm = parts[0].gradient_norm
         whole._gap_max = float(torch.tensor([part._gap_max for part in parts], dtype=torch.float64).max())
         return whole
@@ -67,10 +71,15 @@ class TokenStatistics:
         """Mean absolute difference between the sampler's and the trainer's log-probability of the same token."""
         return self._gap_sum / self._num_compared
 
-    def compare_with_sampler(self, trainer_logprobs_R: Tensor, sampler_logprobs: Sequence[float]) -> None:
-        """Add both log-probabilities of one response."""
+    def compare_with_sampler(
+        self, trainer_logprobs_R: Tensor, sampler_logprobs: Sequence[float], *, recorded_place: int | None = None
+    ) -> None:
+        """Add both log-probabilities of one response; of a recorded group also, by its place, those of each token."""
         sampler_R = torch.tensor(sampler_logprobs, dtype=torch.float64)
-        gap_R = (trainer_logprobs_R.detach().to("cpu", torch.float64) - sampler_R).abs()
+        signed_R = trainer_logprobs_R.detach().to("cpu", torch.float64) - sampler_R
+        if recorded_place is not None:
+            self.token_gaps.setdefault(recorded_place, []).append(signed_R.tolist())
+        gap_R = signed_R.abs()
         self._num_compared += gap_R.numel()
         self._gap_sum += gap_R.sum().item()
         # A plain `max` could lose a NaN, which must reach the check.
@@ -157,37 +166,6 @@ def summarise_steps(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "logprob_gap_mean_abs": max(line["logprob_gap"]["mean_abs"] for line in lines),
         "logprob_gap_max_abs": max(line["logprob_gap"]["max_abs"] for line in lines),
     }
-
-
-def describe_group(group: RolloutGroup) -> dict[str, Any]:
-    """A group in human-readable form: the question and every response with its answer and rewards."""
-    record = group.question.record
-    return {
-        "question_id": record.question_id,
-        "media": [medium.path for medium in record.media],
-        "skill": str(record.skill),
-        "question": record.question,
-        "options": list(record.options),
-        "answer": record.answer,
-        "responses": [
-            {
-                "text": rollout.text,
-                "finished": rollout.finished,
-                "parsed": _read_answer(rollout.text, record),
-                "rewards": {name: result.value for name, result in score.terms.items()},
-                "statuses": {name: str(result.status) for name, result in score.terms.items()},
-                "compared": {name: result.parsed for name, result in score.terms.items() if result.parsed is not None},
-                "reward": score.total,
-                "advantage": advantage,
-            }
-            for rollout, score, advantage in zip(group.rollouts, group.scores, group.advantages, strict=True)
-        ],
-    }
-
-
-def _read_answer(text: str, record: QuestionRecord) -> str | None:
-    parsed = parse_response(text, record.options)
-    return parsed.letter if record.options else parsed.text
 
 
 def _mean(values: Sequence[float]) -> float | None:

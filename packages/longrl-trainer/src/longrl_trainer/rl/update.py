@@ -47,7 +47,9 @@ class PolicyUpdate:
     num_updates: int = 1
     max_logprob_gap: float
 
-    def run(self, groups: Sequence[RolloutGroup], media: StepMedia, learning_rate: float) -> TokenStatistics:
+    def run(
+        self, groups: Sequence[RolloutGroup], media: StepMedia, learning_rate: float, *, num_recorded: int = 0
+    ) -> TokenStatistics:
         """One or several optimizer steps on the same rollouts.
 
         Where the vision is trained too, the gradients of all rows add up in the step's embeddings, and then go through
@@ -60,11 +62,18 @@ class PolicyUpdate:
 
         All ranks call this with the same groups, and get the same statistics.
 
+        Args:
+            groups: The step's groups.
+            media: Their media.
+            learning_rate: The step's learning rate.
+            num_recorded: Of so many groups, the first ones, the gap of every token is recorded.
+
         Raises:
             TrainerError: No two responses to a question could be judged, or sampler and trainer disagree.
         """
         ranks = self.scoring.ranks
         statistics = TokenStatistics()
+        recorded = {id(group): place for place, group in enumerate(groups[:num_recorded])}
         judged = [group for group in groups if group.judged()]
         if not judged:
             raise TrainerError(
@@ -82,7 +91,7 @@ class PolicyUpdate:
             with media.lend():
                 for row, num_passes in turns:
                     for group, logprobs in zip(row, self._score_frozen(self.policy, row, num_passes), strict=True):
-                        compare_with_sampler(statistics, group, logprobs)
+                        compare_with_sampler(statistics, group, logprobs, recorded.get(id(group)))
             statistics = TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics))
             self._check_gap(statistics)
             return statistics
@@ -104,7 +113,7 @@ class PolicyUpdate:
                         if update == 0:
                             # No weight has changed since the rollouts were drawn: these are their old log-probs.
                             old = [logprobs_R.detach() for logprobs_R in scores.logprobs]
-                            compare_with_sampler(statistics, group, old)
+                            compare_with_sampler(statistics, group, old, recorded.get(place))
                             fixed[place] = fix_terms(
                                 self.objective, group, advantages[place], old, references.get(place), statistics
                             )
@@ -195,10 +204,12 @@ class PolicyUpdate:
             )
 
 
-def compare_with_sampler(statistics: TokenStatistics, group: RolloutGroup, logprobs: Sequence[Tensor]) -> None:
+def compare_with_sampler(
+    statistics: TokenStatistics, group: RolloutGroup, logprobs: Sequence[Tensor], recorded_place: int | None
+) -> None:
     """Compare the sampler's and the trainer's log-probabilities of a group, token by token."""
     for (rollout, _), logprobs_R in zip(group.judged(), logprobs, strict=True):
-        statistics.compare_with_sampler(logprobs_R, rollout.logprobs)
+        statistics.compare_with_sampler(logprobs_R, rollout.logprobs, recorded_place=recorded_place)
 
 
 def fix_terms(
