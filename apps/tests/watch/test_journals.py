@@ -4,7 +4,7 @@ import pytest
 from watched_journals import add_steps, write_run
 
 from longrl.errors import AppUsageError
-from longrl.watch.curves import arrange, flatten
+from longrl.watch.curves import arrange
 from longrl.watch.groups import GroupIndex
 from longrl.watch.growing_journal import GrowingJournal
 from longrl.watch.watched_run import WatchedRun
@@ -77,7 +77,6 @@ def test_numbers_are_drawn_where_they_belong(tmp_path):
         "Seconds by stage": ["seconds.rollouts", "seconds.update"],
         "Memory": ["peak_bytes"],
     }
-    assert flatten({"a": {"b": 1, "c": True}, "d": "text", "e": [1], "f": None}) == {"a.b": 1}
     assert [(panel.title, names) for panel, names in arrange(["unheard", "loss"])] == [
         ("Loss", ["loss"]),
         ("unheard", ["unheard"]),

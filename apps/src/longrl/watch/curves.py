@@ -1,9 +1,8 @@
 """Which numbers of a run's journal are drawn together, and under what name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +34,6 @@ PANELS = (
     Panel("Seconds by stage", ("seconds", "seconds.*"), "s"),
     Panel("Memory", ("*_bytes",), "bytes"),
 )
-
-
-def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Give the numbers of a journal's line by their dotted names; what isn't a number is left out."""
-    found: dict[str, float] = {}
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def arrange(names: Iterable[str]) -> list[tuple[Panel, list[str]]]:

@@ -7,9 +7,10 @@ from typing import Any, cast
 from longrl.errors import AppUsageError
 from longrl.report.thumbnails import draw_thumbnails
 from longrl.run_files import find_object
-from longrl.watch.curves import arrange, flatten
+from longrl.watch.curves import arrange
 from longrl.watch.groups import GroupIndex
 from longrl.watch.growing_journal import GrowingJournal
+from longrl_trainer.runs.trackers import flatten
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.record import QuestionRecord, iter_records
 

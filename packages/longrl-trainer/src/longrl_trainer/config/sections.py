@@ -44,6 +44,9 @@ KlPlaceName = Literal["loss", "reward"]
 CorrectionName = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
+"""Where the numbers of every step go besides the run's own journal."""
+
 OptimizerName = Literal["adamw", "muon"]
 
 

@@ -28,6 +28,7 @@ from longrl_trainer.config.sections import (
     ShardingSection,
     SignalName,
     StoredName,
+    TrackerName,
     VisionName,
 )
 
@@ -91,6 +92,10 @@ class TrainingConfig(Section):
     """Steps whose videos are opened and encoded in the background while another step runs; 0 for none."""
     questions_may_change: Annotated[bool, Effect.NONE] = False
     """Continue an interrupted run even if the usable questions have changed since it began."""
+    tracker: Annotated[TrackerName, Effect.NONE] = "tensorboard"
+    """Where every step's numbers go besides the run's journal: files for TensorBoard in the run's folder; a project of
+    Weights & Biases (`wandb`) or Trackio, each an extra of its own; or nowhere.
+    """
     activation_checkpointing: Annotated[ActivationsName, Effect.NONE] = "none"
     """`recompute` keeps only every layer's input for the backward pass, and computes the rest again there; `offload`
     also keeps these inputs in host memory.

@@ -39,6 +39,7 @@ from longrl_trainer.runs.settings import (
     with_whole_model,
     write_settings,
 )
+from longrl_trainer.runs.trackers import TrackedJournal, require_tracker
 from longrl_trainer.training.checkpoints import ADAPTER_NAME, Checkpoint, describe_state, latest_checkpoint, restore
 from longrl_trainer.training.optimizer import TrainingOptimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
@@ -65,13 +66,12 @@ class Run:
     """
 
     def __init__(self, config: TrainingConfig, described: dict[str, Any], ranks: Ranks, watch: ExchangeWatch) -> None:
-        self._config, self._watch = config, watch
-        self._ranks = ranks
+        self._config, self._watch, self._ranks = config, watch, ranks
         self._scores: list[float] = []
         self.folder = folder = config.output
         self._saver = CheckpointSaver(folder, num_kept=config.checkpoints_kept, ranks=ranks)
         self.signals = StopSignals("SIGTERM", config.warning_signal)
-        self.metrics = JsonLines(folder / "metrics.jsonl", is_writer=ranks.is_first)
+        self.metrics = TrackedJournal.of(config, is_writer=ranks.is_first)
         self.rollouts = JsonLines(folder / "rollouts.jsonl", is_writer=ranks.is_first)
         self.result, self.checkpoint, self.lengthened = ranks.ask_first(lambda: self._find(config, described))
         watch.step = self.step + 1
@@ -215,8 +215,9 @@ class Run:
         self._ranks.wait()
 
     def close(self) -> None:
-        """Wait for what is being saved."""
+        """Wait for what is being saved, and close the tracker."""
         self._saver.close()
+        self.metrics.close()
 
     def _save_adapters(self, policy: Policy, folder: Path) -> None:
         """Save what is trained by itself, if adapters are; all ranks call this together."""
@@ -238,7 +239,6 @@ class Run:
         changes = find_changes(self.folder, saved, described, config)
         length = next((change for change in changes if change.effect is Effect.LENGTH), None)
         remove_partial(self.folder)
-        path = self.folder / RESULT_NAME
         result = read_object(self.folder, RESULT_NAME)
         if result is not None:
             if length is None:
@@ -254,7 +254,7 @@ class Run:
         for journal in (self.metrics, self.rollouts):
             journal.check()
         if result is not None:
-            path.unlink()  # before the settings: a kill in between leaves the run as before its end
+            (self.folder / RESULT_NAME).unlink()  # first, so that after a kill the run is as before its end
         for journal in (self.metrics, self.rollouts):
             journal.keep_until(after_step)
         if changes:
@@ -286,6 +286,7 @@ def open_run(
         def take() -> dict[str, Any]:
             described = describe_run(stage, config, model=model, data=data)
             folder = config.output
+            require_tracker(config.tracker)
             if folder.is_file():
                 raise TrainerUsageError(f"{folder} is a file, not the folder of a run; choose another `output`")
             with readable_write_errors(folder):
