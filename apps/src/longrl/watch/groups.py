@@ -13,7 +13,7 @@ JOURNAL_NAME = "rollouts.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupRow:
+class ListedGroup:
     """One question of a step with its responses, in brief.
 
     Attributes:
@@ -52,7 +52,7 @@ class GroupIndex:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.rows: list[GroupRow] = []
+        self.rows: list[ListedGroup] = []
         self._places: dict[str, Place] = {}
         self._journal = GrowingJournal(folder, JOURNAL_NAME)
         self._path = folder / JOURNAL_NAME
@@ -97,11 +97,11 @@ class GroupIndex:
             self._num_in_step.clear()
 
 
-def describe_row(group_id: str, group: Mapping[str, Any]) -> GroupRow:
+def describe_row(group_id: str, group: Mapping[str, Any]) -> ListedGroup:
     """Describe a group of the journal in brief."""
     responses = group["responses"]
     rewards = [float(response["reward"]) for response in responses if response["reward"] is not None]
-    return GroupRow(
+    return ListedGroup(
         group_id=group_id,
         step=group["step"],
         question_id=str(group["question_id"]),
