@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from judge_server import find_same, serve_judge
 from typed_questions import ask, respond
 
@@ -13,7 +15,10 @@ from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.judging import judge_responses, open_rewards
+from longrl_trainer.training.ranks import Ranks
 from longvideo_reason_data.records.record import write_records
+from mrsp_engine.distributed.process_groups import create_sequence_group
+from mrsp_engine.testing.fixtures import run_on_ranks
 
 QUICK = {"num_attempts": 1, "first_wait_seconds": 0.01}
 
@@ -134,6 +139,38 @@ def test_a_judge_that_stays_away_or_costs_too_much_stops_the_run(server, tmp_pat
     with pytest.raises(TrainerError, match=r"rewards\.judge\.max_cost 0\.001 doesn't suffice"):
         judge(server, tmp_path / "dear", [respond("a pig")], max_cost=0.001, **prices)
     assert len(server.prompts) == num_asked
+    # Each call may cost 0.0031 and costs 0.00011, the eight of the trial too.
+    cows = [respond(f"{number} cows") for number in range(20)]
+    with pytest.raises(StoppedError, match=r"^rewards\.judge: rewards\.judge\.max_cost 0\.0045 .*; raise it to go on$"):
+        judge(server, tmp_path / "used up", cows, max_cost=0.0045, **prices)
+    assert 8 < len(server.prompts) - num_asked < 20
+
+
+def judge_on_ranks(base_url, folder):
+    """The totals on this rank, and whether it was stopped when the judge went away."""
+    ranks = Ranks(group=create_sequence_group(dist.get_world_size()))
+    rewards = load_rewards(
+        {
+            "judge": {"weight": 1.0, "base_url": base_url, "model": "judge", "patience_seconds": 0, **QUICK},
+            "format": 1.0,
+        }
+    )
+    texts = [respond(said) for said in ("a red umbrella", "a dog", "a fox")]
+    record = ask("a red umbrella")
+    requests = [RewardRequest(response_text=text, finished=True, record=record) for text in texts]
+    with open_rewards(rewards, Path(folder), ranks):
+        totals = [score.total for score in judge_responses(rewards, requests, ranks)]
+        lost = [RewardRequest(response_text=respond("a cow"), finished=True, record=record)]
+        with pytest.raises(StoppedError, match=r"^rewards\.judge: no judgement"):
+            judge_responses(rewards, lost, ranks)
+    return totals
+
+
+@pytest.mark.slow
+def test_with_several_processes_the_first_one_asks_and_all_stop_together(server, tmp_path):
+    server.reply = lambda right, given: 500 if given == "a cow" else find_same(right, given)
+    assert run_on_ranks(judge_on_ranks, 2, server.base_url, str(tmp_path)) == [[2.0, 1.0, 1.0]] * 2
+    assert len([prompt for prompt in server.prompts if "What is it?" in prompt]) == 4
 
 
 def test_a_run_without_its_judge_saves_its_state_and_goes_on_to_the_same_end(server, started, tmp_path):

@@ -8,6 +8,7 @@ from longrl_trainer.grpo import train_grpo
 from longrl_trainer.objectives.advantages import GroupRewards, step_advantages
 from longrl_trainer.rl.monitor import advantage_shares, entropy_bits
 from longrl_trainer.runs.journal import read_json_lines
+from longvideo_reason_data.records.answers import parse_response
 
 
 def shares(terms, weights, name="grpo"):
@@ -34,6 +35,16 @@ def test_shares_add_up_to_one_whatever_is_compared(name):
     assert math.fsum(found) == pytest.approx(1.0)
 
 
+def test_a_group_counts_by_its_advantages_and_not_by_the_size_of_its_rewards():
+    terms = [[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.01, 0.0]]]
+    groups = [
+        GroupRewards(totals=totals, terms=of_group, weights=[1.0, 1.0], lengths=[1, 1])
+        for totals, of_group in zip([[1.0, 0.0], [0.01, 0.0]], terms, strict=True)
+    ]
+    compared = step_advantages(groups, "grpo")
+    assert advantage_shares(list(zip(groups, compared, strict=True))) == pytest.approx([0.5, 0.5], rel=1e-3)
+
+
 def test_without_anything_to_learn_there_are_no_shares():
     assert shares([[1.0, 1.0]], [1.0]) == [None]
     unjudged = GroupRewards(totals=[None, 0.4], terms=[[None, 0.4]], weights=[1.0], lengths=[1, 1])
@@ -51,10 +62,13 @@ def test_every_step_of_a_run_is_monitored(started, tmp_path):
     config = started.grpo(tmp_path / "run", max_response_tokens=24, journal_groups=2)
     train_grpo(config)
     lines = read_json_lines(config.output / "metrics.jsonl")
+    groups = read_json_lines(config.output / "rollouts.jsonl")
     assert len(lines) == 2
     for line in lines:
         assert line["truncated_rate"] == pytest.approx(1 - line["finished_rate"])
-        assert 0 <= line["empty_reasoning_rate"] <= 1
+        texts = [each["text"] for group in groups if group["step"] == line["step"] for each in group["responses"]]
+        empty = [not (parse_response(text, "ABCD").reasoning or "").strip() for text in texts]
+        assert line["empty_reasoning_rate"] == sum(empty) / len(empty) < 1
         assert 0 <= line["repetition"] < 1
         assert line["control_token_rate"] == 0.0
         known = [share for share in line["advantage_shares"].values() if share is not None]
