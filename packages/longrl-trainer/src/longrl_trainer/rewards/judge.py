@@ -10,9 +10,11 @@ call stands in a ledger, and `max_cost` is never exceeded.
 import asyncio
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +25,7 @@ from longrl_trainer.rewards.verifiers.comparison import find_answer
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.filtering.judging import Judge
 from longvideo_reason_data.filtering.settings import FilterSettings
+from longvideo_reason_data.language_model.accounts.ledger import Ledger
 from longvideo_reason_data.language_model.requests import Outcome, Reply
 from longvideo_reason_data.language_model.server import check_access
 from longvideo_reason_data.language_model.session import ClientSession, open_session
@@ -30,8 +33,11 @@ from longvideo_reason_data.language_model.settings import ClientSettings
 from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
 from longvideo_reason_data.question_types import QuestionType
 
+ResultT = TypeVar("ResultT")
+
 _NAME = "rewards.judge"
 _LONGEST_WAIT_SECONDS = 60.0
+_CHECK_SECONDS = 1.0
 _MESSAGE_MARKS = re.compile(
     r"<\|[^|]{0,40}\|>|<<<|>>>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|</?(?:think|answer)>", re.I
 )
@@ -47,8 +53,10 @@ class JudgeSettings(BaseModel):
     """Address of the server up to and including `/v1`; its key is read from OPENAI_API_KEY."""
     model: str
     """Name of the model on the server."""
-    patience_seconds: float = Field(default=1800.0, ge=0, le=1e6)
-    """The run saves its state and ends when no judgement has come for so long."""
+    patience_seconds: float = Field(default=900.0, gt=0, le=1e6)
+    """The run saves its state and ends when no judgement has come for so long; with several processes it has to be less
+    than `parallel.exchange_patience_seconds`, for which the others wait.
+    """
     max_tokens: int = Field(default=1024, ge=1)
     """Most tokens of a judgement, with its reasoning."""
     num_parallel: int = Field(default=16, ge=1)
@@ -67,6 +75,12 @@ class JudgeSettings(BaseModel):
     """Price of a million tokens that it writes."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TriedJudge:
+    judge: Judge
+    ledger: Ledger
+
+
 class JudgeReward:
     """1 for an open answer that a judge finds right, 0 for others; no value where it gives no judgement."""
 
@@ -78,7 +92,7 @@ class JudgeReward:
         names = ("num_parallel", "num_attempts", "timeout_seconds", "first_wait_seconds")
         prices = ("prompt_price", "completion_price", "max_cost")
         self._client = ClientSettings(**{name: getattr(settings, name) for name in (*names, *prices)})
-        self._judge: Judge | None = None
+        self._tried: _TriedJudge | None = None
         try:
             check_access(settings.base_url)
             self._prices = self._client.prices(settings.model)
@@ -100,7 +114,7 @@ class JudgeReward:
             try:
                 yield
             finally:
-                self._judge = None
+                self._tried = None
 
     async def _try(self, session: ClientSession) -> None:
         prompts = load_prompts(names=ANSWERING_PROMPTS)
@@ -108,7 +122,7 @@ class JudgeReward:
         judge = Judge(session.model, self._settings.model, prompts, limits)
         await session.model.check_model(self._settings.model)
         await judge.check()
-        self._judge = judge
+        self._tried = _TriedJudge(judge=judge, ledger=session.model.ledger)
 
     async def judge(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """Judge responses; one that gets no judgement isn't judged.
@@ -116,7 +130,7 @@ class JudgeReward:
         Raises:
             StoppedError: No judgement has come for longer than the recipe's patience, or `max_cost` is used up.
         """
-        if self._judge is None:
+        if self._tried is None:
             return [RewardResult(value=None, status=RewardStatus.VERIFIER_ERROR)] * len(requests)
         said = [find_answer(each.response_text, finished=each.finished) for each in requests]
         asked = {
@@ -124,21 +138,21 @@ class JudgeReward:
             for place, answer in enumerate(said)
             if not isinstance(answer, RewardStatus) and not _MESSAGE_MARKS.search(answer)
         }
-        judgements = await self._ask(self._judge, requests, asked)
+        judgements = await self._ask(self._tried, requests, asked)
         return [_result(answer, judgements.get(place, False)) for place, answer in enumerate(said)]
 
     async def _ask(
-        self, judge: Judge, requests: Sequence[RewardRequest], asked: Mapping[int, str]
+        self, tried: _TriedJudge, requests: Sequence[RewardRequest], asked: Mapping[int, str]
     ) -> dict[int, bool | None]:
         """The judgement on every answer, None where there is none; again and again while the judge is down."""
         judgements: dict[int, bool | None] = {}
-        last_seen, wait_seconds = time.monotonic(), self._settings.first_wait_seconds
+        downtime = _Downtime(tried.ledger, self._settings.patience_seconds)
+        wait_seconds = self._settings.first_wait_seconds
         while waiting := {place: answer for place, answer in asked.items() if place not in judgements}:
-            outcomes = await asyncio.gather(
-                *(judge.same_answer(requests[place].record, answer) for place, answer in waiting.items()),
-                return_exceptions=True,
+            num_made = tried.ledger.num_made
+            outcomes = await _gather(
+                [tried.judge.same_answer(requests[place].record, answer) for place, answer in waiting.items()], downtime
             )
-            failure = ""
             for place, outcome in zip(waiting, outcomes, strict=True):
                 if isinstance(outcome, bool):
                     judgements[place] = outcome
@@ -147,18 +161,52 @@ class JudgeReward:
                 elif isinstance(outcome, Reply) and outcome.outcome not in _PASSING:
                     judgements[place] = None
                 elif isinstance(outcome, Reply | DataError):
-                    failure = outcome.text if isinstance(outcome, Reply) else str(outcome)
+                    downtime.failure = outcome.text if isinstance(outcome, Reply) else str(outcome)
                 else:
                     raise outcome
-            if any(isinstance(outcome, bool) for outcome in outcomes):
+            if tried.ledger.num_made > num_made:
                 return {place: judgements.get(place) for place in asked}  # it is there; what failed, fails by itself
-            if failure and time.monotonic() - last_seen >= self._settings.patience_seconds:
-                patience = f"{self._settings.patience_seconds:g} s"
-                raise StoppedError(_renamed(f"{_NAME}: no judgement for {patience} ({failure}); start again to go on"))
-            if failure:
-                await asyncio.sleep(wait_seconds)
+            downtime.check()
+            if len(judgements) < len(asked):
+                await asyncio.sleep(min(wait_seconds, downtime.seconds_left))
                 wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
         return judgements
+
+
+class _Downtime:
+    """How long no answer has come from the server; those in the journal say nothing about it."""
+
+    def __init__(self, ledger: Ledger, patience_seconds: float) -> None:
+        self.failure = "it doesn't answer"
+        self._ledger, self._patience_seconds = ledger, patience_seconds
+        self._num_made, self._last_seen = ledger.num_made, time.monotonic()
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._last_seen + self._patience_seconds - time.monotonic())
+
+    def check(self) -> None:
+        """Note what has come, or end the run."""
+        if self._ledger.num_made > self._num_made:
+            self._num_made, self._last_seen = self._ledger.num_made, time.monotonic()
+        if not self.seconds_left:
+            patience = f"{self._patience_seconds:g} s"
+            raise StoppedError(_renamed(f"{_NAME}: no judgement for {patience} ({self.failure}); start again to go on"))
+
+
+async def _gather(questions: Sequence[Coroutine[None, None, ResultT]], downtime: _Downtime) -> list[Any]:
+    """The result of each, or its exception; ends the run when no answer comes for too long."""
+    tasks = [asyncio.ensure_future(question) for question in questions]
+    pending = set(tasks)
+    try:
+        while pending:
+            _, pending = await asyncio.wait(pending, timeout=min(_CHECK_SECONDS, downtime.seconds_left))
+            if pending:
+                downtime.check()
+    finally:
+        for task in pending:
+            task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _result(answer: str | RewardStatus, is_right: bool | None) -> RewardResult:
