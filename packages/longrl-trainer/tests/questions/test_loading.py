@@ -9,7 +9,7 @@ from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import build_question_prompt
+from longrl_trainer.questions.question import DropReason, build_question_prompt
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import train_sft
@@ -172,6 +172,12 @@ def test_what_is_in_the_store_is_not_decoded_again(new_world, tmp_path, monkeypa
     first = load(world, tmp_path)
     monkeypatch.setattr("longvideo_reason_data.media.video_file.VideoFile.read", lambda *_: pytest.fail("decoded"))
     assert load(world, tmp_path) == first
+
+
+def test_a_reason_for_dropping_keeps_its_earlier_name_in_runs_that_go_on():
+    assert DropReason("open_ended") is DropReason.NO_REWARD
+    with pytest.raises(ValueError, match="'open' is not a valid DropReason"):
+        DropReason("open")
 
 
 def test_a_limit_is_spread_over_the_split(world, tmp_path):
