@@ -209,7 +209,8 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(world, exam, tmp_path):
 
 def test_too_long_a_prompt_is_wrong_and_counted(world, exam, tmp_path):
     config = configure(world, exam, tmp_path / "run", modes=["blind"], direct_tokens=10**6)
-    scores = evaluate_benchmark(config).scores[0]
+    policy = open_policy(config.model, "float32")
+    scores = evaluate_benchmark(config, policy, ScriptedOracle(policy)).scores[0]
     assert (scores.accuracy, scores.not_asked, scores.count) == (0.0, {"prompt_too_long": 8}, 8)
     assert evaluate_benchmark(config).record.unused_videos == []
 
