@@ -1,16 +1,29 @@
 """Adapters trained by two processes, which share the model's weights too, are those that one trains."""
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from longrl_trainer.config.sections import LoraSection
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.sft import take_gradients, train_sft
+from longrl_trainer.training.adapters import LoraAdapters
+from mrsp_engine.distributed.process_groups import create_sequence_group
+from mrsp_engine.distributed.sharded_weights import whole_tensor
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families import load_policy
+from mrsp_engine.layout import Branch
+from mrsp_engine.logprobs import score_branches
+from mrsp_engine.sharding import shard_policy
 from mrsp_engine.testing.fixtures import run_on_ranks
+from mrsp_engine.tiny.families import build_tiny
 
 LORA = {"lora__rank": 4, "lora__alpha": 8, "dtype": "float64", "learning_rate": 1e-3}
 CASES: dict[str, dict[str, Any]] = {
@@ -40,6 +53,33 @@ def train_on_ranks(whole: list[str], broken: str, grpo: str) -> None:
 
     with patch("longrl_trainer.sft.take_gradients", take_two_gradients), pytest.raises(BreakError):
         train_sft(SftConfig.model_validate_json(broken))
+
+
+def gradients_with_and_without_a_reference(folder: str) -> list[list[Tensor]]:
+    return [take_adapters_gradients(folder, has_reference=has_reference) for has_reference in (True, False)]
+
+
+def take_adapters_gradients(folder: str, *, has_reference: bool) -> list[Tensor]:
+    policy = load_policy(Path(folder), dtype=torch.bfloat16, store=EmbeddingStore(Path(folder).parent / "store"))
+    adapters = LoraAdapters(policy, LoraSection(rank=4, alpha=8), seed=0)
+    group = create_sequence_group(2)
+    shard_policy(policy, group)
+    prompt, branches = policy.build_prompt("Which?", []), [Branch(token_ids=tuple(range(10, 30)))]
+    if has_reference:
+        with torch.no_grad(), adapters.turned_off():
+            score_branches(policy, prompt, branches, sequence_group=group)
+    score_branches(policy, prompt, branches, sequence_group=group).logprobs[0].sum().backward()
+    trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    return [whole_tensor(weight.grad) for weight in trained]
+
+
+@pytest.mark.slow
+def test_coarse_adapters_have_fine_gradients_though_a_reference_is_scored_first(tmp_path):
+    build_tiny("qwen2", tmp_path / "model", 0)
+    found, expected = run_on_ranks(gradients_with_and_without_a_reference, 2, str(tmp_path / "model"))[0]
+    assert all(gradient.dtype == torch.float32 for gradient in found)
+    assert any(gradient.any() for gradient in found)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.long

@@ -105,6 +105,7 @@ class LoraAdapters:
         try:
             for layer in self._layers.values():
                 layer.enable_adapters(False)
+            self.train()  # FSDP2 looks at its first forward pass, which may be this one, at what is trained
             yield
         finally:
             for layer in self._layers.values():
