@@ -12,10 +12,11 @@ from mrsp_engine.attention.split import AttentionSettings, Exchange
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.families import load_policy
+from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.row_scorer import LOGIT_BYTES, token_logprobs
+from mrsp_engine.row_scorer import LOGIT_BYTES, row_scorer_of, token_logprobs
 from mrsp_engine.testing.fixtures import run_on_ranks
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
@@ -88,3 +89,15 @@ def test_eight_thousand_tokens_of_a_large_vocabulary_stay_within_a_gibibyte() ->
     """8 responses of 1,024 tokens with a vocabulary of 151,936: 4.6 GiB of logits if held at once."""
     (peak,) = run_on_ranks(peak_bytes_of_scoring, 1, 8 * 1024, 151_936, 16)
     assert peak < GIBIBYTE
+
+
+def test_recomputed_layers_of_a_frozen_model_keep_no_gradient_for_its_embedding(policy: Policy) -> None:
+    """A trained layer at the end is all that needs one."""
+    policy.model.requires_grad_(False)
+    layers = list(policy.decoder.get_submodule("layers").children())
+    layers[-1].requires_grad_(True)
+    row_scorer_of(policy).recompute_layers()
+    assert not policy.embed_tokens(torch.tensor([1, 2])).requires_grad
+    scores = score_branches(policy, policy.build_prompt("Which?", []), [Branch(token_ids=(1, 2, 3))])
+    scores.logprobs[0].sum().backward()
+    assert all(weight.grad is not None for weight in layers[-1].parameters())

@@ -48,7 +48,10 @@ class RowScorer(nn.Module):
         Args:
             offload: Keep these inputs in pinned host memory.
         """
-        cast(Any, self.model).gradient_checkpointing_enable(offload=offload)
+        model = cast(Any, self._policy.causal_model)
+        model.gradient_checkpointing_enable(offload=offload)
+        # By default a frozen embedding's output also gets a gradient, which costs memory and is needed by nobody.
+        model.disable_input_require_grads()
         self._recomputed = list(self._policy.decoder.get_submodule("layers").children())
 
     def forward(
