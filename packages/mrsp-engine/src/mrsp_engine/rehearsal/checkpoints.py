@@ -82,6 +82,8 @@ def write_without_weights(model: str, folder: Path, *, num_layers: int | None = 
         write_published(kind, folder)
         for path in _configurations(folder):
             _change(path, lambda values, place=path.parent.name: _with_shape(values, shape, place))
+    if (folder / TOWER_FOLDER).is_dir():
+        _fit_frames(folder / TOWER_FOLDER)
     for path in folder.rglob("*.safetensors*"):
         path.unlink()
     if num_layers is not None:
@@ -97,6 +99,12 @@ def _configurations(folder: Path) -> list[Path]:
 def _change(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     values = cast(dict[str, Any], parse_json(path.read_bytes()))
     path.write_text(json.dumps(change(values), indent=2), encoding="utf-8")
+
+
+def _fit_frames(tower: Path) -> None:
+    """Let the image processor make frames of the size that VILA's tower takes."""
+    edge = parse_json((tower / "config.json").read_bytes())["image_size"]
+    _change(tower / "preprocessor_config.json", lambda values: values | {"size": {"height": edge, "width": edge}})
 
 
 def _with_values(values: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, Any]:
