@@ -33,6 +33,11 @@ def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str)
     assert found["collectives"]["all_gather"]["count"] > 0
     assert found["collectives"]["reduce_scatter"]["bytes"] > 0
     assert found["flops"] > 1e12
+    # A checkpoint has the trained weights beside their moments, and all ranks write their part of it.
+    for rank, planned in zip(found["ranks"], found["checkpoint"]["ranks"], strict=True):
+        moments = rank["stages"]["checkpoint"]["parts"]["optimizer"]
+        assert planned["copied_bytes"] >= planned["num_bytes"] == pytest.approx(1.5 * moments, rel=0.01)
+    assert found["checkpoint"]["collectives"]["plain objects"]["count"] > 0
     # The planner's arithmetic and the step's own code agree on every part.
     errors = found["planned_errors"]
     assert errors.keys() >= {"weights", "optimizer", "gradients", "gathered weights", "activations"}

@@ -112,6 +112,7 @@ def _describe(findings: "Findings") -> list[str]:
     lines += ["", f"{'exchange':<16} {'number':>8} {'GB':>9}   of the rank with the most; all ranks agree on the order"]
     for kind, figures in findings.collectives.items():
         lines.append(f"{kind:<16} {figures['count']:>8} {figures['bytes'] / GB:>9.3f}")
+    lines += ["", *_describe_checkpoint(findings)]
     rehearsed = first.peaks["update"].parts
     lines += ["", f"{'update, rank 0':<18} {'rehearsed':>10} {'planned':>10} {'error':>7}"]
     for name in sorted({*rehearsed, *findings.planned}):
@@ -120,4 +121,20 @@ def _describe(findings: "Findings") -> list[str]:
         lines.append(f"{name:<18} {rehearsed.get(name, 0) / GB:>7.2f} GB {planned / GB:>7.2f} GB {error:>7}")
     total, planned = sum(rehearsed.values()), sum(findings.planned.values())
     lines.append(f"{'together':<18} {total / GB:>7.2f} GB {planned / GB:>7.2f} GB {planned / total - 1:>+7.0%}")
+    return lines
+
+
+def _describe_checkpoint(findings: "Findings") -> list[str]:
+    plans = [rank.result.checkpoint for rank in findings.ranks]
+    exchanged = ", ".join(
+        f"{figures['count']} {kind} of {figures['bytes'] / GB:.3f} GB"
+        for kind, figures in findings.checkpoint_exchanges.items()
+    )
+    lines = [
+        f"checkpoint of {sum(plan.num_bytes for plan in plans) / GB:.2f} GB, agreed on in {exchanged or 'no exchange'}"
+    ]
+    lines.append(f"{'rank':>4} {'written':>9} {'files':>6} {'copied to host memory':>22}")
+    for rank, plan in enumerate(plans):
+        written, copied = plan.num_bytes / GB, plan.copied_bytes / GB
+        lines.append(f"{rank:>4} {written:>6.2f} GB {plan.num_files:>6} {copied:>19.2f} GB")
     return lines

@@ -2,20 +2,21 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longrl.corpus import corpus_of_stories
 from longrl.rehearsal.request import RehearsedStage, RehearsedVideos, StepLimits
-from longrl.rehearsal.step import RankStep, StepFacts
+from longrl.rehearsal.step import CHECKPOINT_STAGE, RankStep, StepFacts
 from longrl.tiny_model import build_tiny_model
 from mrsp_engine.planner.checkpoints import read_shape
 from mrsp_engine.planner.costs import Sizes
 from mrsp_engine.planner.memory import RUNTIME_BYTES, Strategy, memory_by_part
 from mrsp_engine.rehearsal.checkpoints import write_without_weights
 from mrsp_engine.rehearsal.memory import Peak
+from mrsp_engine.rehearsal.messages import Exchange
 from mrsp_engine.rehearsal.processes import RankRecord, rehearse_ranks
 
 __all__ = ["Findings", "rehearse"]
@@ -54,17 +55,14 @@ class Findings:
     @property
     def collectives(self) -> dict[str, dict[str, int]]:
         """Exchanges by kind: their number and bytes, of the rank with the most."""
-        found: dict[str, dict[str, int]] = {}
-        for rank in self.ranks:
-            counts: Counter[str] = Counter()
-            num_bytes: Counter[str] = Counter()
-            for exchange in rank.exchanges:
-                counts[exchange.kind] += 1
-                num_bytes[exchange.kind] += exchange.num_bytes
-            for kind, count in counts.items():
-                before = found.setdefault(kind, {"count": 0, "bytes": 0})
-                before["count"], before["bytes"] = max(before["count"], count), max(before["bytes"], num_bytes[kind])
-        return dict(sorted(found.items()))
+        return _count(rank.exchanges for rank in self.ranks)
+
+    @property
+    def checkpoint_exchanges(self) -> dict[str, dict[str, int]]:
+        """Those of them in which ranks agree on a checkpoint."""
+        return _count(
+            [exchange for exchange in rank.exchanges if exchange.place == CHECKPOINT_STAGE] for rank in self.ranks
+        )
 
     @property
     def errors(self) -> dict[str, float]:
@@ -96,6 +94,10 @@ class Findings:
             ],
             "collectives": self.collectives,
             "same_order": True,
+            "checkpoint": {
+                "ranks": [asdict(rank.result.checkpoint) for rank in self.ranks],
+                "collectives": self.checkpoint_exchanges,
+            },
             "flops": max(sum(record.operations.values()) for record in self.ranks),
             "planned": self.planned,
             "planned_errors": self.errors,
@@ -130,6 +132,21 @@ def rehearse(
         ranks = rehearse_ranks(program, num_ranks)
         facts = ranks[0].result
         return Findings(stage=stage, facts=facts, ranks=ranks, planned=_plan(stage, facts, folder, num_ranks))
+
+
+def _count(by_rank: Iterable[Sequence[Exchange]]) -> dict[str, dict[str, int]]:
+    """Exchanges by kind: their number and bytes, of the rank with the most."""
+    found: dict[str, dict[str, int]] = {}
+    for exchanges in by_rank:
+        counts: Counter[str] = Counter()
+        num_bytes: Counter[str] = Counter()
+        for exchange in exchanges:
+            counts[exchange.kind] += 1
+            num_bytes[exchange.kind] += exchange.num_bytes
+        for kind, count in counts.items():
+            before = found.setdefault(kind, {"count": 0, "bytes": 0})
+            before["count"], before["bytes"] = max(before["count"], count), max(before["bytes"], num_bytes[kind])
+    return dict(sorted(found.items()))
 
 
 def _plan(stage: RehearsedStage, facts: StepFacts, folder: Path, num_ranks: int) -> dict[str, float]:

@@ -25,14 +25,20 @@ from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.sampling import draw_responses
 from longrl_trainer.sft import pack_questions, take_gradients
 from longrl_trainer.training.opening import check_sharding, open_engine, share_rows
+from longrl_trainer.training.optimizer import TrainingOptimizer
 from longrl_trainer.training.ranks import Ranks, join_ranks
+from longrl_trainer.training.saving import open_messages
 from longrl_trainer.training.scoring import RowScoring
+from longrl_trainer.training.shards import PlannedFiles, plan_writing
 from mrsp_engine.encoding.frame_encoder import EncodingPlan
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import GroupLengths, PackedLayout
 from mrsp_engine.rehearsal.recorder import StepRecorder
 
-__all__ = ["RankStep", "StepFacts"]
+__all__ = ["CHECKPOINT_STAGE", "RankStep", "StepFacts"]
+
+CHECKPOINT_STAGE = "checkpoint"
+"""The stage in which ranks agree on what each writes of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,7 @@ class StepFacts:
         item_bytes: Bytes of a number in the model's computations.
         has_reference: Whether there is a reference model.
         num_rows: Rows that were rehearsed.
+        checkpoint: What this rank writes of a checkpoint.
     """
 
     prompt_tokens: int
@@ -66,6 +73,7 @@ class StepFacts:
     item_bytes: int
     has_reference: bool
     num_rows: int
+    checkpoint: PlannedFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +179,7 @@ class _Rank:
             questions=questions,
             plans=[video.plan for video in videos],
             has_reference=update.reference not in (None, policy),
+            checkpoint=self._plan_checkpoint(optimizer),
         )
 
     def rehearse_sft(self, config: SftConfig) -> StepFacts:
@@ -201,7 +210,12 @@ class _Rank:
             questions=questions,
             plans=[video.plan for video in videos],
             has_reference=False,
+            checkpoint=self._plan_checkpoint(optimizer),
         )
+
+    def _plan_checkpoint(self, optimizer: TrainingOptimizer) -> PlannedFiles:
+        with self.recorder.stage(CHECKPOINT_STAGE):
+            return plan_writing(optimizer.state_tensors(), group=open_messages(self.ranks))
 
     def _count_rows(self, rows_of_step: int, ranks: Ranks) -> int:
         return min(rows_of_step, self.opening.limits.num_rows or 2 * ranks.num_data_ranks)
@@ -215,6 +229,7 @@ class _Rank:
         questions: QuestionSet,
         plans: Sequence[EncodingPlan],
         has_reference: bool,
+        checkpoint: PlannedFiles,
     ) -> StepFacts:
         group = layout.groups[0]
         return StepFacts(
@@ -230,4 +245,5 @@ class _Rank:
             item_bytes=policy.dtype.itemsize,
             has_reference=has_reference,
             num_rows=len({question.media for question in questions.kept}),
+            checkpoint=checkpoint,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -23,7 +24,8 @@ from longrl_trainer.training.checkpoints import (
 )
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
-from longrl_trainer.training.saving import CheckpointSaver
+from longrl_trainer.training.saving import CheckpointSaver, open_messages
+from longrl_trainer.training.shards import PlannedFiles, plan_writing
 from mrsp_engine.distributed.process_groups import create_sequence_group
 from mrsp_engine.testing.fixtures import RankPool
 
@@ -71,17 +73,26 @@ def ranks_of() -> Ranks:
     return Ranks(group=create_sequence_group(dist.get_world_size())) if dist.is_initialized() else ALONE
 
 
-def save(folder: str, dtype: torch.dtype, is_sharded: bool) -> None:
-    """Save after some steps, and go on while the checkpoint is written."""
+def save(folder: str, dtype: torch.dtype, is_sharded: bool) -> PlannedFiles:
+    """Save after some steps, and go on while the checkpoint is written; returns what was planned for it."""
     model, optimizer = make(dtype, is_sharded=is_sharded)
     saver = CheckpointSaver(Path(folder), num_kept=1, ranks=ranks_of())
     for step in range(LAST):
         make_step(model, optimizer, step)
         if step + 1 == SAVED:
             state = describe_state(model, step=SAVED, seed=3, dtype=str(dtype).removeprefix("torch."), score=None)
+            planned = plan_writing(optimizer.state_tensors(), group=open_messages(ranks_of()))
             saver.start(optimizer.state_tensors(), state)
     saver.wait()
     saver.close()
+    return planned
+
+
+def written_by(run: Path, rank: int) -> tuple[int, int]:
+    """Files of a rank in the only checkpoint, and bytes of the numbers in them."""
+    (checkpoint,) = list_checkpoints(run)
+    files = list(checkpoint.folder.glob(f"shard-{rank + 1:05d}-*"))
+    return len(files), sum(tensor.nbytes for file in files for tensor in load_file(file).values())
 
 
 def go_on(folder: str, dtype: torch.dtype, is_sharded: bool) -> dict[str, Tensor]:
@@ -138,7 +149,10 @@ def test_a_state_continues_on_any_number_of_ranks_sharded_or_not(tmp_path):
             for name, begin in savers.items():
                 run = tmp_path / f"{dtype} {name}"
                 run.mkdir()
-                begin(str(run))
+                planned = begin(str(run))
+                for rank, plan in enumerate(planned if isinstance(planned, list) else [planned]):
+                    assert (plan.num_files, plan.num_bytes) == written_by(run, rank), name
+                    assert plan.copied_bytes >= plan.num_bytes
                 found = {"alone": [go_on(str(run), dtype, False)]}
                 for pool, num_ranks in ((two, 2), (four, 4)):
                     for is_sharded in (True, False):

@@ -153,6 +153,25 @@ def wrong_order(recorder: StepRecorder, fakes: FakeTensorMode) -> None:
             dist.all_gather([torch.empty_like(numbers) for _ in range(2)], numbers)
 
 
+def rooted(recorder: StepRecorder, fakes: FakeTensorMode) -> list[str]:
+    """One rank gathers what the ranks have to say, and answers each."""
+    rank, said = dist.get_rank(), "x" * (1 + dist.get_rank())
+    heard: list[Any] = [None, None]
+    dist.gather_object(said, heard if rank == 0 else None)
+    answer: list[Any] = [None]
+    dist.scatter_object_list(answer, [[*heard], [heard[1] * 999]] if rank == 0 else None)
+    return answer[0]
+
+
+@pytest.mark.slow
+def test_what_one_rank_gathers_and_scatters_counts_alike_on_all(rehearse: Rehearse) -> None:
+    records = rehearse(rooted, 2)
+    assert [record.result for record in records] == [["x", "xx"], ["xx" * 999]]
+    first, second = ([(exchange.kind, exchange.num_bytes) for exchange in record.exchanges] for record in records)
+    assert first == second
+    assert max(num_bytes for _, num_bytes in first) > 2 * 999
+
+
 def missing_object(recorder: StepRecorder, fakes: FakeTensorMode) -> None:
     for turn in range(2 - dist.get_rank()):
         found: list[int | None] = [None, None]

@@ -20,6 +20,14 @@ from longrl_trainer.training.ranks import Ranks
 from longrl_trainer.training.shards import describe_failure, start_writing
 
 
+def open_messages(ranks: Ranks) -> dist.ProcessGroup | None:
+    """A group for the messages of saving alone; None for a single process. All ranks call this together."""
+    if ranks.size == 1:
+        return None
+    group = dist.new_group(backend="gloo", timeout=ranks.timeout)
+    return group if isinstance(group, dist.ProcessGroup) else None
+
+
 class CheckpointSaver:
     """Writes the checkpoints of a run, one at a time; all ranks make the same calls together.
 
@@ -53,9 +61,7 @@ class CheckpointSaver:
             TrainerError: The checkpoint before couldn't be written, or this one's folder can't be made.
         """
         self.wait()
-        if self._ranks.size > 1 and self._group is None:
-            group = dist.new_group(backend="gloo", timeout=self._ranks.timeout)
-            self._group = group if isinstance(group, dist.ProcessGroup) else None
+        self._group = self._group or open_messages(self._ranks)
         folder = self._run / FOLDERS_NAME / f"step-{state['step']:06d}"
         partial = Path(self._ranks.ask_first(lambda: str(make_partial(folder))))
 

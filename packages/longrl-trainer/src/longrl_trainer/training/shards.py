@@ -25,8 +25,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
 from longrl_files.folders import ForeignFolder
 from longrl_files.json_text import UnfitJsonError, parse_json
@@ -34,7 +36,15 @@ from longrl_files.messages import visible
 from longrl_trainer.durable import LINK_CURE
 from longrl_trainer.errors import TrainerError
 
-__all__ = ["describe_failure", "list_tensors", "read_shards", "read_whole", "start_writing"]
+__all__ = [
+    "PlannedFiles",
+    "describe_failure",
+    "list_tensors",
+    "plan_writing",
+    "read_shards",
+    "read_whole",
+    "start_writing",
+]
 
 SUFFIX = ".safetensors"
 FILE_BYTES = 2**28
@@ -66,6 +76,64 @@ class _Writer(HuggingFaceStorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Called by torch on the first rank."""
         self._complete()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFiles:
+    """What one rank writes.
+
+    Attributes:
+        num_files: Number of its files.
+        num_bytes: Bytes of the numbers in them.
+        copied_bytes: Bytes of its copy in the host's memory, which is kept until all is written: also of whole tensors
+            that another rank writes.
+    """
+
+    num_files: int
+    num_bytes: int
+    copied_bytes: int
+
+
+class _Planner(_Writer):
+    """Agrees with other ranks on who writes what, like its base class, and writes nothing."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], num_ranks: int):
+        super().__init__(Path(), tensors, num_ranks, complete=lambda: None)
+        self.num_files = self.num_bytes = 0
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Called by torch; makes no folder."""
+        return plan
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        """Called by torch; counts instead of writing."""
+        results: list[WriteResult] = []
+        for item in plan.items:
+            assert item.tensor_data is not None
+            num_bytes = math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+            results.append(WriteResult(index=item.index, size_in_bytes=num_bytes, storage_data=None))
+        files: Mapping[str, int] = plan.storage_data["fqn_to_index_mapping"] if plan.items else {}
+        self.num_files = len({files[item.index.fqn] for item in plan.items})
+        self.num_bytes = sum(result.size_in_bytes for result in results)
+        written: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        written.set_result(results)
+        return written
+
+
+def plan_writing(tensors: Mapping[str, Tensor], *, group: dist.ProcessGroup | None) -> PlannedFiles:
+    """What `start_writing` would write of these tensors on this rank; all ranks call this together.
+
+    They agree on it in the same messages, but nothing is copied or written, so the tensors needn't have numbers.
+    """
+    writer = _Planner(tensors, 1 if group is None else group.size())
+    dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    own = [
+        cast(Tensor, cast(Any, tensor).to_local()) if isinstance(tensor, DTensor) else tensor
+        for tensor in tensors.values()
+    ]
+    return PlannedFiles(
+        num_files=writer.num_files, num_bytes=writer.num_bytes, copied_bytes=sum(tensor.nbytes for tensor in own)
+    )
 
 
 def start_writing(

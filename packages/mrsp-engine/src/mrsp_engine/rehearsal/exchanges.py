@@ -43,6 +43,8 @@ _KINDS = {
     "reduce_scatter_tensor": "reduce_scatter",
     "all_to_all_single": "all_to_all",
 }
+_ROOTED = {"gather": "input_tensors", "scatter": "output_tensors"}
+"""What every rank has of an exchange that one of them gathers or scatters."""
 _PARTS = {"_allgather_base_": "gathered weights", "_reduce_scatter_base_": "gradients"}
 
 
@@ -83,6 +85,8 @@ def read_exchange(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, 
     num_bytes = max((sum(tensor.nbytes for tensor in _tensors(value)) for value in values.values()), default=0)
     if func.namespace == "_c10d_functional" and kind == "all_gather":
         num_bytes *= len(ranks)
+    elif kind in _ROOTED:  # only one rank has the whole
+        num_bytes = sum(tensor.nbytes for tensor in _tensors(values[_ROOTED[kind]])) * len(ranks)
     exchange = Exchange(
         kind="plain objects" if is_real and tensors else kind,
         group=str(group.group_name),
