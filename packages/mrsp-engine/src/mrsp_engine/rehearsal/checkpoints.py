@@ -103,7 +103,7 @@ def _change(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> N
 
 def _fit_frames(tower: Path) -> None:
     """Let the image processor make frames of the size that VILA's tower takes."""
-    edge = parse_json((tower / "config.json").read_bytes())["image_size"]
+    edge = cast(dict[str, Any], parse_json((tower / "config.json").read_bytes()))["image_size"]
     _change(tower / "preprocessor_config.json", lambda values: values | {"size": {"height": edge, "width": edge}})
 
 
