@@ -39,6 +39,7 @@ from longrl_trainer.training.opening import (
     check_sampler,
     check_sharding,
     create_optimizer,
+    is_spread_by_fsdp2,
     open_engine,
     open_reference,
     open_training_policy,
@@ -107,7 +108,14 @@ def _train(
     run.require_length(config.steps)
     with ExitStack() as opened:
         opened.enter_context(open_rewards(rewards, run.folder / REWARDS_NAME, ranks))
-        policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
+        policy = open_training_policy(
+            config.model,
+            config.dtype,
+            policy=policy,
+            lora=config.lora,
+            seed=config.seed,
+            is_spread_later=is_spread_by_fsdp2(config, ranks),
+        )
         opened.enter_context(storing(policy, config))
         feed = opened.enter_context(open_questions(config, run, policy, rewards, progress, ranks))
         prompts = [build_question_prompt(policy, item, config.data.system) for (item,) in feed.preview()]

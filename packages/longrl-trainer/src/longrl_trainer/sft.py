@@ -33,6 +33,7 @@ from longrl_trainer.training.divergence import refuse_spike
 from longrl_trainer.training.opening import (
     check_sharding,
     create_optimizer,
+    is_spread_by_fsdp2,
     open_training_policy,
     save_memory,
     share_rows,
@@ -81,7 +82,14 @@ def _train(
     config: SftConfig, run: Run, policy: Policy | None, progress: ProgressDisplay, ranks: Ranks
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
-    policy = open_training_policy(config.model, config.dtype, policy=policy, lora=config.lora, seed=config.seed)
+    policy = open_training_policy(
+        config.model,
+        config.dtype,
+        policy=policy,
+        lora=config.lora,
+        seed=config.seed,
+        is_spread_later=is_spread_by_fsdp2(config, ranks),
+    )
     with ExitStack() as opened:
         opened.enter_context(storing(policy, config))
         feed = opened.enter_context(open_questions(config, run, policy, progress, ranks))

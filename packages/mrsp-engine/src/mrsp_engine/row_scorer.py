@@ -80,6 +80,7 @@ class RowScorer(nn.Module):
             EngineUsageError: The attention settings are impossible on these ranks, or the row is too short for them.
         """
         policy = self._policy
+        assert policy.unread is None, "a model that was loaded with `is_spread_later` wasn't spread"
         plan = None
         if not is_plain:
             plan = plan_attention(

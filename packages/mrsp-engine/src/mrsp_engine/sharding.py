@@ -2,7 +2,8 @@
 
 Every rank keeps a part of each weight, of its gradient and of the optimizer's state. A layer's whole weights exist only
 while the layer is computed. Units are the decoder's layers; embedding, head and last norm are one unit, that of the
-whole forward pass, because a tied pair must not be in two. The media encoder stays whole on every rank.
+whole forward pass, because a tied pair must not be in two. The media encoder stays whole on every rank. Weights that
+haven't been read until then (`mrsp_engine.families.load_policy`) are read by each rank as far as it holds them.
 
 Trained weights are kept in at least float32 and computed in the policy's own dtype. Gradients are reduced in at least
 float32 and summed, never averaged: the weights of the loss are global already (`mrsp_engine.logprobs`).
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.base import Policy
+from mrsp_engine.families.weight_slices import WeightSlices
 from mrsp_engine.row_scorer import row_scorer_of
 
 __all__ = ["shard_policy"]
@@ -48,19 +50,25 @@ def shard_policy(
     precision = MixedPrecisionPolicy(
         param_dtype=None if kept == computed else computed, reduce_dtype=kept, cast_forward_inputs=False
     )
-    outside = _parameters_outside(policy)
+    outside, unread = _parameters_outside(policy), policy.unread
+    whole = dict(scorer.named_parameters())
     policy.computed_dtype, policy.computed_device = computed, policy.device
     memory = CPUOffloadPolicy(pin_memory=policy.device.type == "cuda") if offload else OffloadPolicy()
     for layer in policy.decoder.get_submodule("layers").children():
-        _refine(layer.parameters(), kept)
+        _refine(layer.parameters(), kept, unread)
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=memory)
-    _refine((parameter for parameter in scorer.parameters() if parameter not in outside), kept)
+    _refine((parameter for parameter in scorer.parameters() if parameter not in outside), kept, unread)
     fully_shard(scorer, mesh=mesh, mp_policy=precision, offload_policy=memory, ignored_params=outside)
     for module in scorer.modules():
         if isinstance(module, FSDPModule):
             _sum_gradients(module)
             # Experts that no token of this rank reached still take part.
             module.set_reduce_scatter_unused_params(True, recurse=False)
+    if unread is not None:
+        for name, parameter in scorer.named_parameters():
+            if parameter not in outside and whole[name] in unread:
+                unread.fill(parameter, whole[name])
+        policy.unread = None
 
 
 def _sum_gradients(module: FSDPModule) -> None:
@@ -84,8 +92,9 @@ def _parameters_outside(policy: Policy) -> set[nn.Parameter]:
     return {parameter for parameter in policy.model.parameters() if parameter not in inside}
 
 
-def _refine(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
-    """Give trained weights the dtype they are kept in."""
+def _refine(parameters: Iterable[nn.Parameter], dtype: torch.dtype, unread: WeightSlices | None) -> None:
+    """Give trained weights the dtype they are kept in; those that aren't read yet have nothing to convert."""
     for parameter in parameters:
         if parameter.requires_grad and not isinstance(parameter, DTensor):
-            parameter.data = parameter.data.to(dtype)
+            is_unread = unread is not None and parameter in unread
+            parameter.data = torch.empty_like(parameter, dtype=dtype) if is_unread else parameter.data.to(dtype)

@@ -55,8 +55,8 @@ TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
 }
 
 
-def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
-    """Load the recipe's model."""
+def open_policy(model: ModelSection, dtype: DtypeName, *, is_spread_later: bool = False) -> Policy:
+    """Load the recipe's model; `is_spread_later` as in `mrsp_engine.families.load_policy`."""
     store = EmbeddingStore(model.store, StoreLimits(disk_bytes=model.store_bytes))
     return load_policy(
         model.folder,
@@ -64,6 +64,7 @@ def open_policy(model: ModelSection, dtype: DtypeName) -> Policy:
         store=store,
         device=choose_device(model),
         allow_pickle_weights=model.allow_pickle_weights,
+        is_spread_later=is_spread_later,
     )
 
 
@@ -74,6 +75,7 @@ def open_training_policy(
     policy: Policy | None,
     lora: LoraSection = FULL_WEIGHTS,
     seed: int = 0,
+    is_spread_later: bool = False,
 ) -> Policy:
     """The policy with which training begins, with the media encoder frozen.
 
@@ -85,6 +87,7 @@ def open_training_policy(
         policy: The same model, if the caller has already loaded it.
         lora: The adapters to train instead of its weights.
         seed: Determines their first values.
+        is_spread_later: Whether `save_memory` will spread it over the processes, each of which then reads its part.
 
     Raises:
         TrainerUsageError: The model can't get the adapters that the recipe asks for, or has some already, or is under
@@ -94,7 +97,7 @@ def open_training_policy(
         raise TrainerUsageError(f"{model.folder}: the given policy has adapters already; load the model anew")
     if policy is not None and policy.joint_passes is not None:
         raise TrainerUsageError(f"{model.folder}: the given policy is under DeepSpeed already; load the model anew")
-    policy = policy or open_policy(model, dtype)
+    policy = policy or open_policy(model, dtype, is_spread_later=is_spread_later)
     policy.source = model.folder
     if lora.rank is not None:
         LoraAdapters(policy, lora, seed=seed)
@@ -198,24 +201,30 @@ def sharding_kind(config: TrainingConfig, ranks: Ranks) -> ShardingName:
     return "none" if ranks.size == 1 else config.sharding.kind or "fsdp2"
 
 
-def save_memory(policy: Policy, config: TrainingConfig, ranks: Ranks) -> None:
-    """Spread the policy over the processes and recompute its activations, as the recipe says; all ranks together.
+def is_spread_by_fsdp2(config: TrainingConfig, ranks: Ranks, *, is_trained: bool = True) -> bool:
+    """Whether these processes spread a model's weights by FSDP2.
 
     What DeepSpeed spreads is spread when the optimizer is created. A model that isn't trained has none, and is left to
     FSDP2 in any case.
     """
+    kind = sharding_kind(config, ranks)
+    return ranks.group is not None and kind != "none" and not (is_trained and kind in ZERO_STAGES)
+
+
+def save_memory(policy: Policy, config: TrainingConfig, ranks: Ranks) -> None:
+    """Spread the policy over the processes and recompute its activations, as the recipe says; all ranks together."""
     if config.activation_checkpointing != "none":
         row_scorer_of(policy).recompute_layers(offload=config.activation_checkpointing == "offload")
-    kind = sharding_kind(config, ranks)
     is_trained = any(weight.requires_grad for weight in policy.model.parameters())
-    if ranks.group is None or policy.is_sharded or kind == "none" or (is_trained and kind in ZERO_STAGES):
+    if ranks.group is None or policy.is_sharded or not is_spread_by_fsdp2(config, ranks, is_trained=is_trained):
         return
     shard_policy(policy, ranks.group, shard_ranks=config.sharding.shard_ranks, offload=config.sharding.offload == "all")
 
 
 def open_reference(config: GrpoConfig, ranks: Ranks) -> Policy:
     """The starting model, which is not trained, kept like the model in training."""
-    reference = open_policy(config.model, config.dtype)
+    is_spread = is_spread_by_fsdp2(config, ranks, is_trained=False)
+    reference = open_policy(config.model, config.dtype, is_spread_later=is_spread)
     reference.model.requires_grad_(False)
     save_memory(reference, config, ranks)
     return reference

@@ -14,10 +14,10 @@ from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mrsp_engine.embeddings.store import EmbeddingStore
     from mrsp_engine.families.base import Family, Policy
@@ -32,6 +32,7 @@ def load_policy(
     store: "EmbeddingStore",
     device: "torch.device | str" = "cpu",
     allow_pickle_weights: bool = False,
+    is_spread_later: bool = False,
 ) -> "Policy":
     """Load a checkpoint with the family that its config.json names, in float32 unless told otherwise.
 
@@ -41,6 +42,8 @@ def load_policy(
         store: Where embeddings are kept.
         device: Where it computes.
         allow_pickle_weights: Read weights from pickles too, of which nothing but tensors is taken.
+        is_spread_later: Don't read the language model's weights yet: `mrsp_engine.sharding.shard_policy` has to spread
+            them over ranks first, and then every rank reads its own.
 
     Raises:
         EngineUsageError: There is no checkpoint in `folder`, or no installed family can load it.
@@ -50,15 +53,41 @@ def load_policy(
     model_type = _read_model_type(folder)
     family = _find_family(folder, model_type)
     from mrsp_engine.families.checkpoints import refuse_broken
+    from mrsp_engine.families.weight_slices import leaving_unread
 
-    with refuse_broken(folder, model_type):
-        return family.load_policy(
-            folder,
-            dtype=dtype or torch.float32,
-            store=store,
-            device=torch.device(device),
-            allow_pickle_weights=allow_pickle_weights,
+    given, place = dtype or torch.float32, torch.device(device)
+    with refuse_broken(folder, model_type), leaving_unread(is_wanted=is_spread_later) as unread:
+        policy = family.load_policy(
+            folder, dtype=given, store=store, device=place, allow_pickle_weights=allow_pickle_weights
         )
+        is_complete = not unread or _read_encoder(policy, family, unread, given, place)
+    # Only transformers knows whether a tied head with numbers of its own is tied.
+    return policy if is_complete else load_policy(folder, dtype=dtype, store=store, device=device)
+
+
+def _read_encoder(
+    policy: "Policy", family: "Family", unread: "Sequence[nn.Module]", dtype: "torch.dtype", device: "torch.device"
+) -> bool:
+    """Read everything but the language model's weights, and place it and all buffers; False if that can't be."""
+    from mrsp_engine.families.weight_slices import WeightSlices
+
+    own = {id(weight) for model in unread for weight in model.state_dict(keep_vars=True).values()}
+    weights = {name: weight for name, weight in policy.model.state_dict(keep_vars=True).items() if id(weight) in own}
+    slices = WeightSlices(policy.folder, weights, family.lay_out(policy.folder, weights), dtype)
+    if slices.has_doubles:
+        return False
+    of_language = {*policy.decoder.parameters(), *policy.language_model_head.parameters()}
+    for weight in weights.values():
+        if weight not in of_language:
+            slices.fill(weight, weight)
+    for parameter in policy.model.parameters():
+        if parameter not in of_language:
+            parameter.data = parameter.data.to(device)
+    for module in policy.model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+    policy.unread, policy.computed_device = slices, device
+    return True
 
 
 def lay_out_weights(folder: Path, weights: "Mapping[str, Tensor]") -> "dict[str, dict[str, Tensor]]":

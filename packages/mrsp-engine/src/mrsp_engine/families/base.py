@@ -26,6 +26,7 @@ from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.adapters import Adapters
+from mrsp_engine.families.weight_slices import WeightSlices
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rotary import longest_context
 
@@ -68,6 +69,7 @@ class Policy(ABC):
         row_scorer: What all training calls; see `mrsp_engine.row_scorer.row_scorer_of`.
         computed_dtype: The dtype of the model's computations where sharded weights are kept in a finer one.
         computed_device: The device of the model's computations where sharded weights are kept in host memory.
+        unread: The weights of a language model that is built and not read yet, which `mrsp_engine.sharding` does.
         joint_passes: What runs `row_scorer` and its backward passes in its place, where gradients are added up during
             these passes by something other than FSDP2.
     """
@@ -86,6 +88,7 @@ class Policy(ABC):
     row_scorer: nn.Module | None = None
     computed_dtype: torch.dtype | None = None
     computed_device: torch.device | None = None
+    unread: WeightSlices | None = None
     joint_passes: JointPasses | None = None
 
     @abstractmethod

@@ -18,15 +18,19 @@ from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
+from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from longrl_files.messages import visible
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.config_values import refuse_wrong_sizes
+from mrsp_engine.families.weight_slices import build_untouched, unread_models
 from mrsp_engine.rotary import refuse_rotary
 
 BuiltT = TypeVar("BuiltT")
+
+_GENERATION_NAME = "generation_config.json"
 
 _without_weights: ContextVar[Callable[[], AbstractContextManager[object]] | None]
 _without_weights = ContextVar("without_weights", default=None)
@@ -48,20 +52,30 @@ def without_weights(surroundings: Callable[[], AbstractContextManager[object]]) 
 
 def build_without_weights(build: Callable[[], BuiltT], dtype: torch.dtype) -> BuiltT | None:
     """What `build` makes with weights of a type, if models are built without weights now; otherwise None."""
-    surroundings, before = _without_weights.get(), torch.get_default_dtype()
+    surroundings = _without_weights.get()
     if surroundings is None:
         return None
-    torch.set_default_dtype(dtype)  # not a later conversion, which would also affect tables that stay in float32
+    with _making(dtype), surroundings():
+        return build()
+
+
+@contextmanager
+def _making(dtype: torch.dtype) -> Generator[None]:
+    """Make weights of a type; a later conversion would also affect tables that stay in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        with surroundings():
-            return build()
+        yield
     finally:
         torch.set_default_dtype(before)
 
 
 def place(model: Any, device: torch.device) -> Any:
-    """The model on a device, for evaluation; one that is there already is left alone, as it may have no numbers."""
-    is_there = next(model.parameters()).device == device
+    """The model on a device, for evaluation.
+
+    One that is there already is left alone, as it may have no numbers; and one that isn't read yet is moved later.
+    """
+    is_there = next(model.parameters()).device == device or bool(unread_models())
     return (model if is_there else model.to(device)).eval()
 
 
@@ -127,11 +141,22 @@ def load_model(
     with refuse_broken(folder, model_type):
         refuse_rotary(folder / "config.json", checkpoint.read("config.json"))
         config = model_class.config_class.from_pretrained(str(folder), local_files_only=True)
+        for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+            if part is not None:
+                part.dtype = dtype  # by which transformers makes some parts
         model = build_without_weights(lambda: _build(model_class, config, attention), dtype)
         if model is not None:
             return model
         stored = checkpoint.count_weights()
         refuse_wrong_sizes(folder / "config.json", config.to_dict(), stored=stored, number_bytes=dtype.itemsize)
+        unread = unread_models()
+        if unread is not None and stored is not None and model_class.can_generate():
+            with _making(dtype):
+                unread.append(build_untouched(lambda: _build(model_class, config, attention)))
+            if checkpoint.files.has(_GENERATION_NAME):
+                settings = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+                cast(Any, unread[-1]).generation_config = settings
+            return unread[-1]
     with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
         model, report = cast(
             tuple[Any, dict[str, Any]],
