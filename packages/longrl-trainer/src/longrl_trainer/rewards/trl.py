@@ -12,7 +12,7 @@ module is imported because the recipe names it; no folder is added to the path f
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatus
@@ -72,4 +72,4 @@ def _import(name: str) -> RewardFunction:
         raise TrainerUsageError(
             f"rewards.{name}: {module_name} has no function {function_name!r}; expected one of TRL's"
         )
-    return function
+    return cast(RewardFunction, function)
