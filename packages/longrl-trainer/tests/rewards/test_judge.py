@@ -217,7 +217,11 @@ def test_a_run_without_its_judge_saves_its_state_and_goes_on_to_the_same_end(ser
     with pytest.raises(StoppedError, match=r"^rewards\.judge: no judgement"):
         train_grpo(stopped)
     assert [path.name for path in (stopped.output / "checkpoints").iterdir()] == ["step-000001"]
-    server.reply = judge_generously
-    train_grpo(stopped)
+    with serve_judge() as other:  # the judge has moved
+        other.reply = judge_generously
+        moved = recipe(other, patience_seconds=60) | {"format": 0.1}
+        with pytest.raises(TrainerUsageError, match=r"settings\.rewards\.format was 0\.1 and is now 0\.2"):
+            train_grpo(world.grpo(stopped.output, rewards=moved | {"format": 0.2}, **options))
+        train_grpo(world.grpo(stopped.output, rewards=moved, **options))
     ends = [(run.output / "model" / "model.safetensors").read_bytes() for run in (whole, stopped)]
     assert ends[0] == ends[1]

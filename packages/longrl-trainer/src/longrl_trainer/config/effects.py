@@ -28,6 +28,24 @@ class Effect(Enum):
     """The path of an input: its contents are compared, not the path."""
 
 
+@dataclass(frozen=True, slots=True)
+class WithoutEffect:
+    """In the annotation of a setting that is a table of tables: keys that don't affect the result in any of them."""
+
+    keys: frozenset[str]
+
+    def shaping(self, tables: Any) -> Any:
+        """What is left of the tables."""
+        if not isinstance(tables, Mapping):
+            return tables
+        return {
+            name: {key: value for key, value in table.items() if key not in self.keys}
+            if isinstance(table, Mapping)
+            else table
+            for name, table in cast(Mapping[str, Any], tables).items()
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """A setting that has changed."""
@@ -78,6 +96,9 @@ def find_differences(
         if isinstance(value, BaseModel) and isinstance(was, dict):
             yield from find_differences(cast(dict[str, Any], was), value, f"{prefix}{name}.", effect)
         elif was != now:
+            parts = [item for item in field.metadata if isinstance(item, WithoutEffect)] if field else []
+            if parts and parts[0].shaping(was) == parts[0].shaping(now):
+                effect = Effect.NONE
             yield Difference(setting=f"{prefix}{name}", was=was, now=now, effect=effect)
 
 

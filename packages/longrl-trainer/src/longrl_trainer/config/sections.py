@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from longrl_files.folders import follow_links
-from longrl_trainer.config.effects import Effect
+from longrl_trainer.config.effects import Effect, WithoutEffect
 
 ObjectiveName = Literal[
     "grpo",
@@ -202,7 +202,15 @@ def _require_weights(rewards: object) -> object:
 
 RewardSettings = dict[str, bool | int | float | str]
 """A reward's weight and its own settings, which only the reward itself defines."""
-RewardWeights = Annotated[dict[str, float | RewardSettings], BeforeValidator(_require_weights)]
+_OPERATING = (
+    "base_url patience_seconds timeout_seconds first_wait_seconds num_attempts num_parallel num_processes max_cost "
+    "prompt_price completion_price"
+)
+OPERATING_SETTINGS = frozenset(_OPERATING.split())
+"""Settings of rewards that say how something is reached or what it may cost, but nothing about values."""
+RewardWeights = Annotated[
+    dict[str, float | RewardSettings], BeforeValidator(_require_weights), WithoutEffect(OPERATING_SETTINGS)
+]
 """The rewards by name: a weight, or a table."""
 
 
