@@ -67,7 +67,7 @@ def _import(name: str) -> RewardFunction:
             f"rewards.{name}: {module_name!r} can't be imported ({type(error).__name__}: {error}); install it, or add "
             "its folder to PYTHONPATH"
         ) from error
-    function: Any = getattr(module, function_name, None)
+    function: object = getattr(module, function_name, None)
     if not callable(function):
         raise TrainerUsageError(
             f"rewards.{name}: {module_name} has no function {function_name!r}; expected one of TRL's"
