@@ -53,6 +53,7 @@ def make_result(*listed: ProtocolScores, text: str = "plain") -> BenchmarkResult
         num_questions=10,
         num_published=10,
         num_videos=4,
+        num_subtitled=3,
         flawed={text: text},
         unused_videos=[UnusedVideo(video=text, problem="missing_video", detail=text, num_questions=1)],
         subtitle_problems=[text],

@@ -131,7 +131,8 @@ def test_a_tiny_model_end_to_end(world, exam, tmp_path):
         ("missing", "missing_video", 1),
     ]
     record = result.record
-    assert (record.num_questions, record.num_videos, record.decoder[:4]) == (8, 5, "pyav")
+    assert (record.num_questions, record.num_videos, record.num_subtitled) == (8, 5, 1)
+    assert record.decoder.startswith("pyav")
     assert [(frames.num_frames, frames.num_videos, frames.most) for frames in record.frames] == [(2, 3, 2), (4, 3, 4)]
     assert len({frames.digest for frames in record.frames}) == 2
     prompts = {item.protocol: item.digest for item in record.prompts}
@@ -201,6 +202,11 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(world, exam, tmp_path):
     assert "no table of VRBench" in refusal(benchmark="vrbench", table=None)
     assert "no field 'video_path', found videoID" in refusal(benchmark="vrbench")
     assert "no such file" in refusal(table="gone.json")
+    (srt,) = (exam / "subtitle").iterdir()
+    srt.unlink()
+    with pytest.raises(TrainerUsageError, match='subtitles="with": no subtitle file of Video-MME is in'):
+        evaluate_benchmark(configure(world, exam, tmp_path / "run", subtitles="with"))
+    assert not (tmp_path / "run").exists()
     with pytest.raises(TrainerUsageError, match="unknown benchmark 'videome'; did you mean videomme"):
         configure(world, exam, tmp_path / "run", benchmark="videome")
     with pytest.raises(TrainerUsageError, match="frames=8 8: expected each once"):

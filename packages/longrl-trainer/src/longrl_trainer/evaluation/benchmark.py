@@ -11,6 +11,7 @@ from typing import Any
 from longrl_files.folders import follow_links
 from longrl_trainer.config.benchmarks import BenchmarkConfig
 from longrl_trainer.config.effects import named_settings
+from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.evaluation.asking import BenchmarkAsker, QuestionBatch, divide_questions, read_batches
 from longrl_trainer.evaluation.judging import judge_all
 from longrl_trainer.evaluation.protocols import AskingProtocol, count_rotations, list_protocols
@@ -45,12 +46,17 @@ def evaluate_benchmark(
 
     Raises:
         DataError: The benchmark can't be read; nothing was loaded.
-        TrainerUsageError: The output folder has another run.
+        TrainerUsageError: There are no subtitles although they are asked for, or the output folder has another run.
     """
     if config.follow_links:
         follow_links(config.path)
     benchmark = read_benchmark(config.benchmark, config.path, table=config.table)
     questions = choose_questions(benchmark, config.limit)
+    if config.subtitles != "without" and not any(question.subtitle_file for question in questions):
+        raise TrainerUsageError(
+            f'subtitles="{config.subtitles}": no subtitle file of {benchmark.layout.title} is in {config.path}; put '
+            'them there, or set "without"'
+        )
     ranks = join_ranks(config.model)
     check_sampler(config.sampler, ranks)
     progress = progress if progress and ranks.is_first else SilentProgress()

@@ -69,6 +69,7 @@ def judge_all(
         num_questions=len(questions),
         num_published=len(benchmark.questions),
         num_videos=len({question.video_file or question.video for question in questions}),
+        num_subtitled=len({question.video_file or question.video for question in questions if question.subtitle_file}),
         flawed={question.question_id: question.flaw for question in questions if question.flaw},
         unused_videos=_list_unused(questions, answers),
         subtitle_problems=sorted({problem for batch in every for problem in batch.subtitle_problems}),

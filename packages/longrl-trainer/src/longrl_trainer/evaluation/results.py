@@ -90,6 +90,7 @@ class BenchmarkRecord:
         num_questions: Questions that were to be asked; the denominator.
         num_published: Questions in the tables.
         num_videos: Videos that they are about.
+        num_subtitled: Videos among them with a subtitle file.
         flawed: Questions without a right option, by id.
         unused_videos: Videos whose questions couldn't be asked.
         subtitle_problems: What couldn't be read of subtitles.
@@ -111,6 +112,7 @@ class BenchmarkRecord:
     num_questions: int
     num_published: int
     num_videos: int
+    num_subtitled: int
     flawed: dict[str, str]
     unused_videos: list[UnusedVideo]
     subtitle_problems: list[str]
