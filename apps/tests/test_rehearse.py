@@ -44,6 +44,18 @@ def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str)
     assert all(abs(error) <= 0.1 for error in errors.values()), errors
 
 
+@pytest.mark.slow
+def test_questions_that_training_drops_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    text = (RECIPES / "qwen2_5_vl_3b_grpo.toml").read_text()
+    recipe.write_text(text.replace("num_frames = 128", "num_frames = 2560"))
+    options = ("--model", THREE, "--gpus", "1", "--rows", "1", "--gpu-memory", "1000GB")
+    found = rehearse(tmp_path, str(recipe), *options)
+    reason = "more than the 128000 positions the model was trained for; lower data.num_frames or data.frame_pixels"
+    assert reason in found["step"]["too_long"]
+    assert f"training drops such a question: {found['step']['too_long']}" in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_the_quickstart_is_rehearsed_with_both_stages(tmp_path: Path) -> None:
     found = rehearse(tmp_path, "quickstart.toml", "--gpus", "1")

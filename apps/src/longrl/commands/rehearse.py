@@ -34,7 +34,8 @@ def rehearse(
     """Run a step of a recipe as every rank of a node, on tensors without numbers, and report memory and traffic.
 
     Nothing is loaded or downloaded, and no GPU is needed: the training's own code runs at full size on shapes alone. A
-    step whose ranks would wait for each other forever is refused, and one that doesn't fit ends with exit status 1.
+    step whose ranks would wait for each other forever is refused, and one that doesn't fit ends with exit status 1. If
+    training would drop questions of that length, a line says so.
 
     Example: longrl rehearse apps/recipes/qwen2_5_vl_3b_grpo.toml --gpus 8 --gpu-memory 80GB --model Qwen2.5-VL-3B
 
@@ -95,6 +96,7 @@ def _describe(findings: "Findings") -> list[str]:
         f"{findings.stage.name}: {len(findings.ranks)} ranks, {facts.sequence_ranks} to a row, weights "
         f"{'sharded' if facts.is_sharded else 'whole on each'}; {facts.num_rows} rows of {facts.layout.total} tokens, "
         f"{facts.prompt_tokens} of them prompt",
+        *([] if facts.too_long is None else [f"training drops such a question: {facts.too_long}"]),
         "",
         f"{'rank':>4} {'peak':>9}  in stage: place, and its parts in GB",
     ]

@@ -107,6 +107,7 @@ class Findings:
                 "rows": self.facts.num_rows,
                 "sequence_ranks": self.facts.sequence_ranks,
                 "is_sharded": self.facts.is_sharded,
+                "too_long": self.facts.too_long,
             },
         }
 

@@ -18,6 +18,7 @@ from longrl.rehearsal.opening import LEARNING_RATE, Opening
 from longrl.rehearsal.request import RehearsedStage, RehearsedVideos, StepLimits
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import create_update
+from longrl_trainer.questions.length import LengthLimit, PromptLengths
 from longrl_trainer.questions.question import QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import open_step
 from longrl_trainer.rewards.registry import WeightedReward
@@ -59,6 +60,7 @@ class StepFacts:
         has_reference: Whether there is a reference model.
         num_rows: Rows that were rehearsed.
         checkpoint: What this rank writes of a checkpoint.
+        too_long: Why training drops such questions; None if it doesn't.
     """
 
     prompt_tokens: int
@@ -74,6 +76,7 @@ class StepFacts:
     has_reference: bool
     num_rows: int
     checkpoint: PlannedFiles
+    too_long: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,7 @@ class _Rank:
             policy,
             ranks,
             layout=PackedLayout((longest,)),
+            too_long=self._find_excess(policy, config, questions),
             questions=questions,
             plans=[video.plan for video in videos],
             has_reference=update.reference not in (None, policy),
@@ -207,11 +211,21 @@ class _Rank:
             policy,
             ranks,
             layout=PackedLayout((longest,)),
+            too_long=self._find_excess(policy, config, questions),
             questions=questions,
             plans=[video.plan for video in videos],
             has_reference=False,
             checkpoint=self._plan_checkpoint(optimizer),
         )
+
+    def _find_excess(self, policy: Policy, config: SftConfig | GrpoConfig, questions: QuestionSet) -> str | None:
+        """Why training drops a question that is as long as these."""
+        sampler, response_tokens = None, self.opening.limits.response_tokens
+        if isinstance(config, GrpoConfig):
+            sampler, response_tokens = config.sampler, config.max_response_tokens
+        lengths = PromptLengths(policy, config.data, LengthLimit.of(policy, sampler), lambda _: response_tokens)
+        problem = lengths.find_problem(questions.kept[0].record, questions.kept[0].media)
+        return None if problem is None else problem.detail
 
     def _plan_checkpoint(self, optimizer: TrainingOptimizer) -> PlannedFiles:
         with self.recorder.stage(CHECKPOINT_STAGE):
@@ -226,6 +240,7 @@ class _Rank:
         ranks: Ranks,
         *,
         layout: PackedLayout,
+        too_long: str | None,
         questions: QuestionSet,
         plans: Sequence[EncodingPlan],
         has_reference: bool,
@@ -246,4 +261,5 @@ class _Rank:
             has_reference=has_reference,
             num_rows=len({question.media for question in questions.kept}),
             checkpoint=checkpoint,
+            too_long=too_long,
         )

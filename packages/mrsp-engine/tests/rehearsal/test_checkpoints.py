@@ -28,6 +28,7 @@ def test_a_model_without_weights_has_the_published_sizes(model: str, tmp_path: P
     fakes = FakeTensorMode()
     with StepRecorder(fakes), without_weights(lambda: fakes):
         policy = load_policy(folder, dtype=torch.bfloat16, store=EmbeddingStore(tmp_path / "store"))
+    assert policy.max_positions == published.max_positions
     head = policy.language_model_head.get_parameter("weight")
     assert head.shape == (shape.vocab_size, shape.hidden_size)
     layer = policy.decoder.get_submodule("layers").get_submodule("0")

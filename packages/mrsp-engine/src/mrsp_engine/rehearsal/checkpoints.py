@@ -145,6 +145,9 @@ def _with_language(values: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
         "tie_word_embeddings": shape.is_tied,
         "max_position_embeddings": shape.max_positions,
     }
+    changed |= {
+        name: shape.max_positions for name in ("model_max_length", "tokenizer_model_max_length") if name in values
+    }
     if "head_dim" in values or shape.heads.query * shape.heads.channels != shape.hidden_size:
         changed["head_dim"] = shape.heads.channels
     scaling = cast(dict[str, Any], values.get("rope_scaling") or {})
