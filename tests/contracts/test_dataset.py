@@ -43,6 +43,7 @@ def policy(dataset: tuple[Path, list[QuestionRecord]], tmp_path_factory: pytest.
     return open_policy(ModelSection(folder=folder / "model", store=folder / "embeddings", device="cpu"), "float32")
 
 
+@pytest.mark.slow
 def test_a_rendered_world_is_a_sound_dataset(dataset):
     folder, records = dataset
     assert {record.split for record in records} == set(Split)
@@ -65,6 +66,7 @@ def test_a_video_file_keeps_the_promises_of_the_engines_video(dataset):
     np.testing.assert_array_equal(video.read([3])[0], frames[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", Split)
 def test_the_trainer_reads_every_question_and_encodes_every_video_once(dataset, policy, split):
     folder, records = dataset

@@ -259,6 +259,7 @@ def test_a_sampler_that_is_not_the_trainers_model_stops_the_run(started, world, 
     assert not (config.output / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_lost", [1, 2])
 def test_refused_prompts_are_counted_and_nothing_takes_their_place(started, tmp_path, num_lost):
     config = started.grpo(tmp_path / "run", steps=1, max_response_tokens=24)

@@ -134,6 +134,7 @@ def test_a_small_set_is_learned_by_heart(world, tmp_path):
     assert read_json_lines(again.output / "metrics.jsonl")[0]["loss"] < 0.05
 
 
+@pytest.mark.slow
 def test_only_the_language_model_is_trained(world, tmp_path):
     config = world.sft(tmp_path / "run", epochs=1)
     before = open_policy(config.model, "float32").model.state_dict()

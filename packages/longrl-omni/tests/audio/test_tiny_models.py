@@ -40,6 +40,7 @@ def test_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     assert {"text/model.safetensors", "audio/model.safetensors"} < contents[0].keys()
 
 
+@pytest.mark.slow
 def test_the_tower_tells_pitches_apart(
     audio_folder: Path, store: EmbeddingStore, load: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def questions_of(policy: Any, data: DataSection) -> list[Question]:
     return questions
 
 
+@pytest.mark.slow
 def test_two_grpo_steps_with_the_trainers_own_parts(
     task: tuple[Path, Path], load: Load, store: EmbeddingStore, tmp_path: Path
 ) -> None:

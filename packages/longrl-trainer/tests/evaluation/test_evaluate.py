@@ -73,6 +73,7 @@ def test_a_model_that_sees_beats_the_same_model_blind(world, tmp_path):
     assert blind.settings["blind"] is True
 
 
+@pytest.mark.slow
 def test_a_given_sampler_takes_the_policys_weights_and_stays_open(started, world, tmp_path):
     config = started.evaluation(tmp_path / "a.json", max_response_tokens=24, limit=4)
     expected = evaluate(config)

@@ -100,6 +100,7 @@ def test_a_checkpoint_as_it_was_published(world, tmp_path, kind):
     assert contents(tmp_path / "exported").keys() == contents(config.model.folder).keys()
 
 
+@pytest.mark.slow
 def test_a_finished_run_gives_its_model(world, tmp_path):
     config = break_off(world, tmp_path, "qwen2_5_vl_3b")
     num_steps = train_sft(config).num_steps
@@ -234,6 +235,7 @@ class TestRefusals:
         path.write_bytes(path.read_bytes()[:100])
         self.refuse("step-000001 is damaged .*has 100 bytes", tmp_path / "run", tmp_path / "exported")
 
+    @pytest.mark.slow
     def test_the_starting_model_is_gone_or_another(self, world, tmp_path):
         config = break_off(world, tmp_path, "qwen2_5_vl_3b")
         moved, output = tmp_path / "moved", tmp_path / "exported"

@@ -158,6 +158,7 @@ def test_a_loaded_policy_is_brought_to_the_checkpoint(world, interrupted, straig
     assert weights(config.output) == weights(straight)
 
 
+@pytest.mark.slow
 def test_a_finished_run_reports_its_result_and_trains_no_more(world, tmp_path):
     config = world.sft(tmp_path / "run", epochs=1)
     first = train_sft(config)
@@ -181,6 +182,7 @@ def test_inputs_may_move_but_not_change(world, tmp_path):
         train_sft(world.sft(tmp_path / "run", epochs=1, model__folder=moved))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

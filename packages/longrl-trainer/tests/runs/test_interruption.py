@@ -47,6 +47,7 @@ def weights(config: SftConfig) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
 def test_a_run_saves_and_ends_at_a_signal_and_goes_on_later(world, tmp_path, name):
     config, whole = (world.sft(tmp_path / run, warning_signal="SIGUSR2") for run in ("run", "whole"))

@@ -79,6 +79,7 @@ def test_interrupted_or_not_it_ends_as_it_was_published(world, tmp_path, kind):
     assert others(straight.output / "model") == others(broken.output / "model") == others(model)
 
 
+@pytest.mark.slow
 def test_the_next_stage_starts_from_it(world, tmp_path):
     write_published("qwen2_5_vl_7b", tmp_path / "model")
     options = {"model__store": tmp_path / "embeddings"}

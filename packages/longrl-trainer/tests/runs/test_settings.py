@@ -71,6 +71,7 @@ def test_settings_that_shape_nothing_may_change_and_are_logged_with_the_step(sta
     assert settings_of(tmp_path / "run")["settings"]["journal_groups"] == 0
 
 
+@pytest.mark.slow
 def test_a_finished_grpo_run_made_longer_is_the_run_that_was_begun_longer(started, broken_off, tmp_path):
     whole = started.grpo(tmp_path / "whole", steps=4)
     train_grpo(whole)
@@ -93,6 +94,7 @@ def test_fewer_steps_than_done_are_one_line(started, broken_off, tmp_path):
         train_grpo(started.grpo(tmp_path / "run", steps=1))
 
 
+@pytest.mark.slow
 def test_a_new_learning_rate_counts_from_the_next_step_on(world, tmp_path, caplog):
     train_sft(world.sft(tmp_path / "run", epochs=1, **FLAT))
     with pytest.raises(TrainerUsageError, match=r"is finished: settings\.learning_rate was 0\.003 and is now 0\.001"):
@@ -108,6 +110,7 @@ def test_a_new_learning_rate_counts_from_the_next_step_on(world, tmp_path, caplo
     assert losses(tmp_path / "run")[3] != losses(tmp_path / "whole")[3]
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_finished_while_its_files_are_refused(world, tmp_path):
     config = world.sft(tmp_path / "run", epochs=1, **FLAT)
     train_sft(config)

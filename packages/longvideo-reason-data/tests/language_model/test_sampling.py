@@ -64,6 +64,7 @@ REFUSALS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("who", "names", "payload"), REFUSALS, ids=[who for who, *_ in REFUSALS])
 def test_what_a_server_does_not_take_costs_one_request_in_all(
     server: ScriptedServer, tmp_path: Path, who: str, names: set[str], payload: bytes

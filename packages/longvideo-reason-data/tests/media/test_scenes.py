@@ -84,6 +84,7 @@ def test_a_still_picture_has_no_cuts(make_video: MakeVideo) -> None:
     assert len(scene_segments(video, SceneSettings())) == 1
 
 
+@pytest.mark.slow
 def test_without_the_extra_it_is_one_line(make_video: MakeVideo) -> None:
     code = "import sys; sys.modules['scenedetect'] = None; from longvideo_reason_data.media.scenes import *\n"
     code += "from longvideo_reason_data.media.video_file import VideoFile\n"

@@ -91,6 +91,7 @@ def test_a_second_build_pays_nothing_and_gives_the_same(server: Any, films: Path
     assert other["dataset_hash"] == first["dataset_hash"]
 
 
+@pytest.mark.slow
 def test_a_changed_prompt_asks_anew(server: Any, films: Path, tmp_path: Path) -> None:
     run(server, films, tmp_path / "dataset")
     (tmp_path / "prompts").mkdir()
@@ -180,6 +181,7 @@ def test_a_video_that_breaks_off_inside_loses_its_segments_only(server: Any, fil
     assert manifest["kept"]["videos"] == 6
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_ends_the_build_and_keeps_what_was_paid(server: Any, films: Path, tmp_path: Path) -> None:
     server.fail = lambda body, times: (0, {}, b"") if len(server.answered) >= 10 else None
     with pytest.raises(DataError, match="run again to go on"):
@@ -303,6 +305,7 @@ def test_subtitles_in_a_folder_of_their_own(server: Any, films: Path, tmp_path: 
         run(server, films, tmp_path / "dataset", subtitles=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_settled_video_is_left_alone_and_a_passing_failure_settles_none(
     server: Any, films: Path, tmp_path: Path
 ) -> None:
@@ -361,6 +364,7 @@ def test_nothing_to_build_from(server: Any, tmp_path: Path) -> None:
         build([], tmp_path / "dataset", base_url=server.base_url, model="model")
 
 
+@pytest.mark.slow
 def test_output_inside_the_input_is_not_its_own_input(server: Any, films: Path) -> None:
     for _ in range(2):
         manifest = run(server, films, films / "dataset")

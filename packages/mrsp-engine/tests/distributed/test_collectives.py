@@ -121,6 +121,7 @@ def fail_on_second_rank() -> None:
     dist.barrier()
 
 
+@pytest.mark.slow
 def test_a_failing_rank_is_reported_and_the_others_stopped() -> None:
     with pytest.raises(RankError, match=r"(?s)rank 1 failed.*the reason"):
         run_on_ranks(fail_on_second_rank, 2, timeout_seconds=60)

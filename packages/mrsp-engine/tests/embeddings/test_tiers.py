@@ -137,6 +137,7 @@ class TestBudgets:
         assert torch.equal(found, rows(100)[90:])
         assert store.counters.bytes_read == before
 
+    @pytest.mark.slow
     def test_an_embedding_larger_than_the_memory_budget_is_mapped(self, tmp_path: Path) -> None:
         store = EmbeddingStore(tmp_path, StoreLimits(host_bytes=1 << 20))
         store.put(KEY, rows(32 * 1024))

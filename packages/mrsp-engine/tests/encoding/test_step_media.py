@@ -229,6 +229,7 @@ def test_gradients_are_those_of_plain_transformers(family: str, folders: Path, t
             assert (gradient - expected[name]).norm() <= 1e-9 * norm, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SEEING)
 @pytest.mark.parametrize("content", ["features", "frames"])
 def test_what_is_made_in_a_step_is_what_would_have_been_stored(
@@ -339,6 +340,7 @@ def test_names_change_with_the_weights_they_depend_on(family: str, folders: Path
     assert len(set.union(*(seen[0] for seen in names.values()))) == 3
 
 
+@pytest.mark.slow
 def test_the_smaller_of_frames_and_embeddings_is_kept(tmp_path: Path) -> None:
     """Two frames for a row are 28 × 28 × 2 × 3 = 4704 bytes, a row 768 numbers."""
     create_tiny_qwen2_5_vl(tmp_path / "model", corpus=QUESTIONS, hidden_size=768, num_layers=1, intermediate_size=64)
@@ -356,6 +358,7 @@ def test_the_smaller_of_frames_and_embeddings_is_kept(tmp_path: Path) -> None:
         assert entry.nbytes <= plan.layout.num_tokens * 4704
 
 
+@pytest.mark.slow
 def test_what_was_lost_or_damaged_is_told_in_one_line(folders: Path, tmp_path: Path) -> None:
     policy, encoder = load(folders / "qwen2_5_vl", EmbeddingStore(tmp_path))
     encoder.content = "features"

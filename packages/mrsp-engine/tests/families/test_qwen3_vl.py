@@ -111,6 +111,7 @@ def test_size_is_foreseen(policy: Qwen3VlPolicy, folder: Path, num_frames: int, 
     assert grid[0] == -(-num_frames // 2)
 
 
+@pytest.mark.slow
 def test_reading_alone_is_qwen3(tmp_path: Path, store: EmbeddingStore) -> None:
     build_tiny("qwen3", tmp_path / "model")
     policy = load_policy(tmp_path / "model", store=store)

@@ -12,6 +12,7 @@ from mrsp_engine.families.qwen.qwen3_vl_moe import EXPERT_WEIGHTS
 from mrsp_engine.tiny.families import build_tiny
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_turned", [False, True], ids=["as published", "as transformers saves"])
 @pytest.mark.parametrize("is_exact", [False, True])
 def test_experts_are_saved_the_way_they_came(
