@@ -51,7 +51,8 @@ def shard_policy(
         param_dtype=None if kept == computed else computed, reduce_dtype=kept, cast_forward_inputs=False
     )
     outside, unread = _parameters_outside(policy), policy.unread
-    whole = dict(scorer.named_parameters())
+    named = [] if unread is None else scorer.named_parameters()
+    places = {name: unread.find(weight) for name, weight in named if unread is not None and weight in unread}
     policy.computed_dtype, policy.computed_device = computed, policy.device
     memory = CPUOffloadPolicy(pin_memory=policy.device.type == "cuda") if offload else OffloadPolicy()
     for layer in policy.decoder.get_submodule("layers").children():
@@ -66,8 +67,8 @@ def shard_policy(
             module.set_reduce_scatter_unused_params(True, recurse=False)
     if unread is not None:
         for name, parameter in scorer.named_parameters():
-            if parameter not in outside and whole[name] in unread:
-                unread.fill(parameter, whole[name])
+            if parameter not in outside and name in places:
+                unread.fill(parameter, places[name])
         policy.unread = None
 
 

@@ -79,7 +79,7 @@ def _read_encoder(
     of_language = {*policy.decoder.parameters(), *policy.language_model_head.parameters()}
     for weight in weights.values():
         if weight not in of_language:
-            slices.fill(weight, weight)
+            slices.fill(weight, slices.find(weight))
     for parameter in policy.model.parameters():
         if parameter not in of_language:
             parameter.data = parameter.data.to(device)

@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
-__all__ = ["WeightSlices", "build_untouched", "leaving_unread", "unread_models"]
+__all__ = ["WeightPlace", "WeightSlices", "build_untouched", "leaving_unread", "unread_models"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -70,7 +70,7 @@ def build_untouched(build: Callable[[], ModelT]) -> ModelT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class WeightPlace:
     """Where a weight lies: a file, its name there, and whether its last two dimensions are the other way round."""
 
     path: Path
@@ -104,8 +104,7 @@ class WeightSlices:
         self._dtype = dtype
         # A view has its weight's storage, and tied weights have one place.
         owners = {id(weight.untyped_storage()): weight for weight in weights.values()}
-        self._weights = tuple(owners.values())  # which keeps their ids
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, WeightPlace] = {}
         self.has_doubles = False
         for part, named in laid_out.items():
             checkpoint = CheckpointFolder(folder / part)
@@ -118,7 +117,7 @@ class WeightSlices:
                         if list(file.get_slice(key).get_shape()) == list(laid.shape):
                             self.has_doubles |= id(owner) in self._places
                             is_turned = laid.stride() != owner.stride()
-                            self._places[id(owner)] = _Place(path=path, key=key, is_turned=is_turned)
+                            self._places[id(owner)] = WeightPlace(path=path, key=key, is_turned=is_turned)
         lacking = sorted(name for name, weight in weights.items() if weight not in self)
         if lacking:
             raise EngineUsageError(
@@ -130,13 +129,17 @@ class WeightSlices:
         """Whether it is one of the model's weights, as they were before they were spread."""
         return id(weight) in self._places
 
+    def find(self, weight: Tensor) -> WeightPlace:
+        """Where one of them lies; asked before it is spread, as no weight is kept for it."""
+        return self._places[id(weight)]
+
     @torch.no_grad()
-    def fill(self, target: Tensor, weight: Tensor) -> None:
+    def fill(self, target: Tensor, place: WeightPlace) -> None:
         """Read a weight, or the rows of it that this rank holds.
 
         Args:
             target: What is filled: the weight itself, or what has become of it by FSDP2, split by rows.
-            weight: The weight as it was before.
+            place: Where the whole weight lies.
 
         Raises:
             EngineUsageError: The file can't be read any more.
@@ -145,7 +148,6 @@ class WeightSlices:
         stop = start + len(own) if own.dim() else 1
         if start == stop:
             return
-        place = self._places[id(weight)]
         try:
             with safe_open(place.path, "pt") as file:
                 whole = file.get_slice(place.key)
