@@ -55,8 +55,8 @@ def evaluate_on_split(arguments: Sequence[str]) -> None:
         EvaluateConfig,
         example=(
             "longrl evaluate --model.folder runs/grpo/model --data.dataset dataset --data.split held_out "
-            "--data.num-frames 64 --output accuracy.json\n"
-            "On a published benchmark, with other options: longrl evaluate --benchmark videomme --help"
+            "--data.num-frames 64 --output accuracy.json\n\n"
+            "Example: longrl evaluate --benchmark videomme --path Video-MME --help (with options of its own)"
         ),
     )
     from longrl.progress import choose_progress
