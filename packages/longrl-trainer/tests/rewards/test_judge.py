@@ -181,7 +181,10 @@ def judge_on_ranks(base_url, folder):
 def test_with_several_processes_the_first_one_asks_and_all_stop_together(server, tmp_path):
     server.reply = lambda right, given: 500 if given == "a cow" else find_same(right, given)
     assert run_on_ranks(judge_on_ranks, 2, server.base_url, str(tmp_path)) == [[2.0, 1.0, 1.0]] * 2
-    assert len([prompt for prompt in server.prompts if "What is it?" in prompt]) == 4
+    asked = [prompt for prompt in server.prompts if "What is it?" in prompt]
+    for said in ("a red umbrella", "a dog", "a fox"):
+        assert sum(f"\nAnswer: <<<{said}>>>" in prompt for prompt in asked) == 1
+    assert sum("\nAnswer: <<<a cow>>>" in prompt for prompt in asked) > 1  # again and again while the judge is down
 
 
 def test_a_run_without_its_judge_saves_its_state_and_goes_on_to_the_same_end(server, started, tmp_path):
