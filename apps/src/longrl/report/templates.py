@@ -6,10 +6,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def open_templates() -> Environment:
-    """The templates of this room; a share is shown with the filter `percent`."""
+def open_templates(room: str = "longrl.report") -> Environment:
+    """The templates of a room, by default this one; a share is shown with the filter `percent`."""
     environment = Environment(
-        loader=PackageLoader("longrl.report", "."),
+        loader=PackageLoader(room, "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

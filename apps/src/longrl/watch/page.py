@@ -11,8 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from longrl.report.templates import open_templates
 from longrl.watch.watched_run import WatchedRun
 from longrl_trainer.durable import write_text
 
@@ -60,18 +59,19 @@ def write_page(run: WatchedRun, path: Path) -> None:
 def _render(content: dict[str, Any]) -> str:
     script = files("longrl.watch").joinpath("page.js").read_text(encoding="utf-8")
     style = files("longrl.watch").joinpath("page.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("longrl.watch", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     # Within a script element only `<` could end it.
     data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    return environment.get_template("page.html.jinja").render(
-        name=content["name"],
-        data=data,
-        script=script,
-        style=style,
-        script_digest=_digest(script),
-        style_digest=_digest(style),
+    return (
+        open_templates("longrl.watch")
+        .get_template("page.html.jinja")
+        .render(
+            name=content["name"],
+            data=data,
+            script=script,
+            style=style,
+            script_digest=_digest(script),
+            style_digest=_digest(style),
+        )
     )
 
 
