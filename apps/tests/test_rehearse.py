@@ -48,10 +48,14 @@ def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str)
 def test_questions_that_training_drops_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
     text = (RECIPES / "qwen2_5_vl_3b_grpo.toml").read_text()
-    recipe.write_text(text.replace("num_frames = 128", "num_frames = 2560"))
+    text = text.replace("num_frames = 128", "num_frames = 2560").replace("17179869184", "4294967296")
+    recipe.write_text(text)
     options = ("--model", THREE, "--gpus", "1", "--rows", "1", "--gpu-memory", "1000GB")
     found = rehearse(tmp_path, str(recipe), *options)
-    reason = "more than the 128000 positions the model was trained for; lower data.num_frames or data.frame_pixels"
+    reason = (
+        "that sampler.memory_bytes=4294967296 has room for; lower data.num_frames or data.frame_pixels, or raise "
+        "sampler.memory_bytes"
+    )
     assert reason in found["step"]["too_long"]
     assert f"training drops such a question: {found['step']['too_long']}" in capsys.readouterr().out
 

@@ -106,10 +106,10 @@ def _check_length(policy: "Policy", medium: "MediaReference") -> None:
     Raises:
         UnfitMediumError: It is longer than the model's number of positions.
     """
-    length = policy.prompt_length("", [medium])
-    if length > policy.max_positions:
+    positions, tokens = policy.prompt_positions("", [medium]), policy.prompt_length("", [medium])
+    if positions > policy.max_positions:
+        cure = "lower --num-frames or --max-frames, or set --frame-pixels"
         raise UnfitMediumError(
-            f"a prompt with this video has {length} tokens, more than the {policy.max_positions} positions the model "
-            f"was "
-            "trained for; lower --num-frames or --max-frames, or set --frame-pixels"
+            f"a prompt with this video takes {positions} positions, more than the {policy.max_positions} that the "
+            f"model was trained for; {cure if positions <= tokens else 'take shorter videos'}"
         )

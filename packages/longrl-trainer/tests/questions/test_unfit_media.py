@@ -9,6 +9,7 @@ import pytest
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
+from longrl_trainer.questions.length import LengthLimit, PromptLengths
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.runs.progress import SilentProgress
@@ -27,13 +28,13 @@ FILMS = {
     "plain": {"num_frames": 8},
     "short": {"num_frames": 4},
     "five": {"num_frames": 5},
-    "long": {"num_frames": 60},
+    "long": {"num_frames": 300},
     "thin": {"num_frames": 8, "height": 4, "width": 900},
     "speck": {"num_frames": 8, "height": 6, "width": 8},
 }
 # Frames requested, positions of the model, and the reasons by video; everything else is kept.
 CASES = {
-    "qwen2_5_vl": (60, 170, {"long": "prompt_too_long", "thin": "unfit_medium"}),
+    "qwen2_5_vl": (60, 126, {"long": "prompt_too_long", "thin": "unfit_medium"}),
     "qwen3_vl": (60, 350, {"long": "prompt_too_long", "thin": "unfit_medium"}),
     "vila": (60, 190, {"long": "prompt_too_long", "five": "unfit_medium"}),
 }
@@ -74,7 +75,9 @@ def test_every_stage_drops_it_with_its_reason_and_goes_on(unfit, tmp_path):
     progress = Listening()
     assert train_sft(world.sft(tmp_path / "sft", epochs=1, **options), progress=progress).questions == counts
     [line] = progress.lines
-    assert re.match(r"\w+: its prompt has \d+ tokens and its response up to \d+, together more than the \d+ ", line)
+    assert re.match(
+        r"\w+: its prompt has \d+ (tokens|positions) and its response up to \d+, together more than the \d+ ", line
+    )
     assert "positions the model was trained for; lower data.num_frames" in line
     assert line.endswith("; such questions are dropped")
     assert ("data.frame_pixels" in line) == ("thin" in reasons)
@@ -95,7 +98,33 @@ def test_the_longest_prompt_is_exact(unfit, tmp_path):
     policy = open_policy(config.model, "float32")
     questions = load_questions(config.data, policy, progress=SilentProgress())
     lengths = [build_question_prompt(policy, question, None).length for question in questions.kept]
-    assert questions.longest_prompt == max(lengths) <= policy.max_positions
+    assert questions.longest_prompt == max(lengths)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_more_tokens_than_positions_are_no_reason_to_drop_a_video(family, tmp_path, film_world):
+    """Unlike too much time: its positions don't shrink with fewer frames."""
+    build_tiny(family, tmp_path / "model", sizes=dataclasses.replace(SIZES, max_position_embeddings=500))
+    world = film_world(tmp_path, {"long": {"num_frames": 60}})
+    config = world.evaluation(tmp_path / "x.json", data__num_frames=60, data__split="train_rl")
+    policy = open_policy(config.model, "float32")
+    [question] = load_questions(config.data, policy, progress=SilentProgress()).kept
+    prompt = build_question_prompt(policy, question, None)
+    limit = LengthLimit(positions=int(prompt.positions.max()) + 1 + 12, tokens=10**6)
+    lengths = PromptLengths(policy, config.data, limit, lambda _: 12)
+    assert prompt.length + 12 > limit.positions
+    assert lengths.find_problem(question.record, question.media) is None
+    assert lengths.longest_prompt == prompt.length
+    assert lengths.fits(question.record, question.media)
+    tight = PromptLengths(policy, config.data, limit, lambda _: 13)
+    assert not tight.fits(question.record, question.media)
+    problem = tight.find_problem(question.record, question.media)
+    assert f"its prompt has {limit.positions - 12} positions and its response up to 13" in problem.detail
+    assert problem.detail.endswith("; lower data.num_frames or data.frame_pixels")
+    if family == "qwen2_5_vl":
+        hours = [dataclasses.replace(question.media[0], seconds_per_grid=3600.0)]
+        assert lengths.find_problem(question.record, hours).detail.endswith("; take shorter videos")
+        assert "positions with the response" in lengths.describe_refused(1, 2)
 
 
 def test_a_response_needs_room_too(unfit, tmp_path):
@@ -103,12 +132,19 @@ def test_a_response_needs_room_too(unfit, tmp_path):
     options = {"data__num_frames": 8, "data__split": "train_rl"}
     config = world.evaluation(tmp_path / "x.json", **options)
     policy = open_policy(config.model, "float32")
-    longest = load_questions(config.data, policy, progress=SilentProgress()).longest_prompt
-    room = policy.max_positions - longest
+    kept = load_questions(config.data, policy, progress=SilentProgress()).kept
+    lengths = [int(build_question_prompt(policy, question, None).positions.max()) + 1 for question in kept]
+    room = policy.max_positions - max(length for length in lengths if length + 12 <= policy.max_positions)
     fitting = evaluate(world.evaluation(tmp_path / "a.json", **options), policy=policy)
-    assert "prompt_too_long" not in fitting.questions["dropped"]
-    questions = load_questions(config.data, policy, progress=SilentProgress(), response_tokens=lambda _: room + 1)
-    assert questions.counts()["dropped"]["prompt_too_long"] >= 1
+    is_timed = policy.name == "qwen2_5_vl"  # a long video takes as many positions with fewer frames
+    assert fitting.questions["dropped"].get("prompt_too_long", 0) == is_timed
+    questions = load_questions(
+        config.data,
+        policy,
+        progress=SilentProgress(),
+        response_tokens=lambda record: room + (record.question_id in {"plain", "long"}),
+    )
+    assert questions.counts()["dropped"]["prompt_too_long"] >= 1 + is_timed
     with pytest.raises(TrainerUsageError, match=r"more than the \d+ positions the model was trained"):
         load_questions(config.data, policy, progress=SilentProgress(), response_tokens=lambda _: 10**6)
 

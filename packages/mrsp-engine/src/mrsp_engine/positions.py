@@ -52,6 +52,13 @@ def qwen2_5_vl_positions(
     return torch.from_numpy(np.concatenate(pieces, axis=1)) if pieces else torch.empty((3, 0), dtype=torch.int64)
 
 
+def qwen2_5_vl_extent(medium: MediaReference, *, merge_size: int, tokens_per_second: float) -> int:
+    """Number of positions that a medium takes in `qwen2_5_vl_positions`: its rows, or its time where that is longer."""
+    frames, height, width = medium.grid_thw
+    last = int((frames - 1) * (medium.seconds_per_grid * tokens_per_second))
+    return max(last + 1, height // merge_size, width // merge_size)
+
+
 def qwen3_vl_positions(
     expanded_ids: Sequence[int], media: Sequence[MediaReference], *, placeholder_ids: Collection[int], merge_size: int
 ) -> Tensor:
@@ -66,6 +73,12 @@ def qwen3_vl_positions(
     ]
     merged_ids = [one if token in placeholder_ids else token for token in expanded_ids]
     return qwen2_5_vl_positions(merged_ids, patches, placeholder_id=one, merge_size=merge_size, tokens_per_second=1.0)
+
+
+def qwen3_vl_extent(medium: MediaReference, *, merge_size: int) -> int:
+    """Number of positions that the embeddings of a medium take in `qwen3_vl_positions`, without the times between."""
+    frames, height, width = medium.grid_thw
+    return frames * (max(height, width) // merge_size)
 
 
 def continue_positions(prompt_positions: Tensor, branch_lengths: Sequence[int]) -> Tensor:

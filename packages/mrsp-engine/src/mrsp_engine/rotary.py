@@ -15,14 +15,14 @@ from typing import Any, cast
 
 from mrsp_engine.errors import EngineUsageError
 
-__all__ = ["longest_context", "read_rope", "refuse_rotary"]
+__all__ = ["SECTIONS", "longest_context", "read_rope", "refuse_rotary"]
 
 _TYPES = ("default", "linear", "llama3", "yarn")
 _TYPES_OF_SEVERAL_AXES = ("default", "yarn")
 _KEYS = ("rope_scaling", "rope_parameters")
 """In the order of precedence in transformers: of two, it ignores the second."""
 _OLD_NAMES = {"mrope": "default", "su": "longrope"}
-_SECTIONS = "mrope_section"
+SECTIONS = "mrope_section"
 _LIMITS = ("max_position_embeddings", "model_max_length")
 _STRETCHES = ("linear", "dynamic")
 
@@ -82,7 +82,7 @@ def refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
         )
     if _OLD_NAMES.get(str(old := rope.get("type")), old) not in (None, rope["rope_type"]):
         raise EngineUsageError(f"{path}: {key} has type={old!r} and rope_type={rope['rope_type']!r}; keep rope_type")
-    expected = _TYPES_OF_SEVERAL_AXES if _SECTIONS in rope else _TYPES
+    expected = _TYPES_OF_SEVERAL_AXES if SECTIONS in rope else _TYPES
     if rope["rope_type"] not in expected:
         raise EngineUsageError(
             f"{path}: rope_type={rope['rope_type']!r} in {key}: trainer and sampler would not have the same rotary "
@@ -94,5 +94,5 @@ def refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _differs(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    names = ("rope_type", "factor", "original_max_position_embeddings", _SECTIONS)
+    names = ("rope_type", "factor", "original_max_position_embeddings", SECTIONS)
     return any(first.get(name) != second.get(name) for name in names)

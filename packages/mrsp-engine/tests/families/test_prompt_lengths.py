@@ -1,4 +1,4 @@
-"""The length of a prompt is known without building it, for every family, number of frames and image shape."""
+"""The length and the positions of a prompt are known without building it, for every family and kind of medium."""
 
 from pathlib import Path
 
@@ -35,6 +35,7 @@ def test_one_video_of_any_length_and_shape(seeing: Policy, num_frames: int, shap
     for text, system in (("Which shape left first?", None), ("Why?\nA. red", "Look closely.")):
         built = seeing.build_prompt(text, [medium], system=system)
         assert seeing.prompt_length(text, [medium], system=system) == built.length
+        assert seeing.prompt_positions(text, [medium], system=system) == built.positions.max() + 1
     assert built.length > medium.num_tokens
     assert video.num_read == 0
 
@@ -45,7 +46,9 @@ def test_several_media_and_none(seeing: Policy) -> None:
     media = [seeing.encoder.plan(video, range(video.frame_count)).reference for video in videos]
     picture = seeing.encoder.plan_image(NoiseVideo(frame_count=1)).reference
     for shown in ([], media, [picture], [media[0], picture, media[1]], [media[0], media[0]]):
-        assert seeing.prompt_length("Which?", shown) == seeing.build_prompt("Which?", shown).length
+        built = seeing.build_prompt("Which?", shown)
+        assert seeing.prompt_length("Which?", shown) == built.length
+        assert seeing.prompt_positions("Which?", shown) == built.positions.max() + 1
 
 
 @pytest.mark.slow

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from mrsp_engine.attention.split import RowSplit
+from mrsp_engine.encoding.frame_budget import FrameBudget
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import GroupLengths, PackedLayout
 from mrsp_engine.planner.checkpoints import MODELS, find_shape, read_shape
 from mrsp_engine.planner.costs import (
+    OTHER_TOKENS,
     Sizes,
     embedding_bytes,
     exchanged_bytes,
@@ -22,6 +24,7 @@ from mrsp_engine.planner.costs import (
 from mrsp_engine.planner.hardware import find_accelerator
 from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
 from mrsp_engine.planner.search import PlanRequest, StepPlan, plan_step
+from mrsp_engine.planner.videos import PlannedVideo
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 SEVEN = MODELS["Qwen2.5-VL-7B"]
@@ -166,12 +169,22 @@ def test_more_takes_longer_and_more_devices_take_less() -> None:
     assert total(plan_step(faster)) < total(plan_step(HOUR))
 
 
+def test_positions_of_an_hour_are_few_though_its_tokens_are_many() -> None:
+    seconds = tuple(map(float, range(3600)))
+    video = PlannedVideo(height=720, width=1280, seconds=seconds, budget=FrameBudget(frame_pixels=128 * 28 * 28))
+    plan = plan_step(replace(HOUR, video=video))
+    assert plan.sizes.prompt_tokens > 128_000 == SEVEN.max_positions
+    assert plan.sizes.prompt_positions == 3598 * 2 + 1 + 2 + OTHER_TOKENS  # twice a second, and two markers
+    assert not any("positions" in note for note in plan.notes)
+    short = plan_step(replace(HOUR, video=video, shape=replace(SEVEN, max_positions=4096)))
+    assert any("positions are more than the 4096" in note for note in short.notes)
+
+
 def test_a_plan_fits_and_saves_no_more_than_it_must() -> None:
     plan = plan_step(HOUR)
     assert sum(plan.update_bytes.values()) < 80e9
     assert plan.sequence_ranks == plan.split.head_ranks * plan.split.token_ranks
     assert plan.strategy.is_checkpointed
-    assert any("positions" in note for note in plan.notes)
     roomy = plan_step(
         PlanRequest(
             shape=MODELS["Qwen2.5-0.5B"],

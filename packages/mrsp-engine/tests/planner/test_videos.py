@@ -63,6 +63,7 @@ def test_plan_and_run_count_alike(kind: str, tmp_path: Path) -> None:
                 assert found.embeddings == layout.reference.num_tokens
                 assert found.frame_pixels == layout.layout.height * layout.layout.width
                 assert alone + found.tokens == policy.prompt_length("Why?", [layout.reference])
+                assert alone + found.positions == policy.prompt_positions("Why?", [layout.reference])
                 counted += 1
     assert counted > 30
 

@@ -47,11 +47,14 @@ def source(policy: Policy) -> Counted:
     return Counted(policy)
 
 
-def writer(folder: Path, source: Counted, *, is_reading_store: bool = True, max_model_len: int = 200) -> RequestWriter:
+def writer(
+    folder: Path, source: Counted, *, is_reading_store: bool = True, max_model_len: int = 200, max_positions: int = 200
+) -> RequestWriter:
     return RequestWriter(
         SamplerCheckpoint(folder),
         source,
         max_model_len=max_model_len,
+        max_positions=max_positions,
         dtype=torch.float32,
         is_reading_store=is_reading_store,
     )
@@ -117,6 +120,13 @@ def test_every_fault_of_a_sample_refuses_that_sample(
     assert isinstance(refusal, Refusal)
     assert refusal.reason == RefusalReason.PROMPT_TOO_LONG
     assert "raise max_model_len" in refusal.message
+    positions = int(prompt.positions.max()) + 1
+    assert positions < prompt.length
+    assert isinstance(writer(tiny_folder, source, max_positions=positions + 8).write(prompt, SAMPLING), dict)
+    refusal = writer(tiny_folder, source, max_positions=positions + 7).write(prompt, SAMPLING)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == RefusalReason.PROMPT_TOO_LONG
+    assert f"{positions} positions" in refusal.message
 
 
 def test_a_prompt_of_another_checkpoint_is_a_mistake(tiny_folder: Path, source: Counted, prompt: Prompt) -> None:

@@ -14,7 +14,7 @@ from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.families.qwen.sampler_media import Qwen25VlSamplerMedia
-from mrsp_engine.rollout import SamplingSettings
+from mrsp_engine.rollout import Refusal, SamplingSettings
 from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
 from mrsp_engine.rollout.vllm.rotary import rotary_frequencies
 from mrsp_engine.testing.agreement import logprob_gaps
@@ -101,6 +101,37 @@ def test_prompts_longer_than_the_trained_positions_agree(family: str, rope: dict
     finally:
         engine.close()
     assert gaps.mean() <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "num_frames", "edge"),
+    [("qwen2_5_vl", 60, 48), pytest.param("qwen2_vl", 60, 48, marks=pytest.mark.long), ("qwen3_vl", 4, 224)],
+)
+def test_what_counts_is_positions_not_tokens(family: str, num_frames: int, edge: int, tmp_path: Path) -> None:
+    """An hour of video has more tokens than a model has positions, and fits, since the tokens of a frame share one."""
+    build_tiny(family, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = ORIGINAL
+    path.write_text(json.dumps(config))
+    policy = open_policy(tmp_path / "model")
+    assert not policy.has_one_axis
+    video = NoiseVideo(height=edge, width=edge, frame_count=num_frames)
+    prompt = policy.build_prompt("Which shape left first?", [policy.encode_video(video, range(num_frames))])
+    assert prompt.length > ORIGINAL
+    assert prompt.positions.max() + SAMPLING.max_tokens < ORIGINAL
+    long = policy.build_prompt("Which? " * 50, [])
+    assert long.length + SAMPLING.max_tokens < MAX_MODEL_LEN
+    engine = open_engine(tmp_path / "model", policy)
+    try:
+        answered, refusal = engine.generate([prompt, long], SAMPLING)
+        gaps = logprob_gaps(policy, [prompt], [answered], temperature=1.0)
+    finally:
+        engine.close()
+    assert gaps.mean() <= 1e-5
+    assert isinstance(refusal, Refusal)
+    assert f"{long.length} positions and max_tokens=16: expected at most {ORIGINAL}" in refusal.message
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen2"])

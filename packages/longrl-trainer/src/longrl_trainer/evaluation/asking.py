@@ -205,9 +205,13 @@ class BenchmarkAsker:
         if token is not None:
             return _unasked(asked, str(DropReason.CONTROL_TOKEN), f"its text contains {token!r}, a control token")
         media = () if video is None else video.references
-        length = self._policy.prompt_length(text, media, system=self._config.system) + self._response_tokens(protocol)
-        if length > self._limit.tokens:
-            detail = f"{length} tokens with the response, more than the {self._limit.tokens} {self._limit.meaning}"
+        excess = self._limit.find_excess(
+            self._policy.prompt_length(text, media, system=self._config.system),
+            self._policy.prompt_positions(text, media, system=self._config.system),
+            self._response_tokens(protocol),
+        )
+        if excess is not None:
+            detail = f"{excess.length} {excess.unit} with the response, more than the {excess.bound}"
             return _unasked(asked, str(DropReason.PROMPT_TOO_LONG), detail)
         prompt = self._policy.build_prompt(text, media, system=self._config.system)
         return _Asked(question=question, rotation=rotation, text=text, prompt=prompt)

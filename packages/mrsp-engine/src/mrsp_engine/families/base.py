@@ -55,6 +55,7 @@ class Policy(ABC):
 
     Attributes:
         name: The family's name, equal to `model_type` in the checkpoint's config.json.
+        has_one_axis: Whether every token takes a position of its own.
         folder: Where the checkpoint was loaded from.
         source: The checkpoint from which a saved one takes its layout and all files except the weights; `folder` unless
             set.
@@ -75,6 +76,7 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    has_one_axis: ClassVar[bool] = True
     folder: Path
     source: Path
     model: nn.Module
@@ -116,6 +118,10 @@ class Policy(ABC):
     @abstractmethod
     def prompt_length(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
         """Number of tokens that `build_prompt` would return for the same arguments, without building the prompt."""
+
+    def prompt_positions(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
+        """Number of its positions, without building it; with several axes fewer than tokens, or more for far frames."""
+        return self.prompt_length(text, media, system=system)
 
     @abstractmethod
     def build_shared_prompt(
@@ -239,7 +245,7 @@ class Policy(ABC):
 
     @property
     def max_positions(self) -> int:
-        """Maximum tokens of a sequence, as trained or as extended by the rotary positions."""
+        """Number of positions of a sequence, as trained or as extended by the rotary positions."""
         return longest_context(cast(Any, self.model).config.get_text_config().to_dict())
 
     @property

@@ -8,6 +8,7 @@ tokens of that, and a rule for what replaces them once its embedding is known.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,23 +20,34 @@ from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.template_trial import describe_trial
 from mrsp_engine.prompts import Prompt
 
-__all__ = ["TURN_START", "ChatPrompts", "MediaTokens", "PositionRule", "count_positions"]
+__all__ = ["ONE_AXIS", "TURN_START", "ChatPrompts", "MediaTokens", "PositionRule", "check_token"]
 
 TURN_START = "<|im_start|>"
 LONGEST_TEMPLATE_TEXT = 1 << 20
 MOST_REPETITIONS = 8
 """Of a text by the template that writes it."""
 
-PositionRule = Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
-"""From the expanded tokens of a prompt and its media to its positions, int64 [axes, P]."""
-
 Stretch = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens before and after a run of embedding rows."""
 
 
-def count_positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
-    """Positions of models with one axis, which every token advances by one; [1, P]."""
-    return torch.arange(len(expanded_ids))[None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionRule:
+    """How a family counts positions.
+
+    Attributes:
+        place: From the expanded tokens of a prompt and its media to its positions, int64 [axes, P].
+        extent: Number of positions that the embedding rows of a medium take.
+    """
+
+    place: Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
+    extent: Callable[[MediaReference], int]
+
+
+ONE_AXIS = PositionRule(
+    place=lambda expanded_ids, media: torch.arange(len(expanded_ids))[None], extent=lambda medium: medium.num_tokens
+)
+"""Of models with one axis, which every token advances by one; [1, P]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +94,7 @@ class ChatPrompts:
         template: A processor or tokenizer with the checkpoint's chat template.
         tokenizer: The checkpoint's tokenizer.
         media: How media are written, by modality; empty for a text-only model.
-        positions: Computes the positions.
+        positions: The family's rule.
         num_embedded: Number of tokens that the model can embed; others can't occur in a text.
 
     Raises:
@@ -94,7 +106,7 @@ class ChatPrompts:
         template: Any,
         tokenizer: Any,
         media: Mapping[str, MediaTokens],
-        positions: PositionRule = count_positions,
+        positions: PositionRule = ONE_AXIS,
         *,
         num_embedded: int,
     ) -> None:
@@ -124,6 +136,11 @@ class ChatPrompts:
                 tokens = self._tokens_of(medium)
                 self._lengths[medium] = tokens.length(medium) - len(tokens.written)
         return len(self._written_ids(text, media, system)) + sum(self._lengths[medium] for medium in media)
+
+    def num_positions(self, text: str, media: Sequence[MediaReference], system: str | None) -> int:
+        """Number of positions that such a prompt takes, without building it."""
+        rows = sum(medium.num_tokens for medium in media)
+        return self.length(text, media, system) - rows + sum(self._positions.extent(medium) for medium in media)
 
     def build_shared(
         self, media: Sequence[MediaReference], system: str | None
@@ -241,10 +258,31 @@ class ChatPrompts:
         return Prompt(
             token_ids=tuple(sampled),
             expanded_ids=tuple(expanded),
-            positions=self._positions(expanded, media),
+            positions=self._positions.place(expanded, media),
             media=tuple(media),
         )
 
 
 def _starts_with(token_ids: tuple[int, ...], place: int, pattern: tuple[int, ...]) -> bool:
     return token_ids[place : place + len(pattern)] == pattern
+
+
+def check_token(folder: Path, tokenizer: Any, token: str, expected_id: int | None = None) -> int:
+    """The id of a required special token, which must equal the id in the model's configuration if that has one.
+
+    Raises:
+        EngineUsageError: The tokenizer lacks it (transformers creates an empty tokenizer where the files are missing),
+            or has another id for it than the model.
+    """
+    found = tokenizer.convert_tokens_to_ids(token)
+    if found is None or tokenizer.convert_ids_to_tokens(found) != token:
+        raise EngineUsageError(
+            f"{folder}: the tokenizer has no {token}; tokenizer files are missing or of another model, "
+            "set another model folder"
+        )
+    if expected_id is not None and found != expected_id:
+        raise EngineUsageError(
+            f"{folder}: the tokenizer has id {found} for {token}, config.json has {expected_id}; "
+            "tokenizer files are of another model, set another model folder"
+        )
+    return int(found)

@@ -24,12 +24,12 @@ from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.base import Policy
-from mrsp_engine.families.chat_prompts import TURN_START, ChatPrompts, MediaTokens, PositionRule, count_positions
+from mrsp_engine.families.chat_prompts import ONE_AXIS, TURN_START, ChatPrompts, MediaTokens, PositionRule, check_token
 from mrsp_engine.families.checkpoints import write_checkpoint
 from mrsp_engine.families.copies import write_copy
 from mrsp_engine.prompts import Prompt
 
-__all__ = ["LanguagePolicy", "check_token"]
+__all__ = ["LanguagePolicy"]
 
 
 class LanguagePolicy(Policy):
@@ -43,7 +43,7 @@ class LanguagePolicy(Policy):
         store: The store of embeddings.
         causal_model: The part of `model` with decoder and head; the model itself by default.
         media: How media are written, by modality.
-        positions: Computes the positions.
+        positions: The rule for positions.
         encoder: Encodes videos and images, for families with vision.
     """
 
@@ -63,7 +63,7 @@ class LanguagePolicy(Policy):
         *,
         causal_model: Any = None,
         media: Mapping[str, MediaTokens] | None = None,
-        positions: PositionRule = count_positions,
+        positions: PositionRule = ONE_AXIS,
         encoder: FrameEncoder | None = None,
     ) -> None:
         self.folder = folder
@@ -106,6 +106,10 @@ class LanguagePolicy(Policy):
     def prompt_length(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
         """See `Policy.prompt_length`."""
         return self._prompts.length(text, media, system)
+
+    def prompt_positions(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> int:
+        """See `Policy.prompt_positions`."""
+        return self._prompts.num_positions(text, media, system)
 
     def build_shared_prompt(
         self, media: Sequence[MediaReference], *, system: str | None = None
@@ -277,24 +281,3 @@ def _runs(rows: Tensor) -> list[tuple[int, int]]:
     breaks = torch.nonzero(rows.diff() != 1).squeeze(1)
     firsts, lasts = torch.cat((rows[:1], rows[breaks + 1])), torch.cat((rows[breaks], rows[-1:]))
     return [(first, last + 1) for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
-
-
-def check_token(folder: Path, tokenizer: Any, token: str, expected_id: int | None = None) -> int:
-    """The id of a required special token, which must equal the id in the model's configuration if that has one.
-
-    Raises:
-        EngineUsageError: The tokenizer lacks it (transformers creates an empty tokenizer where the files are missing),
-            or has another id for it than the model.
-    """
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found is None or tokenizer.convert_ids_to_tokens(found) != token:
-        raise EngineUsageError(
-            f"{folder}: the tokenizer has no {token}; tokenizer files are missing or of another model, "
-            "set another model folder"
-        )
-    if expected_id is not None and found != expected_id:
-        raise EngineUsageError(
-            f"{folder}: the tokenizer has id {found} for {token}, config.json has {expected_id}; "
-            "tokenizer files are of another model, set another model folder"
-        )
-    return int(found)

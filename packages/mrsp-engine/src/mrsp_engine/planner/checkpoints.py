@@ -30,7 +30,7 @@ def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
         num_linears=3,
         window_patches=64,
         full_share=4 / 32,
-        videos=_qwen_videos(14, 3136, 12845056),
+        videos=_qwen_videos(14, 3136, 12845056, positions_per_second=2.0),
     )
 
 
@@ -49,7 +49,14 @@ def _qwen3_vision(width: int, intermediate_size: int, depth: int) -> VisionShape
     )
 
 
-def _qwen_videos(patch_size: int, min_pixels: int, max_pixels: int, *, is_third: bool = False) -> QwenVideos:
+def _qwen_videos(
+    patch_size: int,
+    min_pixels: int,
+    max_pixels: int,
+    *,
+    is_third: bool = False,
+    positions_per_second: float | None = None,
+) -> QwenVideos:
     frames = QwenFrames(
         patch_size=patch_size,
         merge_size=2,
@@ -58,7 +65,12 @@ def _qwen_videos(patch_size: int, min_pixels: int, max_pixels: int, *, is_third:
         max_pixels=max_pixels,
         is_whole_video=is_third,
     )
-    return QwenVideos(frames=frames, writes_times=is_third, count_tokens=count_as_qwen)
+    return QwenVideos(
+        frames=frames,
+        writes_times=is_third,
+        positions_per_second=positions_per_second,
+        count_tokens=count_as_qwen,
+    )
 
 
 def _siglip(merge_size: int) -> VisionShape:
@@ -220,6 +232,7 @@ def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
         videos = QwenVideos(
             frames=read_frames(folder, model_type),
             writes_times=model_type == "qwen3_vl",
+            positions_per_second=float(config.get("tokens_per_second", 4)) if model_type == "qwen2_5_vl" else None,
             count_tokens=token_counter(folder),
         )
     window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])

@@ -31,6 +31,7 @@ class Sizes:
         group_size: Responses G.
         response_tokens: Tokens R of each.
         prompt_tokens: Tokens P of the prompt.
+        prompt_positions: Its positions; None if they depend on times that aren't known.
     """
 
     num_frames: int
@@ -38,6 +39,7 @@ class Sizes:
     group_size: int
     response_tokens: int
     prompt_tokens: int
+    prompt_positions: int | None = None
 
     @classmethod
     def of(
@@ -56,15 +58,18 @@ class Sizes:
         """
         vision = shape.vision
         of_media = vision.num_groups(num_frames) * vision.tokens_per_group(frame_pixels) if vision else 0
+        positions = of_media if vision is None or vision.fixed_size is not None else None
         if video is not None and vision is not None and vision.videos is not None:
             counted = vision.videos.count(video)
             of_media, num_frames, frame_pixels = counted.tokens, len(video.seconds), counted.frame_pixels
+            positions = counted.positions
         return cls(
             num_frames=num_frames,
             frame_pixels=frame_pixels,
             group_size=group_size,
             response_tokens=response_tokens,
             prompt_tokens=of_media + OTHER_TOKENS,
+            prompt_positions=None if positions is None else positions + OTHER_TOKENS,
         )
 
     def rows(self, mode: Mode) -> tuple[int, PackedLayout]:

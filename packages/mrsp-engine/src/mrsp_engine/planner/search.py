@@ -255,10 +255,10 @@ def _refusal(request: PlanRequest, sizes: Sizes, held: dict[str, float]) -> str:
 
 def _notes(request: PlanRequest, sizes: Sizes, strategy: Strategy) -> tuple[str, ...]:
     notes: list[str] = []
-    longest = sizes.prompt_tokens + sizes.response_tokens
+    longest = (sizes.prompt_positions or 0) + sizes.response_tokens
     if longest > request.shape.max_positions:
         notes.append(
-            f"{longest} tokens are more than the {request.shape.max_positions} positions {request.shape.name} was "
+            f"{longest} positions are more than the {request.shape.max_positions} {request.shape.name} was "
             "trained for, so a run drops such questions; lower the number of frames or their pixels"
         )
     if strategy.sharding != "none":

@@ -14,7 +14,7 @@ from longrl_files.messages import visible
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import MOST_VOCABULARY_BYTES, CheckpointFolder
-from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, write_time
+from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, seconds_per_group, write_time
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
 
 __all__ = ["PlannedVideo", "QwenVideos", "VideoRule", "VideoTokens", "VilaVideos", "count_as_qwen", "token_counter"]
@@ -49,11 +49,13 @@ class VideoTokens:
         frame_pixels: Pixels of a frame as the encoder sees it.
         embeddings: Rows of its embedding.
         tokens: Those, and the tokens that the family writes around them.
+        positions: Positions that all of these take.
     """
 
     frame_pixels: int
     embeddings: int
     tokens: int
+    positions: int
 
 
 class VideoRule(Protocol):
@@ -70,10 +72,18 @@ class VideoRule(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QwenVideos:
-    """Qwen2.5-VL puts markers around a video, Qwen3-VL a time and markers around every group of frames."""
+    """Qwen2.5-VL puts markers around a video, Qwen3-VL a time and markers around every group of frames.
+
+    Attributes:
+        frames: Sizes of frames.
+        writes_times: Whether times are written as text.
+        positions_per_second: By which positions count time; None if they count groups of frames.
+        count_tokens: The tokenizer.
+    """
 
     frames: QwenFrames
     writes_times: bool
+    positions_per_second: float | None = None
     count_tokens: CountTokens
 
     def count(self, video: PlannedVideo) -> VideoTokens:
@@ -81,11 +91,23 @@ class QwenVideos:
         num_frames = len(video.seconds)
         height, width = self.frames.size(video.height, video.width, num_frames, video.budget)
         embeddings = self.frames.num_tokens(height, width, num_frames)
-        written = 2
+        side = max(height, width) // self.frames.factor
         if self.writes_times:
             times = middle_seconds(video.seconds, self.frames.frames_per_group)
             written = sum(2 + self.count_tokens(write_time(seconds)) for seconds in times)
-        return VideoTokens(frame_pixels=height * width, embeddings=embeddings, tokens=embeddings + written)
+            extent = side * len(times)
+        else:
+            written, groups = 2, self.frames.num_groups(num_frames)
+            step = 1.0
+            if self.positions_per_second is not None:
+                step = seconds_per_group(video.seconds, self.frames.frames_per_group) * self.positions_per_second
+            extent = max(int((groups - 1) * step) + 1, side)
+        return VideoTokens(
+            frame_pixels=height * width,
+            embeddings=embeddings,
+            tokens=embeddings + written,
+            positions=extent + written,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +124,8 @@ class VilaVideos:
         syntax = self.frames.syntax
         written = shown * (self.count_tokens(syntax.start) + self.count_tokens(syntax.end))
         embeddings = shown * rows * columns
-        return VideoTokens(frame_pixels=self.edge**2, embeddings=embeddings, tokens=embeddings + written)
+        tokens = embeddings + written
+        return VideoTokens(frame_pixels=self.edge**2, embeddings=embeddings, tokens=tokens, positions=tokens)
 
 
 def count_as_qwen(text: str) -> int:

@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.errors import UnfitMediumError
 
-__all__ = ["QwenFrames", "middle_seconds", "write_time"]
+__all__ = ["QwenFrames", "middle_seconds", "seconds_per_group", "write_time"]
 
 TOKEN_SHARE_FOR_VIDEO = 0.9
 """Share of the processor's `max_video_tokens` that Qwen2.5-VL's per-frame cap distributes over the frames."""
@@ -133,6 +135,16 @@ def middle_seconds(seconds: Sequence[float], frames_per_group: int) -> tuple[flo
     return tuple(
         (filled[first] + filled[first + frames_per_group - 1]) / 2 for first in range(0, len(filled), frames_per_group)
     )
+
+
+def seconds_per_group(seconds: Sequence[float], frames_per_group: int) -> float:
+    """Mean seconds between groups of frames, rounded to float32 like in the sampler.
+
+    A single frame has no interval and only one temporal position; one second per frame is assumed.
+    """
+    intervals = len(seconds) - 1
+    mean_interval = (seconds[-1] - seconds[0]) / intervals if intervals else 1.0
+    return float(np.float32(mean_interval * frames_per_group))
 
 
 def write_time(seconds: float) -> str:

@@ -4,6 +4,7 @@ The language model runs under the engine's attention (`attention.registration`),
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -14,11 +15,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.families.chat_prompts import MediaTokens
+from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, check_token
 from mrsp_engine.families.checkpoints import load_model, load_processor, place
-from mrsp_engine.families.language_policy import LanguagePolicy, check_token
+from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.vision import QwenVisionEncoder
-from mrsp_engine.positions import qwen2_5_vl_positions
+from mrsp_engine.positions import qwen2_5_vl_extent, qwen2_5_vl_positions
 
 VISION_ATTENTION = "sdpa"
 
@@ -27,6 +28,7 @@ class Qwen25VlPolicy(LanguagePolicy):
     """One Qwen2.5-VL model with its processor; see `Policy` for the members."""
 
     name: ClassVar[str] = "qwen2_5_vl"
+    has_one_axis = False
     checkpoint_names = (("model.language_model.", "model."), ("model.visual.", "visual."))
     encoder_prefixes = ("model.visual.",)
     encoder_class: ClassVar[type[QwenVisionEncoder]] = QwenVisionEncoder
@@ -35,15 +37,16 @@ class Qwen25VlPolicy(LanguagePolicy):
         encoder = self.encoder_class(model, processor, self.name)
         media = qwen_media_tokens(folder, model.config, processor.tokenizer)
         placeholder_id = media["video"].placeholder_id
+        clock = self.tokens_per_second(model.config.vision_config)
 
-        def positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
+        def place(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
             image_id = int(model.config.image_token_id)
             return qwen2_5_vl_positions(
                 [placeholder_id if token == image_id else token for token in expanded_ids],  # same positions
                 media,
                 placeholder_id=placeholder_id,
                 merge_size=encoder.merge_size,
-                tokens_per_second=self.tokens_per_second(model.config.vision_config),
+                tokens_per_second=clock,
             )
 
         super().__init__(
@@ -53,7 +56,10 @@ class Qwen25VlPolicy(LanguagePolicy):
             processor.tokenizer,
             store,
             media=media,
-            positions=positions,
+            positions=PositionRule(
+                place=place,
+                extent=partial(qwen2_5_vl_extent, merge_size=encoder.merge_size, tokens_per_second=clock),
+            ),
             encoder=encoder,
         )
 

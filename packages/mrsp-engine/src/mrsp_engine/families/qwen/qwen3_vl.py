@@ -11,6 +11,7 @@ Shape legend: B rows, S tokens, D hidden size, L levels.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -21,18 +22,19 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.families.chat_prompts import MediaTokens, Stretch
+from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, Stretch
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.frame_sizes import write_time
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily, qwen_media_tokens
 from mrsp_engine.families.qwen.vision import Qwen3VisionEncoder
-from mrsp_engine.positions import qwen3_vl_positions
+from mrsp_engine.positions import qwen3_vl_extent, qwen3_vl_positions
 
 
 class Qwen3VlPolicy(LanguagePolicy):
     """One Qwen3-VL model with its processor; see `Policy` for the members."""
 
     name: ClassVar[str] = "qwen3_vl"
+    has_one_axis = False
     encoder_prefixes = ("model.visual.",)
 
     def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
@@ -42,7 +44,7 @@ class Qwen3VlPolicy(LanguagePolicy):
         media["video"] = _timed_video(media["video"], processor.tokenizer)
         placeholder_ids = {tokens.placeholder_id for tokens in media.values()}
 
-        def positions(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
+        def place(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
             return qwen3_vl_positions(
                 expanded_ids, media, placeholder_ids=placeholder_ids, merge_size=encoder.merge_size
             )
@@ -54,7 +56,7 @@ class Qwen3VlPolicy(LanguagePolicy):
             processor.tokenizer,
             store,
             media=media,
-            positions=positions,
+            positions=PositionRule(place=place, extent=partial(qwen3_vl_extent, merge_size=encoder.merge_size)),
             encoder=encoder,
         )
 

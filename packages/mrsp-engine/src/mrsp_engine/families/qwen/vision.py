@@ -27,7 +27,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
-from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds
+from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, seconds_per_group
 
 __all__ = ["Qwen2VisionEncoder", "Qwen3VisionEncoder", "QwenVisionEncoder"]
 
@@ -160,13 +160,7 @@ class QwenVisionEncoder(FrameEncoder):
         )
 
     def _seconds_per_grid(self, seconds: Sequence[float], temporal_patch_size: int) -> float:
-        """Mean seconds between temporal patches, rounded to float32 like in the sampler.
-
-        A single frame has no interval and only one temporal position; one second per frame is assumed.
-        """
-        intervals = len(seconds) - 1
-        mean_interval = (seconds[-1] - seconds[0]) / intervals if intervals else 1.0
-        return float(np.float32(mean_interval * temporal_patch_size))
+        return seconds_per_group(seconds, temporal_patch_size)
 
     def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
         return ()

@@ -76,6 +76,7 @@ class RequestWriter:
         checkpoint: The checkpoint that the prompts were built for.
         source: Holds the embeddings that they refer to.
         max_model_len: Maximum length of a prompt with its response, in tokens.
+        max_positions: Maximum number of positions of both.
         dtype: Dtype of the sampler.
         is_reading_store: Whether vLLM reads embeddings from the store by name, rather than from the request.
     """
@@ -86,12 +87,13 @@ class RequestWriter:
         source: EmbeddingSource,
         *,
         max_model_len: int,
+        max_positions: int,
         dtype: torch.dtype,
         is_reading_store: bool,
     ) -> None:
         self._checkpoint = checkpoint
         self._source = source
-        self._max_model_len = max_model_len
+        self._max_model_len, self._max_positions = max_model_len, max_positions
         self._dtype = dtype
         self._is_reading_store = is_reading_store
         self._checked: set[MediaReference] = set()
@@ -113,6 +115,13 @@ class RequestWriter:
                 reason=RefusalReason.PROMPT_TOO_LONG,
                 message=f"prompt of {prompt.length} tokens and max_tokens={sampling.max_tokens}: expected at most "
                 f"{self._max_model_len} together; raise max_model_len, or lower max_tokens or the number of frames",
+            )
+        positions = int(prompt.positions.max()) + 1
+        if positions + sampling.max_tokens > self._max_positions:
+            return Refusal(
+                reason=RefusalReason.PROMPT_TOO_LONG,
+                message=f"prompt of {positions} positions and max_tokens={sampling.max_tokens}: expected at most "
+                f"{self._max_positions} together, which the model was trained for; take shorter videos or fewer frames",
             )
         if not prompt.media:
             return {"prompt_token_ids": list(prompt.token_ids)}

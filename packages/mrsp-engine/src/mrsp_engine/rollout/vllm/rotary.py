@@ -1,5 +1,8 @@
 """Rotary positions in vLLM: configured to give the trainer's frequencies, and checked once it has started.
 
+Where positions have several axes, a sequence may have more tokens than positions, so vLLM is told two lengths: its own
+maximum, and the trained one, for which it precomputes positions.
+
 For some models vLLM precomputes more positions than they have, and uses that larger number as the trained length when
 it computes which frequencies YaRN stretches. Both bounds of that range are where a channel rotates `beta` times within
 the trained length, so with both betas scaled by the same factor vLLM gets the range of the trained length.
@@ -16,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.checkpoints import refuse_broken
-from mrsp_engine.rotary import longest_context, refuse_rotary
+from mrsp_engine.rotary import SECTIONS, longest_context, refuse_rotary
 
 __all__ = ["SamplerRotary", "rotary_frequencies"]
 
@@ -31,29 +34,37 @@ class SamplerRotary:
         folder: Where the model that vLLM runs lies.
         config: Its config.json.
         kept_positions: Number of positions that vLLM precomputes, as a multiple of the trained length.
+        max_model_len: Maximum length of a sequence, in tokens.
+
+    Attributes:
+        max_positions: Maximum number of positions of a sequence.
 
     Raises:
         EngineUsageError: vLLM can't use the trainer's frequencies.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *, kept_positions: int) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, kept_positions: int, max_model_len: int) -> None:
         refuse_rotary(folder / "config.json", config)
         with refuse_broken(folder, str(config.get("model_type"))):
             loaded: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             text = loaded.get_text_config()
             self._frequencies, self._scale = rotary_frequencies(text)
             self._settings = _settings(text, kept_positions)
-            self._longest = longest_context(text.to_dict())
+            self.max_positions = longest_context(text.to_dict())
+        self._max_model_len = max_model_len
+        self._has_several_axes = SECTIONS in self._settings
 
     def override(self, config: Any) -> Any:
         """Callback for vLLM, which passes the configuration that it loaded (`hf_overrides`)."""
         text = config.get_text_config()
         if hasattr(text, "rope_parameters"):  # it also calls this with an empty one
             text.rope_parameters = dict(self._settings)
-            text.max_position_embeddings = self._longest
+            text.max_position_embeddings = self.max_positions
+            if self._has_several_axes:
+                text.model_max_length = max(self._max_model_len, self.max_positions)
         return config
 
-    def check(self, model: Any, max_model_len: int) -> None:
+    def check(self, model: Any) -> None:
         """Compare the frequencies of vLLM's running model with the trainer's.
 
         Raises:
@@ -65,10 +76,11 @@ class SamplerRotary:
         ]
         if not tables:
             raise EngineError(f"vLLM's {type(model).__name__} has no rotary positions in the expected place")
+        positions = min(self._max_model_len, self.max_positions)
         for table_PC in tables:
-            if len(table_PC) < max_model_len:
+            if len(table_PC) < positions:
                 raise EngineUsageError(
-                    f"max_model_len={max_model_len}: the checkpoint's rope_parameters cover {len(table_PC)} "
+                    f"max_model_len={self._max_model_len}: the checkpoint's rope_parameters cover {len(table_PC)} "
                     "positions; lower it, or raise factor there"
                 )
             self._compare(table_PC)

@@ -1,6 +1,5 @@
 """Starting vLLM in this process, and cleaning up after a failed start."""
 
-from functools import partial
 from typing import Any
 
 from mrsp_engine.errors import EngineError
@@ -27,7 +26,7 @@ def start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[st
         options["max_num_batched_tokens"] = max(options["max_num_batched_tokens"], options["max_model_len"])
     llm = LLM(model=str(checkpoint.folder), hf_overrides=rotary.override, **options)
     try:
-        llm.apply_model(partial(rotary.check, max_model_len=options["max_model_len"]))
+        llm.apply_model(rotary.check)
     except EngineError:
         llm.llm_engine.engine_core.shutdown()
         raise
