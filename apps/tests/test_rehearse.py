@@ -46,16 +46,14 @@ def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str)
 
 @pytest.mark.slow
 def test_questions_that_training_drops_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = tmp_path / "recipe.toml"
-    text = (RECIPES / "qwen2_5_vl_3b_grpo.toml").read_text()
-    text = text.replace("num_frames = 128", "num_frames = 2560").replace("17179869184", "4294967296")
-    recipe.write_text(text)
-    options = ("--model", THREE, "--gpus", "1", "--rows", "1", "--gpu-memory", "1000GB")
-    found = rehearse(tmp_path, str(recipe), *options)
-    reason = (
-        "that sampler.memory_bytes=4294967296 has room for; lower data.num_frames or data.frame_pixels, or raise "
-        "sampler.memory_bytes"
-    )
+    folder = tmp_path / "published"
+    write_published("qwen2_5_vl_3b", folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.get("text_config", config)["max_position_embeddings"] = 1100
+    path.write_text(json.dumps(config))
+    found = rehearse(tmp_path, "qwen2_5_vl_3b_grpo.toml", "--model", str(folder), "--gpus", "1", "--rows", "1")
+    reason = "more than the 1100 positions the model was trained for; lower data.num_frames or data.frame_pixels"
     assert reason in found["step"]["too_long"]
     assert f"training drops such a question: {found['step']['too_long']}" in capsys.readouterr().out
 

@@ -219,10 +219,11 @@ class _Rank:
         )
 
     def _find_excess(self, policy: Policy, config: SftConfig | GrpoConfig, questions: QuestionSet) -> str | None:
-        """Why training drops a question that is as long as these."""
-        sampler, response_tokens = None, self.opening.limits.response_tokens
+        """Why training drops a question that is as long as these; the sampler's room only with all layers."""
+        sampler, limits = None, self.opening.limits
+        response_tokens = limits.response_tokens
         if isinstance(config, GrpoConfig):
-            sampler, response_tokens = config.sampler, config.max_response_tokens
+            sampler, response_tokens = config.sampler if limits.num_layers is None else None, config.max_response_tokens
         lengths = PromptLengths(policy, config.data, LengthLimit.of(policy, sampler), lambda _: response_tokens)
         problem = lengths.find_problem(questions.kept[0].record, questions.kept[0].media)
         return None if problem is None else problem.detail
