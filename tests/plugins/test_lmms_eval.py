@@ -28,7 +28,7 @@ def test_it_evaluates_one_of_lmms_evals_tasks(tmp_path: Path) -> None:
             subprocess.run(command, check=True, capture_output=True, timeout=INSTALL_SECONDS, cwd=tmp_path)
         except (OSError, subprocess.SubprocessError) as error:
             pytest.skip(f"lmms-eval can't be installed here ({type(error).__name__})")
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(PLUGIN)]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", str(PLUGIN)]
     done = subprocess.run(
         [*command, str(PLUGIN / "tests")],
         check=False,
