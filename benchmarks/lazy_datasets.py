@@ -227,7 +227,7 @@ def measure_step(arguments: argparse.Namespace) -> dict[str, Any]:
                 config = config_of(f"{name}-{repeat}", store, prefetch_steps)
                 began = time.perf_counter()
                 train_sft(config)
-                seconds = [line["seconds"] for line in read_json_lines(config.output / "metrics.jsonl")]
+                seconds = [sum(line["seconds"].values()) for line in read_json_lines(config.output / "metrics.jsonl")]
                 row = {"store": name, "steps": len(seconds), "seconds_per_step": statistics.mean(seconds[1:])}
                 rows.append(row | {"seconds_of_the_run": time.perf_counter() - began})
                 print(rows[-1], file=sys.stderr)

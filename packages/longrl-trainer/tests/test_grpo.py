@@ -87,7 +87,7 @@ def test_rewards_rise(started, tmp_path):
 def step(started, tmp_path):
     """The state of one step before the update, in float64."""
     config = started.grpo(tmp_path / "run", dtype="float64", prompts_per_step=4, max_response_tokens=24)
-    policy = open_training_policy(config.model, config.dtype, policy=None)
+    policy = open_training_policy(config)
     questions = load_questions(config.data, policy, progress=SilentProgress()).kept
     taken = order_questions(questions, config).select(Cursor(), lambda _: False)
     asked = [questions[place] for (place,) in taken.items]

@@ -1,7 +1,7 @@
 """`longrl export`: a model out of a run, as a checkpoint for other programs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -9,7 +9,10 @@ __all__ = ["export"]
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional], output: Path, step: int | None = None, model: Path | None = None
+    run: Annotated[Path, tyro.conf.Positional],
+    output: Path,
+    step: int | Literal["best"] | None = None,
+    model: Path | None = None,
 ) -> None:
     """Write a run's model as a checkpoint in the layout that its family is published in.
 
@@ -20,10 +23,14 @@ def export(
 
     Example: longrl export runs/grpo --step 150 --output checkpoints/after-150
 
+    Example: longrl export runs/grpo --step best --output checkpoints/best
+
     Args:
         run: Folder of a run of sft or grpo.
         output: Folder of the checkpoint; it must not exist or be empty.
-        step: After how many steps; the final model of a finished run, or else that of the newest checkpoint.
+        step: After how many steps; `best` for the checkpoint with the highest accuracy on held-out questions (of a run
+            that wasn't evaluated, the best loss or reward); by default the final model of a finished run, or else that
+            of the newest checkpoint.
         model: Folder of the model that the run began with, if it has moved.
     """
     from longrl_trainer.runs.export import export_model

@@ -56,13 +56,7 @@ class Opening:
     def open_policy(self, config: SftConfig | GrpoConfig) -> Policy:
         """The policy at the beginning of training, with weights that have no numbers."""
         with self.recorder.stage("load", "weights"):
-            policy = open_training_policy(
-                config.model,
-                config.dtype,
-                policy=self._load(config),
-                lora=config.lora,
-                seed=config.seed,
-            )
+            policy = open_training_policy(config, policy=self._load(config))
             self._know(policy)
         return policy
 

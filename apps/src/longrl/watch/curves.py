@@ -23,6 +23,9 @@ class Panel:
 PANELS = (
     Panel("Reward and its terms", ("reward", "rewards.*")),
     Panel("Accuracy, form, finished", ("accuracy", "format_rate", "finished_rate")),
+    Panel("Accuracy on held-out questions", ("evaluation.accuracy", "evaluation.accuracy_standard_error")),
+    Panel("Answers to held-out questions", ("evaluation.unparsed_rate", "evaluation.finished_rate"), "share"),
+    Panel("Held-out questions", ("evaluation.*",)),
     Panel("Loss", ("loss",)),
     Panel("Response length", ("response_tokens",), "tokens"),
     Panel("Entropy", ("entropy",), "nats"),

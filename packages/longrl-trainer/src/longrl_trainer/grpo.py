@@ -18,6 +18,7 @@ from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import StoppedError
+from longrl_trainer.evaluation.held_out import accuracy_in, evaluate_if_due, open_evaluation
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.loading import open_feed
@@ -27,11 +28,12 @@ from longrl_trainer.questions.step_media import count_frames_encoded, storing
 from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
 from longrl_trainer.rl.journaled_groups import describe_group
 from longrl_trainer.rl.sampling import sample_step
-from longrl_trainer.rl.step_metrics import Stopwatch, rollout_metrics, summarise_steps
+from longrl_trainer.rl.step_metrics import rollout_metrics, summarise_steps
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.judging import REWARDS_NAME, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
+from longrl_trainer.runs.stopwatch import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
 from longrl_trainer.training.divergence import refuse_collapse
@@ -39,7 +41,6 @@ from longrl_trainer.training.opening import (
     check_sampler,
     check_sharding,
     create_optimizer,
-    is_spread_by_fsdp2,
     open_engine,
     open_reference,
     open_training_policy,
@@ -108,16 +109,10 @@ def _train(
     run.require_length(config.steps)
     with ExitStack() as opened:
         opened.enter_context(open_rewards(rewards, run.folder / REWARDS_NAME, ranks))
-        policy = open_training_policy(
-            config.model,
-            config.dtype,
-            policy=policy,
-            lora=config.lora,
-            seed=config.seed,
-            is_spread_later=is_spread_by_fsdp2(config, ranks),
-        )
+        policy = open_training_policy(config, ranks, policy=policy)
         opened.enter_context(storing(policy, config))
         feed = opened.enter_context(open_questions(config, run, policy, rewards, progress, ranks))
+        evaluation = opened.enter_context(open_evaluation(config, run, policy, progress, ranks))
         prompts = [build_question_prompt(policy, item, config.data.system) for (item,) in feed.preview()]
         responses = (config.max_response_tokens,) * config.group_size
         ranks = share_rows(config, policy, ranks, [GroupLengths(prompt.length, responses) for prompt in prompts])
@@ -164,12 +159,13 @@ def _train(
             measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in sampled.refusals))
             measured |= {"rounds": sampled.num_rounds, "groups_trained": len(sampled.trained)}
+            measured |= evaluate_if_due(evaluation, sampler, policy, clock, step=step + 1)
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
             for place, group in enumerate(sampled.trained[: config.journal_groups]):
                 gaps = statistics.token_gaps.get(place, ())
                 run.rollouts.append(step + 1, describe_group(group, policy.tokenizer, gaps))
             bar.advance(note=f"reward {measured['reward'] or 0:.3f}")
-            run.end_step(step + 1, policy, optimizer, score=measured["reward"])
+            run.end_step(step + 1, policy, optimizer, score=measured["reward"], accuracy=accuracy_in(measured))
 
     policy.freeze_vision()
     result: dict[str, Any] = summarise_steps(run.read_metrics()) | {"questions": feed.counts()}

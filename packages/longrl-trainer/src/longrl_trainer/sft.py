@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from longrl_trainer.config.stages import SftConfig
+from longrl_trainer.evaluation.held_out import accuracy_in, evaluate_if_due, open_evaluation, open_sleeping_sampler
 from longrl_trainer.questions.candidates import Candidates
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.loading import open_feed
@@ -26,14 +27,15 @@ from longrl_trainer.questions.question import Question
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
+from longrl_trainer.runs.stopwatch import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
 from longrl_trainer.training.adapters import dropping
 from longrl_trainer.training.divergence import refuse_spike
 from longrl_trainer.training.opening import (
+    check_sampler,
     check_sharding,
     create_optimizer,
-    is_spread_by_fsdp2,
     open_training_policy,
     save_memory,
     share_rows,
@@ -45,6 +47,7 @@ from longvideo_reason_data.records.answers import LETTERS, format_prompt, format
 from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
+from mrsp_engine.rollout.base import RolloutEngine
 from mrsp_engine.rows import PromptGroup
 
 
@@ -61,38 +64,44 @@ class SftResult:
     """Time spent in steps since the run was last started."""
 
 
-def train_sft(config: SftConfig, policy: Policy | None = None, progress: ProgressDisplay | None = None) -> SftResult:
+def train_sft(
+    config: SftConfig,
+    policy: Policy | None = None,
+    progress: ProgressDisplay | None = None,
+    engine: RolloutEngine | None = None,
+) -> SftResult:
     """Train, continue an interrupted training, or report a finished one.
 
     Args:
         config: The resolved recipe.
         policy: The model of `config.model`, if it is already loaded; it is trained in place.
         progress: Where to show progress.
+        engine: A sampler to evaluate with instead of opening one; it stays open.
     """
     ranks = join_ranks(config.model, config.parallel)
     check_sharding(config, ranks)
+    check_sampler(config.sampler, ranks)
     refuse_unknown_targets(config.model.folder, config.lora)
     progress = progress if progress and ranks.is_first else SilentProgress()
     with open_run("sft", config, model=config.model, data=config.data, ranks=ranks) as run:
-        result = run.result or _train(config, run, policy, progress, ranks)
+        result = run.result or _train(config, run, policy, engine, progress, ranks)
         return SftResult(model_folder=run.model_folder, **result)
 
 
 def _train(
-    config: SftConfig, run: Run, policy: Policy | None, progress: ProgressDisplay, ranks: Ranks
+    config: SftConfig,
+    run: Run,
+    policy: Policy | None,
+    engine: RolloutEngine | None,
+    progress: ProgressDisplay,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
-    policy = open_training_policy(
-        config.model,
-        config.dtype,
-        policy=policy,
-        lora=config.lora,
-        seed=config.seed,
-        is_spread_later=is_spread_by_fsdp2(config, ranks),
-    )
+    policy = open_training_policy(config, ranks, policy=policy)
     with ExitStack() as opened:
         opened.enter_context(storing(policy, config))
         feed = opened.enter_context(open_questions(config, run, policy, progress, ranks))
+        evaluation = opened.enter_context(open_evaluation(config, run, policy, progress, ranks))
         save_memory(policy, config, ranks)
         optimizer = create_optimizer(policy, config, ranks)
         run.restore(optimizer)
@@ -103,42 +112,45 @@ def _train(
         ranks = share_rows(config, policy, ranks, [group.lengths for group in first])
         scoring = RowScoring.of(config, policy, ranks)
         losses = [loss for loss in run.read_series("loss") if loss is not None]
-        step = run.step
-        started = perf_counter()
+        sampler = None
+        if evaluation is not None:
+            sampler = opened.enter_context(open_sleeping_sampler(config, run, policy, engine, ranks))
+        step, started = run.step, perf_counter()
         bar = opened.enter_context(progress.task("SFT", total=num_steps, done=step))
         opened.enter_context(run.signals)
         while True:
-            step_started = perf_counter()
-            taken = feed.take(step)
-            if not taken.rows:
-                break
-            frames_before = count_frames_encoded(policy)
-            shown, media = open_step(policy, hide_videos(taken.rows, config, step=step), taken.plans, ranks)
+            clock = Stopwatch()
+            with clock("encode"):
+                taken = feed.take(step)
+                if not taken.rows:
+                    break
+                frames_before = count_frames_encoded(policy)
+                shown, media = open_step(policy, hide_videos(taken.rows, config, step=step), taken.plans, ranks)
             groups = [pack_questions(policy, of_video, config) for of_video in shown]
-            with media.lend(with_gradients=True), dropping(policy, config, step=step, ranks=ranks):
-                loss = take_gradients(policy, groups, scoring)
-            losses.append(loss)
-            refuse_spike(losses, max_rise=config.max_loss_rise)
-            media.backward()
-            ranks.sum_gradients(policy)
-            # Dropped questions make a run shorter, not its schedule: it goes by the place in the data.
-            learning_rate = learning_rate_at(feed.order.place_in_schedule(taken.selection), config, num_steps=num_steps)
-            gradient_norm = optimizer.step(learning_rate)
+            with clock("update"):
+                with media.lend(with_gradients=True), dropping(policy, config, step=step, ranks=ranks):
+                    loss = take_gradients(policy, groups, scoring)
+                losses.append(loss)
+                refuse_spike(losses, max_rise=config.max_loss_rise)
+                media.backward()
+                ranks.sum_gradients(policy)
+                # Dropped questions make a run shorter, not its schedule: it goes by the place in the data.
+                place = feed.order.place_in_schedule(taken.selection)
+                learning_rate = learning_rate_at(place, config, num_steps=num_steps)
+                gradient_norm = optimizer.step(learning_rate)
             step += 1
-            run.metrics.append(
-                step,
-                {
-                    "epoch": taken.selection.first.epoch,
-                    "loss": loss,
-                    "learning_rate": learning_rate,
-                    "gradient_norm": gradient_norm,
-                    "tokens": sum(map(count_scored_tokens, groups)),
-                    "frames_encoded": sum(ranks.exchange(count_frames_encoded(policy) - frames_before)),
-                    "seconds": perf_counter() - step_started,
-                },
-            )
+            measured: dict[str, Any] = {
+                "epoch": taken.selection.first.epoch,
+                "loss": loss,
+                "learning_rate": learning_rate,
+                "gradient_norm": gradient_norm,
+                "tokens": sum(map(count_scored_tokens, groups)),
+                "frames_encoded": sum(ranks.exchange(count_frames_encoded(policy) - frames_before)),
+            }
+            measured |= evaluate_if_due(evaluation, sampler, policy, clock, step=step, is_asleep=True)
+            run.metrics.append(step, measured | {"seconds": clock.seconds})
             bar.advance(note=f"loss {loss:.3f}")
-            run.end_step(step, policy, optimizer, score=-loss)
+            run.end_step(step, policy, optimizer, score=-loss, accuracy=accuracy_in(measured))
 
     policy.freeze_vision()
     result: dict[str, Any] = {

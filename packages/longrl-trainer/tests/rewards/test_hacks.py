@@ -3,7 +3,7 @@
 import pytest
 from typed_questions import ask, respond
 
-from longrl_trainer.config.stages import RULES
+from longrl_trainer.config.held_out import RULES
 from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import load_rewards, score_responses
 from longrl_trainer.rewards.repetition import repeated_share

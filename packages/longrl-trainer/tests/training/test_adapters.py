@@ -222,7 +222,7 @@ class TestTheReference:
         config = started.grpo(
             tmp_path / "run", dtype="float64", prompts_per_step=4, max_response_tokens=24, kl_coefficient=0.5, **LORA
         )
-        policy = open_training_policy(config.model, config.dtype, policy=None, lora=config.lora, seed=config.seed)
+        policy = open_training_policy(config)
         with torch.no_grad():
             for name, parameter in policy.model.named_parameters():
                 if "lora_B" in name:

@@ -74,10 +74,10 @@ def step_without_numbers(values: str) -> list[str]:
     for kind in ("zero2", "zero3"):
         for dtype in ("float32", "bfloat16"):
             changed = config.model_copy(update={"dtype": dtype, "sharding": ShardingSection(kind=kind)})
-            policy = open_training_policy(changed.model, dtype, policy=None)
+            policy = open_training_policy(changed)
             optimizer = create_optimizer(policy, changed, ranks)
             with pytest.raises(TrainerUsageError, match="under DeepSpeed already"):
-                open_training_policy(changed.model, dtype, policy=policy)
+                open_training_policy(changed, policy=policy)
             assert policy.joint_passes is not None
             policy.joint_passes.backward(score_nothing(policy))
             assert optimizer.step(1e-3) == 0.0

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, model_validator
 
 from longrl_trainer.config.effects import Effect
+from longrl_trainer.config.held_out import RULES, HeldOutSection
 from longrl_trainer.config.objectives import ObjectiveSettings
 from longrl_trainer.config.sections import (
     ActivationsName,
@@ -38,10 +39,6 @@ GAP_LIMITS: dict[DtypeName, float] = {"float32": 1e-5, "float64": 1e-5, "bfloat1
 
 MOST_SAMPLER_RANK = 512
 """The highest rank of adapters in vLLM."""
-
-
-RULES = ("answer", "numeric", "mean_relative_accuracy", "word_error_rate", "temporal_iou")
-"""The rewards that compare an answer by a rule and need nothing besides, each for questions of one type."""
 
 
 OVERLONG_REWARD = "overlong"
@@ -100,6 +97,8 @@ class TrainingConfig(Section):
     """`recompute` keeps only every layer's input for the backward pass, and computes the rest again there; `offload`
     also keeps these inputs in host memory.
     """
+    evaluation: HeldOutSection = HeldOutSection()
+    sampler: SamplerSection = SamplerSection()
     parallel: Annotated[ParallelSection, Effect.NONE] = ParallelSection()
     sharding: Annotated[ShardingSection, Effect.NONE] = ShardingSection()
     lora: LoraSection = LoraSection()
@@ -184,7 +183,6 @@ class GrpoConfig(ObjectiveSettings, TrainingConfig):
     """
     journal_groups: Annotated[int, Effect.NONE] = Field(default=2, ge=0)
     """Groups per step whose responses are written to `rollouts.jsonl`."""
-    sampler: SamplerSection = SamplerSection()
 
     @model_validator(mode="after")
     def _has_one_overlong_reward(self) -> Self:

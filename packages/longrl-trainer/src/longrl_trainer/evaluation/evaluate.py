@@ -11,17 +11,20 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import readable_write_errors, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.evaluation.scoring.statistics import clustered_standard_error, mean
 from longrl_trainer.questions.frames import describe_frames
 from longrl_trainer.questions.loading import load_questions
-from longrl_trainer.questions.question import build_question_prompt
+from longrl_trainer.questions.question import QuestionSet, build_question_prompt
+from longrl_trainer.questions.step_media import open_step
 from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
 from longrl_trainer.runs.judging import REWARDS_NAME, judge_responses, open_rewards
-from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
+from longrl_trainer.runs.progress import ProgressDisplay, ProgressTask, SilentProgress
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import check_sampler, open_engine, open_policy
 from longrl_trainer.training.ranks import ALONE, Ranks, join_ranks
@@ -34,6 +37,8 @@ from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSe
 
 # Few enough for a moving progress bar, enough to keep a sampler busy.
 PROMPTS_PER_CALL = 256
+LIVE_PROMPTS_PER_CALL = 16
+"""The same where the embeddings of all media of a call are in memory at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +146,6 @@ def _evaluate(
         sampler=config.sampler,
         ranks=ranks,
     )
-    outcomes: list[list[Rollout] | Refusal] = []
     description = f"Evaluate ({'blind' if config.blind else describe_frames(config.data)})"
     with (
         open_engine(
@@ -155,16 +159,13 @@ def _evaluate(
         ) as sampler,
         progress.task(description, total=len(questions.kept)) as bar,
     ):
-        for start in range(0, len(questions.kept), PROMPTS_PER_CALL):
-            settings = SamplingSettings(
-                temperature=config.temperature,
-                max_tokens=config.max_response_tokens,
-                seed=derive_seed(config.seed, "evaluate", start),
-            )
-            asked = questions.kept[start : start + PROMPTS_PER_CALL]
-            prompts = [build_question_prompt(policy, question, config.data.system) for question in asked]
-            outcomes += sampler.generate(prompts, settings)
-            bar.advance(len(asked))
+        asking = Asking(
+            system=config.data.system,
+            temperature=config.temperature,
+            max_tokens=config.max_response_tokens,
+            seed=config.seed,
+        )
+        outcomes = ask_questions(questions, policy, sampler, asking, ranks, bar)
     records = [question.record for question in questions.kept]
     result = summarise(
         records,
@@ -177,6 +178,47 @@ def _evaluate(
     if ranks.is_first:
         write_json(config.output, asdict(result))
     return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """How questions are asked.
+
+    Attributes:
+        system: System message before the media; None for none.
+        temperature: Sampling temperature.
+        max_tokens: Maximum tokens of a response.
+        seed: Determines the sampled tokens where the temperature isn't 0.
+    """
+
+    system: str | None
+    temperature: float
+    max_tokens: int
+    seed: int
+
+
+@torch.no_grad()
+def ask_questions(
+    questions: QuestionSet, policy: Policy, sampler: RolloutEngine, asking: Asking, ranks: Ranks, bar: ProgressTask
+) -> list[list[Rollout] | Refusal]:
+    """One response to every question, or a refusal; all ranks call this together.
+
+    Media whose embeddings aren't stored, since their encoder is trained, are encoded a few at a time.
+    """
+    outcomes: list[list[Rollout] | Refusal] = []
+    size = LIVE_PROMPTS_PER_CALL if questions.plans else PROMPTS_PER_CALL
+    for start in range(0, len(questions.kept), size):
+        settings = SamplingSettings(
+            temperature=asking.temperature,
+            max_tokens=asking.max_tokens,
+            seed=derive_seed(asking.seed, "evaluate", start),
+        )
+        (asked,), media = open_step(policy, [questions.kept[start : start + size]], questions.plans, ranks)
+        prompts = [build_question_prompt(policy, question, asking.system) for question in asked]
+        with media.lend():
+            outcomes += sampler.generate(prompts, settings)
+        bar.advance(len(asked))
+    return outcomes
 
 
 def summarise(

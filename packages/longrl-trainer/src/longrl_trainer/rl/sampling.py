@@ -16,7 +16,7 @@ from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step
 from longrl_trainer.rewards.registry import WeightedReward
 from longrl_trainer.rl.groups import RolloutGroup, choose_groups, find_control_tokens, judge_groups
-from longrl_trainer.rl.step_metrics import Stopwatch
+from longrl_trainer.runs.stopwatch import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.ranks import Ranks
 from mrsp_engine.encoding.step_media import StepMedia

@@ -1,10 +1,8 @@
-"""Metrics of a GRPO step: time per stage, statistics of the responses, effects of the update on tokens."""
+"""Metrics of a GRPO step: statistics of the responses, effects of the update on tokens."""
 
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,20 +13,6 @@ from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.monitor import monitor_metrics
 from longvideo_reason_data.records.answers import parse_response
-
-
-class Stopwatch:
-    """Seconds spent in named stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Generator[None]:
-        """Add the block's time to `stage`."""
-        started = perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - started
 
 
 class TokenStatistics:

@@ -9,7 +9,7 @@ no model is loaded, except to merge what adapters have learned into the model th
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longrl_trainer.runs.folder import RESULT_NAME
 from longrl_trainer.runs.settings import SETTINGS_NAME, read_settings
 from longrl_trainer.training.adapters import LoraAdapters
-from longrl_trainer.training.checkpoints import Checkpoint, list_checkpoints
+from longrl_trainer.training.checkpoints import Checkpoint, best_checkpoint, list_checkpoints
 from longrl_trainer.training.opening import TORCH_DTYPES
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
@@ -34,15 +34,19 @@ from mrsp_engine.families.language_policy import LanguagePolicy
 __all__ = ["export_model"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
+Step = int | Literal["best"] | None
+"""A number of steps, the best checkpoint, or the newest."""
 
 
-def export_model(run: Path, output: Path, *, step: int | None = None, model: Path | None = None) -> int:
+def export_model(run: Path, output: Path, *, step: Step = None, model: Path | None = None) -> int:
     """Write a run's model as a checkpoint like the one that the run began with.
 
     Args:
         run: The run's folder.
         output: Folder of the checkpoint; it must not exist or be empty.
-        step: After how many steps; the final model, or that of the newest checkpoint, when not given.
+        step: After how many steps; `"best"` for the checkpoint with the highest accuracy on held-out questions or, of
+            a run that wasn't evaluated, with the best loss or reward; the final model, or that of the newest
+            checkpoint, when not given.
         model: What the run began with, if it lies elsewhere now.
 
     Returns:
@@ -90,7 +94,7 @@ def _num_steps_of_finished(run: Path) -> int | None:
 
 
 def _read_checkpoint(
-    run: Path, step: int | None, num_steps: int | None, read: Callable[[Checkpoint], Weights]
+    run: Path, step: Step, num_steps: int | None, read: Callable[[Checkpoint], Weights]
 ) -> tuple[int, Weights]:
     """The weights of a checkpoint; of the next one if the run replaces it in this moment."""
     while True:
@@ -132,10 +136,18 @@ def _load_to_merge(
     return merge
 
 
-def _choose(run: Path, step: int | None, num_steps: int | None) -> Checkpoint:
+def _choose(run: Path, step: Step, num_steps: int | None) -> Checkpoint:
     checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run)}
     if step is None and checkpoints:
         return checkpoints[max(checkpoints)]
+    if step == "best" and checkpoints:
+        best = best_checkpoint(list(checkpoints.values()))
+        if best is None:
+            raise TrainerUsageError(
+                f"{run}: no checkpoint says how good it is, so none is the best; set `evaluation.every_steps` in the "
+                f"recipe, or name one of {', '.join(map(str, sorted(checkpoints)))}"
+            )
+        return best
     if step in checkpoints:
         return checkpoints[step]
     there = sorted({*checkpoints, *([] if num_steps is None else [num_steps])})

@@ -15,7 +15,7 @@ the first one owns it and writes everything, and the others see the same folder.
 """
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -36,6 +36,7 @@ from longrl_trainer.runs.settings import (
     log_changes,
     read_object,
     read_settings,
+    refuse_following,
     with_whole_model,
     write_settings,
 )
@@ -92,14 +93,17 @@ class Run:
         if self.checkpoint is not None:
             restore(self.checkpoint, optimizer, seed=self._config.seed, ranks=self._ranks)
 
-    def end_step(self, step: int, policy: Policy, optimizer: TrainingOptimizer, *, score: float | None) -> None:
-        """Begin to save the state if it is time to; all ranks call this together after every step.
+    def end_step(
+        self, step: int, policy: Policy, optimizer: TrainingOptimizer, *, score: float | None, accuracy: float | None
+    ) -> None:
+        """Begin to save the state if it is time to, or it was evaluated; all ranks call this together after every step.
 
         Args:
             step: How many steps are done.
             policy: The model.
             optimizer: Its optimizer.
             score: How good the step was, the more the better; None if that isn't known.
+            accuracy: Of the model as it is now, on held-out questions; None if it wasn't evaluated.
 
         Raises:
             StoppedError: A signal arrived at one of the ranks; the state is saved.
@@ -112,8 +116,8 @@ class Run:
         received = next((name for name, _ in reports if name is not None), None)
         if any(has_failed for _, has_failed in reports):
             self._saver.wait()
-        if received is not None or step % self._config.checkpoint_every_steps == 0:
-            self._begin_saving(step, policy, optimizer)
+        if received is not None or accuracy is not None or step % self._config.checkpoint_every_steps == 0:
+            self._begin_saving(step, policy, optimizer, accuracy)
         if received is not None:
             self._saver.wait()
             raise StoppedError(
@@ -126,11 +130,15 @@ class Run:
             self._begin_saving(step, policy, optimizer)
         self._saver.wait()
 
-    def _begin_saving(self, step: int, policy: Policy, optimizer: TrainingOptimizer) -> None:
+    def _begin_saving(
+        self, step: int, policy: Policy, optimizer: TrainingOptimizer, accuracy: float | None = None
+    ) -> None:
         self._last_saved = step
-        mean = fmean(self._scores) if self._scores else None
+        mean, config = fmean(self._scores) if self._scores else None, self._config
         self._scores.clear()
-        state = describe_state(policy.model, step=step, seed=self._config.seed, dtype=self._config.dtype, score=mean)
+        state = describe_state(
+            policy.model, step=step, seed=config.seed, dtype=config.dtype, score=mean, accuracy=accuracy
+        )
         self._saver.start(
             optimizer.state_tensors(), state, lambda folder: self._save_adapters(policy, folder / ADAPTER_NAME)
         )
@@ -242,7 +250,7 @@ class Run:
         result = read_object(self.folder, RESULT_NAME)
         if result is not None:
             if length is None:
-                self._refuse_following(changes)
+                refuse_following(self.folder, changes)
                 return result, None, None
             if length.now < length.was:
                 raise TrainerUsageError(
@@ -260,15 +268,6 @@ class Run:
         if changes:
             log_changes(self.folder, saved, described, changes, after_step=after_step)
         return None, checkpoint, length
-
-    def _refuse_following(self, changes: Sequence[Difference]) -> None:
-        """Refuse what would change further steps of a run that has none."""
-        for change in changes:
-            if change.effect is Effect.FOLLOWING:
-                raise TrainerUsageError(
-                    f"{self.folder} is finished: {change.setting} was {change.was} and is now {change.now}, which only "
-                    "further steps can follow; request more, or choose another `output`"
-                )
 
 
 @contextmanager

@@ -112,6 +112,20 @@ def find_changes(folder: Path, saved: dict[str, Any], described: dict[str, Any],
     return changes
 
 
+def refuse_following(folder: Path, changes: Sequence[Difference]) -> None:
+    """Refuse what would change further steps of a finished run, which has none.
+
+    Raises:
+        TrainerUsageError: There is such a change.
+    """
+    for change in changes:
+        if change.effect is Effect.FOLLOWING:
+            raise TrainerUsageError(
+                f"{folder} is finished: {change.setting} was {change.was} and is now {change.now}, which only further "
+                "steps can follow; request more, or choose another `output`"
+            )
+
+
 def log_changes(
     folder: Path, saved: dict[str, Any], described: dict[str, Any], changes: Sequence[Difference], *, after_step: int
 ) -> None:

@@ -11,7 +11,7 @@ that aren't trained are those of the model that the run began with, and are not 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "seed": int,
     "dtype": str,
     "score": (float, int, type(None)),
+    "accuracy": (float, int, type(None)),
     "files": dict,
     "tied": dict,
     "frozen": dict,
@@ -143,7 +144,9 @@ def list_checkpoints(run: Path) -> list[Checkpoint]:
     return found
 
 
-def describe_state(model: nn.Module, *, step: int, seed: int, dtype: str, score: float | None) -> dict[str, Any]:
+def describe_state(
+    model: nn.Module, *, step: int, seed: int, dtype: str, score: float | None, accuracy: float | None = None
+) -> dict[str, Any]:
     """What `state.json` says, except the files.
 
     Args:
@@ -152,6 +155,7 @@ def describe_state(model: nn.Module, *, step: int, seed: int, dtype: str, score:
         seed: The seed of the run.
         dtype: What weights are rounded to after each step.
         score: How good the last steps were, the more the better; None if that isn't known.
+        accuracy: Of the model after this step, on held-out questions; None if it wasn't evaluated.
     """
     first_names: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -171,6 +175,7 @@ def describe_state(model: nn.Module, *, step: int, seed: int, dtype: str, score:
         "seed": seed,
         "dtype": dtype,
         "score": score,
+        "accuracy": accuracy,
         "tied": tied,
         "frozen": frozen,
     }
@@ -191,20 +196,30 @@ def restore(checkpoint: Checkpoint, optimizer: TrainingOptimizer, *, seed: int, 
     )
 
 
-def remove_older(run: Path, *, num_kept: int) -> None:
-    """Remove all checkpoints of a run but the newest ones and the one with the best score."""
+def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The undamaged one with the highest accuracy on held-out questions, and of equals the newest.
 
-    def score_of(checkpoint: Checkpoint) -> float:
+    If none of them was evaluated, the one with the best loss or reward; None if nothing is known of any.
+    """
+    known: dict[str, list[tuple[float, int, Checkpoint]]] = {"accuracy": [], "score": []}
+    for checkpoint in checkpoints:
         try:
-            score = checkpoint.read_state()["score"]
+            state = checkpoint.read_state()
         except TrainerError:
-            return float("-inf")
-        return float("-inf") if score is None else float(score)
+            continue
+        for name, rated in known.items():
+            if state.get(name) is not None:
+                rated.append((float(state[name]), checkpoint.step, checkpoint))
+    rated = known["accuracy"] or known["score"]
+    return max(rated, key=lambda item: item[:2])[2] if rated else None
 
+
+def remove_older(run: Path, *, num_kept: int) -> None:
+    """Remove all checkpoints of a run but the newest ones and the best; see `best_checkpoint`."""
     newest_first = sorted(list_checkpoints(run), key=lambda checkpoint: -checkpoint.step)
     kept = newest_first[:num_kept]
     if newest_first[num_kept:]:
-        kept.append(max(newest_first, key=score_of))  # of equals the newest
+        kept += filter(None, [best_checkpoint(newest_first)])
     for checkpoint in newest_first:
         if checkpoint not in kept:
             remove_folder(checkpoint.folder)

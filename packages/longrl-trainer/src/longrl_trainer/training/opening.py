@@ -10,7 +10,6 @@ import torch
 
 from longrl_trainer.config.sections import (
     DtypeName,
-    LoraSection,
     ModelSection,
     OffloadName,
     SamplerSection,
@@ -47,7 +46,6 @@ OFFLOADS: dict[ShardingName, tuple[OffloadName, ...]] = {
     "zero2": ("optimizer",),
     "zero3": ("optimizer", "all"),
 }
-FULL_WEIGHTS = LoraSection()
 TORCH_DTYPES: dict[DtypeName, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -69,38 +67,30 @@ def open_policy(model: ModelSection, dtype: DtypeName, *, is_spread_later: bool 
 
 
 def open_training_policy(
-    model: ModelSection,
-    dtype: DtypeName,
-    *,
-    policy: Policy | None,
-    lora: LoraSection = FULL_WEIGHTS,
-    seed: int = 0,
-    is_spread_later: bool = False,
+    config: SftConfig | GrpoConfig, ranks: Ranks = ALONE, *, policy: Policy | None = None
 ) -> Policy:
-    """The policy with which training begins, with the media encoder frozen.
+    """The policy with which the recipe's training begins, with the media encoder frozen.
 
     Saved models always have the layout of the model that training started from.
 
     Args:
-        model: The model to start from.
-        dtype: Type of its weights.
+        config: The recipe, with the model to start from and the adapters to train instead of its weights.
+        ranks: The processes of the run; if `save_memory` will spread the weights over them, each reads only its part.
         policy: The same model, if the caller has already loaded it.
-        lora: The adapters to train instead of its weights.
-        seed: Determines their first values.
-        is_spread_later: Whether `save_memory` will spread it over the processes, each of which then reads its part.
 
     Raises:
         TrainerUsageError: The model can't get the adapters that the recipe asks for, or has some already, or is under
             DeepSpeed already.
     """
+    folder = config.model.folder
     if policy is not None and policy.adapters is not None:
-        raise TrainerUsageError(f"{model.folder}: the given policy has adapters already; load the model anew")
+        raise TrainerUsageError(f"{folder}: the given policy has adapters already; load the model anew")
     if policy is not None and policy.joint_passes is not None:
-        raise TrainerUsageError(f"{model.folder}: the given policy is under DeepSpeed already; load the model anew")
-    policy = policy or open_policy(model, dtype, is_spread_later=is_spread_later)
-    policy.source = model.folder
-    if lora.rank is not None:
-        LoraAdapters(policy, lora, seed=seed)
+        raise TrainerUsageError(f"{folder}: the given policy is under DeepSpeed already; load the model anew")
+    policy = policy or open_policy(config.model, config.dtype, is_spread_later=is_spread_by_fsdp2(config, ranks))
+    policy.source = folder
+    if config.lora.rank is not None:
+        LoraAdapters(policy, config.lora, seed=config.seed)
     policy.freeze_vision()
     return policy
 
