@@ -1,5 +1,6 @@
 """Evaluation while training: what it measures, that training doesn't notice, and which checkpoint stays."""
 
+import importlib.util
 import json
 from contextlib import contextmanager
 
@@ -7,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from longrl_trainer.config.effects import find_differences, named_settings
+from longrl_trainer.config.stages import SftConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import train_grpo
@@ -15,6 +17,7 @@ from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.checkpoints import list_checkpoints
+from mrsp_engine.testing.fixtures import run_on_ranks
 
 VOLATILE = ("seconds", "frames_encoded")
 ASKED = {"evaluation__every_steps": 2, "evaluation__num_questions": 6, "evaluation__max_response_tokens": 24}
@@ -123,6 +126,46 @@ def test_a_run_that_goes_on_evaluates_the_same_and_keeps_the_same(started, tmp_p
     train_grpo(config)
     assert lines_of(config) == lines_of(at_once)
     assert kept(config) == kept(at_once)
+
+
+def train_sft_from(values: str) -> None:
+    train_sft(SftConfig.model_validate_json(values))
+
+
+@pytest.mark.long
+def test_ranks_with_spread_weights_measure_what_one_process_measures(started, tmp_path):
+    options = {"dtype": "float64", "epochs": 1, "sampler__engine": "transformers", "learning_rate": 1e-2, **ASKED}
+    alone, together = started.sft(tmp_path / "1", **options), started.sft(tmp_path / "2", **options)
+    train_sft(alone)
+    run_on_ranks(train_sft_from, 2, together.model_dump_json())
+    assert [line["evaluation"] for line in lines_of(together) if "evaluation" in line] == [
+        line["evaluation"] for line in lines_of(alone) if "evaluation" in line
+    ]
+    for name in ("items", "questions"):
+        first, second = (
+            json.loads((config.output / "evaluations" / "step-000002.json").read_text())[name]
+            for config in (alone, together)
+        )
+        assert first == second
+    assert kept(together) == kept(alone) == [2]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_answers_as_plain_sampling_does_and_samples_on_as_if_nothing_had_been_asked(started, tmp_path):
+    options = {"steps": 4, "max_response_tokens": 24, "learning_rate": 1e-2, "sampler__engine": "vllm"}
+    asked, without = (started.grpo(tmp_path / name, **options, **more) for name, more in (("1", ASKED), ("2", {})))
+    train_grpo(asked)
+    train_grpo(without)
+    mine, others = weights_of(asked), weights_of(without)
+    assert all(mine[name].equal(others[name]) for name in others)
+
+    by_vllm = started.sft(tmp_path / "vllm", epochs=1, sampler__engine="vllm", **ASKED)
+    plainly = started.sft(tmp_path / "plain", epochs=1, sampler__engine="transformers", **ASKED)
+    train_sft(by_vllm)
+    train_sft(plainly)
+    assert lines_of(by_vllm) == lines_of(plainly)
+    assert list(accuracies(by_vllm)) == [2]
 
 
 def test_other_held_out_questions_are_another_run(started, tmp_path):
