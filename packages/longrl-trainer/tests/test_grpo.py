@@ -23,6 +23,7 @@ from longrl_trainer.rl.sampling import draw_responses
 from longrl_trainer.rl.update import PolicyUpdate, weigh_groups
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
+from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.training.opening import open_policy, open_training_policy
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.scoring import RowScoring
@@ -350,7 +351,8 @@ def test_dynamic_sampling_fills_a_step_with_groups_that_teach_and_goes_on_where_
     train_grpo(started.grpo(tmp_path / "run", steps=4, **settings))
     again = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     for line in (*lines, *again):
-        del line["seconds"], line["frames_encoded"]
+        for name in (*PASSING, "frames_encoded"):
+            line.pop(name, None)
     assert again == lines
 
 

@@ -28,11 +28,13 @@ from longrl_trainer.questions.step_media import count_frames_encoded, storing
 from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
 from longrl_trainer.rl.journaled_groups import describe_group
 from longrl_trainer.rl.sampling import sample_step
-from longrl_trainer.rl.step_metrics import rollout_metrics, summarise_steps
+from longrl_trainer.rl.step_metrics import count_sampled, rollout_metrics, summarise_steps
+from longrl_trainer.rl.temporal_contrast import contrast_metrics
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.judging import REWARDS_NAME, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
+from longrl_trainer.runs.step_meter import StepMeter
 from longrl_trainer.runs.stopwatch import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
@@ -134,10 +136,12 @@ def _train(
                 allow_pickle_weights=config.model.allow_pickle_weights,
             )
         )
+        meter = StepMeter(config, policy, ranks, sampler)
         bar = opened.enter_context(progress.task("GRPO", total=config.steps, done=run.step))
         opened.enter_context(run.signals)
         for step in range(run.step, config.steps):
             clock, frames_before = Stopwatch(), count_frames_encoded(policy)
+            meter.begin()
             try:
                 sampled = sample_step(feed, sampler, policy, rewards, update.objective, config, ranks, clock, step=step)
             except StoppedError:  # all ranks: a judge is down
@@ -159,6 +163,9 @@ def _train(
             measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in sampled.refusals))
             measured |= {"rounds": sampled.num_rounds, "groups_trained": len(sampled.trained)}
+            if config.parts.temporal_weight:
+                measured["temporal"] = contrast_metrics(sampled.contrasts)
+            measured |= meter.figures(statistics.work, clock.seconds, num_sampled=count_sampled(sampled.groups))
             measured |= evaluate_if_due(evaluation, sampler, policy, clock, step=step + 1)
             run.metrics.append(step + 1, measured | {"seconds": clock.seconds})
             for place, group in enumerate(sampled.trained[: config.journal_groups]):

@@ -27,6 +27,7 @@ from longrl_trainer.questions.question import Question
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
+from longrl_trainer.runs.step_meter import StepMeter
 from longrl_trainer.runs.stopwatch import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
@@ -42,7 +43,7 @@ from longrl_trainer.training.opening import (
 )
 from longrl_trainer.training.optimizer import cosine_learning_rate
 from longrl_trainer.training.ranks import Ranks, join_ranks
-from longrl_trainer.training.scoring import RowScoring
+from longrl_trainer.training.scoring import RowScoring, StepWork
 from longvideo_reason_data.records.answers import LETTERS, format_prompt, format_response
 from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.families.base import Policy
@@ -115,11 +116,12 @@ def _train(
         sampler = None
         if evaluation is not None:
             sampler = opened.enter_context(open_sleeping_sampler(config, run, policy, engine, ranks))
-        step, started = run.step, perf_counter()
+        step, started, meter = run.step, perf_counter(), StepMeter(config, policy, ranks)
         bar = opened.enter_context(progress.task("SFT", total=num_steps, done=step))
         opened.enter_context(run.signals)
         while True:
             clock = Stopwatch()
+            meter.begin()
             with clock("encode"):
                 taken = feed.take(step)
                 if not taken.rows:
@@ -147,6 +149,7 @@ def _train(
                 "tokens": sum(map(count_scored_tokens, groups)),
                 "frames_encoded": sum(ranks.exchange(count_frames_encoded(policy) - frames_before)),
             }
+            measured |= meter.figures(count_work(groups, scoring, policy), clock.seconds)
             measured |= evaluate_if_due(evaluation, sampler, policy, clock, step=step, is_asleep=True)
             run.metrics.append(step, measured | {"seconds": clock.seconds})
             bar.advance(note=f"loss {loss:.3f}")
@@ -241,6 +244,12 @@ def take_gradients(policy: Policy, groups: Sequence[PromptGroup], scoring: RowSc
         logprobs = [part for group in scores.groups for part in group.logprobs]
         total += scores.backward(-torch.cat(logprobs).sum() / num_tokens if logprobs else None)
     return math.fsum(scoring.ranks.exchange_between_data_ranks(total))
+
+
+def count_work(groups: Sequence[PromptGroup], scoring: RowScoring, policy: Policy) -> StepWork:
+    """What a step computes."""
+    shape, has_adapters = scoring.costs.shape, policy.adapters is not None
+    return StepWork.of(scoring.plan(groups), shape, num_trained=1, has_adapters=has_adapters)
 
 
 def hide_videos(rows: Sequence[Sequence[Question]], config: SftConfig, *, step: int) -> list[list[Question]]:

@@ -15,11 +15,11 @@ from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.export import export_model
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
+from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.checkpoints import list_checkpoints
 from mrsp_engine.testing.fixtures import run_on_ranks
 
-VOLATILE = ("seconds", "frames_encoded")
 ASKED = {"evaluation__every_steps": 2, "evaluation__num_questions": 6, "evaluation__max_response_tokens": 24}
 
 
@@ -49,7 +49,7 @@ class BreakAfter(SilentProgress):
 
 def lines_of(config):
     lines = read_json_lines(config.output / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name not in VOLATILE} for line in lines]
+    return [{name: value for name, value in line.items() if name not in PASSING | {"frames_encoded"}} for line in lines]
 
 
 def weights_of(config):

@@ -15,6 +15,7 @@ from longrl_trainer.config.stages import SftConfig, TrainingConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
 
@@ -28,6 +29,7 @@ from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.config.recipes import parse_config
+from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.sft import train_sft
 
 stage, values, kill_after = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
@@ -72,7 +74,7 @@ def weights(output: Path) -> dict[str, bytes]:
 
 def journal_without_times(output: Path) -> list[dict[str, object]]:
     lines = read_json_lines(output / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in PASSING} for line in lines]
 
 
 @pytest.fixture(scope="module")

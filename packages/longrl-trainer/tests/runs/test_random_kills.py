@@ -14,6 +14,7 @@ import pytest
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.checkpoints import list_checkpoints
 
@@ -31,7 +32,7 @@ def start(config: SftConfig | GrpoConfig) -> Any:
 
 def lines_of(output: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(output / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in PASSING} for line in lines]
 
 
 def weights_of(output: Path) -> dict[str, bytes]:

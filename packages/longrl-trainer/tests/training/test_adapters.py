@@ -22,6 +22,7 @@ from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.runs.export import export_model
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
+from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.opening import create_optimizer, open_policy, open_training_policy
@@ -281,7 +282,8 @@ def test_grpo_with_adapters_continues_exactly(started, tmp_path):
     train_grpo(broken)
     lines = [read_json_lines(config.output / "metrics.jsonl") for config in (whole, broken)]
     for line in (*lines[0], *lines[1]):
-        del line["seconds"]
+        for name in PASSING:
+            line.pop(name, None)
     assert lines[0] == lines[1]
     assert any(line["kl"] for line in lines[0])
 

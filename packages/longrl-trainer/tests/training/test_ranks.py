@@ -15,6 +15,7 @@ from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
@@ -110,7 +111,7 @@ def comparable(lines: list[dict[str, Any]]) -> dict[str, float]:
     def walk(place: str, value: Any) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
-                if name != "seconds":
+                if name not in PASSING:
                     walk(f"{place} {name}", inner)
         elif value is not None:
             found[place] = value

@@ -21,7 +21,7 @@ from mrsp_engine.planner.costs import (
     key_value_bytes,
     predict_stages,
 )
-from mrsp_engine.planner.hardware import find_accelerator
+from mrsp_engine.planner.hardware import find_accelerator, recognise_accelerator
 from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
 from mrsp_engine.planner.search import PlanRequest, StepPlan, plan_step
 from mrsp_engine.planner.videos import PlannedVideo
@@ -238,3 +238,21 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
 def test_planning_needs_no_torch() -> None:
     code = "import sys, mrsp_engine.planner.search; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("device_name", "rate"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 PCIe", None),  # a slower board
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("CPU", None),
+    ],
+)
+def test_only_devices_whose_speed_is_known_are_recognised(device_name, rate):
+    found = recognise_accelerator(device_name)
+    assert (None if found is None else found.matrix_rate) == rate

@@ -33,6 +33,7 @@ class ObjectiveParts:
     kl_place: KlPlaceName = "loss"
     overlong_buffer: float = 0.0
     extra_rounds: int = 0
+    temporal_weight: float = 0.0
 
 
 OBJECTIVES: dict[ObjectiveName, ObjectiveParts] = {
@@ -50,6 +51,7 @@ OBJECTIVES: dict[ObjectiveName, ObjectiveParts] = {
     "gspo": ObjectiveParts(loss="gspo", clip_low=3e-4, clip_high=4e-4, aggregation="sequence"),
     "cispo": ObjectiveParts(loss="cispo", clip_low=1.0, clip_high=4.0),
     "sapo": ObjectiveParts(loss="sapo", aggregation="sequence"),
+    "t_grpo": ObjectiveParts(temporal_weight=0.3),
 }
 """What each name stands for. `dapo` follows its paper's ratio of buffer to longest response, but bounds its dynamic
 sampling; `gspo` has its paper's clip; for `cispo`, whose paper gives no bound, a weight may be at most 5.
@@ -63,7 +65,7 @@ class ObjectiveSettings(Section):
     """What a step minimises: an objective by name, and those of its parts that are set besides."""
 
     objective: ObjectiveName = "grpo"
-    """A published method by name. It determines the settings from here to `extra_rounds` that aren't set themselves;
+    """A published method by name. It determines the settings from here to `temporal_weight` that aren't set themselves;
     one that is set, in the recipe too, counts more than the name.
     """
     advantage: AdvantageName | None = None
@@ -97,6 +99,14 @@ class ObjectiveSettings(Section):
     """How many times a step may take `prompts_per_step` further questions, in place of those whose responses all have
     the same reward (dynamic sampling). If that isn't enough it trains on fewer.
     """
+    temporal_weight: float | None = Field(default=None, ge=0)
+    """How much more a question about videos counts if the model answers it better than with their frames in a random
+    order: its advantages are multiplied by 1 plus this. 0 asks nothing in random order.
+    """
+    temporal_margin: float = Field(default=0.0, ge=0, le=1)
+    """With a `temporal_weight`: by how much more than this the share of right answers has to be higher."""
+    shuffled_responses: int | None = Field(default=None, ge=1)
+    """With a `temporal_weight`: responses per question to frames in a random order; by default half of `group_size`."""
     overlong_penalty: float = Field(default=1.0, gt=0)
     """What a response of `max_response_tokens` costs, if there is an `overlong_buffer`."""
     sapo_temperature_positive: float = Field(default=1.0, gt=0)

@@ -23,6 +23,7 @@ ObjectiveName = Literal[
     "gspo",
     "cispo",
     "sapo",
+    "t_grpo",
 ]
 
 

@@ -93,6 +93,10 @@ class TrainingConfig(Section):
     """Where every step's numbers go besides the run's journal: files for TensorBoard in the run's folder; a project of
     Weights & Biases (`wandb`) or Trackio, each an extra of its own; or nowhere.
     """
+    peak_operations: Annotated[float | None, Effect.NONE] = Field(default=None, gt=0)
+    """Floating-point operations per second that one device makes at most in `dtype`, for the utilisation among every
+    step's numbers. Known for A100, H100 and H200 in bfloat16; for others there is none unless this is set.
+    """
     activation_checkpointing: Annotated[ActivationsName, Effect.NONE] = "none"
     """`recompute` keeps only every layer's input for the backward pass, and computes the rest again there; `offload`
     also keeps these inputs in host memory.
@@ -190,6 +194,15 @@ class GrpoConfig(ObjectiveSettings, TrainingConfig):
             raise ValueError(
                 f"rewards.{OVERLONG_REWARD}: that is what the penalty of overlong_buffer={self.parts.overlong_buffer} "
                 "is called; set that to 0, or rename the reward"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shows_what_it_shuffles(self) -> Self:
+        if self.parts.temporal_weight and self.blind:
+            raise ValueError(
+                f"temporal_weight={self.parts.temporal_weight} with blind=true: there are no frames to shuffle; set it "
+                "to 0"
             )
         return self
 

@@ -76,3 +76,22 @@ def response_weights(lengths: Sequence[int], aggregation: AggregationName, *, ma
             return [1.0 / (len(lengths) * length) if length else 0.0 for length in lengths]
         case "constant":
             return [1.0 / (len(lengths) * max_response_tokens) for _ in lengths]
+
+
+def temporal_weight(ordered: float, shuffled: float, *, bonus: float, margin: float) -> float:
+    """Weight of a question's advantages by what the order of frames is worth for answering it.
+
+        1 + bonus   if ordered - shuffled > margin, else 1
+
+    for the share of right answers to frames in their order, and in a random one. T-GRPO (Video-R1, arXiv 2503.21776),
+    eq. 1, rewards right answers by `bonus` if `ordered >= shuffled`. Added to every right answer it vanishes where
+    advantages are divided by the group's standard deviation: with rewards of 0 and 1 it stretches both alike. So it is
+    a factor here, after whatever normalisation an estimator has; and a tie earns nothing, as order was of no use.
+
+    Args:
+        ordered: Share of right answers to ordered frames, from 0 to 1.
+        shuffled: The same to shuffled ones.
+        bonus: What is added to the weight.
+        margin: How much higher the first has to be than the second.
+    """
+    return 1.0 + bonus if ordered - shuffled > margin else 1.0

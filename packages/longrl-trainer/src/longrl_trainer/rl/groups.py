@@ -35,6 +35,8 @@ class RolloutGroup:
     the reference counts in the reward, these are the advantages without it."""
     weights: tuple[float, ...] = ()
     """Weights of the rewards, in the order of a score's terms."""
+    prompt_weight: float = 1.0
+    """What the advantages are multiplied by in the loss, after all comparisons."""
 
     @property
     def rewards(self) -> tuple[float | None, ...]:

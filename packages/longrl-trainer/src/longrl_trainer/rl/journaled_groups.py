@@ -41,6 +41,7 @@ def describe_group(
         "question": record.question,
         "options": list(record.options),
         "answer": record.answer,
+        "prompt_weight": group.prompt_weight,
         "responses": [
             {
                 "text": rollout.text,

@@ -16,6 +16,7 @@ from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step
 from longrl_trainer.rewards.registry import WeightedReward
 from longrl_trainer.rl.groups import RolloutGroup, choose_groups, find_control_tokens, judge_groups
+from longrl_trainer.rl.temporal_contrast import TemporalContrast, contrast_groups
 from longrl_trainer.runs.stopwatch import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.ranks import Ranks
@@ -36,6 +37,7 @@ class SampledStep:
         refusals: Prompts that the sampler refused.
         num_rounds: How often questions were taken.
         frames_stored: Frames encoded for the store, which later steps use too.
+        contrasts: Of the questions that were asked with shuffled frames too.
     """
 
     groups: list[RolloutGroup]
@@ -44,6 +46,7 @@ class SampledStep:
     refusals: list[Refusal]
     num_rounds: int
     frames_stored: int
+    contrasts: list[TemporalContrast]
 
 
 def sample_step(
@@ -91,19 +94,25 @@ def sample_step(
             )
             refusals += [outcome for outcome in drawn if isinstance(outcome, Refusal)]
         media.append(of_round)
+    trained = choose_groups(groups, config.prompts_per_step, objective) if extra_rounds and groups else groups
+    names = {medium.key for group in trained for medium in group.prompt.media}
+    joined, contrasts = StepMedia.joined(media, names), list[TemporalContrast]()
+    if config.parts.temporal_weight:
+        with clock("contrast"), joined.lend():
+            trained, contrasts, refused = contrast_groups(trained, sampler, policy, rewards, config, ranks, step=step)
+            refusals += refused
     with clock("rollout"):
         sampler.sleep()
     if not groups:
         raise TrainerError(f"the sampler refused every prompt of this step: {refusals[0].message}")
-    trained = choose_groups(groups, config.prompts_per_step, objective) if extra_rounds else groups
-    names = {medium.key for group in trained for medium in group.prompt.media}
     return SampledStep(
         groups=groups,
         trained=trained,
-        media=StepMedia.joined(media, names),
+        media=joined,
         refusals=refusals,
         num_rounds=len(media),
         frames_stored=frames_stored,
+        contrasts=contrasts,
     )
 
 

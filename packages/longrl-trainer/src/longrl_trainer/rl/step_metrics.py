@@ -12,6 +12,7 @@ from longrl_trainer.objectives.correction import SamplerWeights
 from longrl_trainer.rewards.answer import is_correct
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.monitor import monitor_metrics
+from longrl_trainer.training.scoring import NO_WORK
 from longvideo_reason_data.records.answers import parse_response
 
 
@@ -32,6 +33,8 @@ class TokenStatistics:
         self._num_capped = 0
         self._weight_sum = 0.0
         self._squared_weight_sum = 0.0
+        self.work = NO_WORK
+        """What the trainer computes in the step, by all ranks."""
         self.token_gaps: dict[int, list[list[float]]] = {}
         """Of recorded groups, by their place in the step: for each judged response the trainer's minus the sampler's
         log-probability of every token."""
@@ -42,11 +45,11 @@ class TokenStatistics:
         if len(parts) == 1:
             return parts[0]
         whole = cls()
-        for name in vars(whole).keys() - {"token_gaps"}:
+        for name in vars(whole).keys() - {"token_gaps", "work"}:
             setattr(whole, name, sum(getattr(part, name) for part in parts))
         for part in parts:
             whole.token_gaps |= part.token_gaps
-        whole.gradient_norm = parts[0].gradient_norm
+        whole.gradient_norm, whole.work = parts[0].gradient_norm, parts[0].work
         whole._gap_max = float(torch.tensor([part._gap_max for part in parts], dtype=torch.float64).max())
         return whole
 
@@ -140,6 +143,11 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
         "groups_without_spread": sum(not group.has_spread for group in groups),
         **monitor_metrics(groups, [answer for answer, _ in parsed]),
     }
+
+
+def count_sampled(groups: Sequence[RolloutGroup]) -> int:
+    """Tokens of all responses of a step."""
+    return sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
 
 
 def summarise_steps(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from longrl_trainer.objectives.terms import kl_divergence
 from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.rl.step_metrics import TokenStatistics
 from longrl_trainer.training.optimizer import TrainingOptimizer
-from longrl_trainer.training.scoring import RowScores, RowScoring
+from longrl_trainer.training.scoring import RowScores, RowScoring, StepWork, Turn
 from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.families.base import Policy
 from mrsp_engine.logprobs import BranchScores
@@ -82,10 +82,9 @@ class PolicyUpdate:
         weights = dict(zip(map(id, judged), weigh_groups(judged, self.objective), strict=True))
         trained = [group for group in judged if group.has_advantages or self.objective.trains_every_response]
         computed = trained or judged[:1]
-        turns = [
-            ([computed[index] for index in turn.members], turn.num_passes)
-            for turn in self.scoring.plan([group.as_prompt_group() for group in computed])
-        ]
+        planned = self.scoring.plan([group.as_prompt_group() for group in computed])
+        statistics.work = self._count_work(planned, is_trained=bool(trained))
+        turns = [([computed[index] for index in turn.members], turn.num_passes) for turn in planned]
         references = self._score_references(turns, media)
         if not trained:
             with media.lend():
@@ -127,6 +126,17 @@ class PolicyUpdate:
             statistics.gradient_norm = self.optimizer.step(learning_rate)
         return TokenStatistics.joined(ranks.exchange_between_data_ranks(statistics))
 
+    def _count_work(self, turns: Sequence[Turn], *, is_trained: bool) -> StepWork:
+        """What the step computes; rewards that the divergence lowers take one more pass."""
+        num_scored = (self.reference is not None) + (is_trained and self.objective.penalises_rewards)
+        return StepWork.of(
+            turns,
+            self.scoring.costs.shape,
+            num_trained=self.num_updates if is_trained else 0,
+            num_scored=num_scored if is_trained else num_scored + 1,
+            has_adapters=self.policy.adapters is not None,
+        )
+
     def _advantages(
         self,
         judged: Sequence[RolloutGroup],
@@ -134,13 +144,13 @@ class PolicyUpdate:
         references: Mapping[int, list[Tensor]],
         media: StepMedia,
     ) -> dict[int, list[Tensor | float]]:
-        """The advantages of the judged responses, by group.
+        """The advantages of the judged responses with the weight of their prompt, by group.
 
         Where the divergence from the reference counts in the reward, it is measured first, in a pass of its own, and
         every rank learns those of all responses, which are compared with each other.
         """
         if not self.objective.penalises_rewards:
-            return {id(group): [advantage for _, advantage in group.judged()] for group in judged}
+            return {id(group): [group.prompt_weight * advantage for _, advantage in group.judged()] for group in judged}
         places = {id(group): place for place, group in enumerate(judged)}
         measured: dict[int, list[list[float]]] = {}
         with media.lend():
@@ -164,7 +174,7 @@ class PolicyUpdate:
             )
         compared = self.objective.compare_penalised([group.as_rewards() for group in judged], divergences)
         return {
-            id(group): [advantage for advantage in advantages if advantage is not None]
+            id(group): [group.prompt_weight * advantage for advantage in advantages if advantage is not None]
             for group, advantages in zip(judged, compared, strict=True)
         }
 

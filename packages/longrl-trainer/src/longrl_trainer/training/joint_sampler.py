@@ -9,7 +9,7 @@ from dataclasses import replace
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.ranks import Ranks
 from mrsp_engine.prompts import Prompt
-from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings, WeightSource
+from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings, WeightSource, count_received
 
 
 class JointSampler:
@@ -38,6 +38,11 @@ class JointSampler:
     def update_weights(self, policy: WeightSource) -> None:
         """See `RolloutEngine.update_weights`."""
         self._engine.update_weights(policy)
+
+    @property
+    def bytes_received(self) -> int | None:
+        """See `CountsWeights`; of this rank's engine."""
+        return count_received(self._engine)
 
     def sleep(self) -> None:
         """See `RolloutEngine.sleep`."""

@@ -14,6 +14,8 @@ from longrl_trainer.training.ranks import ALONE, Ranks
 from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import PackedLayout, pack_rows
 from mrsp_engine.logprobs import BranchScores, pass_layouts, score_groups, score_nothing
+from mrsp_engine.planner.costs import forward_operations
+from mrsp_engine.planner.shapes import ModelShape
 from mrsp_engine.rows import PromptGroup
 
 
@@ -23,11 +25,78 @@ class Turn:
 
     Attributes:
         members: Indices of the groups in the row of this data rank; none if it has fewer rows than others.
-        num_passes: Passes through the model that the data rank with most of them makes.
+        passes: The row of every data rank, cut into the passes through the model in which it is computed.
     """
 
     members: tuple[int, ...]
-    num_passes: int
+    passes: tuple[tuple[PackedLayout, ...], ...]
+
+    @property
+    def num_passes(self) -> int:
+        """Passes that the data rank with most of them makes."""
+        return max(map(len, self.passes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """What a step computes, by all ranks together.
+
+    Attributes:
+        logical_tokens: Tokens of the prompts with their continuations, each prompt counted once per continuation.
+        computed_tokens: Tokens of the rows of one pass over the step, in which a shared prompt is there once.
+        waiting_tokens: How many tokens more there would be if every row were as long as the longest one computed at the
+            same time: for so long data ranks wait for each other.
+        operations: Floating-point operations of the language model in all passes.
+    """
+
+    logical_tokens: int
+    computed_tokens: int
+    waiting_tokens: int
+    operations: float
+
+    @classmethod
+    def of(
+        cls, turns: Sequence[Turn], shape: ModelShape, *, num_trained: int, num_scored: int = 0, has_adapters: bool
+    ) -> "StepWork":
+        """Count the passes of a step: over all its rows, the same every time.
+
+        A forward pass has the operations that the planner counts (`mrsp_engine.planner.costs.forward_operations`). A
+        backward pass has twice as many: one product for the gradients of the inputs, one for those of the weights, of
+        which only the first is needed in linear layers if their adapters are trained. What is computed again to save
+        memory doesn't count, and neither does the encoder of media.
+
+        Args:
+            turns: The rows.
+            shape: The language model.
+            num_trained: Forward passes with a backward pass.
+            num_scored: Forward passes without one.
+            has_adapters: Whether adapters are trained, and not the weights.
+        """
+        logical = computed = waiting = 0
+        linear = attention = 0.0
+        for turn in turns:
+            lengths = [sum(layout.total for layout in of_rank) for of_rank in turn.passes]
+            computed += sum(lengths)
+            waiting += sum(max(lengths) - length for length in lengths)
+            for layout in (layout for of_rank in turn.passes for layout in of_rank):
+                logical += sum(sum(group.prompt + branch for branch in group.branches) for group in layout.groups)
+                parts = forward_operations(shape, layout, sum(sum(group.branches) for group in layout.groups))
+                linear, attention = linear + parts[0], attention + parts[1]
+        backward = (1 if has_adapters else 2) * linear + 2 * attention
+        return cls(
+            logical_tokens=logical,
+            computed_tokens=computed,
+            waiting_tokens=waiting,
+            operations=(num_trained + num_scored) * (linear + attention) + num_trained * backward,
+        )
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of waiting in the time of all data ranks, as if every token took equally long."""
+        return self.waiting_tokens / (self.computed_tokens + self.waiting_tokens)
+
+
+NO_WORK = StepWork(logical_tokens=0, computed_tokens=0, waiting_tokens=0, operations=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +177,7 @@ class RowScoring:
             passes = [self._passes([groups[index] for index in row]) for row in at_once]
             for layout in (layout for of_row in passes for layout in of_row):
                 self.costs.check(layout, self.ranks.sequence_ranks)
-            turns.append(Turn(members=tuple(at_once[self.ranks.data_rank]), num_passes=max(map(len, passes))))
+            turns.append(Turn(members=tuple(at_once[self.ranks.data_rank]), passes=tuple(map(tuple, passes))))
         return turns
 
     def score(

@@ -23,6 +23,7 @@ from mrsp_engine.embeddings.entries import DiskRefusedError, Entry
 from mrsp_engine.embeddings.entry_folder import DIGESTS_NAME
 from mrsp_engine.embeddings.key import EmbeddingKey
 from mrsp_engine.embeddings.limits import StoreLimits
+from mrsp_engine.embeddings.lookups import StoreLookups
 from mrsp_engine.embeddings.memory import MemoryTier
 from mrsp_engine.errors import EngineError
 
@@ -60,6 +61,7 @@ class EmbeddingStore:
     Attributes:
         disk: The disk tier.
         digests: Remembered digests of the files that embeddings were made from.
+        lookups: What `mrsp_engine.encoding.parallel.encode_media` looked for so far.
 
     Raises:
         EngineUsageError: If the folder can't be used, or is neither empty nor a store.
@@ -73,6 +75,7 @@ class EmbeddingStore:
         self._host = MemoryTier(self.limits.host_bytes)
         self._device = MemoryTier(self.limits.device_bytes)
         self._live: dict[str, Tensor] = {}
+        self.lookups = StoreLookups()
         self._hits = 0
         self._kept_in_memory = 0
         self._is_disk_refusing = False

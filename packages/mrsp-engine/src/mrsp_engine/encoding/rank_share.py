@@ -82,10 +82,14 @@ class EncodingWork:
             for place, digest in enumerate(distinct)
         ]
         reports = exchange_objects(seen, self.group)
-        return [
+        lacking = [
             not (all(held for held, _ in of_ranks) or any(on_disk for _, on_disk in of_ranks))
             for of_ranks in zip(*reports, strict=True)
         ]
+        own = lacking[self.rank :: self.num_ranks]
+        self.store.lookups.misses += sum(own)
+        self.store.lookups.hits += len(own) - sum(own)
+        return lacking
 
     def encode_share(self, medium: PlannedMedium, bounds: Sequence[int]) -> None:
         """Decode and encode this rank's frames of a medium, and store the rows."""

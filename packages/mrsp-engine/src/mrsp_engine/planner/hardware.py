@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mrsp_engine.attention.split import MachineRates
 from mrsp_engine.errors import EngineUsageError
 
-__all__ = ["HARDWARE", "Accelerator", "find_accelerator"]
+__all__ = ["HARDWARE", "Accelerator", "find_accelerator", "recognise_accelerator"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +88,13 @@ def find_accelerator(name: str) -> Accelerator:
         if known.lower() == name.lower():
             return accelerator
     raise EngineUsageError(f"accelerator {name!r}: expected one of {', '.join(HARDWARE)}")
+
+
+def recognise_accelerator(device_name: str) -> Accelerator | None:
+    """The GPU with the name that its driver gives, such as "NVIDIA H100 80GB HBM3"; None if its speed isn't known here.
+
+    Slower boards of the same chip ("NVIDIA H100 PCIe", "NVIDIA H100 NVL") aren't known.
+    """
+    gpu = next((known for name, known in HARDWARE.items() if name != "CPU" and name in device_name), None)
+    is_slower = gpu is not None and gpu.name != "A100" and any(board in device_name for board in ("PCIe", "NVL"))
+    return None if is_slower else gpu

@@ -19,6 +19,7 @@ from mrsp_engine.prompts import Prompt
 
 __all__ = [
     "AdapterSource",
+    "CountsWeights",
     "EmbeddingSource",
     "Refusal",
     "RefusalReason",
@@ -26,6 +27,7 @@ __all__ = [
     "RolloutEngine",
     "SamplingSettings",
     "WeightSource",
+    "count_received",
     "language_weights",
     "require_rollouts",
 ]
@@ -169,3 +171,18 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Free memory; the engine can't be used afterwards. Calling it twice is harmless."""
         ...
+
+
+@runtime_checkable
+class CountsWeights(Protocol):
+    """A rollout engine that knows how much it was given."""
+
+    @property
+    def bytes_received(self) -> int | None:
+        """Bytes of the weights, or of the adapters, of all updates so far; None if that isn't known."""
+        ...
+
+
+def count_received(engine: RolloutEngine) -> int | None:
+    """Bytes that an engine got in all updates so far; None if it doesn't count them."""
+    return engine.bytes_received if isinstance(engine, CountsWeights) else None

@@ -33,9 +33,13 @@ class TransformersRolloutEngine:
     Args:
         policy: The policy to sample from, with its weights at the time of sampling.
         seed: Seed of the engine's own random sequence.
+
+    Attributes:
+        bytes_received: See `CountsWeights`.
     """
 
     def __init__(self, policy: Policy, *, seed: int = 0) -> None:
+        self.bytes_received = 0
         self._policy: Policy | None = policy
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -64,12 +68,14 @@ class TransformersRolloutEngine:
             return
         if own.adapters is not None:
             raise EngineError("this engine's own model has adapters, so it can't take another model's weights")
-        targets = dict(language_weights(own))
+        targets, num_bytes = dict(language_weights(own)), 0
         with torch.no_grad():
             for name, tensor in language_weights(policy):
                 if name not in targets or targets[name].shape != tensor.shape:
                     raise EngineError(f"weight {name} {tuple(tensor.shape)}: this engine's model has no such weight")
                 targets[name].copy_(tensor)
+                num_bytes += tensor.nbytes
+        self.bytes_received += num_bytes
 
     def sleep(self) -> None:
         """See `RolloutEngine.sleep`; the only memory is the policy's own."""

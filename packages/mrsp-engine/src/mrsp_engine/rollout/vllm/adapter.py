@@ -63,8 +63,8 @@ class SamplerAdapter:
             "lora_target_modules": self._layer_ends,
         }
 
-    def renew(self, llm: Any, policy: WeightSource) -> None:
-        """Give vLLM the policy's adapter in place of the one before.
+    def renew(self, llm: Any, policy: WeightSource) -> int:
+        """Give vLLM the policy's adapter in place of the one before; returns its size in bytes.
 
         Raises:
             EngineError: The policy has none, or vLLM doesn't take it.
@@ -75,6 +75,7 @@ class SamplerAdapter:
             raise EngineError(f"{type(policy).__name__} has no adapters to give")
         with tempfile.TemporaryDirectory(prefix="longrl-adapter-") as folder:
             policy.save_adapter(Path(folder))
+            num_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
             self._num_updates += 1
             request = LoRARequest(f"update-{self._num_updates}", self._num_updates, folder)
             if not llm.llm_engine.add_lora(request):
@@ -82,3 +83,4 @@ class SamplerAdapter:
         if self.request is not None:
             llm.llm_engine.remove_lora(self.request.lora_int_id)
         self.request = request
+        return num_bytes

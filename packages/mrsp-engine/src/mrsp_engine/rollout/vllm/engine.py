@@ -76,6 +76,9 @@ class VllmRolloutEngine:
         read_store: Let vLLM read embeddings from the store, where the modality allows it; otherwise each request
             carries them.
 
+    Attributes:
+        bytes_received: See `CountsWeights`.
+
     Raises:
         EngineUsageError: vLLM isn't installed, or can't run here with these settings.
         EngineError: vLLM doesn't start.
@@ -137,7 +140,7 @@ class VllmRolloutEngine:
             "limit_mm_per_prompt": dict(checkpoint.media.limits),
         }
         options |= checkpoint.media.options
-        self._adapter = adapter
+        self._adapter, self.bytes_received = adapter, 0
         threads_before = torch.get_num_threads()
         try:
             with own_random_numbers(), confined_import(self._placement):
@@ -197,9 +200,9 @@ class VllmRolloutEngine:
                 if not self._has_weights:
                     self._llm.wake_up(tags=["weights"])
                 if self._adapter is not None:
-                    self._adapter.renew(self._llm, policy)
+                    self.bytes_received += self._adapter.renew(self._llm, policy)
                 else:
-                    reload_weights(self._llm, policy)
+                    self.bytes_received += reload_weights(self._llm, policy)
                 if not self._has_weights:
                     self._llm.wake_up(tags=["kv_cache"])  # after the weights, which need more memory while loading
                 self._has_weights = True

@@ -1,18 +1,32 @@
 """New weights for a running vLLM, in place of those that it was started with."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from mrsp_engine.rollout.base import WeightSource, language_weights
 
 __all__ = ["reload_weights"]
 
 
-def reload_weights(llm: Any, policy: WeightSource) -> None:
-    """Give vLLM all weights of a policy that it needs, one at a time; what it computed before is not discarded."""
-    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": language_weights(policy)})
+def reload_weights(llm: Any, policy: WeightSource) -> int:
+    """Give vLLM all weights of a policy that it needs, one at a time; what it computed before is not discarded.
+
+    Returns:
+        Their size in bytes.
+    """
+    sizes: list[int] = []
+
+    def count() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in language_weights(policy):
+            sizes.append(tensor.nbytes)
+            yield name, tensor
+
+    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": count()})
     llm.apply_model(_repack_copies)
+    return sum(sizes)
 
 
 def _repack_copies(model: Any) -> None:
