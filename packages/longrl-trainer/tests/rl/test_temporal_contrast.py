@@ -1,11 +1,13 @@
 """What the order of frames is worth: the shuffled videos, the weights that follow, and what they do to a gradient."""
 
 import dataclasses
+import importlib.util
 
 import numpy as np
 import pytest
 import torch
 
+from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.objectives.base import build_objective
@@ -26,12 +28,15 @@ from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.runs.step_meter import PASSING
+from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import open_policy, open_training_policy
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.step_media import StepMedia
 from mrsp_engine.rollout.base import Rollout
+from mrsp_engine.rollout.transformers import TransformersRolloutEngine
+from mrsp_engine.testing.fixtures import run_on_ranks
 
 VIDEO = MediaReference(key="0" * 64, grid_thw=(4, 4, 4), seconds_per_grid=1.0, num_tokens=16)
 
@@ -212,7 +217,7 @@ def test_a_run_weighs_by_order_and_goes_on_with_the_same_orders(started, tmp_pat
     for line in lines:
         contrast = line["temporal"]
         assert contrast["prompts"] == 4
-        assert contrast["ordered"] == pytest.approx(line["accuracy"])
+        assert contrast["ordered"] == pytest.approx(line["rewards"]["answer"])
         weights = [group["prompt_weight"] for group in groups if group["step"] == line["step"]]
         assert set(weights) <= {1.0, 1.3}
         assert contrast["ordered_better_rate"] == weights.count(1.3) / 4
@@ -223,6 +228,54 @@ def test_a_run_weighs_by_order_and_goes_on_with_the_same_orders(started, tmp_pat
     train_grpo(started.grpo(tmp_path / "run", steps=2, **settings))
     train_grpo(started.grpo(tmp_path / "run", steps=4, **settings))
     assert lasting(started.grpo(tmp_path / "run", steps=4, **settings)) == lines
+
+
+class SeededByPrompt(TransformersRolloutEngine):
+    """Draws for a prompt the same random numbers on every rank."""
+
+    def generate(self, prompts, sampling):
+        return [
+            super(SeededByPrompt, self).generate(
+                [prompt], dataclasses.replace(sampling, seed=derive_seed(0, sampling.num_samples, *prompt.token_ids))
+            )[0]
+            for prompt in prompts
+        ]
+
+
+def train(values: str) -> None:
+    config = GrpoConfig.model_validate_json(values)
+    policy, sampled = (open_policy(config.model, config.dtype) for _ in range(2))
+    sampled.store = policy.store
+    train_grpo(config, policy=policy, engine=SeededByPrompt(sampled))
+
+
+@pytest.mark.long
+def test_ranks_find_the_same_contrasts(started, tmp_path):
+    options = {"objective": "t_grpo", "steps": 3, "prompts_per_step": 3, "max_response_tokens": 24, "dtype": "float64"}
+    alone, together = (started.grpo(tmp_path / name, learning_rate=1e-2, **options) for name in ("alone", "together"))
+    train(alone.model_dump_json())
+    run_on_ranks(train, 2, together.model_dump_json())
+    mine, others = lasting(together), lasting(alone)
+    assert [line["temporal"] for line in mine] == [line["temporal"] for line in others]
+    assert [line["loss"] for line in mine] == pytest.approx([line["loss"] for line in others], rel=1e-6)
+    assert any(line["temporal"]["weight"] > 1 for line in mine)
+    assert [line["row_tokens"] for line in mine] == [line["row_tokens"] for line in others]
+    waiting = [line["padding_fraction"] for line in read_json_lines(together.output / "metrics.jsonl")]
+    assert all(0 <= share < 1 for share in waiting)
+    assert any(waiting)  # three prompts for two ranks
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_reads_shuffled_videos_by_their_names(started, tmp_path):
+    options = {"objective": "t_grpo", "steps": 3, "prompts_per_step": 4, "max_response_tokens": 24}
+    config = started.grpo(tmp_path / "run", sampler__engine="vllm", **options)
+    train_grpo(config)
+    for line in read_json_lines(config.output / "metrics.jsonl"):
+        assert (line["temporal"]["prompts"], line["prompts_refused"]) == (4, {})
+        assert line["temporal"]["ordered"] == pytest.approx(line["rewards"]["answer"])
+        assert line["moved_bytes"]["weights_to_sampler"] == 386304  # of the language model, in float32
+    assert any(line["temporal"]["ordered"] != line["temporal"]["shuffled"] for line in lasting(config))
 
 
 def test_questions_without_an_order_are_asked_once(album, tmp_path):
