@@ -87,7 +87,7 @@ def test_numbers_are_drawn_where_they_belong(tmp_path):
     ("line", "words"),
     [
         ("[]\n", "a line without a step"),
-        ("{nonsense\n", "is not a journal of a run"),
+        ("{nonsense\n", "is not a journal of this trainer"),
         ('{"step": 1, "responses": 3}\n', "doesn't hold groups of responses"),
     ],
 )
@@ -104,3 +104,13 @@ def test_a_link_in_a_run_is_not_followed(tmp_path):
     (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path / "private.jsonl")
     with pytest.raises(AppUsageError, match="link"):
         WatchedRun(tmp_path / "run").state()
+
+
+def test_what_a_step_measures_of_itself_is_drawn_together():
+    measured = ["tokens_per_second.trainer", "tokens_per_second.sampler", "utilisation", "padding_fraction"]
+    measured += ["evaluation.accuracy", "evaluation.accuracy_standard_error", "evaluation.count", "seconds.evaluate"]
+    titles = {name: panel.title for panel, names in arrange(measured) for name in names}
+    assert titles["evaluation.accuracy"] == titles["evaluation.accuracy_standard_error"]
+    assert titles["tokens_per_second.trainer"] == titles["tokens_per_second.sampler"] == "Tokens per second"
+    assert titles["seconds.evaluate"] == "Seconds by stage"
+    assert len(set(titles.values())) == 5

@@ -76,7 +76,7 @@ def test_a_damaged_run_is_told_on_the_page(tmp_path, serve):
     (tmp_path / "run" / "metrics.jsonl").write_text("{nonsense\n")
     with pytest.raises(urllib.error.HTTPError, match="409") as caught:
         ask(serve(tmp_path / "run"), "state")
-    assert "is not a journal of a run" in caught.value.read().decode()
+    assert "is not a journal of this trainer" in caught.value.read().decode()
 
 
 def test_the_file_is_self_contained_and_safe_with_any_text(tmp_path):

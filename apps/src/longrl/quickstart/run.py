@@ -167,7 +167,8 @@ class Quickstart:
         """CoT-SFT."""
         from longrl_trainer.sft import train_sft
 
-        result = train_sft(self.config.sft, progress=self.progress)
+        engine = self.sampler.open() if self.config.sft.evaluation.every_steps else None
+        result = train_sft(self.config.sft, progress=self.progress, engine=engine)
         return {"num_steps": result.num_steps, "final_loss": result.final_loss, "questions": result.questions}
 
     def train_grpo(self) -> Mapping[str, Any]:

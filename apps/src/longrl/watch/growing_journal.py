@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from longrl.errors import AppUsageError
 from longrl_files.folders import ForeignFolder
-from longrl_files.json_text import UnfitJsonError, parse_json
-from longrl_files.messages import visible
 from longrl_trainer.durable import LINK_CURE
-from longrl_trainer.runs.journal import LONGEST_LINE
+from longrl_trainer.runs.journal import LONGEST_LINE, parse_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class GrowingJournal:
                     return
                 place = Place(self._end, len(line))
                 self._end += len(line)
-                yield place, self._parse(line)
+                yield place, parse_line(self._path, line, error=AppUsageError)
 
     def read(self, place: Place) -> dict[str, Any] | None:
         """Read a line again; None if the journal was replaced since."""
@@ -83,18 +81,9 @@ class GrowingJournal:
             if (status.st_dev, status.st_ino) != self._file_id:
                 return None
             file.seek(place.start)
-            return self._parse(file.read(place.num_bytes))
+            return parse_line(self._path, file.read(place.num_bytes), error=AppUsageError)
 
     def _begin_edition(self, file_id: tuple[int, int] | None) -> None:
         if self._file_id is not None or self._end:
             self.edition += 1
         self._file_id, self._end = file_id, 0
-
-    def _parse(self, line: bytes) -> dict[str, Any]:
-        try:
-            values = parse_json(line)
-        except UnfitJsonError as error:
-            raise AppUsageError(f"{self._path} is not a journal of a run: {visible(str(error))}") from error
-        if not isinstance(values, dict) or type(cast(dict[str, Any], values).get("step")) is not int:
-            raise AppUsageError(f"{self._path} is not a journal of a run: a line without a step")
-        return cast(dict[str, Any], values)

@@ -106,6 +106,18 @@ def test_sft_measures_what_the_command_measures_and_names_its_best(started, tmp_
     )
     line = next(line["evaluation"] for line in lines_of(config) if line["step"] == best)
     assert (line["accuracy"], line["accuracy_standard_error"]) == (again.accuracy, again.accuracy_standard_error)
+    named = evaluate(
+        started.evaluation(
+            tmp_path / "named.json",
+            model__folder=config.output,
+            step="best",
+            data__split="train_sft",
+            max_response_tokens=24,
+            limit=6,
+        )
+    )
+    assert named.items == again.items
+    assert [path.name for path in tmp_path.glob("named*")] == ["named.json"]  # the exported model is gone
     written = json.loads((config.output / "evaluations" / f"step-{best:06d}.json").read_text())
     assert [item["response"] for item in written["items"]] == [item.response for item in again.items]
 

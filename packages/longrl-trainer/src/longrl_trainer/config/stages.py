@@ -248,6 +248,10 @@ class EvaluateConfig(Section):
     """Accuracy on one split, with everything needed to interpret it."""
 
     model: ModelSection
+    step: int | Literal["best"] | None = None
+    """Evaluate a checkpoint of a run of training, whose folder is then `model.folder`: the one after so many steps, or
+    the `best`. Its model is exported into a folder beside the output meanwhile.
+    """
     data: DataSection
     output: Path
     """The JSON file to write."""

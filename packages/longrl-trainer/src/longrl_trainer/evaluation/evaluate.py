@@ -23,6 +23,7 @@ from longrl_trainer.questions.question import QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import open_step
 from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
+from longrl_trainer.runs.export import exported
 from longrl_trainer.runs.judging import REWARDS_NAME, judge_responses, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, ProgressTask, SilentProgress
 from longrl_trainer.seeds import derive_seed
@@ -37,8 +38,7 @@ from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSe
 
 # Few enough for a moving progress bar, enough to keep a sampler busy.
 PROMPTS_PER_CALL = 256
-LIVE_PROMPTS_PER_CALL = 16
-"""The same where the embeddings of all media of a call are in memory at once."""
+LIVE_PROMPTS_PER_CALL = 16  # where the embeddings of all media of a call are in memory at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +120,12 @@ def evaluate(
         config.output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as owned:
         ranks.ask_first(lambda: owned.enter_context(own_file(config.output)))
-        folder = config.output.with_name(f"{config.output.stem}-{REWARDS_NAME}")
-        owned.enter_context(open_rewards(rewards, folder, ranks))
-        policy = policy or open_policy(config.model, config.dtype)
+        own = config.output.with_name(f"{config.output.stem}-{REWARDS_NAME}")
+        owned.enter_context(open_rewards(rewards, own, ranks))
+        folder = config.model.folder
+        if config.step is not None:
+            folder = owned.enter_context(exported(folder, config.output, step=config.step, ranks=ranks))
+        policy = policy or open_policy(config.model.model_copy(update={"folder": folder}), config.dtype)
         return _evaluate(config, policy, rewards, engine, progress, ranks)
 
 
@@ -151,7 +154,7 @@ def _evaluate(
         open_engine(
             config.sampler,
             policy,
-            config.model.folder,
+            policy.folder,
             engine=engine,
             max_model_len=questions.longest_prompt + config.max_response_tokens,
             dtype=config.dtype,

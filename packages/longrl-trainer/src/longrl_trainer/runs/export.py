@@ -6,7 +6,10 @@ written by the code that writes every saved model (`mrsp_engine.families.copies`
 no model is loaded, except to merge what adapters have learned into the model that they were trained for.
 """
 
-from collections.abc import Callable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +19,7 @@ from torch import Tensor
 from longrl_files.folders import ForeignFolder
 from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.sections import LoraSection
-from longrl_trainer.durable import LINK_CURE
+from longrl_trainer.durable import LINK_CURE, PARTIAL_MARK
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longrl_trainer.runs.folder import RESULT_NAME
@@ -24,6 +27,7 @@ from longrl_trainer.runs.settings import SETTINGS_NAME, read_settings
 from longrl_trainer.training.adapters import LoraAdapters
 from longrl_trainer.training.checkpoints import Checkpoint, best_checkpoint, list_checkpoints
 from longrl_trainer.training.opening import TORCH_DTYPES
+from longrl_trainer.training.ranks import Ranks
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
 from mrsp_engine.families import lay_out_weights, load_policy
@@ -31,7 +35,7 @@ from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
 from mrsp_engine.families.copies import read_weights, write_copy
 from mrsp_engine.families.language_policy import LanguagePolicy
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "exported"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 Step = int | Literal["best"] | None
@@ -79,6 +83,28 @@ def export_model(run: Path, output: Path, *, step: Step = None, model: Path | No
         found, weights = _read_checkpoint(run, step, num_steps, read)
     write_checkpoint(output, lambda folder: write_copy(source, folder, weights, is_whole=True, outside=outside))
     return found
+
+
+@contextmanager
+def exported(run: Path, beside: Path, *, step: Step, ranks: Ranks) -> Generator[Path]:
+    """The folder of a run's model, as long as the block runs; all ranks call this together.
+
+    Args:
+        run: The run's folder.
+        beside: The folder is made in the same folder as this file.
+        step: See `export_model`.
+        ranks: Processes that use the model; the first one writes it.
+    """
+    folder = beside.with_name(f"{beside.stem}-model{PARTIAL_MARK}{os.getpid()}")
+    with ExitStack() as written:
+
+        def write() -> str:
+            written.callback(shutil.rmtree, folder, ignore_errors=True)
+            export_model(run, folder, step=step)
+            return str(folder)
+
+        yield Path(ranks.ask_first(write))
+        ranks.wait()
 
 
 def _num_steps_of_finished(run: Path) -> int | None:

@@ -88,15 +88,20 @@ def _complete_lines(path: Path) -> Generator[tuple[bytes, dict[str, Any]]]:
                     )
                 return
             if line.strip():
-                yield line, _parse(path, line)
+                yield line, parse_line(path, line)
 
 
-def _parse(path: Path, line: bytes) -> dict[str, Any]:
+def parse_line(path: Path, line: bytes, *, error: type[Exception] = TrainerError) -> dict[str, Any]:
+    """What a line of the journal at `path` says.
+
+    Raises:
+        Exception: Of the given type; it is no line of a journal.
+    """
     try:
         values = parse_json(line)
-    except UnfitJsonError as error:
-        raise TrainerError(f"{path} is not a journal of this trainer: {visible(str(error))}") from error
+    except UnfitJsonError as caught:
+        raise error(f"{path} is not a journal of this trainer: {visible(str(caught))}") from caught
     step = cast(dict[str, Any], values).get("step") if isinstance(values, dict) else None
     if type(step) is not int:
-        raise TrainerError(f"{path} is not a journal of this trainer: a line without a step, {visible(repr(line), 60)}")
+        raise error(f"{path} is not a journal of this trainer: a line without a step, {visible(repr(line), 60)}")
     return cast(dict[str, Any], values)
