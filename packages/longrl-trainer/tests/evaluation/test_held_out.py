@@ -180,6 +180,25 @@ def test_vllm_answers_as_plain_sampling_does_and_samples_on_as_if_nothing_had_be
     assert list(accuracies(by_vllm)) == [2]
 
 
+@pytest.mark.slow
+def test_a_store_too_small_for_training_and_evaluation_holds_them_in_turn(started, tmp_path):
+    options = {"steps": 4, "max_response_tokens": 24, "learning_rate": 1e-2, "prefetch_steps": 0, **ASKED}
+    plenty, scarce, none = (
+        started.grpo(tmp_path / name, model__store=tmp_path / f"{name} store", **size, **options)
+        for name, size in (
+            ("plenty", {}),
+            ("scarce", {"model__store_bytes": 6 * 2720}),
+            ("none", {"model__store_bytes": 3 * 2720}),
+        )
+    )
+    train_grpo(plenty)
+    train_grpo(scarce)
+    assert lines_of(scarce) == lines_of(plenty)
+    assert sum(path.stat().st_size for path in (tmp_path / "scarce store").rglob("*.safetensors")) <= 6 * 2720
+    with pytest.raises(TrainerUsageError, match=r"store_bytes=8160: .*no room for all media of the 6 .*1 are lacking"):
+        train_grpo(none)
+
+
 def test_other_held_out_questions_are_another_run(started, tmp_path):
     config = started.grpo(tmp_path / "run", steps=2, **ASKED)
     train_grpo(config)

@@ -15,6 +15,7 @@ from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.durable import write_json
+from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.evaluation.evaluate import Asking, ask_questions, summarise
 from longrl_trainer.questions.length import LengthLimit
 from longrl_trainer.questions.loading import load_questions
@@ -48,7 +49,7 @@ class HeldOutEvaluation:
         progress: Shows one bar for the videos, and one for the questions of each evaluation.
 
     Raises:
-        TrainerUsageError: The split is empty, or earlier evaluations asked other questions.
+        TrainerUsageError: The split is empty, earlier evaluations asked other questions, or the store is too small.
         TrainerError: None of its questions can be used.
     """
 
@@ -82,8 +83,8 @@ class HeldOutEvaluation:
         Returns:
             What the journal says of it; all responses are in a file of the run.
         """
-        if any(self._ranks.exchange(not all(map(self._policy.store.contains, list_entries(self._questions))))):
-            self._questions = self._load()  # the store had no room for all of them
+        if self._count_lacking(self._questions):
+            self._questions = self._load()  # the store had no room for them beside those of training
             self._require_same(digest_questions(self._questions), after_step=step)
         config = self._config
         asking = Asking(
@@ -111,7 +112,7 @@ class HeldOutEvaluation:
     def _load(self) -> QuestionSet:
         """Read the questions, and encode what the store lacks."""
         config = self._config
-        return load_questions(
+        questions = load_questions(
             config.evaluation.data_of(config.data),
             self._policy,
             progress=self._progress,
@@ -122,6 +123,18 @@ class HeldOutEvaluation:
             sampler=config.sampler,
             ranks=self._ranks,
         )
+        if lacking := self._count_lacking(questions):
+            raise TrainerUsageError(
+                f"model.store_bytes={config.model.store_bytes}: the embedding store has no room for all media of the "
+                f"{len(questions.kept)} held-out questions beside those of a step ({lacking} are lacking); raise it, "
+                "or lower evaluation.num_questions"
+            )
+        return questions
+
+    def _count_lacking(self, questions: QuestionSet) -> int:
+        """How many of the questions' media the store lacks, for the rank that lacks most."""
+        entries, contains = list_entries(questions), self._policy.store.contains
+        return max(self._ranks.exchange(sum(not contains(entry) for entry in entries)))
 
     def _require_same(self, digest: object, *, after_step: int) -> None:
         if digest != self._digest:
