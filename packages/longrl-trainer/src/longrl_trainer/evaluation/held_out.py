@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.durable import write_json
@@ -71,7 +71,8 @@ class HeldOutEvaluation:
         self._digest = digest_questions(self._questions)
         before = [line[MEASURE_NAME] for line in run.read_metrics() if MEASURE_NAME in line]
         if before:
-            self._require_same(before[-1].get("questions_digest"), after_step=run.step)
+            last = cast(dict[str, Any], before[-1]) if isinstance(before[-1], dict) else {}
+            self._require_same_as(last.get("questions_digest"), after_step=run.step)
 
     def is_due(self, step: int) -> bool:
         """Whether the model is evaluated after a step (counted from 1)."""
@@ -85,7 +86,8 @@ class HeldOutEvaluation:
         """
         if self._count_lacking(self._questions):
             self._questions = self._load()  # the store had no room for them beside those of training
-            self._require_same(digest_questions(self._questions), after_step=step)
+            before, self._digest = self._digest, digest_questions(self._questions)
+            self._require_same_as(before, after_step=step)
         config = self._config
         asking = Asking(
             system=config.data.system,
@@ -136,7 +138,8 @@ class HeldOutEvaluation:
         entries, contains = list_entries(questions), self._policy.store.contains
         return max(self._ranks.exchange(sum(not contains(entry) for entry in entries)))
 
-    def _require_same(self, digest: object, *, after_step: int) -> None:
+    def _require_same_as(self, digest: object, *, after_step: int) -> None:
+        """Compare with the digest of the questions that an earlier evaluation asked."""
         if digest != self._digest:
             count = len(self._questions.kept)
             change = f"the evaluation asks other held-out questions than before ({count} of them can be asked now)"
