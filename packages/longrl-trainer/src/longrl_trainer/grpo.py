@@ -18,7 +18,7 @@ from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import StoppedError
-from longrl_trainer.evaluation.held_out import accuracy_in, evaluate_if_due, open_evaluation
+from longrl_trainer.evaluation.held_out import accuracy_in, check_evaluation, evaluate_if_due, open_evaluation
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.loading import open_feed
@@ -91,6 +91,7 @@ def train_grpo(
     progress = progress if progress and ranks.is_first else SilentProgress()
     check_sharding(config, ranks)
     check_sampler(config.sampler, ranks)
+    check_evaluation(config)
     rewards = load_rewards(config.rewards)
     refuse_unknown_targets(config.model.folder, config.lora)
     with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:

@@ -18,7 +18,13 @@ from typing import Any
 import torch
 
 from longrl_trainer.config.stages import SftConfig
-from longrl_trainer.evaluation.held_out import accuracy_in, evaluate_if_due, open_evaluation, open_sleeping_sampler
+from longrl_trainer.evaluation.held_out import (
+    accuracy_in,
+    check_evaluation,
+    evaluate_if_due,
+    open_evaluation,
+    open_sleeping_sampler,
+)
 from longrl_trainer.questions.candidates import Candidates
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.loading import open_feed
@@ -82,6 +88,7 @@ def train_sft(
     ranks = join_ranks(config.model, config.parallel)
     check_sharding(config, ranks)
     check_sampler(config.sampler, ranks)
+    check_evaluation(config)
     refuse_unknown_targets(config.model.folder, config.lora)
     progress = progress if progress and ranks.is_first else SilentProgress()
     with open_run("sft", config, model=config.model, data=config.data, ranks=ranks) as run:

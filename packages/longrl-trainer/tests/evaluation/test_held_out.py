@@ -239,3 +239,9 @@ def test_a_damaged_checkpoint_is_never_the_best(world, tmp_path):
     assert export_model(config.output, tmp_path / "first", step="best") == first.step
     next(first.folder.glob("*.safetensors")).unlink()
     assert export_model(config.output, tmp_path / "last", step="best") == last.step
+
+
+def test_a_reward_that_is_not_there_is_refused_before_a_model_is_loaded(world, tmp_path):
+    config = world.sft(tmp_path / "run", model__folder=tmp_path / "never", evaluation__rewards={"answr": 1.0}, **ASKED)
+    with pytest.raises(TrainerUsageError, match=r"^evaluation\.rewards\.answr: there is no such reward"):
+        train_sft(config)

@@ -157,6 +157,19 @@ def list_entries(questions: QuestionSet) -> list[str]:
     return [questions.plans[key].key.digest if key in questions.plans else key for key in embeddings]
 
 
+def check_evaluation(config: SftConfig | GrpoConfig) -> None:
+    """Refuse rewards that aren't there, before a model is loaded.
+
+    Raises:
+        TrainerUsageError: The recipe names one.
+    """
+    if config.evaluation.every_steps:
+        try:
+            load_rewards(config.evaluation.rewards)
+        except TrainerUsageError as error:
+            raise TrainerUsageError(f"evaluation.{error}") from None
+
+
 @contextmanager
 def open_evaluation(
     config: SftConfig | GrpoConfig, run: Run, policy: Policy, progress: ProgressDisplay, ranks: Ranks
