@@ -23,6 +23,8 @@ _KEYS = ("rope_scaling", "rope_parameters")
 """In the order of precedence in transformers: of two, it ignores the second."""
 _OLD_NAMES = {"mrope": "default", "su": "longrope"}
 SECTIONS = "mrope_section"
+_PARTLY_ROTATED = ("qwen3_5", "qwen3_5_moe")
+"""Types of models in which only a part of a head's channels is rotated, by transformers and vLLM alike."""
 _LIMITS = ("max_position_embeddings", "model_max_length")
 _STRETCHES = ("linear", "dynamic")
 
@@ -89,7 +91,13 @@ def refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
             f"frequencies; expected one of {', '.join(expected)}"
         )
     share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor"))
-    if share not in (None, 1):
+    if config.get("model_type") in _PARTLY_ROTATED:
+        if rope["rope_type"] != "default":
+            raise EngineUsageError(
+                f"{path}: rope_type={rope['rope_type']!r} in {key}: expected default for a model whose heads rotate a "
+                "part of their channels only"
+            )
+    elif share not in (None, 1):
         raise EngineUsageError(f"{path}: partial_rotary_factor={share}: expected 1, all channels of a head rotated")
 
 

@@ -43,6 +43,7 @@ class AttentionPlan:
     """The calls of this rank, and how it gets the keys and values it doesn't own.
 
     Attributes:
+        layout: The whole row.
         exchange: Gives this rank all keys and values, with the calls on them.
         head_exchange: How heads are exchanged for tokens before and after attention, if heads are split.
         key_heads: See `packed_attention`.
@@ -50,6 +51,7 @@ class AttentionPlan:
         backend: Name of the attention backend; the best one if None.
     """
 
+    layout: PackedLayout
     exchange: KeyValueExchange = field(repr=False)
     head_exchange: HeadExchange | None = None
     key_heads: Tensor | None = None
@@ -83,7 +85,8 @@ def plan_attention(
     """
     settings, device = settings or AttentionSettings(), device or torch.device("cpu")
     if group is None or group.size == 1:
-        return AttentionPlan(exchange=NoExchange(layout.attention_calls()), backend=settings.backend)
+        calls = NoExchange(layout.attention_calls())
+        return AttentionPlan(layout=layout, exchange=calls, backend=settings.backend)
     split, by_rank = divide_row(
         layout, heads, group.size, settings=settings, item_bytes=dtype.itemsize, device_type=device_type or device.type
     )
@@ -97,6 +100,7 @@ def plan_attention(
     for rank, ranges in enumerate(by_rank):
         owners[_indices(ranges)] = rank
     return AttentionPlan(
+        layout=layout,
         exchange=_plan_exchange(layout, group, split, device),
         head_exchange=trade if split.head_ranks > 1 else None,
         key_heads=None if uneven is None else torch.tensor(uneven, device=device),

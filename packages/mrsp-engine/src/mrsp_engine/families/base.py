@@ -239,9 +239,11 @@ class Policy(ABC):
 
     @property
     def key_value_bytes(self) -> int:
-        """Bytes of one token's keys and values in all layers."""
+        """Bytes of one token's keys and values in all layers that have them."""
         heads, config = self.attention_heads, cast(Any, self.model).config.get_text_config()
-        return 2 * heads.key * heads.channels * int(config.num_hidden_layers) * self.dtype.itemsize
+        num_linear = list(getattr(config, "layer_types", None) or ()).count("linear_attention")
+        num_layers = int(config.num_hidden_layers) - num_linear
+        return 2 * heads.key * heads.channels * num_layers * self.dtype.itemsize
 
     @property
     def max_positions(self) -> int:

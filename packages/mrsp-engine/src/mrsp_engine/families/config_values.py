@@ -31,6 +31,11 @@ _MOST = {
     "num_heads": 2**16,
     "encoder_attention_heads": 2**16,
     "head_dim": 2**16,
+    "linear_num_key_heads": 2**16,
+    "linear_num_value_heads": 2**16,
+    "linear_key_head_dim": 2**16,
+    "linear_value_head_dim": 2**16,
+    "linear_conv_kernel_dim": 4096,
     "embed_dim": 2**20,
     "d_model": 2**20,
     "encoder_ffn_dim": 2**22,
@@ -188,12 +193,21 @@ def _language_weights(text: Mapping[str, Any]) -> int:
     width, layers, heads = (_get(text, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     channels = _get(text, "head_dim") or width // max(1, heads)
     attention = 2 * width * (heads + (_get(text, "num_key_value_heads") or heads)) * channels
+    linear_layers = min(layers, cast(list[Any], text.get("layer_types") or []).count("linear_attention"))
     forward = 3 * width * _get(text, "intermediate_size")
     if _get(text, "num_experts"):
         experts = 3 * width * _get(text, "moe_intermediate_size") * _get(text, "num_experts")
         is_mixed = bool(text.get("mlp_only_layers")) or _get(text, "decoder_sparse_step") > 1
         forward = min(forward, experts) if is_mixed else experts
-    return _get(text, "vocab_size") * width + layers * (attention + forward)
+    mixing = (layers - linear_layers) * attention + linear_layers * _linear_weights(text)
+    return _get(text, "vocab_size") * width + mixing + layers * forward
+
+
+def _linear_weights(text: Mapping[str, Any]) -> int:
+    """Weights of a layer of linear attention: queries and keys, values, their gate, and the output."""
+    keys = _get(text, "linear_num_key_heads") * _get(text, "linear_key_head_dim")
+    values = _get(text, "linear_num_value_heads") * _get(text, "linear_value_head_dim")
+    return _get(text, "hidden_size") * (2 * keys + 3 * values)
 
 
 def _vision_weights(vision: Mapping[str, Any]) -> int:

@@ -41,24 +41,35 @@ def logprob_gaps(
 
 
 def gaps_around_an_update(
-    engine: RolloutEngine, policy: Policy, prompts: Sequence[Prompt], sampling: SamplingSettings
+    engine: RolloutEngine,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    sampling: SamplingSettings,
+    *,
+    strength: float = 0.05,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gaps before the weights change, while the engine still has the old ones, and once it has the new ones."""
+    """The gaps before the weights change, while the engine still has the old ones, and once it has the new ones.
+
+    `strength` is that of the change; in bfloat16 larger weights also make the gap of rounding larger.
+    """
 
     def measure() -> Tensor:
         return logprob_gaps(policy, prompts, engine.generate(prompts, sampling), temperature=sampling.temperature)
 
     before = measure()
-    disturb_weights(policy)
+    disturb_weights(policy, strength=strength)
     stale = measure()
     engine.update_weights(policy)
     return before, stale, measure()
 
 
-def disturb_weights(policy: Policy, *, seed: int = 0) -> None:
-    """Add seeded noise to all trained parameters: a change that a sampler with the old weights can't hide."""
+def disturb_weights(policy: Policy, *, seed: int = 0, strength: float = 0.05) -> None:
+    """Add seeded noise to all trained parameters: a change that a sampler with the old weights can't hide.
+
+    `strength` is its standard deviation.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.model.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=strength)

@@ -3,14 +3,17 @@
 Meant for this package's tests and for those of packages with their own family or attention backend.
 """
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from mrsp_engine.embeddings.key import EmbeddingKey
 from mrsp_engine.testing.ranks import RankError, RankPool, run_on_ranks
@@ -22,17 +25,43 @@ def use_exact_norms(model: nn.Module) -> None:
     """Replace a model's RMS norms and expert routers with ones that compute in the weights' own dtype.
 
     Those of transformers convert to float32 whatever the model's dtype. That is right for training, but hides
-    differences below 1e-7 from a comparison in float64.
+    differences below 1e-7 from a comparison in float64. In layers of linear attention, and in norms whose weights are
+    around zero, the same conversions are kept from losing digits.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):
+            kind = type(child).__name__
+            if kind.endswith(("GatedDelta", "GatedDeltaNet")) or (kind.endswith("RMSNorm") and "Qwen3_5" in kind):
+                child.forward = _kept_exact(child.forward)
+            elif kind.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):
                 weight = child.get_parameter("weight")
                 exact = nn.RMSNorm(weight.shape[0], eps=_epsilon(child), device=weight.device, dtype=weight.dtype)
                 exact.weight = weight
                 setattr(parent, name, exact)
-            elif type(child).__name__.endswith("TopKRouter"):
+            elif kind.endswith("TopKRouter"):
                 setattr(parent, name, _ExactRouter(child))
+
+
+def _kept_exact(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, in which conversions of float64 to float32 do nothing."""
+
+    @functools.wraps(forward)
+    def exact(*args: Any, **kwargs: Any) -> Any:
+        with _ExactConversions():
+            return forward(*args, **kwargs)
+
+    return exact
+
+
+class _ExactConversions(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.float, Tensor.to) and args[0].dtype == torch.float64:
+            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+            func = Tensor.double if func is Tensor.float else func
+        return func(*args, **kwargs)
 
 
 class _ExactRouter(nn.Module):

@@ -4,7 +4,7 @@ Their vision tower is random and only scaled so that it affects the output; `mrs
 that can learn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ __all__ = [
     "create_tiny_qwen2_vl",
     "create_tiny_qwen3_vl",
     "create_tiny_qwen3_vl_moe",
+    "shared_settings",
+    "write_vision_model",
 ]
 
 CORPUS = (
@@ -71,7 +73,7 @@ def create_tiny_qwen2_vl(folder: Path, seed: int = 0, sizes: LanguageSizes = TIN
         "patch_size": QWEN2_PATCH_SIZE,
         "spatial_merge_size": MERGE_SIZE,
     }
-    config = Qwen2VLConfig(text_config=text, vision_config=tower, **_shared(tokenizer))
+    config = Qwen2VLConfig(text_config=text, vision_config=tower, **shared_settings(tokenizer))
     unit = (QWEN2_PATCH_SIZE * MERGE_SIZE) ** 2
     size = {"shortest_edge": unit, "longest_edge": 16 * unit}
     processor = Qwen2VLProcessor(
@@ -80,7 +82,7 @@ def create_tiny_qwen2_vl(folder: Path, seed: int = 0, sizes: LanguageSizes = TIN
         video_processor=Qwen2VLVideoProcessor(size=dict(size), cap_pixels_per_frame=False),
         chat_template=CHAT_TEMPLATE,
     )
-    _write(folder, seed, Qwen2VLForConditionalGeneration, config, processor)
+    write_vision_model(folder, seed, Qwen2VLForConditionalGeneration, config, processor)
 
 
 def create_tiny_qwen3_vl(
@@ -126,7 +128,7 @@ def _create_qwen3_vl(
         "out_hidden_size": sizes.hidden_size,
     }
     config = config_class(
-        text_config=text, vision_config=tower, **_shared(tokenizer) | {"tie_word_embeddings": is_tied}
+        text_config=text, vision_config=tower, **shared_settings(tokenizer) | {"tie_word_embeddings": is_tied}
     )
     unit = (PATCH_SIZE * MERGE_SIZE) ** 2
     image_size = {"shortest_edge": unit, "longest_edge": 16 * unit}
@@ -138,15 +140,28 @@ def _create_qwen3_vl(
         ),
         chat_template=CHAT_TEMPLATE,
     )
-    _write(folder, seed, model_class, config, processor)
+    write_vision_model(folder, seed, model_class, config, processor)
 
 
-def _write(folder: Path, seed: int, model_class: Any, config: Any, processor: Any) -> None:
+def write_vision_model(
+    folder: Path,
+    seed: int,
+    model_class: Any,
+    config: Any,
+    processor: Any,
+    *,
+    adjust: Callable[[Any], None] = lambda model: None,
+) -> None:
+    """Write a model with random weights and its processor; the tower's mergers are scaled so that media matter.
+
+    `adjust` changes the weights before they are written.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
         tower: Any = model.model.visual
         make_vision_matter([tower.merger, *getattr(tower, "deepstack_merger_list", ())])
+        adjust(model)
     model.generation_config = generation_config(config.text_config)
 
     def write(temporary: Path) -> None:
@@ -162,7 +177,7 @@ def _rotary_sections(sizes: LanguageSizes) -> list[int]:
     return [pairs - 2 * (pairs // 4), pairs // 4, pairs // 4]
 
 
-def _shared(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def shared_settings(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     """The settings that all their configurations share."""
     vocabulary = tokenizer.get_vocab()
     return {

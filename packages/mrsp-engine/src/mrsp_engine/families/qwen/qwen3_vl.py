@@ -26,20 +26,19 @@ from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, Stretch
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.frame_sizes import write_time
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily, qwen_media_tokens
-from mrsp_engine.families.qwen.vision import Qwen3VisionEncoder
+from mrsp_engine.families.qwen.vision import Qwen3VisionEncoder, QwenVisionEncoder
 from mrsp_engine.positions import qwen3_vl_extent, qwen3_vl_positions
 
 
-class Qwen3VlPolicy(LanguagePolicy):
-    """One Qwen3-VL model with its processor; see `Policy` for the members."""
+class TimedVideoPolicy(LanguagePolicy):
+    """A model that reads the times of a video as text; Qwen3-VL and what followed."""
 
-    name: ClassVar[str] = "qwen3_vl"
     has_one_axis = False
     encoder_prefixes = ("model.visual.",)
+    encoder_class: ClassVar[type[QwenVisionEncoder]]
 
     def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
-        self._num_levels = len(model.config.vision_config.deepstack_visual_indexes)
-        encoder = Qwen3VisionEncoder(model, processor, self.name)
+        encoder = self.encoder_class(model, processor, self.name)
         media = qwen_media_tokens(folder, model.config, processor.tokenizer)
         media["video"] = _timed_video(media["video"], processor.tokenizer)
         placeholder_ids = {tokens.placeholder_id for tokens in media.values()}
@@ -59,6 +58,17 @@ class Qwen3VlPolicy(LanguagePolicy):
             positions=PositionRule(place=place, extent=partial(qwen3_vl_extent, merge_size=encoder.merge_size)),
             encoder=encoder,
         )
+
+
+class Qwen3VlPolicy(TimedVideoPolicy):
+    """One Qwen3-VL model with its processor; see `Policy` for the members."""
+
+    name: ClassVar[str] = "qwen3_vl"
+    encoder_class = Qwen3VisionEncoder
+
+    def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
+        self._num_levels = len(model.config.vision_config.deepstack_visual_indexes)
+        super().__init__(folder, model, processor, store)
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """See `Policy.embed_tokens`; [S] to [S, D × (1 + L)], zero after the first D."""

@@ -54,3 +54,14 @@ class Qwen3VlSamplerMedia(Qwen25VlSamplerMedia):
 
     def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
         return {"timestamps": [list(medium.grid_seconds) for medium in media]}
+
+
+class Qwen35SamplerMedia(Qwen3VlSamplerMedia):
+    """The same without DeepStack, so no tower is needed."""
+
+    limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 0}
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    def embedding_width(self, config: Mapping[str, Any]) -> int:
+        """See `SamplerMedia.embedding_width`."""
+        return Qwen25VlSamplerMedia.embedding_width(self, config)

@@ -1,4 +1,4 @@
-"""The vision of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, with the checkpoint's own processors and tower.
+"""The vision of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, with the checkpoint's own processors and tower.
 
 All cut pairs of frames into patches and merge blocks of two by two patches. They differ in the limit on pixels (per
 frame, or per video), and Qwen3-VL's tower also returns features of its middle layers (DeepStack, arXiv 2406.04334),
@@ -29,7 +29,7 @@ from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, seconds_per_group
 
-__all__ = ["Qwen2VisionEncoder", "Qwen3VisionEncoder", "QwenVisionEncoder"]
+__all__ = ["Qwen2VisionEncoder", "Qwen3VisionEncoder", "Qwen35VisionEncoder", "QwenVisionEncoder"]
 
 
 class QwenVisionEncoder(FrameEncoder):
@@ -188,15 +188,8 @@ class Qwen2VisionEncoder(QwenVisionEncoder):
         return 1.0
 
 
-class Qwen3VisionEncoder(QwenVisionEncoder):
-    """Encodes with Qwen3-VL's tower, the levels of DeepStack included."""
-
-    @property
-    def _mergers(self) -> list[Callable[[Tensor], Tensor]]:
-        return [self._tower.merger, *self._tower.deepstack_merger_list]
-
-    def _levels(self, features: Any) -> list[Tensor]:
-        return [*super()._levels(features), *(torch.cat(list(level)) for level in features.deepstack_features)]
+class Qwen35VisionEncoder(QwenVisionEncoder):
+    """Encodes with Qwen3.5's tower: without windows, sized by the whole video, with a time for every pair of frames."""
 
     def _operations(self, num_patches: int) -> float:
         config = self._tower.config
@@ -213,6 +206,17 @@ class Qwen3VisionEncoder(QwenVisionEncoder):
 
     def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
         return middle_seconds(seconds, temporal_patch_size)
+
+
+class Qwen3VisionEncoder(Qwen35VisionEncoder):
+    """Encodes with Qwen3-VL's tower, the levels of DeepStack included."""
+
+    @property
+    def _mergers(self) -> list[Callable[[Tensor], Tensor]]:
+        return [self._tower.merger, *self._tower.deepstack_merger_list]
+
+    def _levels(self, features: Any) -> list[Tensor]:
+        return [*super()._levels(features), *(torch.cat(list(level)) for level in features.deepstack_features)]
 
 
 @contextmanager

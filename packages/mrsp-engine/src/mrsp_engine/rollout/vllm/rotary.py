@@ -112,6 +112,7 @@ def rotary_frequencies(config: Any) -> tuple[Tensor, float]:
     if rope["rope_type"] != "default":
         return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    channels = int(channels * rope.get("partial_rotary_factor", 1))
     return 1.0 / rope["rope_theta"] ** (torch.arange(0, channels, 2, dtype=torch.float32) / channels), 1.0
 
 
