@@ -1,10 +1,10 @@
 """However a group is computed, its loss and every gradient equal those of the plain path, for every family.
 
-Ranks, heads and tokens split in every way, heads (6 query, 2 key; 28 query, 4 key) that don't divide, shards that end
-inside a response, ranks without targets, sharing on and off, embeddings stored, encoded first and encoded with
-gradients, activations kept, recomputed and offloaded: the loss differs by at most 1e-10, a gradient by at most 1e-9 of
-the norm of all. By default every pair of settings occurs in at least one case, and corner cases of more than two
-settings are listed (`CORNERS`); `pytest tests/parity --every-case` runs all combinations.
+Ranks, heads and tokens split in every way, heads (6 query, 2 key; 28 query, 4 key; 3 of linear layers) that don't
+divide, shards that end inside a response, ranks without targets, sharing on and off, embeddings stored, encoded first
+and encoded with gradients, activations kept, recomputed and offloaded: the loss differs by at most 1e-10, a gradient by
+at most 1e-9 of the norm of all. By default every pair of settings occurs in at least one case, and corner cases of more
+than two settings are listed (`CORNERS`); `pytest tests/parity --every-case` runs all combinations.
 
 Every case is a separate test, on ranks that are started once. A new family is added with one line in `FAMILIES`.
 """
@@ -46,6 +46,7 @@ FAMILIES = {
     "qwen2": ParityFamily(is_seeing=False),
     "qwen2_5_vl": ParityFamily(is_seeing=True),
     "qwen3": ParityFamily(is_seeing=False),
+    "qwen3_5": ParityFamily(is_seeing=True),
     "qwen3_vl": ParityFamily(is_seeing=True),
     "qwen3_vl_moe": ParityFamily(is_seeing=True, splits=((1, 1, "gather"), (2, 1, "ring"), (4, 2, "gather"))),
     "vila": ParityFamily(is_seeing=True),

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from mrsp_engine.embeddings import EmbeddingStore
+from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.prompts import Prompt
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=16, num_samples=4, seed=5)
 QUESTION = "Which shape left first?"
 WITH_EXPERTS = "qwen3_vl_moe"
+WITH_STATES = ("qwen3_5",)
 
 
 def prompts_of(policy: Policy) -> list[Prompt]:
@@ -40,7 +43,7 @@ def prompts_of(policy: Policy) -> list[Prompt]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(TINY_FAMILIES.keys() - {WITH_EXPERTS}))
+@pytest.mark.parametrize("family", sorted(TINY_FAMILIES.keys() - {WITH_EXPERTS, *WITH_STATES}))
 def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> None:
     build_tiny(family, tmp_path / "model")
     policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
@@ -54,6 +57,30 @@ def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> Non
     assert before.mean() <= 1e-5
     assert stale.mean() > 1e-2
     assert after.mean() <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", WITH_STATES)
+def test_the_sampler_agrees_on_layers_with_states(family: str, tmp_path: Path) -> None:
+    """In bfloat16, all that vLLM computes these layers in on CPUs; prompts in pieces, and found in its cache."""
+    build_tiny(family, tmp_path / "model")
+    store = EmbeddingStore(tmp_path / "embeddings")
+    policy = load_policy(tmp_path / "model", store=store, dtype=torch.bfloat16)
+    policy.freeze_vision()
+    prompts = prompts_of(policy)
+    settings: dict[str, Any] = {"max_model_len": 512, "memory_bytes": 64 * 1024**2}
+    with pytest.raises(EngineUsageError, match="bfloat16 only"):
+        VllmRolloutEngine(tmp_path / "model", store, **settings)
+    engine = VllmRolloutEngine(
+        tmp_path / "model", store, dtype="bfloat16", batch_tokens=128, max_num_seqs=16, **settings
+    )
+    try:
+        before, stale, after = gaps_around_an_update(engine, policy, prompts, SAMPLING, strength=0.02)
+        again = logprob_gaps(policy, prompts, engine.generate(prompts, SAMPLING), temperature=SAMPLING.temperature)
+    finally:
+        engine.close()
+    assert max(before.mean(), after.mean(), again.mean()) <= 3e-3
+    assert stale.mean() > 5e-2
 
 
 @contextmanager

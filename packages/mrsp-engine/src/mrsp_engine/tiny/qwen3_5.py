@@ -1,6 +1,6 @@
 """Tiny random checkpoints of Qwen3.5, with linear layers around one of softmax attention.
 
-Linear heads have 64 channels, the minimum of vLLM's kernel on CPUs, which computes in bfloat16 only. By default one key
+Linear heads have 64 channels, the fewest of vLLM's kernel on CPUs, which computes in bfloat16 only. By default one key
 head serves three value heads, which two ranks can't share evenly, and of which four ranks leave one without any.
 """
 
@@ -42,7 +42,7 @@ class LinearSizes:
     Attributes:
         num_key_heads: Key heads; each serves an equal number of value heads.
         num_value_heads: Value heads.
-        channels: Channels of every head; 64 or more for vLLM on CPUs.
+        channels: Channels of every head; 64 or 128 for vLLM on CPUs.
         kernel: Width of the convolution.
         interval: Every layer whose number is a multiple of it has softmax attention.
     """

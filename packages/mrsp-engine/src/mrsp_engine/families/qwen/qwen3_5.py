@@ -6,17 +6,24 @@ heads of softmax layers rotate a part of their channels only. What linear layers
 they are not trained and stay in a saved model as they were.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from transformers import Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
 
+from longrl_files.messages import visible
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
+from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily
 from mrsp_engine.families.qwen.qwen3_vl import TimedVideoPolicy
 from mrsp_engine.families.qwen.vision import Qwen35VisionEncoder
 from mrsp_engine.linear_attention.gated_delta import pack_gated_delta
+
+_LAYER_KINDS = {"linear_attention", "full_attention"}
 
 
 class Qwen35Policy(TimedVideoPolicy):
@@ -26,12 +33,6 @@ class Qwen35Policy(TimedVideoPolicy):
     encoder_class = Qwen35VisionEncoder
 
     def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
-        levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None)
-        if levels:
-            raise EngineUsageError(
-                f"{folder}: vision_config has deepstack_visual_indexes={levels}: expected none, models of type "
-                f"{self.name} are supported without DeepStack; set another model folder"
-            )
         pack_gated_delta(model)
         super().__init__(folder, model, processor, store)
 
@@ -42,3 +43,45 @@ class Qwen35Family(QwenVlFamily):
     policy_class = Qwen35Policy
     model_class = Qwen3_5ForConditionalGeneration
     processor_class = Qwen3VLProcessor
+
+    def load_policy(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        store: EmbeddingStore,
+        device: torch.device,
+        allow_pickle_weights: bool = False,
+    ) -> LanguagePolicy:
+        """See `Family.load_policy`.
+
+        Raises:
+            EngineUsageError: The folder is not a complete checkpoint of this family, or has unknown kinds of layers.
+        """
+        _refuse_unsupported(folder / "config.json", CheckpointFolder(folder).read("config.json"))
+        return super().load_policy(
+            folder, dtype=dtype, store=store, device=device, allow_pickle_weights=allow_pickle_weights
+        )
+
+
+def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse settings that transformers' class ignores, or finds wrong only while it computes."""
+    text: Mapping[str, Any] = config.get("text_config") or {}
+    levels = (config.get("vision_config") or {}).get("deepstack_visual_indexes")
+    if levels:
+        raise EngineUsageError(
+            f"{path}: deepstack_visual_indexes={visible(repr(levels), 60)}: expected none, this type of model is "
+            "supported without DeepStack only; set another model folder"
+        )
+    kinds: list[str] | None = text.get("layer_types")
+    if kinds is not None and (len(kinds) != text.get("num_hidden_layers") or not set(kinds) <= _LAYER_KINDS):
+        raise EngineUsageError(
+            f"{path}: layer_types={visible(repr(kinds), 60)}: expected one of {', '.join(sorted(_LAYER_KINDS))} for "
+            f"each of {text.get('num_hidden_layers')} layers; set another model folder"
+        )
+    values, keys = (text.get(f"linear_num_{kind}_heads") or default for kind, default in (("value", 32), ("key", 16)))
+    if values % keys:
+        raise EngineUsageError(
+            f"{path}: linear_num_value_heads={values}: expected a multiple of linear_num_key_heads={keys}; set another "
+            "model folder"
+        )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mrsp_engine.errors import EngineError
+from mrsp_engine.rollout.vllm.linear_layers import refuse_linear_layers
 from mrsp_engine.rollout.vllm.long_media import allow_long_media
 from mrsp_engine.rollout.vllm.process import confined_import
 from mrsp_engine.rollout.vllm.requests import SamplerCheckpoint
@@ -15,11 +16,14 @@ def start(checkpoint: SamplerCheckpoint, rotary: SamplerRotary, options: dict[st
     """Start the engine, with the sizes that the checkpoint's media require.
 
     Raises:
+        EngineUsageError: The model has layers that vLLM can't compute on this machine with these options.
         EngineError: Its rotary positions differ from the trainer's.
     """
     from vllm import LLM
     from vllm.platforms import current_platform
 
+    if current_platform.is_cpu():
+        refuse_linear_layers(checkpoint.config, dtype=options["dtype"], has_adapter=bool(options.get("enable_lora")))
     options["enable_sleep_mode"] = current_platform.is_sleep_mode_available()  # not on CPUs
     if not allow_long_media(checkpoint.architecture):
         # A medium has to fit into the encoder cache, which is then as large as a batch.
