@@ -54,7 +54,7 @@ NUM_STEPS = 2
 SIZES = LanguageSizes(
     hidden_size=128, num_layers=2, num_heads=4, num_key_value_heads=2, intermediate_size=32, vocabulary_size=300
 )
-TIED, UNTIED, SEEING, EXPERTS = "qwen3", "qwen2", "qwen2_5_vl", "qwen3_vl_moe"
+TIED, UNTIED, SEEING, EXPERTS, HYBRID = "qwen3", "qwen2", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5"
 TOLERANCES = {
     "float64": {"loss": 1e-9, "gradient": 1e-9, "weight": 1e-5},
     "float32": {"loss": 1e-6, "gradient": 1e-5, "weight": 1e-5},
@@ -163,6 +163,8 @@ CASES = [
     TrainingCase(stage="sft", family=EXPERTS),
     TrainingCase(stage="sft", data="one group", family=EXPERTS, shard_ranks=2),
     TrainingCase(stage="grpo", data="videos", family=EXPERTS, sequence_ranks=2),
+    TrainingCase(stage="grpo", data="videos", family=HYBRID, sequence_ranks=4),
+    TrainingCase(stage="sft", family=HYBRID, sequence_ranks=2, has_adapters=True, activations="recompute"),
 ]
 ZERO_CASES = [
     *(
@@ -181,6 +183,7 @@ ZERO_CASES = [
             TrainingCase(stage="grpo with a reference", has_adapters=True, sequence_ranks=2),
             TrainingCase(stage="sft", num_ranks=2, family=TIED, logit_bytes=9000),
             TrainingCase(stage="sft", num_ranks=2, offload="optimizer"),
+            TrainingCase(stage="sft", num_ranks=2, family=HYBRID, sequence_ranks=2),
         )
     ),
     TrainingCase(stage="grpo", num_ranks=2, offload="all", sharding="zero3", dtype="float32", num_steps=10),
@@ -188,7 +191,7 @@ ZERO_CASES = [
 
 
 def build(root: Path) -> None:
-    for family in (TIED, UNTIED, SEEING, EXPERTS):
+    for family in (TIED, UNTIED, SEEING, EXPERTS, HYBRID):
         build_tiny(family, root / family, sizes=SIZES)
 
 
