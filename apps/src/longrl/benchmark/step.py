@@ -22,7 +22,7 @@ from longrl.benchmark.modes import MODES, rotated, run_step
 from longrl.benchmark.plot import draw_steps
 from longrl.benchmark.predictions import describe_errors, measure_accelerator, predict_rows
 from longrl.benchmark.ranks import is_first, open_ranks, same_text, slowest
-from longrl.benchmark.workload import QUESTION, HeldVideo, Workload, build_tiny, load_models
+from longrl.benchmark.workload import QUESTION, HeldVideo, Workload, build_measured, load_models
 from longrl.errors import AppUsageError
 from longrl_trainer.durable import write_json
 from mrsp_engine.distributed.process_groups import SequenceGroup
@@ -43,7 +43,8 @@ class StepSettings:
         response_tokens: Tokens R of each.
         repeats: Steps per mode and number of frames.
         most_minutes: Time limit of all steps together: no repeat after the first is started that would exceed it.
-        model: Folder of a checkpoint; the tiny one if None.
+        model: Folder of a checkpoint; a tiny one if None.
+        family: Family of the tiny one; Qwen2.5-VL if None.
         device: `auto`, `cpu` or `cuda`.
         dtype: Type of the weights.
         checkpointing: Recompute activations in the backward pass.
@@ -56,6 +57,7 @@ class StepSettings:
     repeats: int
     most_minutes: float
     model: Path | None
+    family: str | None
     device: str
     dtype: str
     checkpointing: bool
@@ -70,6 +72,8 @@ class StepSettings:
             raise AppUsageError(f"--frames {' '.join(map(str, self.frames))}: expected numbers from 1 up")
         if not self.modes or not set(self.modes) <= set(MODES):
             raise AppUsageError(f"--modes {' '.join(self.modes)}: expected some of {', '.join(MODES)}")
+        if self.model is not None and self.family is not None:
+            raise AppUsageError(f"--family {self.family}: chooses the tiny model; leave it out, or --model")
         if self.dtype not in ("float32", "bfloat16"):
             raise AppUsageError(f"--dtype {self.dtype}: expected float32 or bfloat16")
 
@@ -90,7 +94,7 @@ def measure_steps(settings: StepSettings, output: Path) -> None:
             ratios = compare_modes(rows)
             results: dict[str, Any] = {
                 "machine": describe_machine(device) | {"ranks": rows[0]["ranks"], "dtype": settings.dtype},
-                "model": "tiny" if settings.model is None else settings.model.name,
+                "model": _name_model(settings),
                 "rollout_engine": "TransformersRolloutEngine",
                 "settings": {
                     "repeats": settings.repeats,
@@ -153,6 +157,10 @@ def describe_ratios(ratios: Sequence[Row]) -> list[str]:
     ]
 
 
+def _name_model(settings: StepSettings) -> str:
+    return f"tiny {settings.family}" if settings.family else "tiny" if settings.model is None else settings.model.name
+
+
 def _scratch(output: Path) -> str:
     return tempfile.mkdtemp(prefix=".benchmark-", dir=output.parent)
 
@@ -161,7 +169,7 @@ def _measure(
     settings: StepSettings, device: torch.device, group: SequenceGroup | None, folder: Path, scratch: Path
 ) -> tuple[list[Row], Accelerator]:
     if settings.model is None and is_first(group):
-        build_tiny(folder)
+        build_measured(folder, settings.family)
     if group is not None:
         dist.barrier(group=group.process_group)
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16

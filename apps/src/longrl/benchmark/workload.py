@@ -23,6 +23,8 @@ from mrsp_engine.encoding.frame_encoder import EncodingPlan, FrameEncoder
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
 from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.tiny.families import build_tiny
+from mrsp_engine.tiny.language import LanguageSizes
 
 FRAME_SIZE = 224
 QUESTION = "What happens in this video, and in which order?"
@@ -113,9 +115,24 @@ class Workload:
             return torch.cat(list(self.models.encoder.encode_groups(self.video, self.plan)))
 
 
-def build_tiny(folder: Path) -> None:
-    """Write the tiny model that is measured by default."""
-    build_tiny_model(folder, [QUESTION], TINY, seed=0)
+def build_measured(folder: Path, family: str | None) -> None:
+    """Write the tiny model that is measured: by default Qwen2.5-VL, or one of a family in the same sizes.
+
+    Raises:
+        EngineUsageError: There is no such family.
+    """
+    if family is None:
+        build_tiny_model(folder, [QUESTION], TINY, seed=0)
+        return
+    sizes = LanguageSizes(
+        hidden_size=TINY.hidden_size,
+        num_layers=TINY.num_layers,
+        num_heads=TINY.num_heads,
+        num_key_value_heads=TINY.num_key_value_heads,
+        intermediate_size=TINY.intermediate_size,
+        max_position_embeddings=TINY.max_position_embeddings,
+    )
+    build_tiny(family, folder, seed=0, sizes=sizes)
 
 
 def load_models(
@@ -131,7 +148,9 @@ def load_models(
     )
     encoder = policy.encoder if isinstance(policy, LanguagePolicy) else None
     if encoder is None:
-        raise AppUsageError(f"--model {folder}: accepts no videos; expected a model with vision")
+        raise AppUsageError(
+            f"{folder}: a model of type {policy.name} accepts no videos; set another --model or --family"
+        )
     policy.end_token_ids = ()
     policy.freeze_vision()
     reference.model.requires_grad_(False)

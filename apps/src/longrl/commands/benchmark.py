@@ -17,6 +17,7 @@ def step(
     repeats: int = 3,
     most_minutes: float = 8.0,
     model: Path | None = None,
+    family: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
     checkpointing: bool = False,
@@ -29,6 +30,8 @@ def step(
 
     Example: longrl benchmark step --output benchmark.json
 
+    Example: longrl benchmark step --family qwen3_5 --frames 326 --modes cached shared
+
     Example: torchrun --nproc-per-node 2 -m longrl.cli benchmark step --frames 64 --output two_ranks.json
 
     Args:
@@ -40,6 +43,7 @@ def step(
         repeats: Number of steps; the median is reported.
         most_minutes: Time limit: fewer repeats of long steps, down to one, if all steps together would take longer.
         model: Folder of a checkpoint with vision; by default a tiny Qwen2.5-VL is built.
+        family: Build a tiny model of this family instead, such as qwen3_5.
         device: auto, cpu or cuda.
         dtype: Weights in float32 or bfloat16.
         checkpointing: Recompute activations in the backward pass instead of keeping them.
@@ -54,6 +58,7 @@ def step(
         repeats=repeats,
         most_minutes=most_minutes,
         model=model,
+        family=family,
         device=device,
         dtype=dtype,
         checkpointing=checkpointing,

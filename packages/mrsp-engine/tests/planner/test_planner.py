@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.attention.split import RowSplit
+from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import FrameBudget
 from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families import load_policy
 from mrsp_engine.layout import GroupLengths, PackedLayout
 from mrsp_engine.planner.checkpoints import MODELS, find_shape, read_shape
 from mrsp_engine.planner.costs import (
@@ -24,10 +28,13 @@ from mrsp_engine.planner.costs import (
 from mrsp_engine.planner.hardware import find_accelerator, recognise_accelerator
 from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
 from mrsp_engine.planner.search import PlanRequest, StepPlan, plan_step
+from mrsp_engine.planner.shapes import LinearShape
 from mrsp_engine.planner.videos import PlannedVideo
+from mrsp_engine.tiny.families import build_tiny
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 SEVEN = MODELS["Qwen2.5-VL-7B"]
+HEADLESS = AttentionHeads(query=0, key=0, channels=128)
 HOUR = PlanRequest(shape=SEVEN, hardware=find_accelerator("A100"), num_devices=8, memory_bytes=80e9, num_frames=3600)
 
 
@@ -69,6 +76,52 @@ def test_operations_of_a_row() -> None:
     per_layer = 3584 * (28 * 128) * 2 + 3584 * (4 * 128) * 2 + 3 * 3584 * 18944
     assert linear == 2 * 28 * per_layer * 120 + 2 * 152064 * 3584 * 20
     assert attention == 4 * 28 * 28 * 128 * (100 * 101 // 2 + 20 * 100 + 2 * 10 * 11 // 2)
+
+
+class TestLinearLayers:
+    HYBRID = replace(
+        SEVEN,
+        is_gated=True,
+        linear=LinearShape(num_layers=21, key_heads=16, value_heads=32, key_channels=128, value_channels=64),
+    )
+
+    def test_a_folder_has_the_weights_of_its_model(self, tmp_path: Path) -> None:
+        build_tiny("qwen3_5", tmp_path / "model")
+        shape = read_shape(tmp_path / "model")
+        policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
+        matrices = [weight.numel() for weight in policy.decoder.parameters() if weight.dim() == 2]
+        assert shape.num_parameters == sum(matrices)
+        assert shape.linear is not None
+        assert (shape.linear.num_layers, shape.num_attention_layers) == (2, 1)
+        layers = [
+            module for module in policy.decoder.get_submodule("layers").modules() if isinstance(module, nn.Linear)
+        ]
+        widths = sum(layer.in_features + layer.out_features for layer in layers)
+        assert replace(shape, lora_rank=4).num_adapter_parameters == 4 * widths
+        assert policy.key_value_bytes / 4 == key_value_bytes(shape, 1) / 2  # float32, bfloat16
+
+    def test_operations_grow_with_tokens_rather_than_with_pairs(self) -> None:
+        short, long = (PackedLayout((GroupLengths(length, (10, 10)),)) for length in (80, 180))
+        layers = (forward_operations(replace(self.HYBRID, heads=HEADLESS), row, 0)[1] for row in (short, long))
+        per_token = 21 * 32 * (64 * (4 * 128 + 128 + 64 + 2 * 64) + 6 * 128 * 64)
+        assert list(layers) == [100 * per_token, 200 * per_token]
+
+    def test_keys_values_and_bytes_exchanged(self) -> None:
+        assert key_value_bytes(self.HYBRID, 1000) == 1000 * 2 * 4 * 128 * 7 * 2
+        assert self.HYBRID.linear.state_bytes == 21 * 32 * 128 * 64 * 4
+        split, row = RowSplit(head_ranks=1, token_ranks=4, exchange="gather"), PackedLayout((GroupLengths(1600, ()),))
+        attention = exchanged_bytes(SEVEN, row, split)[0] * 7 / 28
+        states = 21 * 400 * (2 * 16 * 128 + 2 * 32 * 64 + 2 * 32) * 2 * 3 / 4
+        assert exchanged_bytes(self.HYBRID, row, split)[0] == attention + states
+
+    def test_they_take_part_in_a_plan(self) -> None:
+        with_states, without = (plan_step(replace(HOUR, shape=shape)) for shape in (self.HYBRID, SEVEN))
+        assert with_states.seconds_by_stage["old"] < without.seconds_by_stage["old"]
+        few, many = (
+            activation_bytes(replace(self.HYBRID, linear=linear), 1000, Strategy())
+            for linear in (self.HYBRID.linear, replace(self.HYBRID.linear, value_heads=64))
+        )
+        assert many - few == 1000 * 21 * 32 * (2 * 64 + 2 * 128 + 4 * 64) * 2
 
 
 def test_bytes_of_keys_and_values_and_of_embeddings() -> None:

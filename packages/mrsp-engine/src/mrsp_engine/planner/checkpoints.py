@@ -11,7 +11,7 @@ from mrsp_engine.families.qwen.frame_sizes import QwenFrames
 from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_frames
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
-from mrsp_engine.planner.shapes import ModelShape, VisionShape
+from mrsp_engine.planner.shapes import LinearShape, ModelShape, VisionShape
 from mrsp_engine.planner.videos import QwenVideos, VilaVideos, count_as_qwen, token_counter
 from mrsp_engine.rotary import longest_context
 
@@ -19,6 +19,11 @@ __all__ = ["MODELS", "find_shape", "read_shape"]
 
 _JOINED_PER_SIDE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
 """Neighbours along an edge that VILA's projectors concatenate; other projectors concatenate none."""
+
+_WRITES_TIMES = ("qwen3_vl", "qwen3_5")
+"""Types of models whose videos have a time, as text, before every pair of frames."""
+_GATED = ("qwen3_5",)
+"""Types of models in which the output of attention has a gate."""
 
 
 def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
@@ -197,12 +202,32 @@ def read_shape(folder: Path) -> ModelShape:
             is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
             max_positions=longest_context(text),
             vision=vision,
+            linear=_read_linear(text),
+            is_gated=str(config.get("model_type")) in _GATED,
         )
     except (ArithmeticError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise EngineUsageError(
             f"{path}: not a config.json the planner can read ({type(error).__name__}: {visible(str(error))}); "
             f"set a Qwen folder or one of {', '.join(MODELS)}"
         ) from None
+
+
+def _read_linear(text: dict[str, Any]) -> LinearShape | None:
+    """The layers of linear attention, with the defaults of transformers' class."""
+    kinds: list[str] = text.get("layer_types") or []
+    if not kinds and "full_attention_interval" in text:
+        interval = int(text["full_attention_interval"])
+        numbers = range(1, 1 + int(text["num_hidden_layers"]))
+        kinds = ["linear_attention" if number % interval else "full_attention" for number in numbers]
+    if "linear_attention" not in kinds:
+        return None
+    return LinearShape(
+        num_layers=kinds.count("linear_attention"),
+        key_heads=int(text.get("linear_num_key_heads", 16)),
+        value_heads=int(text.get("linear_num_value_heads", 32)),
+        key_channels=int(text.get("linear_key_head_dim", 128)),
+        value_channels=int(text.get("linear_value_head_dim", 128)),
+    )
 
 
 def _read_vila_vision(folder: Path) -> VisionShape:
@@ -231,7 +256,7 @@ def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
     if model_type in VIDEO_DEFAULTS:
         videos = QwenVideos(
             frames=read_frames(folder, model_type),
-            writes_times=model_type == "qwen3_vl",
+            writes_times=model_type in _WRITES_TIMES,
             positions_per_second=float(config.get("tokens_per_second", 4)) if model_type == "qwen2_5_vl" else None,
             count_tokens=token_counter(folder),
         )

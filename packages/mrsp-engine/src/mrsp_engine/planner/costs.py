@@ -94,11 +94,14 @@ def forward_operations(shape: ModelShape, layout: PackedLayout, num_scored: int)
     """Operations of one forward pass over a row: of its linear layers, and of its attention.
 
     Linear: 2 N S (N with the adapters' weights), and 2 V D for every scored token. Attention: 4 L H C for every
-    query-key pair.
+    query-key pair; of layers with a state, what their rule needs for every token
+    (`mrsp_engine.planner.shapes.LinearShape.operations`).
     """
-    weights = shape.layer_weights + shape.layer_adapter_weights
-    linear = 2.0 * shape.num_layers * weights * layout.total + 2.0 * shape.head_weights * num_scored
-    attention = 4.0 * shape.num_layers * shape.heads.query * shape.heads.channels * layout.num_visible_pairs
+    weights = shape.all_layer_weights + shape.num_adapter_parameters
+    linear = 2.0 * weights * layout.total + 2.0 * shape.head_weights * num_scored
+    attention = 4.0 * shape.num_attention_layers * shape.heads.query * shape.heads.channels * layout.num_visible_pairs
+    if shape.linear:
+        attention += shape.linear.num_layers * shape.linear.operations * layout.total
     return linear, attention
 
 
@@ -116,7 +119,8 @@ def exchanged_bytes(
     By heads: all queries, keys, values and outputs of a rank's S / n tokens except its own share, (2 H + 2 K) C numbers
     each, and their gradients in the backward pass. By tokens: the keys and values, 2 K C / h, of a slice of S / t
     tokens to each of the t - 1 others (h head ranks, t token ranks); in the backward pass they are sent again, and so
-    are their gradients in at least float32, in a ring once more because they return to their owner.
+    are their gradients in at least float32, in a ring once more because they return to their owner. Layers with a state
+    are always split by heads, over all n ranks: 2 k e + 2 h v + 2 h numbers of a token, and their gradients.
     """
     heads, head_ranks, token_ranks = shape.heads, split.head_ranks, split.token_ranks
     own_key_heads = -(-heads.key // head_ranks)
@@ -126,7 +130,12 @@ def exchanged_bytes(
     gathered = (token_ranks - 1) * numbers * item_bytes
     returns = token_ranks if split.exchange == "ring" and token_ranks > 1 else token_ranks - 1
     returned = returns * numbers * max(item_bytes, 4)
-    return (traded + gathered) * shape.num_layers, (traded + gathered + returned) * shape.num_layers
+    num_ranks, of_states = head_ranks * token_ranks, 0.0
+    if shape.linear:
+        numbers = shape.linear.mixed + shape.linear.values + 2 * shape.linear.value_heads
+        of_states = shape.linear.num_layers * layout.total / num_ranks * numbers * item_bytes * (1 - 1 / num_ranks)
+    layers = shape.num_attention_layers
+    return (traded + gathered) * layers + of_states, (traded + gathered + returned) * layers + of_states
 
 
 def predict_stages(
@@ -137,7 +146,7 @@ def predict_stages(
     encode     operations of the frames / (n × linear rate); in `plain`, on every rank, once for the sampler and again
                for each of its G / n responses in each of the three passes.
     rollout    one forward pass over the prompt on n ranks, then R steps, each of which reads the weights' and the G
-               sequences' keys' and values' share of a rank from memory.
+               sequences' keys', values' and states' share of a rank from memory.
     old, reference   operations of the rows / (n × rates) + bytes exchanged / link.
     update     the same for forward and backward, with 2 × the linear work of a forward pass and 2.5 × its attention
                in backward, and one forward pass more where activations are recomputed. Where adapters are trained,
@@ -174,12 +183,14 @@ def _rollout_seconds(shape: ModelShape, sizes: Sizes, hardware: Accelerator, num
     linear, attention = forward_operations(shape, prompt, 1)
     prefill = (linear / hardware.linear_rate + attention / hardware.attention_rate) / num_ranks
     read = shape.num_parameters * ITEM_BYTES + sizes.group_size * key_value_bytes(shape, sizes.prompt_tokens)
+    if shape.linear:
+        read += sizes.group_size * shape.linear.state_bytes
     return prefill + sizes.response_tokens * read / num_ranks / hardware.memory_bandwidth
 
 
 def key_value_bytes(shape: ModelShape, num_tokens: int) -> float:
-    """Bytes of the keys and values of the given number of tokens in all layers: 2 K C L numbers each."""
-    return 2.0 * shape.heads.key * shape.heads.channels * shape.num_layers * num_tokens * ITEM_BYTES
+    """Bytes of the keys and values of the given number of tokens in all layers that have them: 2 K C numbers each."""
+    return 2.0 * shape.heads.key * shape.heads.channels * shape.num_attention_layers * num_tokens * ITEM_BYTES
 
 
 def embedding_bytes(shape: ModelShape, sizes: Sizes) -> float:

@@ -44,13 +44,13 @@ def activation_bytes(shape: ModelShape, num_tokens: float, strategy: Strategy) -
     in float32), queries before and after rotation and the output (3 H C), keys and values (4 K C) and four widths of
     the feed-forward layer (4 I), of which the gradients of two more are computed (2 I). With checkpointing each layer
     keeps its input, D, and one layer all of it; with offloading, all inputs except two are in host memory. Each of
-    seven adapters keeps its R inner numbers.
+    seven adapters keeps its R inner numbers. Linear attention keeps what is convolved before and after it (2 (2 k e +
+    h v)), the queries and keys of every value head (2 h e) and values, output, gate and normed output (4 h v).
     """
-    of_layer = _of_layer(shape)
     if not strategy.is_checkpointed:
-        return num_tokens * (shape.num_layers * of_layer + 2 * shape.intermediate_size) * ITEM_BYTES
+        return num_tokens * (_of_layers(shape) + 2 * shape.intermediate_size) * ITEM_BYTES
     kept_layers = 2 if strategy.are_activations_offloaded else shape.num_layers
-    now = of_layer - shape.hidden_size + 2 * shape.intermediate_size
+    now = max(_of_layer(shape), _of_linear_layer(shape)) - shape.hidden_size + 2 * shape.intermediate_size
     return num_tokens * (kept_layers * shape.hidden_size + now) * ITEM_BYTES
 
 
@@ -101,11 +101,26 @@ def _of_layer(shape: ModelShape) -> int:
     return kept + 7 * shape.lora_rank
 
 
+def _of_linear_layer(shape: ModelShape) -> int:
+    """The same for a layer of linear attention; 0 if there is none."""
+    linear = shape.linear
+    if linear is None:
+        return 0
+    mixing = 2 * linear.mixed + 2 * linear.value_heads * linear.key_channels + 4 * linear.values
+    return 8 * shape.hidden_size + mixing + 4 * shape.intermediate_size + 8 * shape.lora_rank
+
+
+def _of_layers(shape: ModelShape) -> int:
+    """The same for all layers together."""
+    num_linear = shape.num_layers - shape.num_attention_layers
+    return shape.num_attention_layers * _of_layer(shape) + num_linear * _of_linear_layer(shape)
+
+
 def _head_moment(shape: ModelShape, tokens: float, strategy: Strategy, spread: int) -> dict[str, float]:
     """The backward pass of the head, chunk by chunk: three copies of its gradient are added up at the end."""
-    of_layer = shape.hidden_size if strategy.is_checkpointed else _of_layer(shape)
     kept_layers = 2 if strategy.are_activations_offloaded else shape.num_layers
-    activations = tokens * (kept_layers * of_layer + 2 * shape.hidden_size) * ITEM_BYTES
+    kept = kept_layers * shape.hidden_size if strategy.is_checkpointed else _of_layers(shape)
+    activations = tokens * (kept + 2 * shape.hidden_size) * ITEM_BYTES
     copies = 0 if shape.lora_rank else 3 * shape.head_weights * ITEM_BYTES
     moment = {
         "activations": activations,
@@ -153,14 +168,15 @@ def _root_weights(shape: ModelShape) -> int:
 def rollout_bytes(shape: ModelShape, sizes: Sizes, tensor_ranks: int) -> dict[str, float]:
     """Bytes of one rank of the sampler, whose weights and key heads are sharded over `tensor_ranks`.
 
-    Keys and values of one prompt and its G responses, the embedding of the prompt, and the weights; a rank that
-    alternates between training and sampling holds either these or those of the update.
+    Keys and values of one prompt and its G responses, the states of these, the embedding of the prompt, and the
+    weights; a rank that alternates between training and sampling holds either these or those of the update.
     """
     spread = min(tensor_ranks, shape.heads.key)
     tokens = sizes.prompt_tokens + sizes.group_size * sizes.response_tokens
     return {
         "weights": (shape.num_parameters / tensor_ranks + shape.num_vision_parameters) * ITEM_BYTES,
-        "KV cache": key_value_bytes(shape, tokens) / spread,
+        "KV cache": key_value_bytes(shape, tokens) / spread
+        + (sizes.group_size * shape.linear.state_bytes / tensor_ranks if shape.linear else 0.0),
         "embeddings": embedding_bytes(shape, sizes),
         "runtime": RUNTIME_BYTES,
     }

@@ -100,7 +100,7 @@ def create_tiny_qwen3_5(
         ),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(
-            size={"shortest_edge": unit, "longest_edge": 1024 * unit}, cap_pixels_per_frame=False
+            size={"shortest_edge": unit, "longest_edge": 24576 * unit}, cap_pixels_per_frame=False
         ),
         chat_template=CHAT_TEMPLATE,
     )
