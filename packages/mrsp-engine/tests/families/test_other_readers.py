@@ -23,6 +23,8 @@ from mrsp_engine.tiny.published import PUBLISHED_KINDS, write_published
 
 pytestmark = pytest.mark.slow
 VERSIONS = ("4.57.3", "5.19.0")
+KINDS = [kind for kind in PUBLISHED_KINDS if not kind.startswith("qwen3_5")]
+"""What both versions know."""
 QUESTION = "Which shape left first?"
 INSTALL_SECONDS, READ_SECONDS = 300, 500
 TOKENS = torch.arange(3, 43)
@@ -90,13 +92,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One trained and saved model of every kind in `models`, and next to it the inputs of towers."""
     root = tmp_path_factory.mktemp("readers")
     generator = torch.Generator().manual_seed(0)
-    for kind in PUBLISHED_KINDS:
+    for kind in KINDS:
         write_published(kind, root / "published" / kind)
         policy = load_policy(root / "published" / kind, store=EmbeddingStore(root / "embeddings"))
         disturb_weights(policy)
         policy.save(root / "models" / kind)
     shutil.rmtree(root / "published")
-    for kind in PUBLISHED_KINDS:
+    for kind in KINDS:
         config = json.loads((root / "models" / kind / "config.json").read_text())
         vision = config.get("vision_config") or config.get("vision_tower_cfg")
         if vision is not None:
@@ -142,7 +144,7 @@ def test_another_version_reads_what_was_saved(root: Path, version: str, tmp_path
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=READ_SECONDS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((output / "found.json").read_text())
-    assert found.keys() == set(PUBLISHED_KINDS)
+    assert found.keys() == set(KINDS)
     for kind, read in found.items():
         policy = load_policy(root / "models" / kind, store=EmbeddingStore(root / "embeddings"))
         assert isinstance(policy, LanguagePolicy)

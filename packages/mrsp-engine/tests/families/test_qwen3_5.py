@@ -81,6 +81,7 @@ def test_only_softmax_layers_have_keys_and_values(policy: Qwen35Policy) -> None:
     ("section", "values", "message"),
     [
         ("vision_config", {"deepstack_visual_indexes": [0]}, "supported without DeepStack"),
+        ("text_config", {"attn_output_gate": False}, "attn_output_gate=false"),
         ("text_config", {"linear_num_key_heads": 2}, "linear_num_value_heads=3"),
         ("text_config", {"layer_types": ["linear_attention", "full_attention"]}, "layer_types"),
         ("text_config", {"layer_types": ["linear_attention", "full_attention", "conv"]}, "layer_types"),

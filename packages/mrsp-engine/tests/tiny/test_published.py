@@ -52,6 +52,11 @@ def test_shards_and_their_index(folders: Path, kind: str) -> None:
         ("qwen2_5_vl_3b", {"visual.merger.ln_q.weight", "model.layers.0.self_attn.q_proj.bias"}, True),
         ("qwen2_5_vl_7b", {"visual.merger.ln_q.weight", "model.norm.weight"}, False),
         ("qwen2_vl_2b", {"visual.merger.ln_q.weight", "visual.blocks.0.mlp.fc1.weight"}, True),
+        (
+            "qwen3_5_27b",
+            {"model.language_model.layers.0.linear_attn.A_log", "mtp.layers.0.self_attn.q_proj.weight"},
+            False,
+        ),
         ("qwen3_vl_30b_a3b", {"model.language_model.layers.0.mlp.experts.gate_up_proj"}, False),
         ("qwen3_vl_4b", {"model.visual.merger.norm.weight", "model.language_model.norm.weight"}, True),
         ("qwen3_vl_8b", {"model.visual.merger.norm.weight", "model.language_model.norm.weight"}, False),

@@ -32,6 +32,7 @@ _FORMS_OF_WEIGHTS = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}
 )
 _FOREIGN_INDEX = ".bin.index.json"
+_PREDICTORS = ("mtp.",)
 _COPIED_BYTES = 1 << 20
 
 
@@ -97,7 +98,8 @@ def write_copy(
             first; a part is named by its folder in the checkpoint, "" for the checkpoint itself. One on the meta device
             stands for what the checkpoint has.
         exact: Keep the weights' own dtypes instead of those in the files.
-        is_whole: Refuse files with a weight that isn't given, instead of leaving it as it is.
+        is_whole: Refuse files with a weight that isn't given, instead of leaving it as it is; weights that predict
+            further tokens (`mtp.`), which no model loads, stay.
         outside: Folders that are not part of the checkpoint; see `checkpoint_files`.
 
     Raises:
@@ -130,7 +132,7 @@ def _write_part(source: Path, target: Path, tensors: Mapping[str, Tensor], *, ex
     total_size = 0
     for name in files:
         content, metadata = _renew(source / name, tensors, exact=exact)
-        strange = sorted(content.keys() - tensors.keys())
+        strange = sorted(name for name in content.keys() - tensors.keys() if not name.startswith(_PREDICTORS))
         if is_whole and strange:
             raise EngineError(
                 f"{source / name}: holds {strange[0]}, which the model hasn't; "

@@ -25,6 +25,7 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json"
 _KIND_OF_TYPE = {
     "qwen2_5_vl": "qwen2_5_vl_7b",
     "qwen2_vl": "qwen2_vl_2b",
+    "qwen3_5": "qwen3_5_27b",
     "qwen3_vl": "qwen3_vl_8b",
     "qwen3_vl_moe": "qwen3_vl_30b_a3b",
     "qwen2": "qwen2_5_7b",

@@ -73,6 +73,10 @@ def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: deepstack_visual_indexes={visible(repr(levels), 60)}: expected none, this type of model is "
             "supported without DeepStack only; set another model folder"
         )
+    if text.get("attn_output_gate") is False:
+        raise EngineUsageError(
+            f"{path}: attn_output_gate=false: expected attention with a gate; set another model folder"
+        )
     kinds: list[str] | None = text.get("layer_types")
     if kinds is not None and (len(kinds) != text.get("num_hidden_layers") or not set(kinds) <= _LAYER_KINDS):
         raise EngineUsageError(
