@@ -38,6 +38,8 @@ WITHOUT_PICTURES = ("nvila_8b",)
 """They would be cut into tiles of several scales, which the engine doesn't do."""
 WITH_EXPERTS = ("qwen3_vl_30b_a3b",)
 """Two experts that come next to each other by less than rounding may be picked differently for a token or two."""
+WITH_STATES = ("qwen3_5_27b",)
+"""Layers that vLLM computes in bfloat16 only, on CPUs."""
 READERS = ("qwen2_5_1_5b", "qwen2_5_7b", "qwen3_4b", "qwen3_8b")
 QUICK = ("qwen2_5_vl_3b", "qwen3_vl_8b", "nvila_8b", "qwen3_4b")
 RECIPE = """\
@@ -63,6 +65,7 @@ group_size = 2
 max_response_tokens = 8
 max_logprob_gap = 1e-5
 rewards = {{ vowels = 1.0 }}
+sampler = {{ engine = "{engine}" }}
 """
 REWARD = '''\
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
@@ -178,6 +181,7 @@ class Stages:
     def __init__(self, kind: str, dataset: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.kind = kind
         self.model, self.store, self.dataset, self.folder = folder / "model", folder / "store", dataset, folder
+        self.engine = "transformers" if kind in WITH_STATES else "vllm"
         self._capsys = capsys
         write_published(kind, self.model)
 
@@ -199,6 +203,7 @@ class Stages:
         output = self.folder / "accuracy.json"
         places = ("--model.folder", model, "--model.store", self.store, "--data.dataset", self.dataset)
         data = ("--data.split", "train_rl", "--data.num-frames", "256", "--max-response-tokens", "8")
+        data = (*data, "--sampler.engine", self.engine)
         self.run("evaluate", *places, *data, "--output", output)
         return json.loads(output.read_text())
 
@@ -211,7 +216,7 @@ class Stages:
         self.run("export", self.folder / "sft", "--step", "2", "--output", self.folder / "early")
         self.check_layout(self.folder / "early", before=self.model)
 
-        grpo = GRPO.format(num_prompts=num_kept)
+        grpo = GRPO.format(num_prompts=num_kept, engine=self.engine)
         assert self.train("grpo", grpo, self.folder / "sft" / "model")["questions"] == counts
         steps = [json.loads(line) for line in (self.folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
         for step in steps:
@@ -219,7 +224,8 @@ class Stages:
             assert step["groups"] == num_kept
             assert step["gradient_norm"] > 0
             assert step["logprob_gap"]["mean_abs"] <= 1e-5
-            assert step["logprob_gap"]["max_abs"] <= 1e-5 or self.kind in WITH_EXPERTS
+            most = 1e-4 if self.kind in WITH_STATES else 1e-5  # these are computed in chunks, or token by token
+            assert step["logprob_gap"]["max_abs"] <= most or self.kind in WITH_EXPERTS
 
         self.run("export", self.folder / "grpo", "--output", self.folder / "exported")
         self.check_layout(self.folder / "exported", before=self.folder / "sft" / "model")
@@ -241,7 +247,7 @@ class Stages:
 def check_reading(folder: Path, store: EmbeddingStore) -> None:
     """Transformers loads all of it and nothing else, and gives the logits of the policy."""
     language = folder / "llm" if (folder / "llm").is_dir() else folder
-    sees = "_vl" in json.loads((language / "config.json").read_text())["model_type"]
+    sees = "vision_config" in json.loads((language / "config.json").read_text())
     model, report = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
         language, dtype=torch.float32, output_loading_info=True
     )
