@@ -47,6 +47,7 @@ FAMILIES = {
     "qwen2_5_vl": ParityFamily(is_seeing=True),
     "qwen3": ParityFamily(is_seeing=False),
     "qwen3_5": ParityFamily(is_seeing=True),
+    "qwen3_5_moe": ParityFamily(is_seeing=True, splits=((1, 1, "gather"), (2, 1, "ring"), (4, 2, "gather"))),
     "qwen3_vl": ParityFamily(is_seeing=True),
     "qwen3_vl_moe": ParityFamily(is_seeing=True, splits=((1, 1, "gather"), (2, 1, "ring"), (4, 2, "gather"))),
     "vila": ParityFamily(is_seeing=True),

@@ -38,7 +38,7 @@ from mrsp_engine.testing.agreement import disturb_weights
 from mrsp_engine.testing.fixtures import NoiseVideo
 from mrsp_engine.tiny.families import TINY_FAMILIES, build_tiny
 
-SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl", "qwen3_vl_moe")
+SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 LORA = {"lora__rank": 4, "lora__alpha": 8}
 
 
@@ -157,7 +157,9 @@ def test_every_family_is_the_same_merged_and_apart(family, tmp_path):
     expected_layers = {"q_proj", "k_proj", "v_proj", "o_proj"}
     if family != "qwen3_vl_moe":
         expected_layers |= {"gate_proj", "up_proj", "down_proj"}
-    if family == "qwen3_5":
+    if family == "qwen3_5_moe":
+        expected_layers |= {"shared_expert_gate"}
+    if family.startswith("qwen3_5"):
         expected_layers |= {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"}
     assert layers == expected_layers
     disturb_weights(policy)

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
+from transformers import (
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3VLProcessor,
+)
 
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
@@ -101,4 +106,13 @@ def test_what_isnt_supported_is_refused_in_one_line(
     with pytest.raises(EngineUsageError) as raised:
         load_policy(tmp_path, store=EmbeddingStore(tmp_path / "embeddings"))
     assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_experts_that_are_named_one_by_one_are_refused(tmp_path: Path) -> None:
+    build_tiny("qwen3_5_moe", tmp_path / "model")
+    config = Qwen3_5MoeConfig.from_pretrained(tmp_path / "model")
+    Qwen3_5MoeForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(EngineUsageError, match="expected the experts of a layer in one tensor") as raised:
+        load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
     assert "\n" not in str(raised.value)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=16, num_samples=4, seed=5)
 QUESTION = "Which shape left first?"
 WITH_EXPERTS = "qwen3_vl_moe"
-WITH_STATES = ("qwen3_5",)
+WITH_STATES = ("qwen3_5", "qwen3_5_moe")
 
 
 def prompts_of(policy: Policy) -> list[Prompt]:
@@ -60,9 +60,14 @@ def test_the_sampler_agrees_with_the_trainer(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", WITH_STATES)
-def test_the_sampler_agrees_on_layers_with_states(family: str, tmp_path: Path) -> None:
-    """In bfloat16, all that vLLM computes these layers in on CPUs; prompts in pieces, and found in its cache."""
+@pytest.mark.parametrize(
+    ("family", "most"), [("qwen3_5", 3e-3), pytest.param("qwen3_5_moe", 6e-3, marks=pytest.mark.long)]
+)
+def test_the_sampler_agrees_on_layers_with_states(family: str, most: float, tmp_path: Path) -> None:
+    """In bfloat16, all that vLLM computes these layers in on CPUs; prompts in pieces, and found in its cache.
+
+    Rounding may pick other experts.
+    """
     build_tiny(family, tmp_path / "model")
     store = EmbeddingStore(tmp_path / "embeddings")
     policy = load_policy(tmp_path / "model", store=store, dtype=torch.bfloat16)
@@ -79,7 +84,7 @@ def test_the_sampler_agrees_on_layers_with_states(family: str, tmp_path: Path) -
         again = logprob_gaps(policy, prompts, engine.generate(prompts, SAMPLING), temperature=SAMPLING.temperature)
     finally:
         engine.close()
-    assert max(before.mean(), after.mean(), again.mean()) <= 3e-3
+    assert max(before.mean(), after.mean(), again.mean()) <= most
     assert stale.mean() > 5e-2
 
 

@@ -6,7 +6,7 @@ it. The policy provides the embeddings.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,12 +99,12 @@ def _sample(
         embeddings_1PD = policy.embed(prompt)[None]
     except EngineError as error:  # an embedding is missing, or belongs to another model
         return Refusal(reason=RefusalReason.EMBEDDING_UNUSABLE, message=str(error))
-    cache = DynamicCache(config=policy.decoder.config)  # which knows the layers that keep a state instead
+    cache = DynamicCache(config=cast(Any, policy.decoder).config)  # which knows the layers that keep a state instead
     positions = prompt.positions.to(policy.device)  # [axes, P]
     next_position = int(positions.max()) + 1
     hidden = _run(policy, embeddings_1PD, positions[:, None], cache)
     first_G = torch.zeros(sampling.num_samples, dtype=torch.int64, device=policy.device)
-    cache.reorder_cache(first_G)  # repeats the only row; layers that keep a state have no other way to do it
+    cache.reorder_cache(cast(Any, first_G))  # repeats the only row; layers that keep a state have no other way to do it
     logits_GV = policy.language_model_head(hidden[:, -1]).expand(sampling.num_samples, -1)
     ends = torch.tensor(policy.end_token_ids)
     finished_G = torch.zeros(sampling.num_samples, dtype=torch.bool)

@@ -33,7 +33,7 @@ from mrsp_engine.tiny.language import (
     language_settings,
 )
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
-from mrsp_engine.tiny.qwen3_5 import create_tiny_qwen3_5
+from mrsp_engine.tiny.qwen3_5 import create_tiny_qwen3_5, create_tiny_qwen3_5_moe
 from mrsp_engine.tiny.qwen_vl import (
     CORPUS,
     PATCH_SIZE,
@@ -181,6 +181,7 @@ TINY_FAMILIES: Mapping[str, Callable[[Path, int, LanguageSizes], None]] = {
     "qwen2_vl": create_tiny_qwen2_vl,
     "qwen3": lambda folder, seed, sizes: create_tiny_qwen3(folder, corpus=CORPUS, seed=seed, sizes=sizes),
     "qwen3_5": create_tiny_qwen3_5,
+    "qwen3_5_moe": create_tiny_qwen3_5_moe,
     "qwen3_vl": create_tiny_qwen3_vl,
     "qwen3_vl_moe": create_tiny_qwen3_vl_moe,
     "vila": create_tiny_vila,

@@ -5,15 +5,19 @@ head serves three value heads, which two ranks can't share evenly, and of which 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     Qwen2VLImageProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
@@ -22,7 +26,9 @@ from mrsp_engine.families.checkpoints import require_empty
 from mrsp_engine.tiny.language import LanguageSizes, language_settings
 from mrsp_engine.tiny.qwen_vl import (
     CORPUS,
+    EXPERTS_PER_TOKEN,
     MERGE_SIZE,
+    NUM_EXPERTS,
     PATCH_SIZE,
     TINY_SIZES,
     TOWER_HEADS,
@@ -32,7 +38,7 @@ from mrsp_engine.tiny.qwen_vl import (
 )
 from mrsp_engine.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
-__all__ = ["LinearSizes", "create_tiny_qwen3_5"]
+__all__ = ["LinearSizes", "create_tiny_qwen3_5", "create_tiny_qwen3_5_moe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +64,30 @@ def create_tiny_qwen3_5(
     folder: Path, seed: int = 0, sizes: LanguageSizes = TINY_SIZES, *, linear: LinearSizes | None = None
 ) -> None:
     """Write a Qwen3.5 checkpoint; see `mrsp_engine.tiny.families.build_tiny`."""
+    _create(folder, seed, sizes, linear or LinearSizes(), Qwen3_5Config, Qwen3_5ForConditionalGeneration, {})
+
+
+def create_tiny_qwen3_5_moe(folder: Path, seed: int = 0, sizes: LanguageSizes = TINY_SIZES) -> None:
+    """Write a Qwen3.5 checkpoint with experts in every layer, one of them used for every token; see `build_tiny`."""
+    experts = {
+        "num_experts": NUM_EXPERTS,
+        "num_experts_per_tok": EXPERTS_PER_TOKEN,
+        "moe_intermediate_size": sizes.intermediate_size // 2,
+        "shared_expert_intermediate_size": sizes.intermediate_size // 2,
+    }
+    _create(folder, seed, sizes, LinearSizes(), Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, experts)
+
+
+def _create(
+    folder: Path,
+    seed: int,
+    sizes: LanguageSizes,
+    linear: LinearSizes,
+    config_class: Any,
+    model_class: Any,
+    experts: Mapping[str, int],
+) -> None:
     require_empty(folder)
-    linear = linear or LinearSizes()
     tokenizer = train_tokenizer(CORPUS, sizes.vocabulary_size, sizes.max_position_embeddings)
     text: dict[str, Any] = {
         **language_settings(sizes, tokenizer),
@@ -74,7 +102,8 @@ def create_tiny_qwen3_5(
         "linear_value_head_dim": linear.channels,
         "linear_conv_kernel_dim": linear.kernel,
         "mamba_ssm_dtype": "float32",  # of the states in vLLM, as published
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not experts,
+        **experts,
     }
     del text["max_window_layers"]
     pairs = sizes.head_size // 4  # half of a head's channels are rotated
@@ -92,7 +121,8 @@ def create_tiny_qwen3_5(
         "num_position_embeddings": 64,
         "out_hidden_size": sizes.hidden_size,
     }
-    config = Qwen3_5Config(text_config=text, vision_config=tower, **shared_settings(tokenizer))
+    shared = shared_settings(tokenizer) | {"tie_word_embeddings": not experts}
+    config = config_class(text_config=text, vision_config=tower, **shared)
     unit = (PATCH_SIZE * MERGE_SIZE) ** 2
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
@@ -104,7 +134,16 @@ def create_tiny_qwen3_5(
         ),
         chat_template=CHAT_TEMPLATE,
     )
-    write_vision_model(folder, seed, Qwen3_5ForConditionalGeneration, config, processor, adjust=_remember)
+    write_vision_model(folder, seed, model_class, config, processor, adjust=_remember, save=_save_stacked)
+
+
+def _save_stacked(model: Any, folder: Path) -> None:
+    """Write the experts of a layer in one tensor, as in published checkpoints; transformers writes each by itself."""
+    model.save_pretrained(folder)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    if model.config.text_config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _remember(model: Any) -> None:

@@ -151,10 +151,11 @@ def write_vision_model(
     processor: Any,
     *,
     adjust: Callable[[Any], None] = lambda model: None,
+    save: Callable[[Any, Path], None] = save_with_experts,
 ) -> None:
     """Write a model with random weights and its processor; the tower's mergers are scaled so that media matter.
 
-    `adjust` changes the weights before they are written.
+    `adjust` changes the weights before they are written, and `save` writes the model into a folder.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -165,7 +166,7 @@ def write_vision_model(
     model.generation_config = generation_config(config.text_config)
 
     def write(temporary: Path) -> None:
-        save_with_experts(model, temporary)
+        save(model, temporary)
         processor.save_pretrained(temporary)
 
     write_checkpoint(folder, write)

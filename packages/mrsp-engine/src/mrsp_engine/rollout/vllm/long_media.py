@@ -16,6 +16,7 @@ VLLM_MODULES = {
     "Qwen2VL": ("qwen2_vl", "Qwen2VL"),
     "Qwen2_5_VL": ("qwen2_5_vl", "Qwen2_5_VL"),
     "Qwen3_5": ("qwen3_5", "Qwen3VL"),
+    "Qwen3_5Moe": ("qwen3_5", "Qwen3VL"),
     "Qwen3VL": ("qwen3_vl", "Qwen3VL"),
     "Qwen3VLMoe": ("qwen3_vl_moe", "Qwen3VL"),
 }
