@@ -53,6 +53,7 @@ def total(plan: StepPlan) -> float:
         ("Qwen3-VL-4B", 4.02),
         ("Qwen3-VL-8B", 8.19),
         ("Qwen3-VL-32B", 32.8),
+        ("Qwen3.5-27B", 26.9),
         ("Qwen2.5-0.5B", 0.494),
     ],
 )

@@ -1,5 +1,6 @@
 """The shapes of checkpoints: of published ones by name, of any other supported one from its config.json."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,6 +137,17 @@ MODELS = {
         ),
         _shape("Qwen3-VL-8B", (4096, 36, 32, 8, 128, 12288), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
         _shape("Qwen3-VL-32B", (5120, 64, 64, 8, 128, 25600), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
+        replace(
+            _shape(
+                "Qwen3.5-27B",
+                (5120, 64, 24, 4, 256, 17408),
+                248320,
+                262144,
+                replace(_qwen3_vision(1152, 4304, 27), levels=1),
+            ),
+            is_gated=True,
+            linear=LinearShape(num_layers=48, key_heads=16, value_heads=48, key_channels=128, value_channels=128),
+        ),
         _shape("LongVILA-R1-7B", _QWEN2_7B, 151651, 262144, _siglip(2)),
         _shape("NVILA-Lite-8B", _QWEN2_7B, 151651, 32768, _siglip(3)),
         _shape("Qwen2.5-0.5B", (896, 24, 14, 2, 64, 4864), 151936, 32768, is_tied=True),

@@ -37,6 +37,7 @@ _KIND_OF_NAME = {
     "Qwen2.5-VL": "qwen2_5_vl_7b",
     "Qwen2-VL": "qwen2_vl_2b",
     "Qwen3-VL": "qwen3_vl_8b",
+    "Qwen3.5": "qwen3_5_27b",
     "Qwen2.5": "qwen2_5_7b",
     "LongVILA": "longvila_r1_7b",
     "NVILA-Lite": "nvila_lite_2b",
@@ -151,12 +152,29 @@ def _with_language(values: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
     }
     if "head_dim" in values or shape.heads.query * shape.heads.channels != shape.hidden_size:
         changed["head_dim"] = shape.heads.channels
-    scaling = cast(dict[str, Any], values.get("rope_scaling") or {})
-    if "mrope_section" in scaling:
-        sections = cast(list[int], scaling["mrope_section"])
-        factor = shape.heads.channels // (2 * sum(sections))
-        changed["rope_scaling"] = scaling | {"mrope_section": [factor * section for section in sections]}
-    return changed
+    for name in ("rope_scaling", "rope_parameters"):
+        scaling = cast(dict[str, Any], values.get(name) or {})
+        if "mrope_section" in scaling:
+            sections = cast(list[int], scaling["mrope_section"])
+            rotated = shape.heads.channels * scaling.get("partial_rotary_factor", 1)
+            factor = int(rotated) // (2 * sum(sections))
+            changed[name] = scaling | {"mrope_section": [factor * section for section in sections]}
+    return changed | (_linear_sizes(shape) if shape.linear else {})
+
+
+def _linear_sizes(shape: ModelShape) -> dict[str, Any]:
+    linear = shape.linear
+    assert linear is not None
+    interval = shape.num_layers // shape.num_attention_layers
+    kinds = ["linear_attention" if number % interval else "full_attention" for number in range(1, shape.num_layers + 1)]
+    return {
+        "full_attention_interval": interval,
+        "layer_types": kinds,
+        "linear_num_key_heads": linear.key_heads,
+        "linear_num_value_heads": linear.value_heads,
+        "linear_key_head_dim": linear.key_channels,
+        "linear_value_head_dim": linear.value_channels,
+    }
 
 
 def _with_vision(values: dict[str, Any], shape: ModelShape, vision: VisionShape) -> dict[str, Any]:
