@@ -67,12 +67,7 @@ class WeightedReward:
             raise
         except Exception as error:
             raise TrainerError(f"rewards.{self.name}: failed ({type(error).__name__}: {error})") from error
-        if len(results) != len(requests):
-            raise TrainerError(f"rewards.{self.name}: returned {len(results)} results for {len(requests)} responses")
-        for result in results:
-            if result.value is not None and not math.isfinite(result.value):
-                raise TrainerError(f"rewards.{self.name}: returned {result.value}, expected a finite number or None")
-        return results
+        return check_results(self.name, results, num_expected=len(requests))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,21 +81,38 @@ class ResponseScore:
     total: float | None
 
 
-def known_rewards() -> dict[str, EntryPoint]:
-    """Every installed reward by name."""
-    return {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
+def check_results(name: str, results: list[RewardResult], *, num_expected: int) -> list[RewardResult]:
+    """What a reward returned, if that can be used.
+
+    Raises:
+        TrainerError: It isn't one result for each, or a value is no finite number.
+    """
+    if len(results) != num_expected:
+        raise TrainerError(f"rewards.{name}: returned {len(results)} results for {num_expected} responses")
+    for result in results:
+        if result.value is not None and not math.isfinite(result.value):
+            raise TrainerError(f"rewards.{name}: returned {result.value}, expected a finite number or None")
+    return results
 
 
-def load_rewards(recipe: Mapping[str, float | Mapping[str, Any]]) -> list[WeightedReward]:
+def known_rewards(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
+    """Every installed reward of a group of entry points by name."""
+    return {entry_point.name: entry_point for entry_point in entry_points(group=group)}
+
+
+def load_rewards(
+    recipe: Mapping[str, float | Mapping[str, Any]], *, group: str = ENTRY_POINT_GROUP
+) -> list[WeightedReward]:
     """The rewards in a recipe, in its order.
 
     Args:
         recipe: The weight, or the weight and the reward's own settings, by name.
+        group: The entry points that name them.
 
     Raises:
         TrainerUsageError: A reward isn't installed, a setting is wrong, or none, or only unfit ones, have a weight.
     """
-    known = known_rewards()
+    known = known_rewards(group)
     loaded: list[WeightedReward] = []
     for name, entry in recipe.items():
         is_function = ":" in name

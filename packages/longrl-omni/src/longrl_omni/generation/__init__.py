@@ -1,0 +1,1 @@
+"""Reinforcement learning of models that generate pictures by flow matching."""

@@ -1,0 +1,1 @@
+"""The settings of reinforcement learning of generation."""

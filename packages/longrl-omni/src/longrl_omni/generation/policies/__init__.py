@@ -1,0 +1,1 @@
+"""Models that generate, and how the loop calls them."""

@@ -1,0 +1,108 @@
+"""The trained weights of a policy, and copies of them: the start, and a moving average.
+
+What is trained is either all of the network or adapters (LoRA, arXiv 2106.09685) by peft. The copies are of the trained
+weights alone, so with adapters a second policy costs a second adapter. At the start adapters add exactly nothing, so
+their first values are the network without them.
+"""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from longrl_omni.generation.config.recipes import GenerationLoraSection
+from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.seeds import derive_seed
+
+Weights = Mapping[str, Tensor]
+AVERAGE = "average"
+"""What the names of the moving average begin with in a checkpoint."""
+
+
+class TrainedWeights:
+    """What is trained of a network, and its copies.
+
+    Args:
+        network: The network; afterwards only what is trained has gradients.
+        lora: The recipe's adapters.
+        seed: Determines the adapters' first values.
+        keeps_average: Whether there is a moving average.
+
+    Raises:
+        TrainerUsageError: There is no layer for adapters.
+    """
+
+    def __init__(self, network: nn.Module, lora: GenerationLoraSection, *, seed: int, keeps_average: bool) -> None:
+        self._network = network
+        network.requires_grad_(lora.rank is None)
+        network.eval()
+        if lora.rank is not None:
+            self._add_adapters(lora.rank, lora.alpha, seed)
+        self._parameters = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self._has_adapters = lora.rank is not None
+        self._start = self._copy()
+        self._average = self._copy() if keeps_average else None
+
+    @contextmanager
+    def as_at_start(self) -> Generator[None]:
+        """Within the block the network is that of the start; nothing is trained there."""
+        with self._using(self._start):
+            yield
+
+    @contextmanager
+    def as_average(self) -> Generator[None]:
+        """Within the block the network has the moving average; nothing is trained there."""
+        if self._average is None:
+            raise ValueError("no moving average is kept")
+        with self._using(self._average):
+            yield
+
+    @torch.no_grad()
+    def follow(self, *, decay: float) -> None:
+        """Move the average towards the trained weights, of which it keeps the share `decay`."""
+        if self._average is not None:
+            for name, weight in self._parameters.items():
+                self._average[name].lerp_(weight.detach().to(self._average[name].dtype), 1.0 - decay)
+
+    def average_tensors(self) -> dict[str, Tensor]:
+        """The moving average by the names of a checkpoint; empty without one."""
+        return {f"{AVERAGE}/{name}": tensor for name, tensor in (self._average or {}).items()}
+
+    def merge(self) -> None:
+        """Merge adapters into the network, which is then an ordinary one; it is not trained afterwards."""
+        if self._has_adapters:
+            network = cast(Any, self._network)
+            network.fuse_lora(safe_fusing=True)
+            network.unload_lora()
+
+    def _add_adapters(self, rank: int, alpha: float, seed: int) -> None:
+        import peft
+
+        targets = [
+            name
+            for name, module in self._network.named_modules()
+            if isinstance(module, nn.Linear) and "blocks." in name and "norm" not in name
+        ]
+        if not targets:
+            raise TrainerUsageError(f"lora.rank={rank}: {type(self._network).__name__} has no linear layers in blocks")
+        config = peft.LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=targets)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "lora"))
+            cast(Any, self._network).add_adapter(config)
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self._parameters.items()}
+
+    @contextmanager
+    def _using(self, copy: Weights) -> Generator[None]:
+        own = {name: weight.data for name, weight in self._parameters.items()}
+        try:
+            for name, weight in self._parameters.items():
+                weight.data = copy[name]
+            with torch.no_grad():
+                yield
+        finally:
+            for name, weight in self._parameters.items():
+                weight.data = own[name]

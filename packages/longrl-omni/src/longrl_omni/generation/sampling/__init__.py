@@ -1,0 +1,1 @@
+"""How samples are drawn, step by step, and what is kept of the steps."""
