@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from longrl.commands import benchmark as benchmark_commands
 from longrl.commands import evaluation as evaluation_commands
 from longrl.commands import export as export_command
+from longrl.commands import generation as generation_commands
 from longrl.commands import plan as plan_command
+from longrl.commands import quickstart as quickstart_command
 from longrl.commands import recipes as recipe_commands
 from longrl.commands import rehearse as rehearse_command
 from longrl.commands import store as store_command
@@ -36,35 +38,6 @@ TRAINABLE_FAMILY = "qwen2_5_vl"
 
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
 Folder = Annotated[Path, tyro.conf.Positional]
-
-
-def quickstart(output: Path = Path("quickstart"), seed: int = 0, recipe: Path | None = None) -> None:
-    """Run the whole pipeline on real video files on this machine, and write a report.
-
-    Renders a small world to H.264 files, writes questions about it, builds a tiny Qwen2.5-VL, encodes every video once,
-    trains by imitation (CoT-SFT) and by reward (GRPO, with vLLM as the sampler), and evaluates on videos not used in
-    training. It can be interrupted at any time: the same command continues where it stopped.
-
-    Example: longrl quickstart
-
-    Example: longrl quickstart --output /tmp/second --seed 1
-
-    Args:
-        output: Folder for all output.
-        seed: Seed of the world, the model and the rollouts.
-        recipe: Settings of the world, the model and the training; apps/recipes/quickstart.toml by default.
-    """
-    if seed < 0:
-        raise AppUsageError(f"--seed {seed}: expected 0 or more")
-    from rich.console import Console
-
-    from longrl.progress import choose_progress
-    from longrl.quickstart.config import QUICKSTART_RECIPE, load_quickstart
-    from longrl.quickstart.run import print_summary, run_quickstart
-
-    config = load_quickstart(recipe or QUICKSTART_RECIPE, output=output, seed=seed)
-    summary = run_quickstart(config, choose_progress(), Console(stderr=True))
-    print_summary(config, summary, Console())
 
 
 def tiny_model(
@@ -214,11 +187,12 @@ def report(run: Folder) -> None:
 
 
 COMMANDS = {
-    "quickstart": quickstart,
+    "quickstart": quickstart_command.quickstart,
     "tiny-model": tiny_model,
     "encode": encode,
     "sft": sft,
     "grpo": grpo,
+    **generation_commands.HELP,
     "evaluate": evaluate,
     "compare": evaluation_commands.compare,
     "export": export_command.export,
@@ -231,7 +205,11 @@ COMMANDS = {
 }
 
 
-RECIPE_COMMANDS = {**recipe_commands.COMMANDS, "evaluate": evaluation_commands.evaluate}
+RECIPE_COMMANDS = {
+    **recipe_commands.COMMANDS,
+    **generation_commands.COMMANDS,
+    "evaluate": evaluation_commands.evaluate,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -99,6 +99,10 @@ class Pipeline:
         """The result of a stage in this process's pipeline."""
         return self._finished[name].result
 
+    def seconds(self, name: str) -> float:
+        """The time that a stage in this process's pipeline took, summed over interruptions."""
+        return self._finished[name].seconds
+
     def run(self, stage: Stage) -> FinishedStage:
         """Reuse, continue or run a stage."""
         settings = _plain(stage.settings)

@@ -115,7 +115,7 @@ def grpo(arguments: Sequence[str]) -> None:
 
 
 COMMANDS = {"sft": sft, "grpo": grpo}
-NEED_RECIPE = frozenset({"sft", "grpo"})
+NEED_RECIPE = frozenset({"sft", "grpo", "generate", "generate-grpo"})
 
 
 def has_recipe(arguments: Sequence[str]) -> bool:

@@ -143,7 +143,7 @@ def load_quickstart(recipe: Path, *, output: Path, seed: int) -> QuickstartConfi
             "data": {"dataset": dataset, "split": "train_rl"},
         },
     }
-    return parse_config(_fill_in(tables, places, source=str(recipe)), QuickstartConfig, source=str(recipe))
+    return parse_config(fill_in_places(tables, places, source=str(recipe)), QuickstartConfig, source=str(recipe))
 
 
 def shaping_settings(config: BaseModel) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class AnyTables(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-def _fill_in(tables: dict[str, Any], places: dict[str, Any], *, source: str, prefix: str = "") -> dict[str, Any]:
+def fill_in_places(tables: dict[str, Any], places: dict[str, Any], *, source: str, prefix: str = "") -> dict[str, Any]:
     """Tables with the paths added; a recipe that sets one itself is refused."""
     filled = dict(tables)
     for name, place in places.items():
@@ -167,7 +167,7 @@ def _fill_in(tables: dict[str, Any], places: dict[str, Any], *, source: str, pre
             filled[name] = place
         elif isinstance(place, dict) and isinstance(filled[name], dict):
             nested = cast(dict[str, Any], place)
-            filled[name] = _fill_in(filled[name], nested, source=source, prefix=f"{prefix}{name}.")
+            filled[name] = fill_in_places(filled[name], nested, source=source, prefix=f"{prefix}{name}.")
         elif not isinstance(place, dict):
             raise TrainerUsageError(f"{source}: {prefix}{name}: the quickstart sets this itself; remove the line")
     return filled

