@@ -5,14 +5,24 @@ from pathlib import Path
 import pytest
 
 from longrl.commands.recipes import resolve_config
+from longrl.pictures.config import PICTURES_RECIPE
 from longrl.quickstart.config import QUICKSTART_RECIPE, RECIPES_FOLDER, load_quickstart
+from longrl_omni.generation.config.recipes import GenerateConfig, GenerateGrpoConfig
 from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerUsageError
 
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
-MODELS = {"sft": SftConfig, "grpo": GrpoConfig, "evaluate": EvaluateConfig}
-TRAINING_RECIPES = sorted(path for path in RECIPES_FOLDER.glob("*.toml") if path != QUICKSTART_RECIPE)
+MODELS = {
+    "generate_grpo": GenerateGrpoConfig,
+    "generate": GenerateConfig,
+    "sft": SftConfig,
+    "grpo": GrpoConfig,
+    "evaluate": EvaluateConfig,
+}
+TRAINING_RECIPES = sorted(
+    path for path in RECIPES_FOLDER.glob("*.toml") if path not in (QUICKSTART_RECIPE, PICTURES_RECIPE)
+)
 
 
 def test_recipes_are_found():
@@ -22,7 +32,7 @@ def test_recipes_are_found():
 
 @pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.stem)
 def test_training_recipes_parse(path):
-    load_recipe(path, MODELS[path.stem.rpartition("_")[2]])
+    load_recipe(path, next(model for ending, model in MODELS.items() if path.stem.endswith(f"_{ending}")))
 
 
 @pytest.mark.parametrize("path", [QUICKSTART_RECIPE, TINY_RECIPE], ids=lambda path: path.stem)

@@ -26,7 +26,7 @@ from longrl_omni.generation.updates import GenerationUpdate, noise_again
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.training.optimizer import Optimizer
 
-PROMPTS = ("two red circles left of one blue square", "one green square right of one yellow circle")
+PROMPTS = ("two red circles left of one blue square", "one green square left of one yellow circle")
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def test_captions_are_read_as_they_are_written(captions: list[PictureCaption]) -
         "two red circle left of one blue square",
         "two red circles left of one red square",
         "four red circles left of one blue square",
-        "two red circles over of one blue square",
+        "two red circles right of one blue square",
         f"{TEXT} {TEXT}",
     ],
 )
@@ -74,7 +74,7 @@ def test_every_part_of_a_caption_is_checked() -> None:
     for other, is_first, is_second, is_alone, is_placed in (
         ("one red circle left of one blue square", False, True, True, True),
         ("two red circles left of two blue squares", True, False, True, True),
-        ("two red circles right of one blue square", True, True, True, False),
+        ("one blue square left of two red circles", True, True, True, False),
         ("two red circles left of one green square", True, False, False, False),
         ("two red squares left of one blue circle", True, True, True, True),
     ):

@@ -57,7 +57,7 @@ class PictureVerdict:
     has_nothing_else: bool
     """No thing of another colour, and no fault."""
     is_placed: bool
-    """Things of both colours are there, and all of the first lie as the caption says."""
+    """Things of both colours are there, and all of the first lie to the left of all of the second."""
 
     @property
     def is_right(self) -> bool:
@@ -88,7 +88,7 @@ def check(finding: Finding, caption: PictureCaption) -> PictureVerdict:
     """Compare a picture with a caption: count, colour and place."""
     first, second = (finding.centres[things.colour] for things in (caption.first, caption.second))
     named = {caption.first.colour, caption.second.colour}
-    gaps = [caption.relation.sign * (there[1] - here[1]) for here in first for there in second]
+    gaps = [there[1] - here[1] for here in first for there in second]
     return PictureVerdict(
         has_first=len(first) == caption.first.count,
         has_second=len(second) == caption.second.count,

@@ -34,7 +34,7 @@ Place = tuple[int, int]
 def draw(caption: PictureCaption, random_source: random.Random) -> Tensor:
     """A picture [3, E, E] of the caption, with values from 0 to 1; the things lie at random in their half."""
     picture_3EE = torch.full((3, EDGE, EDGE), GROUND)
-    for things, is_left in ((caption.first, caption.relation.sign > 0), (caption.second, caption.relation.sign < 0)):
+    for things, is_left in ((caption.first, True), (caption.second, False)):
         for place in _choose_places(things.count, is_left, random_source):
             paint(picture_3EE, place, things.shape, things.colour)
     return picture_3EE

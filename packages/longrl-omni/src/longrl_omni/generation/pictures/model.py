@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_omni.generation.pictures.captions import NUM_WORDS, VOCABULARY, parse_caption
 from longrl_omni.generation.pictures.drawing import EDGE
 from longrl_omni.generation.policies.base import INDEX_NAME, Encoding, GenerationPolicy
-from longrl_omni.generation.policies.model_files import load_part, refuse_other_sizes, save_folder
+from longrl_omni.generation.policies.model_files import load_part, refuse_other_settings, save_folder
 from longrl_omni.generation.policies.schedules import shifted_levels
 
 CLASS_NAME = "CaptionedPictures"
@@ -110,11 +111,13 @@ class PicturesPolicy(GenerationPolicy):
 class PicturesFamily:
     """Loads the tiny model; see `longrl_omni.generation.policies.base.GenerationFamily`."""
 
-    def load(self, folder: Path, *, dtype: torch.dtype, device: torch.device, settings: Any) -> PicturesPolicy:
-        """Load it; the recipe may set no other size."""
+    def load(
+        self, folder: Path, *, dtype: torch.dtype, device: torch.device, settings: SamplingSection
+    ) -> PicturesPolicy:
+        """Load it; the recipe may set no other size, and no guidance, since it never saw an empty caption."""
         from diffusers import SD3Transformer2DModel
 
-        refuse_other_sizes(settings, height=EDGE, width=EDGE)
+        refuse_other_settings(settings, height=EDGE, width=EDGE, guidance=1.0)
         encoder = CaptionEncoder()
         with load_part(folder, "words.safetensors"):
             encoder.load_state_dict(load_file(folder / "words.safetensors"))

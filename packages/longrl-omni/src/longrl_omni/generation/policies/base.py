@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
+from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 
 ENTRY_POINT_GROUP = "longrl_omni.generation.policies"
@@ -88,7 +89,9 @@ class GenerationPolicy(ABC):
 class GenerationFamily(Protocol):
     """What the entry points of the group `longrl_omni.generation.policies` name, by the class of a pipeline."""
 
-    def load(self, folder: Path, *, dtype: torch.dtype, device: torch.device, settings: Any) -> GenerationPolicy:
+    def load(
+        self, folder: Path, *, dtype: torch.dtype, device: torch.device, settings: SamplingSection
+    ) -> GenerationPolicy:
         """Load a model from a folder in float32 or bfloat16.
 
         Raises:
@@ -98,7 +101,7 @@ class GenerationFamily(Protocol):
 
 
 def load_generation_policy(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, settings: Any
+    folder: Path, *, dtype: torch.dtype, device: torch.device, settings: SamplingSection
 ) -> GenerationPolicy:
     """Load a model with the family that its `model_index.json` names.
 
@@ -106,7 +109,7 @@ def load_generation_policy(
         folder: The model.
         dtype: Of the network's weights.
         device: Where it computes.
-        settings: The recipe's `SamplingSection`: sizes and guidance.
+        settings: How it will be sampled: sizes and guidance.
 
     Raises:
         TrainerUsageError: There is no model, or no family for it.

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from longrl_files.messages import visible
+from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_trainer.durable import make_partial, publish
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 
@@ -30,12 +30,13 @@ def load_part(folder: Path, part: str) -> Generator[None]:
         ) from error
 
 
-def refuse_other_sizes(settings: Any, *, height: int, width: int) -> None:
-    """Refuse sizes in the recipe other than those of a model that has only one.
+def refuse_other_settings(settings: SamplingSection, **expected: float) -> None:
+    """Refuse settings of sampling other than the only ones of a model.
 
     Raises:
         TrainerUsageError: They differ.
     """
-    for name, found, expected in (("height", settings.height, height), ("width", settings.width, width)):
-        if found not in (None, expected):
-            raise TrainerUsageError(f"sampling.{name} = {found}: expected {expected}, the only one of this model")
+    for name, value in expected.items():
+        found = getattr(settings, name)
+        if found not in (None, value):
+            raise TrainerUsageError(f"sampling.{name} = {found:g}: expected {value:g}, the only one of this model")

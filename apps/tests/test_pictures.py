@@ -1,0 +1,113 @@
+"""The quickstart's world of pictures with tiny settings, and the commands of generation."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longrl.cli import main
+from longrl.pictures.config import PICTURES_RECIPE, load_pictures
+
+TINY_RECIPE = """
+[captions]
+train_captions = 8
+held_out_captions = 3
+[pretraining]
+steps = 3
+pictures_per_step = 4
+[rl]
+algorithm = "mix_grpo"
+steps = 2
+prompts_per_step = 2
+group_size = 2
+window_steps = 1
+learning_rate = 1e-3
+held_out_reward = "likeness"
+evaluation_samples = 2
+[rl.rewards]
+checker = 1.0
+accuracy = 0.0
+[rl.sampling]
+steps = 3
+samples_per_pass = 4
+"""
+
+
+def write_recipe(folder: Path, *, old: str = "", new: str = "") -> Path:
+    recipe = folder / "tiny.toml"
+    assert old in TINY_RECIPE
+    recipe.write_text(TINY_RECIPE.replace(old, new, 1) if old else TINY_RECIPE)
+    return recipe
+
+
+@pytest.mark.slow
+def test_the_world_of_pictures_from_beginning_to_end(tmp_path, capsys):
+    output, recipe = tmp_path / "pictures", write_recipe(tmp_path)
+    arguments = ["quickstart", "--world", "pictures", "--output", str(output), "--recipe", str(recipe), "--seed", "1"]
+    assert main(arguments) == 0
+    summary = json.loads((output / "report.json").read_text())
+    assert summary["algorithm"] == "mix_grpo"
+    assert summary["seed"] == 1
+    assert summary["samples"] == 8
+    assert summary["captions"] == {"train": 8, "held_out": 3}
+    for name in ("checker_accuracy", "held_out_reward"):
+        assert set(summary[name]) == {"before", "after"}
+        assert all(0 <= value <= 1 for value in summary[name].values())
+    assert set(summary["seconds"]) == {"captions", "pretraining", "rl", "total"}
+    assert summary["seconds"]["total"] == pytest.approx(sum(summary["seconds"].values()) / 2)
+    assert summary["ratio_error"] == 0.0
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 * 2 * 2
+    for caption in (output / "captions" / "held_out_prompts.txt").read_text().split("\n"):
+        assert caption in page
+    assert not set((output / "captions" / "prompts.txt").read_text().splitlines()) & set(
+        (output / "captions" / "held_out_prompts.txt").read_text().splitlines()
+    )
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.count("reused") == 4
+
+    samples = tmp_path / "generate.toml"
+    samples.write_text(
+        f'output = "{tmp_path / "samples"}"\nprompts = "{output / "captions" / "held_out_prompts.txt"}"\n'
+        f'[model]\nfolder = "{output / "rl" / "model"}"\n[rewards]\naccuracy = 1.0\n[sampling]\nsteps = 2\n'
+    )
+    assert main(["generate", str(samples), "--samples-per-prompt", "2"]) == 0
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 6
+
+    training = tmp_path / "training.toml"
+    training.write_text(
+        f'output = "{tmp_path / "run"}"\nprompts = "{output / "captions" / "prompts.txt"}"\n'
+        f'held_out_prompts = "{output / "captions" / "held_out_prompts.txt"}"\nheld_out_reward = "likeness"\n'
+        'steps = 1\nprompts_per_step = 1\ngroup_size = 2\nlearning_rate = 1e-3\nalgorithm = "dgpo"\n'
+        f'[model]\nfolder = "{output / "model"}"\n[rewards]\nchecker = 1.0\n[sampling]\nsteps = 2\n'
+    )
+    capsys.readouterr()
+    assert main(["generate-grpo", str(training), "--noise-levels-per-sample", "1"]) == 0
+    assert "1 steps, sampler against policy 0.0e+00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"mix_grpo"', '"ppo"', "rl.algorithm: got \"ppo\", expected: 'flow_grpo'"),
+        ("group_size = 2", "group_size = 1", "rl.group_size: got 1, expected: greater than or equal to 2"),
+        ("train_captions = 8", "train_captions = 800", "803 different captions of up to 2 things of a kind"),
+        ("accuracy = 0.0", "", "rl.rewards.accuracy: missing"),
+        ("window_steps = 1", "window_steps = 3", "window_steps=3: expected at most 2"),
+        ("[rl]", "[rl]\nseed = 3", "rl.seed: the quickstart sets this itself; remove the line"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_line(tmp_path, capsys, old, new, message):
+    recipe = write_recipe(tmp_path, old=old, new=new)
+    arguments = ["quickstart", "--world", "pictures", "--output", str(tmp_path / "out"), "--recipe", str(recipe)]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_the_shipped_recipe_evaluates_enough_pictures(tmp_path):
+    config = load_pictures(PICTURES_RECIPE, output=tmp_path, seed=3)
+    assert config.rl.seed == 3
+    assert config.rl.model.folder == tmp_path / "model"
+    assert config.captions.held_out_captions * config.rl.evaluation_samples >= 192

@@ -1,0 +1,119 @@
+"""Stable Diffusion 3 and 3.5: diffusers' own pipeline, of which the loop calls text encoders, transformer and VAE.
+
+What the pipeline does besides is little: noise levels come from its scheduler, its time embedding sees them times 1,000
+in float32, guidance is a second pass with the empty prompt, and latents are (VAE's - shift) x scale. Prompts are
+encoded one by one and padded as the pipeline pads them, because the padding changes the output.
+
+Shape legend: B samples, L the shape of a sample's latents (channels, height and width in latents), S text tokens.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from longrl_omni.generation.config.recipes import SamplingSection
+from longrl_omni.generation.policies.base import Encoding, GenerationPolicy
+from longrl_omni.generation.policies.model_files import load_part, save_folder
+from longrl_omni.generation.policies.schedules import check_levels
+from longrl_trainer.errors import TrainerUsageError
+
+TIME_SCALE = 1000.0
+
+
+class StableDiffusion3Policy(GenerationPolicy):
+    """A pipeline in training.
+
+    Args:
+        pipeline: Diffusers' `StableDiffusion3Pipeline`.
+        sampling: The recipe's sizes.
+
+    Raises:
+        TrainerUsageError: The sizes don't fit the model.
+    """
+
+    def __init__(self, pipeline: Any, sampling: SamplingSection) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.transformer = cast(nn.Module, pipeline.transformer)
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
+            if part is not None:
+                part.requires_grad_(False)
+        scale, default = pipeline.vae_scale_factor, pipeline.default_sample_size * pipeline.vae_scale_factor
+        unit = scale * pipeline.patch_size
+        self._edges: list[int] = []
+        for name, size in (("height", sampling.height or default), ("width", sampling.width or default)):
+            most = pipeline.transformer.config.pos_embed_max_size * unit
+            if size % unit or size > most:
+                raise TrainerUsageError(f"sampling.{name} = {size}: expected a multiple of {unit} up to {most}")
+            self._edges.append(size // scale)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """See `GenerationPolicy.latent_shape`."""
+        return self.pipeline.transformer.config.in_channels, *self._edges
+
+    def noise_levels(self, num_steps: int) -> tuple[float, ...]:
+        """Those of the pipeline's scheduler."""
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        if scheduler.config.get("use_dynamic_shifting"):
+            raise TrainerUsageError(
+                "the scheduler has use_dynamic_shifting, expected a fixed shift as in SD3 and SD3.5"
+            )
+        scheduler.set_timesteps(num_steps)
+        levels = tuple(scheduler.sigmas.tolist())
+        check_levels(levels)
+        return levels
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Sequence[Encoding]:
+        """See `GenerationPolicy.encode_prompts`."""
+        encodings: list[Encoding] = []
+        for prompt in prompts:
+            tokens_1SD, _, pooled_1P, _ = self.pipeline.encode_prompt(
+                prompt=prompt, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, device=self.device
+            )
+            encodings.append({"tokens": tokens_1SD[0], "pooled": pooled_1P[0]})
+        return encodings
+
+    def predict(self, latents_BL: Tensor, levels_B: Tensor, encoding: Encoding) -> Tensor:
+        """See `GenerationPolicy.predict`."""
+        dtype = self.pipeline.transformer.dtype
+        velocity_BL: Tensor = self.transformer(
+            hidden_states=latents_BL.to(dtype),
+            timestep=levels_B * TIME_SCALE,
+            encoder_hidden_states=encoding["tokens"].to(dtype),
+            pooled_projections=encoding["pooled"].to(dtype),
+            return_dict=False,
+        )[0]
+        return velocity_BL.float()
+
+    @torch.no_grad()
+    def decode(self, latents_BL: Tensor) -> Tensor:
+        """See `GenerationPolicy.decode`."""
+        vae = self.pipeline.vae
+        latents_BL = latents_BL / vae.config.scaling_factor + vae.config.shift_factor
+        # One by one: the VAE of a large picture takes more memory than the transformer.
+        pictures = [vae.decode(one[None].to(vae.dtype), return_dict=False)[0] for one in latents_BL]
+        return self.pipeline.image_processor.postprocess(torch.cat(pictures), output_type="pt").float().cpu()
+
+    def save(self, folder: Path) -> None:
+        """See `GenerationPolicy.save`."""
+        save_folder(folder, self.pipeline.save_pretrained)
+
+
+class StableDiffusion3Family:
+    """Loads them; see `longrl_omni.generation.policies.base.GenerationFamily`."""
+
+    def load(
+        self, folder: Path, *, dtype: torch.dtype, device: torch.device, settings: SamplingSection
+    ) -> StableDiffusion3Policy:
+        """Load a pipeline from a folder in diffusers' layout, with weights in safetensors."""
+        from diffusers import StableDiffusion3Pipeline
+
+        with load_part(folder, "the pipeline"):
+            pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        return StableDiffusion3Policy(pipeline.to(device), settings)

@@ -1,0 +1,192 @@
+"""The adapter of SD3 against diffusers' own pipeline, in a tiny size with random weights, made here."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longrl_omni.generation.config.recipes import SamplingSection
+from longrl_omni.generation.evaluation import draw_pictures
+from longrl_omni.generation.grpo import train_generation
+from longrl_omni.generation.policies.base import load_generation_policy
+from longrl_omni.generation.policies.stable_diffusion_3 import StableDiffusion3Policy
+from longrl_omni.generation.sampling.trajectories import guided_velocity
+from longrl_trainer.errors import TrainerUsageError
+
+PROMPTS = ("a cat", "two dogs on a hill")
+
+
+def build_tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer of single letters."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+    root = tmp_path_factory.mktemp("sd3")
+    tokenizer = build_tokenizer(root / "tokenizer")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    pipeline = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=32,
+            pos_embed_max_size=8,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+        ),
+        text_encoder=CLIPTextModelWithProjection(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        text_encoder_3=T5EncoderModel(
+            T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
+        ),
+        tokenizer_3=tokenizer,
+    )
+    pipeline.save_pretrained(root / "model")
+    return root / "model"
+
+
+def load(folder: Path, **sizes: int) -> StableDiffusion3Policy:
+    sampling = SamplingSection.model_validate(sizes)
+    policy = load_generation_policy(folder, dtype=torch.float32, device=torch.device("cpu"), settings=sampling)
+    assert isinstance(policy, StableDiffusion3Policy)
+    return policy
+
+
+def test_levels_time_embedding_prompts_and_pictures_are_those_of_the_pipeline(pipeline_folder: Path) -> None:
+    """The real pipeline runs with the same first noise, and what its transformer receives is noted."""
+    policy = load(pipeline_folder)
+    pipeline = policy.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    received: list[dict[str, Any]] = []
+    hook = policy.transformer.register_forward_pre_hook(
+        lambda _, __, values: received.append(dict(values)), with_kwargs=True
+    )
+    noise = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(4))
+    expected = pipeline(
+        prompt=PROMPTS[1], num_inference_steps=5, guidance_scale=1.0, latents=noise.clone(), output_type="pt"
+    ).images
+    hook.remove()
+
+    levels = policy.noise_levels(5)
+    assert levels == tuple(pipeline.scheduler.sigmas.tolist())
+    times = torch.cat([values["timestep"] for values in received])
+    torch.testing.assert_close(times, torch.tensor(levels[:-1]) * 1000.0, rtol=1e-6, atol=0)
+    encoding = policy.encode([PROMPTS[1]])
+    assert torch.equal(received[0]["encoder_hidden_states"], encoding["tokens"])
+    assert torch.equal(received[0]["pooled_projections"], encoding["pooled"])
+
+    latents = noise
+    with torch.no_grad():
+        for level, next_level in pairwise(levels):
+            velocity = guided_velocity(policy, latents, level, encoding, guidance=1.0)
+            latents = latents - (level - next_level) * velocity
+    torch.testing.assert_close(policy.decode(latents), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_is_that_of_the_pipeline(pipeline_folder: Path) -> None:
+    policy = load(pipeline_folder)
+    policy.pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(4))
+    expected = policy.pipeline(
+        prompt=PROMPTS[0], num_inference_steps=2, guidance_scale=4.5, latents=noise.clone(), output_type="latent"
+    ).images
+    levels, encoding, latents = policy.noise_levels(2), policy.encode([PROMPTS[0]]), noise
+    with torch.no_grad():
+        for level, next_level in pairwise(levels):
+            velocity = guided_velocity(policy, latents, level, encoding, guidance=4.5)
+            latents = latents - (level - next_level) * velocity
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_is_encoded_once_and_alike_whatever_is_beside_it(pipeline_folder: Path) -> None:
+    policy = load(pipeline_folder)
+    together = policy.encode([*PROMPTS, PROMPTS[0]])
+    assert policy.num_encoded == 2
+    alone = load(pipeline_folder).encode([PROMPTS[0]])
+    assert torch.equal(together["tokens"][2], alone["tokens"][0])
+
+
+def test_other_sizes(pipeline_folder: Path) -> None:
+    policy = load(pipeline_folder, height=8, width=12)
+    sampling = SamplingSection(steps=2)
+    _, pictures = draw_pictures(policy, PROMPTS, sampling, num_per_prompt=1, seed=0)
+    assert pictures.shape == (2, 3, 8, 12)
+    for wrong in ({"height": 10}, {"width": 4000}):
+        with pytest.raises(TrainerUsageError, match="expected a multiple of 4 up to 32"):
+            load(pipeline_folder, **wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["mix_grpo", "diffusion_nft"])
+def test_the_pipeline_is_trained_with_guidance_and_adapters_and_loads_again(
+    algorithm: str, pipeline_folder: Path, make_config, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    config = make_config(
+        algorithm=algorithm,
+        model={"folder": pipeline_folder},
+        prompts=prompts,
+        held_out_prompts=prompts,
+        held_out_reward="colourfulness",
+        lora={"rank": 2},
+        sampling={"steps": 3, "samples_per_pass": 4, "guidance": 3.0},
+    )
+    result = train_generation(config)
+    assert result.ratio_error <= 1e-6
+    assert result.prompts_encoded == 3  # with the empty one
+    assert result.held_out_rewards[0] is not None
+    before, after = load(pipeline_folder), load(result.model_folder)
+    changed = [
+        not torch.equal(old, new)
+        for old, new in zip(before.transformer.parameters(), after.transformer.parameters(), strict=True)
+    ]
+    assert any(changed)
