@@ -10,11 +10,12 @@ import urllib.request
 from http.client import HTTPConnection
 
 import pytest
-from watched_journals import write_run
+from watched_journals import make_group, write_run
 
 from longrl.watch.page import MOST_GROUPS, write_page
 from longrl.watch.server import WatchServer
 from longrl.watch.watched_run import WatchedRun
+from longrl_trainer.runs.journal import JsonLines
 from longvideo_reason_data.records.record import Split, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.world import WorldSettings
@@ -155,4 +156,11 @@ def test_a_browser_follows_a_served_run(tmp_path, browse, serve):
     server = serve(tmp_path / "run")
     assert browse(server.address).count("<figure>") == 4
     assert "grpo, step 3, going on or stopped" in browse(server.address)
-    assert browse(f"{server.address}#group?id=3-2").count("<article>") == 2
+    plain = browse(f"{server.address}#group?id=3-2")
+    assert plain.count("<article>") == 2
+    assert "shuffled frames" not in plain
+    weighed = make_group(3, 2, "It is red.") | {"options": [], "answer": "red", "prompt_weight": 1.3}
+    JsonLines(tmp_path / "run" / "rollouts.jsonl").append(3, weighed)
+    group = browse(f"{server.address}#group?id=3-3")
+    assert "Better than with shuffled frames: weight 1.3" in group
+    assert "null" not in group  # an open question has no options

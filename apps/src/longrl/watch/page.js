@@ -167,14 +167,18 @@ function showGroup(group) {
   const film = (group.frames ?? []).map((frame) => element("li", { className: frame.is_evidence ? "evidence" : "" },
     element("img", { src: frame.source, alt: "" }), `${frame.seconds.toFixed(1)} s`));
   const options = (group.options ?? []).map((option, number) => `${"ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]}. ${option}`);
-  main.replaceChildren(
+  const isWeighted = (group.prompt_weight ?? 1) !== 1;
+  const shownParts = [
     element("p", {}, element("a", { href: "#responses", textContent: "All responses" }), ` · step ${group.step} · ${group.skill} · ${group.question_id}`),
     element("h2", { textContent: group.question }),
     options.length ? element("p", { textContent: options.join("  ") }) : null,
     element("p", { textContent: `Right: ${group.answer}` }),
+    isWeighted ? element("p", { textContent: `Better than with shuffled frames: weight ${shown(group.prompt_weight)}` }) : null,
     film.length ? element("ul", { className: "film" }, ...film)
       : element("p", { className: "note", textContent: `No frames: ${group.frames_missing}` }),
-    element("div", { className: "responses" }, ...group.responses.map(showResponse)));
+    element("div", { className: "responses" }, ...group.responses.map(showResponse)),
+  ];
+  main.replaceChildren(...shownParts.filter(Boolean)); // it would write "null" for what isn't there
 }
 
 async function readGroup(id) {
