@@ -43,6 +43,17 @@ def test_steps_are_measured_in_every_mode(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
+def test_a_model_with_linear_layers_is_measured(tmp_path: Path) -> None:
+    output = tmp_path / "steps.json"
+    options = ("--frames", "4", "--modes", "cached", "shared", "--response-tokens", "4", "--repeats", "1")
+    assert main(["benchmark", "step", "--family", "qwen3_5", *options, "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert found["model"] == "tiny qwen3_5"
+    assert [row["mode"] for row in found["rows"]] == ["cached", "shared"]
+    assert [ratio["slower"] for ratio in found["ratios"]] == ["cached"]
+
+
+@pytest.mark.slow
 def test_steps_that_take_too_long_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--frames", "2", "4", "--response-tokens", "2", "--group-size", "2", "--device", "cpu"]
     arguments = ["--modes", "cached", "shared", "--repeats", "2", *sizes]
@@ -146,6 +157,9 @@ def test_a_plan_counts_what_a_run_shows(
         (["benchmark", "step", "--repeats", "0"], "--repeats 0: expected 1 or more"),
         (["benchmark", "step", "--most-minutes", "-1"], "--most-minutes -1.0: expected 0 or more"),
         (["benchmark", "step", "--output", "x.txt"], "expected a name that ends in .json"),
+        (["benchmark", "step", "--family", "qwen9"], "family 'qwen9': expected one of "),
+        (["benchmark", "step", "--family", "qwen3_5", "--model", "m"], "--family qwen3_5: chooses the tiny model"),
+        (["benchmark", "step", "--family", "qwen2", "--frames", "2"], "accepts no videos"),
         (["benchmark", "step", "--device", "abacus"], "--device abacus"),
         (["benchmark", "rank", "--ranks", "2", "--rank", "2", "--device", "cpu"], "--rank 2 of --ranks 2"),
         (["benchmark", "attention", "--prompt-tokens", "0"], "expected 1 or more"),
