@@ -184,7 +184,7 @@ def test_open_and_choice_questions_are_trained_and_evaluated_together(started, t
     entry = EntryPoint(name="read", value="here:ReadReward", group=registry.ENTRY_POINT_GROUP)
     known = registry.known_rewards() | {"read": entry}
     load = EntryPoint.load
-    monkeypatch.setattr(registry, "known_rewards", lambda: known)
+    monkeypatch.setattr(registry, "known_rewards", lambda _: known)
     monkeypatch.setattr(EntryPoint, "load", lambda point: ReadReward if point.name == "read" else load(point))
     rewards = {"answer": 0.9, "read": 0.9, "format": 0.1}
     config = world.grpo(tmp_path / "run", prompts_per_step=8, steps=1, journal_groups=8, rewards=rewards, **more)

@@ -159,7 +159,7 @@ def test_unknown_rewards_and_empty_weights_are_refused_in_one_line():
 
 def test_a_reward_whose_package_is_missing_is_one_line(monkeypatch):
     broken = EntryPoint(name="broken", value="no_such_package:Reward", group=registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "known_rewards", lambda: {"broken": broken})
+    monkeypatch.setattr(registry, "known_rewards", lambda _: {"broken": broken})
     with pytest.raises(TrainerUsageError, match=r"rewards\.broken: cannot be loaded from no_such_package:Reward"):
         load_rewards({"broken": 1.0})
 
@@ -191,7 +191,7 @@ class LengthReward:
 def with_length(monkeypatch):
     own = EntryPoint(name="length", value="here:LengthReward", group=registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(EntryPoint, "load", lambda entry_point: globals()[entry_point.attr], raising=True)
-    monkeypatch.setattr(registry, "known_rewards", lambda: {"length": own, "format": _named("FormatReward")})
+    monkeypatch.setattr(registry, "known_rewards", lambda _: {"length": own, "format": _named("FormatReward")})
 
 
 def _named(name: str) -> EntryPoint:

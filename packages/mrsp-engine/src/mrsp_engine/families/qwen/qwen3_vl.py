@@ -80,9 +80,9 @@ class Qwen3VlPolicy(TimedVideoPolicy):
         first_BSD, *levels = embeddings.chunk(1 + self._num_levels, dim=-1)
         return {
             "inputs_embeds": first_BSD,
-            # For all rows: text only gets zeros added, so there is no need to know which rows are media.
-            "visual_pos_masks": torch.ones(first_BSD.shape[:2], dtype=torch.bool, device=embeddings.device),
-            "deepstack_visual_embeds": [level.flatten(0, 1) for level in levels],
+            # Whole rows instead of a mask of media: text only gets zeros added, and no tokens have to be looked for.
+            "visual_pos_masks": torch.arange(len(first_BSD), device=embeddings.device),
+            "deepstack_visual_embeds": levels,
         }
 
 

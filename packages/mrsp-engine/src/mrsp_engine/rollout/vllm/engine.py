@@ -106,12 +106,8 @@ class VllmRolloutEngine:
             raise EngineUsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = SamplerCheckpoint(checkpoint_folder)
         self._placement = Placement.find(tensor_parallel_size)
-        rotary = SamplerRotary(
-            checkpoint.folder,
-            checkpoint.config,
-            kept_positions=checkpoint.media.kept_positions,
-            max_model_len=max_model_len,
-        )
+        kept = checkpoint.media.kept_positions
+        rotary = SamplerRotary(checkpoint.folder, checkpoint.config, kept_positions=kept, max_model_len=max_model_len)
         is_reading_store = read_store and isinstance(checkpoint.media, StoredSamplerMedia)
         self._writer = RequestWriter(
             checkpoint,
