@@ -12,6 +12,7 @@ TINY_RECIPE = """
 [captions]
 train_captions = 8
 held_out_captions = 3
+most_things = 2
 [pretraining]
 steps = 3
 pictures_per_step = 4
@@ -66,6 +67,13 @@ def test_the_world_of_pictures_from_beginning_to_end(tmp_path, capsys):
     capsys.readouterr()
     assert main(arguments) == 0
     assert capsys.readouterr().err.count("reused") == 4
+
+    compared = ["benchmark", "generation", "--world", str(output), "--recipe", str(recipe)]
+    assert main([*compared, "--output", str(tmp_path / "compared"), "--algorithms", "awm", "flow_grpo"]) == 0
+    rows = json.loads((tmp_path / "compared" / "generation.json").read_text())
+    assert [(row["algorithm"], row["samples"]) for row in rows] == [("awm", 8), ("flow_grpo", 8)]
+    assert rows[0]["accuracy_before"] == rows[1]["accuracy_before"]
+    assert main([*compared[:3], str(tmp_path), *compared[4:]]) == 2
 
     samples = tmp_path / "generate.toml"
     samples.write_text(

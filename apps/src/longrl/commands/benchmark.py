@@ -165,10 +165,51 @@ def rank(
     measure_rank(settings, output)
 
 
+def generation(
+    world: Path = Path("pictures"),
+    output: Path = Path("generation"),
+    recipe: Path | None = None,
+    algorithms: tuple[
+        Literal["flow_grpo", "dance_grpo", "mix_grpo", "grpo_guard", "flow_dppo", "diffusion_nft", "awm", "dgpo"], ...
+    ] = (),
+    seeds: tuple[int, ...] = (0,),
+) -> None:
+    """Compare algorithms for models that generate: accuracy and held-out reward against samples and seconds.
+
+    All begin with the pretrained model of a quickstart's world of pictures. A killed benchmark continues.
+
+    Example: longrl benchmark generation --world pictures --output generation --seeds 0 1 2
+
+    Args:
+        world: Folder of `longrl quickstart --world pictures`.
+        output: Folder of the runs and of the rows, generation.json.
+        recipe: Recipe of that quickstart; what its `[rl]` sets is the same for all.
+        algorithms: Algorithms to compare; all by default.
+        seeds: Seeds of prompts and noise.
+    """
+    from longrl.commands.generation import require_diffusers
+
+    require_diffusers()
+    from longrl.benchmark.generation import compare_algorithms
+    from longrl.pictures.config import PICTURES_RECIPE
+    from longrl.progress import choose_progress
+
+    rows = compare_algorithms(
+        world, recipe or PICTURES_RECIPE, output, algorithms=algorithms, seeds=seeds, progress=choose_progress()
+    )
+    print(f"{'algorithm':<14} seed        accuracy        held out   samples  seconds")
+    for row in rows:
+        print(
+            f"{row['algorithm']:<14} {row['seed']:>4} {row['accuracy_before']:>7.1%} → {row['accuracy_after']:>6.1%}"
+            f" {row['held_out_before']:>7.3f} → {row['held_out_after']:.3f} {row['samples']:>8,} {row['seconds']:>8.0f}"
+        )
+
+
 Measurement = (
     Annotated[Any, tyro.conf.subcommand("step", constructor=step)]
     | Annotated[Any, tyro.conf.subcommand("attention", constructor=attention)]
     | Annotated[Any, tyro.conf.subcommand("rank", constructor=rank)]
+    | Annotated[Any, tyro.conf.subcommand("generation", constructor=generation)]
 )
 
 

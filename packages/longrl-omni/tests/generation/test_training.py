@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from longrl_omni.generation.sampling.trajectories import SamplerSettings, draw_s
 from longrl_omni.generation.sampling.windows import choose_window
 from longrl_omni.generation.updates import GenerationUpdate, noise_again
 from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.runs.progress import SilentProgress
 from longrl_trainer.training.optimizer import Optimizer
 
 PROMPTS = ("two red circles left of one blue square", "one green square left of one yellow circle")
@@ -208,10 +211,40 @@ def test_samples_are_noised_again_over_the_whole_schedule(make_config) -> None:
     assert high[0].levels.min() > high[1].levels.max()
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [pytest.param("diffusion_nft", marks=pytest.mark.slow), pytest.param("mix_grpo", marks=pytest.mark.long)],
-)
+class FailingProgress(SilentProgress):
+    """Ends the process's training from outside in a certain step."""
+
+    def __init__(self, failing_step: int) -> None:
+        self.remaining = failing_step
+
+    @contextmanager
+    def task(self, description: str, *, total: int, done: int = 0) -> Generator["FailingProgress"]:
+        yield self
+
+    def advance(self, amount: int = 1, *, note: str = "") -> None:
+        self.remaining -= amount
+        if self.remaining == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_an_interrupted_run_continues_and_ends_like_an_undisturbed_one(
+    algorithm: str, make_config, tmp_path: Path
+) -> None:
+    changes = {"algorithm": algorithm, "steps": 4, "checkpoint_every_steps": 2}
+    undisturbed: GenerateGrpoConfig = make_config(**changes, output=tmp_path / "undisturbed")
+    expected = train_generation(undisturbed)
+    config: GenerateGrpoConfig = make_config(**changes, output=tmp_path / "interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        train_generation(config, progress=FailingProgress(3))  # one step after the checkpoint
+    found = train_generation(config)
+    assert digest_of_model(config.output) == digest_of_model(undisturbed.output)
+    assert (found.before, found.after, found.rewards) == (expected.before, expected.after, expected.rewards)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", ["mix_grpo", "diffusion_nft"])
 def test_a_killed_run_continues_and_ends_like_an_undisturbed_one(algorithm: str, make_config, tmp_path: Path) -> None:
     changes = {"algorithm": algorithm, "steps": 6, "checkpoint_every_steps": 2}
     undisturbed: GenerateGrpoConfig = make_config(**changes, output=tmp_path / "undisturbed")

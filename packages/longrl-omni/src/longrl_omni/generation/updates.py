@@ -191,7 +191,7 @@ class GenerationUpdate:
                     velocity_BL,
                     average_BL,
                     advantages_B,
-                    strength=config.strength,
+                    strength=parts.strength,
                     most_advantage=config.most_advantage,
                 )
             case "awm":
@@ -206,7 +206,7 @@ class GenerationUpdate:
                     start_BL,
                     advantages_B,
                     group_size=config.group_size,
-                    strength=config.strength,
+                    strength=parts.strength,
                 )
         statistics.cut_shares.append(float(found.is_cut.float().mean()))
         if not parts.kl_coefficient:

@@ -43,6 +43,7 @@ class AlgorithmParts:
     deviation_scope: ScopeName = "step"
     reward_mixing: MixingName = "sum"
     initial_noise: NoiseSharingName = "own"
+    strength: float = 1.0
 
 
 ALGORITHMS: dict[AlgorithmName, AlgorithmParts] = {
@@ -57,7 +58,7 @@ ALGORITHMS: dict[AlgorithmName, AlgorithmParts] = {
     "flow_dppo": AlgorithmParts(loss="dppo", clip=1e-5),
     "diffusion_nft": AlgorithmParts(loss="nft", noise="ode", kl_form="velocity", kl_coefficient=1e-4),
     "awm": AlgorithmParts(loss="awm", noise="ode", kl_form="velocity", kl_anchor="average", kl_coefficient=0.1),
-    "dgpo": AlgorithmParts(loss="dgpo", noise="ode", kl_form="velocity", kl_coefficient=1e-3, clip=1e-3),
+    "dgpo": AlgorithmParts(loss="dgpo", noise="ode", kl_form="velocity", kl_coefficient=1e-3, strength=30.0),
 }
 """What each name stands for."""
 PART_NAMES = tuple(field.name for field in fields(AlgorithmParts))
@@ -67,7 +68,7 @@ class AlgorithmSettings(Section):
     """What a step minimises: an algorithm by name, and those of its parts that are set besides."""
 
     algorithm: AlgorithmName = "mix_grpo"
-    """A published method by name. It determines the settings from here to `initial_noise` that aren't set besides."""
+    """A published method by name. It determines the settings from here to `strength` that aren't set besides."""
     loss: LossName | None = None
     """Reverse: `clipped` ratios, `guard` with ratios that no drift pulls below 1, `dppo` with a divergence mask.
     Forward: `nft` with reflected branches, `awm` with the loss of pretraining by advantage, `dgpo` with preferences of
@@ -102,6 +103,8 @@ class AlgorithmSettings(Section):
     """Several rewards are summed before they are compared, or compared `each` by itself and then summed."""
     initial_noise: NoiseSharingName | None = None
     """Whether samples of a prompt start from one `shared` noise or each from its `own`, as forward losses need."""
+    strength: float | None = Field(default=None, gt=0)
+    """Beta of `nft` (paper: 1 or 0.1) and of `dgpo` (paper: 10 to 100); others have none."""
     window_steps: int = Field(default=4, ge=1)
     """Number of steps in the window."""
     window_patience: int = Field(default=25, ge=1)
@@ -110,8 +113,6 @@ class AlgorithmSettings(Section):
     """Share of the steps with noise that is trained, drawn anew in every training step (DanceGRPO: 0.6)."""
     noise_levels_per_sample: int = Field(default=4, ge=1)
     """Forward losses: how many noise levels every sample is noised to in an update."""
-    strength: float = Field(default=1.0, gt=0)
-    """Forward losses: beta of `nft` (paper: 1 or 0.1) and of `dgpo` (paper: 10 to 100)."""
     most_advantage: float = Field(default=5.0, gt=0)
     """Larger advantages count as this."""
     average_decay: float = Field(default=0.5, ge=0, lt=1)

@@ -25,9 +25,9 @@ from longrl_trainer.training.optimizer import Optimizer, cosine_learning_rate
 class PretrainingSettings(Section):
     """How the tiny model learns to draw."""
 
-    steps: int = Field(default=600, ge=1)
+    steps: int = Field(default=700, ge=1)
     """Optimizer steps."""
-    pictures_per_step: int = Field(default=64, ge=1)
+    pictures_per_step: int = Field(default=48, ge=1)
     """New drawings per step."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate."""

@@ -16,11 +16,11 @@ PROMPTS_NAME, HELD_OUT_NAME = "prompts.txt", "held_out_prompts.txt"
 class PictureCaptionSettings(Section):
     """How many captions there are, and how crowded they may be."""
 
-    train_captions: int = Field(default=144, ge=1)
+    train_captions: int = Field(default=300, ge=1)
     """Different captions for reinforcement learning."""
     held_out_captions: int = Field(default=48, ge=1)
     """Different captions that are only evaluated on."""
-    most_things: int = Field(default=2, ge=1, le=3)
+    most_things: int = Field(default=3, ge=1, le=3)
     """Largest number of things of a kind."""
 
 
