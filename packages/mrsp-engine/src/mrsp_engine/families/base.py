@@ -241,8 +241,7 @@ class Policy(ABC):
     def key_value_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers that have them."""
         heads, config = self.attention_heads, cast(Any, self.model).config.get_text_config()
-        num_layers = int(config.num_hidden_layers)
-        num_layers -= (getattr(config, "layer_types", None) or []).count("linear_attention")
+        num_layers = config.num_hidden_layers - (getattr(config, "layer_types", None) or []).count("linear_attention")
         return 2 * heads.key * heads.channels * num_layers * self.dtype.itemsize
 
     @property
