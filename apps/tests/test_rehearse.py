@@ -44,6 +44,14 @@ def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str)
     assert all(abs(error) <= 0.1 for error in errors.values()), errors
 
 
+@pytest.mark.long
+def test_features_of_the_middle_layers_are_rehearsed_too(tmp_path: Path) -> None:
+    options = ("--model", "Qwen3-VL-8B", "--gpus", "2", "--rows", "2")
+    found = rehearse(tmp_path, "qwen3_vl_8b_grpo.toml", *options)
+    assert found["same_order"]
+    assert all(rank["stages"]["update"]["parts"]["activations"] > 0 for rank in found["ranks"])
+
+
 @pytest.mark.slow
 def test_questions_that_training_drops_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "published"
