@@ -37,8 +37,6 @@ class GenerationPolicy(ABC):
     """
 
     transformer: nn.Module
-    embeds_guidance: bool = False
-    """Whether guidance is an input of the network, so that one pass has it already."""
 
     def __init__(self) -> None:
         self._encodings: dict[str, Encoding] = {}

@@ -167,7 +167,7 @@ def guided_velocity(
     num_samples = len(latents_BL)
     levels_B = torch.as_tensor(levels, dtype=latents_BL.dtype, device=latents_BL.device).expand(num_samples)
     velocity_BL = policy.predict(latents_BL, levels_B, encoding)
-    if guidance == 1.0 or policy.embeds_guidance:
+    if guidance == 1.0:
         return velocity_BL
     empty_BL = policy.predict(latents_BL, levels_B, policy.encode([""] * num_samples))
     return empty_BL + guidance * (velocity_BL - empty_BL)
