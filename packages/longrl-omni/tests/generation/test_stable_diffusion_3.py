@@ -154,6 +154,19 @@ def test_a_prompt_is_encoded_once_and_alike_whatever_is_beside_it(pipeline_folde
     assert torch.equal(together["tokens"][2], alone["tokens"][0])
 
 
+def test_a_pipeline_without_its_largest_text_encoder_is_loaded_and_saved(pipeline_folder: Path, tmp_path: Path) -> None:
+    """Many run it so, since that encoder is larger than all the rest; diffusers alone doesn't load what it saved."""
+    pipeline = load(pipeline_folder).pipeline
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipeline.save_pretrained(tmp_path / "model")
+    policy = load(tmp_path / "model")
+    tokens = policy.encode([PROMPTS[0]])["tokens"]
+    assert tokens.shape[-1] == 32
+    policy.save(tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again").encode([PROMPTS[0]])["tokens"], tokens)
+
+
 def test_other_sizes(pipeline_folder: Path) -> None:
     policy = load(pipeline_folder, height=8, width=12)
     sampling = SamplingSection(steps=2)

@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from longrl_files.folders import ForeignFolder
 from longrl_omni.generation.config.recipes import SamplingSection
-from longrl_omni.generation.policies.base import Encoding, GenerationPolicy
+from longrl_omni.generation.policies.base import INDEX_NAME, Encoding, GenerationPolicy
 from longrl_omni.generation.policies.model_files import load_part, save_folder
 from longrl_omni.generation.policies.schedules import check_levels
 from longrl_trainer.errors import TrainerUsageError
@@ -112,8 +113,11 @@ class StableDiffusion3Family:
         """Load a pipeline from a folder in diffusers' layout, with weights in safetensors."""
         from diffusers import StableDiffusion3Pipeline
 
+        index = cast(dict[str, Any], ForeignFolder(folder, error=TrainerUsageError).read_json(INDEX_NAME))
+        # diffusers takes parts that were saved as absent, such as the largest text encoder, for missing.
+        absent = dict.fromkeys(name for name, part in index.items() if part == [None, None])
         with load_part(folder, "the pipeline"):
             pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **absent
             )
         return StableDiffusion3Policy(pipeline.to(device), settings)
