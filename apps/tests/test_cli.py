@@ -107,7 +107,7 @@ def test_a_missing_recipe(longrl, tmp_path):
 
 
 def test_a_value_out_of_range_on_the_command_line(longrl):
-    assert_one_line(longrl("sft", SFT_RECIPE, "--epochs", "0"), 2, "--epochs 0: Input should be greater than")
+    assert_one_line(longrl("sft", SFT_RECIPE, "--epochs", "0"), 2, "--epochs 0: expected greater than")
 
 
 def test_an_unknown_option(longrl):

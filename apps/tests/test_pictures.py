@@ -119,3 +119,16 @@ def test_the_shipped_recipe_evaluates_enough_pictures(tmp_path):
     assert config.rl.seed == 3
     assert config.rl.model.folder == tmp_path / "model"
     assert config.captions.held_out_captions * config.rl.evaluation_samples >= 192
+
+
+def test_a_quickstart_leaves_the_folder_of_another_world_alone(tmp_path, capsys):
+    recipes = {"pictures": write_recipe(tmp_path), "timeline": Path(__file__).parent / "tiny_quickstart.toml"}
+    for world, first_stage in (("pictures", "world"), ("timeline", "captions")):
+        output = tmp_path / world
+        (output / "stages").mkdir(parents=True)
+        (output / "stages" / f"{first_stage}.started.json").write_text("{}")
+        (output / "report.json").write_text("of the other world")
+        arguments = ["quickstart", "--world", world, "--recipe", str(recipes[world]), "--output", str(output)]
+        assert main(arguments) == 2
+        assert f"{output} contains another pipeline (stage `{first_stage}`)" in capsys.readouterr().err
+        assert {path.name for path in output.iterdir()} == {"stages", "report.json"}

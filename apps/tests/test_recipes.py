@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from longrl.commands.recipes import resolve_config
+from longrl.errors import AppUsageError
 from longrl.pictures.config import PICTURES_RECIPE
 from longrl.quickstart.config import QUICKSTART_RECIPE, RECIPES_FOLDER, load_quickstart
 from longrl_omni.generation.config.recipes import GenerateConfig, GenerateGrpoConfig
@@ -57,6 +58,27 @@ def test_rewards_with_and_without_settings_can_be_typed(tmp_path):
     options = ["--rewards.answer", "0.5", "--rewards.judge.weight", "0.7", "--rewards.judge.tries", "4"]
     config = resolve_config("grpo", [str(recipe), *options], GrpoConfig, example="")
     assert config.rewards == {"answer": 0.5, "judge": {"weight": 0.7, "prompt": "a", "tries": 4}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.num-frames", "0"], "--data.num-frames 0: expected greater than or equal to 1"),
+        (["--data.num_frames=0"], "--data.num-frames 0: expected greater than or equal to 1"),
+        (["--evaluation.every-steps", "-1"], "--evaluation.every-steps -1: expected greater than or equal to 0"),
+        (["--data.fps", "2"], "data: num_frames=2 with fps=2.0: set one of them"),
+        (["--steps", "0"], "--steps 0: expected greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_section(tmp_path, options, message):
+    recipe = tmp_path / "grpo.toml"
+    recipe.write_text(
+        'output = "run"\nsteps = 1\nlearning_rate = 1e-3\n[model]\nfolder = "m"\n'
+        '[data]\ndataset = "d"\nsplit = "train_rl"\nnum_frames = 2\n[rewards]\nanswer = 0.9\n'
+    )
+    with pytest.raises(AppUsageError) as refused:
+        resolve_config("grpo", [str(recipe), *options], GrpoConfig, example="")
+    assert str(refused.value) == message
 
 
 def test_the_quickstart_asks_enough_held_out_questions(tmp_path):

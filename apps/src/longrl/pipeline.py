@@ -14,7 +14,7 @@ import hashlib
 import json
 import resource
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,6 +102,19 @@ class Pipeline:
     def seconds(self, name: str) -> float:
         """The time that a stage in this process's pipeline took, summed over interruptions."""
         return self._finished[name].seconds
+
+    def require_own(self, stages: Sequence[Stage]) -> None:
+        """Refuse the folder of another pipeline, before anything in it is replaced.
+
+        Raises:
+            AppUsageError: A stage was run here that isn't one of this pipeline.
+        """
+        own = {stage.name for stage in stages}
+        found = {path.name.split(".")[0] for path in (self.folder / STAGES_NAME).glob("*.json")}
+        if others := sorted(found - own):
+            raise AppUsageError(
+                f"{self.folder} contains another pipeline (stage `{others[0]}`); choose another --output"
+            )
 
     def run(self, stage: Stage) -> FinishedStage:
         """Reuse, continue or run a stage."""

@@ -7,10 +7,10 @@ is also an option. Imports the trainer only when a command runs.
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -58,17 +58,41 @@ def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT],
         # Pydantic's errors about a value are reduced to one line; tyro's about an option's name are fine as they are.
         invalid = _validation_error_behind(refusal)
         if invalid is not None:
-            raise AppUsageError(describe_invalid_options(invalid)) from None
+            raise AppUsageError(describe_invalid_options(invalid, model, options)) from None
         print(messages.getvalue(), end="", file=sys.stderr)
         raise
 
 
-def describe_invalid_options(error: ValidationError) -> str:
-    """One line for options that the recipe's model rejects."""
+def describe_invalid_options(
+    error: ValidationError, model: type[BaseModel] | None = None, options: Sequence[str] = ()
+) -> str:
+    """One line for options that the recipe's model rejects.
+
+    Args:
+        error: Of the model, or of one of its sections, which tyro creates by themselves: it names no place above them.
+        model: The recipe's model.
+        options: The options, which tell sections of one kind apart.
+    """
     first = error.errors()[0]
-    option = ".".join(str(part).replace("_", "-") for part in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"--{option} {first['input']}: {message}" if option else message
+    places = [] if model is None else [".".join(place) for place in _places_of(error.title, model)]
+    given = [option.replace("_", "-") for option in options]
+    inner = [str(part) for part in first["loc"]]
+    names = [".".join([place, *inner] if place else inner).replace("_", "-") for place in places or [""]]
+    option = next((name for name in names if any(f"--{name}" == each.split("=")[0] for each in given)), names[0])
+    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    if not inner:
+        return f"{option}: {message}" if option else message
+    return f"--{option} {first['input']}: {message}"
+
+
+def _places_of(title: str, model: type[BaseModel]) -> Generator[tuple[str, ...]]:
+    """Where a model of this name is: at the top, with an empty place, or in which fields."""
+    if model.__name__ == title:
+        yield ()
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from ((name, *place) for place in _places_of(title, kind))
 
 
 def sft(arguments: Sequence[str]) -> None:

@@ -30,9 +30,10 @@ def run_pictures(config: PicturesConfig, progress: ProgressDisplay, console: Con
     except ValueError as error:
         raise AppUsageError(f"captions.train_captions: {error}") from None
     with open_pipeline(config.output, lambda line: console.print(line, highlight=False, soft_wrap=True)) as pipeline:
+        stages = PicturesWorld(config, pipeline, progress).create_stages()
+        pipeline.require_own(stages)
         save_config(config, config.output)
-        world = PicturesWorld(config, pipeline, progress)
-        return [pipeline.run(stage) for stage in world.create_stages()][-1].result
+        return [pipeline.run(stage) for stage in stages][-1].result
 
 
 class PicturesWorld:

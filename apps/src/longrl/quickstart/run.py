@@ -36,10 +36,12 @@ SERVE_OPTIONS = "--dtype float32 --gpu-memory-utilization 0.5"  # on CPUs a shar
 def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console: Console) -> dict[str, Any]:
     """Run what is not done yet; returns the contents of `report.json`."""
     with open_pipeline(config.output, lambda line: console.print(line, highlight=False, soft_wrap=True)) as pipeline:
-        save_config(config, config.output)
         quickstart = Quickstart(config, pipeline, progress)
+        stages = quickstart.create_stages()
+        pipeline.require_own(stages)
+        save_config(config, config.output)
         try:
-            return [pipeline.run(stage) for stage in quickstart.create_stages()][-1].result
+            return [pipeline.run(stage) for stage in stages][-1].result
         finally:
             quickstart.sampler.close()
 
