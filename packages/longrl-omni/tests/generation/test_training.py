@@ -275,3 +275,13 @@ def test_a_folder_with_another_run_is_refused(make_config) -> None:
     train_generation(make_config(steps=1))
     with pytest.raises(TrainerUsageError, match=r"contains another run: settings\.group_size was 2 and is now 4"):
         train_generation(make_config(steps=1, group_size=4))
+
+
+def test_a_refused_start_leaves_the_folder_to_the_corrected_settings(make_config, tmp_path) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "notes.txt").write_text("no model")
+    right = make_config(steps=1)
+    wrong = right.model_copy(update={"model": right.model.model_copy(update={"folder": tmp_path / "nothing"})})
+    with pytest.raises(TrainerUsageError, match="has no model_index"):
+        train_generation(wrong)
+    assert train_generation(right).num_steps == 1

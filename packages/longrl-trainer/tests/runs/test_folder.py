@@ -18,6 +18,7 @@ from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.step_meter import PASSING
 from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
+from mrsp_engine.errors import EngineError
 
 # Trains like the command, and dies without warning when the progress bar has advanced a given number of times and all
 # checkpoints of the steps before are complete.
@@ -170,6 +171,18 @@ def test_a_finished_run_reports_its_result_and_trains_no_more(world, tmp_path):
     config = world.grpo(tmp_path / "grpo", steps=1)
     first_grpo = train_grpo(config)
     assert train_grpo(config) == first_grpo
+
+
+def test_a_refused_start_leaves_the_folder_to_the_corrected_settings(world, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "notes.txt").write_text("no model")
+    with pytest.raises(EngineError, match="no checkpoint here"):
+        train_sft(world.sft(tmp_path / "run", epochs=1, model__folder=tmp_path / "nothing"))
+    train_sft(world.sft(tmp_path / "run", epochs=1))
+    settings = (tmp_path / "run" / "settings.json").read_bytes()
+    with pytest.raises(TrainerUsageError, match="contains another run"):
+        train_sft(world.sft(tmp_path / "run", epochs=1, model__folder=tmp_path / "nothing"))
+    assert (tmp_path / "run" / "settings.json").read_bytes() == settings
 
 
 def test_inputs_may_move_but_not_change(world, tmp_path):

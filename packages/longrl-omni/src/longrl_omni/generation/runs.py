@@ -29,13 +29,20 @@ from longrl_trainer.errors import StoppedError, TrainerError, TrainerUsageError
 from longrl_trainer.runs.digests import digest_of
 from longrl_trainer.runs.interruption import StopSignals
 from longrl_trainer.runs.journal import JsonLines
-from longrl_trainer.runs.settings import find_changes, log_changes, read_object, read_settings, write_settings
+from longrl_trainer.runs.settings import (
+    find_changes,
+    log_changes,
+    own_run_folder,
+    read_object,
+    read_settings,
+    write_settings,
+)
 from longrl_trainer.training.checkpoints import Checkpoint, describe_state, latest_checkpoint
 from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE
 from longrl_trainer.training.saving import CheckpointSaver
 from longrl_trainer.training.shards import list_tensors, read_shards
-from longvideo_reason_data.ownership import OWNER_NAME, own_folder
+from longvideo_reason_data.ownership import OWNER_NAME
 
 RESULT_NAME, EVALUATIONS_NAME = "result.json", "evaluations.json"
 STAGE = "generate-grpo"
@@ -198,7 +205,7 @@ def open_generation_run(config: GenerateGrpoConfig) -> Generator[GenerationRun]:
         raise TrainerUsageError(f"{config.output} is a file, not the folder of a run; choose another `output`")
     with readable_write_errors(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
-    with own_folder(config.output):
+    with own_run_folder(config.output):
         run = GenerationRun(config, described)
         try:
             yield run

@@ -34,6 +34,7 @@ from longrl_trainer.runs.settings import (
     describe_run,
     find_changes,
     log_changes,
+    own_run_folder,
     read_object,
     read_settings,
     refuse_following,
@@ -45,7 +46,7 @@ from longrl_trainer.training.checkpoints import ADAPTER_NAME, Checkpoint, descri
 from longrl_trainer.training.optimizer import TrainingOptimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
 from longrl_trainer.training.saving import CheckpointSaver
-from longvideo_reason_data.ownership import OWNER_NAME, own_folder
+from longvideo_reason_data.ownership import OWNER_NAME
 from mrsp_engine.families.base import Policy
 
 QUESTIONS_NAME, RESULT_NAME = "questions.json", "result.json"
@@ -290,7 +291,7 @@ def open_run(
                 raise TrainerUsageError(f"{folder} is a file, not the folder of a run; choose another `output`")
             with readable_write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            owned.enter_context(own_folder(folder))
+            owned.enter_context(own_run_folder(folder))
             return described
 
         watch = owned.enter_context(ExchangeWatch(ranks, config.parallel.exchange_patience_seconds, config.output))

@@ -10,7 +10,8 @@ must not mix two configurations.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,13 +23,15 @@ from longrl_trainer.config.effects import Difference, Effect, find_differences, 
 from longrl_trainer.config.recipes import first_difference
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
 from longrl_trainer.config.stages import TrainingConfig
-from longrl_trainer.durable import LINK_CURE, write_json
+from longrl_trainer.durable import LINK_CURE, PARTIAL_MARK, write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
+from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 
 _logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
+_WRITTEN_AT_THE_START = frozenset({SETTINGS_NAME, "questions.json"})
 _KINDS: Mapping[str, type] = {"stage": str, "settings": dict, "inputs": dict, "places": dict, "changes": list}
 
 
@@ -76,6 +79,28 @@ def read_object(folder: Path, name: str, kinds: Mapping[str, type] | None = None
 def write_settings(folder: Path, described: dict[str, Any]) -> None:
     """Save the settings of the run."""
     write_json(folder / SETTINGS_NAME, described)
+
+
+@contextmanager
+def own_run_folder(folder: Path) -> Generator[None]:
+    """Own a folder within the block; one that was new is left without a run if the block fails before a step is done.
+
+    So corrected settings may go to the same folder. Whatever is worth keeping, such as a judge's paid answers, keeps
+    the settings too.
+
+    Raises:
+        DataError: Another process owns the folder.
+    """
+    with own_folder(folder):
+        was_new = not (folder / SETTINGS_NAME).exists()
+        try:
+            yield
+        except Exception:
+            found = {path.name for path in folder.iterdir() if PARTIAL_MARK not in path.name} - {OWNER_NAME}
+            if was_new and SETTINGS_NAME in found and found <= _WRITTEN_AT_THE_START:
+                for name in found:
+                    (folder / name).unlink()
+            raise
 
 
 def with_whole_model(folder: Path, saved: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
