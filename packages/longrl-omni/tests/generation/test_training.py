@@ -22,6 +22,7 @@ from longrl_omni.generation.grpo import GenerateGrpoResult, train_generation
 from longrl_omni.generation.pictures.model import create_pictures_policy
 from longrl_omni.generation.policies.base import load_generation_policy
 from longrl_omni.generation.policies.trained_weights import TrainedWeights
+from longrl_omni.generation.prompts import read_prompts
 from longrl_omni.generation.sampling.trajectories import SamplerSettings, draw_samples, replay_step
 from longrl_omni.generation.sampling.windows import choose_window
 from longrl_omni.generation.updates import GenerationUpdate, noise_again
@@ -285,3 +286,16 @@ def test_a_refused_start_leaves_the_folder_to_the_corrected_settings(make_config
     with pytest.raises(TrainerUsageError, match="has no model_index"):
         train_generation(wrong)
     assert train_generation(right).num_steps == 1
+
+
+def test_a_prompt_that_the_model_cannot_draw_is_found_before_the_first_step(make_config) -> None:
+    config = make_config(steps=1)
+    for setting in ("prompts", "held_out_prompts"):
+        wrong = config.output.parent / f"wrong_{setting}.txt"
+        wrong.write_text(getattr(config, setting).read_text() + "a purple elephant\n")
+        with pytest.raises(TrainerUsageError, match=rf"`{setting}` = .*wrong_{setting}.txt: the caption 'a purple"):
+            train_generation(config.model_copy(update={setting: wrong}))
+        assert not list(config.output.iterdir())
+    with pytest.raises(TrainerUsageError, match=r"`prompts` = .*: is no file; expected one of text"):
+        read_prompts(config.output, "prompts")
+    assert train_generation(config).num_steps == 1

@@ -16,7 +16,7 @@ from longrl_omni.generation.comparison import WeightedTerm, compare_samples
 from longrl_omni.generation.config.recipes import GenerateGrpoConfig
 from longrl_omni.generation.evaluation import as_requests, evaluate_pictures
 from longrl_omni.generation.picture_files import write_pictures
-from longrl_omni.generation.policies.base import GenerationPolicy, load_generation_policy
+from longrl_omni.generation.policies.base import GenerationPolicy, load_generation_policy, read_prompts_for
 from longrl_omni.generation.policies.trained_weights import TrainedWeights
 from longrl_omni.generation.prompts import prompts_of_step, read_prompts
 from longrl_omni.generation.rewards.judging import JudgedPictures, judge_pictures, load_picture_rewards
@@ -79,13 +79,16 @@ def _train(
     progress: ProgressDisplay,
 ) -> dict[str, Any]:
     """Run all remaining steps and save the final model; returns the report."""
-    prompts = read_prompts(config.prompts, "prompts")
+    for setting in ("prompts", "held_out_prompts"):  # before a model is loaded
+        read_prompts(getattr(config, setting), setting)
     policy = policy or load_generation_policy(
         config.model.folder,
         dtype=getattr(torch, config.model.dtype),
         device=choose_device(config.model.device),
         settings=config.sampling,
     )
+    prompts = read_prompts_for(policy, config.prompts, "prompts")
+    held_out_prompts = read_prompts_for(policy, config.held_out_prompts, "held_out_prompts")
     weights = TrainedWeights(policy.transformer, config.lora, seed=config.seed, keeps_average=config.needs_average)
     optimizer = Optimizer(
         policy.transformer,
@@ -95,7 +98,7 @@ def _train(
     )
     update = GenerationUpdate(policy=policy, weights=weights, optimizer=optimizer, config=config)
 
-    _evaluate(BEFORE, config, run, rewards, policy)  # of a run that goes on, this is done
+    _evaluate(BEFORE, config, run, rewards, policy, held_out_prompts)  # of a run that goes on, this is done
     run.restore(optimizer, weights)
     with progress.task(config.algorithm, total=config.steps, done=run.step) as bar, run.signals:
         for step in range(run.step, config.steps):
@@ -120,7 +123,7 @@ def _train(
             bar.advance(note=f"reward {measured['reward'] or 0:.3f}")
             run.end_step(step + 1, policy.transformer, optimizer, weights, score=measured["reward"])
 
-    _evaluate(AFTER, config, run, rewards, policy)
+    _evaluate(AFTER, config, run, rewards, policy, held_out_prompts)
     weights.merge()
     policy.save(run.model_folder)
     journal = run.metrics.read()
@@ -142,6 +145,7 @@ def _evaluate(
     run: GenerationRun,
     rewards: Sequence[WeightedReward],
     policy: GenerationPolicy,
+    prompts: Sequence[str],
 ) -> None:
     """Evaluate on held-out prompts, unless that is done."""
     evaluations = run.read_evaluations()
@@ -149,7 +153,7 @@ def _evaluate(
         return
     found = evaluate_pictures(
         policy,
-        read_prompts(config.held_out_prompts, "held_out_prompts"),
+        prompts,
         config.sampling,
         rewards,
         num_per_prompt=config.evaluation_samples,

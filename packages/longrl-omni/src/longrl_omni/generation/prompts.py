@@ -17,8 +17,9 @@ def read_prompts(path: Path, setting: str) -> list[str]:
     Raises:
         TrainerUsageError: There is no such file, it isn't UTF-8, or it has no prompt.
     """
-    if not path.exists():
-        raise TrainerUsageError(f"`{setting}` = {path}: there is no such file")
+    if not path.is_file():
+        what = "is no file" if path.exists() else "there is no such file"
+        raise TrainerUsageError(f"`{setting}` = {path}: {what}; expected one of text, with one prompt per line")
     try:
         text = read_bounded(path, error=TrainerUsageError, max_bytes=MOST_BYTES).decode()
     except UnicodeDecodeError as error:

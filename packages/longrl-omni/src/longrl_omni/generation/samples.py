@@ -10,7 +10,7 @@ from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import GenerateConfig
 from longrl_omni.generation.evaluation import as_requests, draw_pictures
 from longrl_omni.generation.picture_files import write_png
-from longrl_omni.generation.policies.base import load_generation_policy
+from longrl_omni.generation.policies.base import load_generation_policy, read_prompts_for
 from longrl_omni.generation.policies.model_files import save_folder
 from longrl_omni.generation.prompts import read_prompts
 from longrl_omni.generation.rewards.judging import judge_pictures, load_picture_rewards
@@ -29,13 +29,14 @@ def generate_pictures(config: GenerateConfig) -> dict[str, float | None]:
     if config.output.is_file() or (config.output.is_dir() and any(config.output.iterdir())):
         raise TrainerUsageError(f"`output` = {config.output}: expected no file and no folder with contents")
     rewards = load_picture_rewards(config.rewards) if config.rewards else []
-    prompts = read_prompts(config.prompts, "prompts")
+    read_prompts(config.prompts, "prompts")  # before a model is loaded
     policy = load_generation_policy(
         config.model.folder,
         dtype=getattr(torch, config.model.dtype),
         device=choose_device(config.model.device),
         settings=config.sampling,
     )
+    prompts = read_prompts_for(policy, config.prompts, "prompts")
     by_sample, pictures = draw_pictures(
         policy, prompts, config.sampling, num_per_prompt=config.samples_per_prompt, seed=config.seed
     )

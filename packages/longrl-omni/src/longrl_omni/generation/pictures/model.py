@@ -25,6 +25,7 @@ from longrl_omni.generation.pictures.drawing import EDGE
 from longrl_omni.generation.policies.base import INDEX_NAME, Encoding, GenerationPolicy
 from longrl_omni.generation.policies.model_files import load_part, refuse_other_settings, save_folder
 from longrl_omni.generation.policies.schedules import shifted_levels
+from longrl_trainer.errors import TrainerUsageError
 
 CLASS_NAME = "CaptionedPictures"
 WORD_WIDTH, POOLED_WIDTH = 32, 64
@@ -71,6 +72,14 @@ class PicturesPolicy(GenerationPolicy):
     def noise_levels(self, num_steps: int) -> tuple[float, ...]:
         """Shifted towards noise, where the caption decides what lies where."""
         return shifted_levels(num_steps, shift=LEVEL_SHIFT)
+
+    def refusal_of(self, prompt: str) -> str | None:
+        """See `GenerationPolicy.refusal_of`."""
+        try:
+            parse_caption(prompt)
+        except TrainerUsageError as error:
+            return str(error)
+        return None
 
     def encode_prompts(self, prompts: Sequence[str]) -> Sequence[Encoding]:
         """See `GenerationPolicy.encode_prompts`; all captions have as many words."""

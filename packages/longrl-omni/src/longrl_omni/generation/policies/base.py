@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
+from longrl_omni.generation.prompts import read_prompts
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 
 ENTRY_POINT_GROUP = "longrl_omni.generation.policies"
@@ -67,6 +68,10 @@ class GenerationPolicy(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model in the layout that it was loaded from."""
+
+    def refusal_of(self, prompt: str) -> str | None:
+        """Why the model can't be asked for this; None if it can. A model of free text takes any prompt."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -130,3 +135,16 @@ def load_generation_policy(
         return family.load(folder, dtype=dtype, device=device, settings=settings)
     except ImportError as error:
         raise TrainerError(f"{name} needs {error.name}: install longrl-omni[generation]") from error
+
+
+def read_prompts_for(policy: GenerationPolicy, path: Path, setting: str) -> list[str]:
+    """The prompts of a file, of which the model can be asked every one; a wrong one is found before the first is drawn.
+
+    Raises:
+        TrainerUsageError: It can't, or the file can't be read, or has none.
+    """
+    prompts = read_prompts(path, setting)
+    for prompt in dict.fromkeys(prompts):
+        if refusal := policy.refusal_of(prompt):
+            raise TrainerUsageError(f"`{setting}` = {path}: {refusal}")
+    return prompts
