@@ -132,3 +132,10 @@ def test_a_quickstart_leaves_the_folder_of_another_world_alone(tmp_path, capsys)
         assert main(arguments) == 2
         assert f"{output} contains another pipeline (stage `{first_stage}`)" in capsys.readouterr().err
         assert {path.name for path in output.iterdir()} == {"stages", "report.json"}
+
+
+def test_a_report_of_a_world_of_pictures_names_the_command_that_writes_it(tmp_path, capsys):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "captions.json").write_text("{}")
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"`longrl quickstart --world pictures --output {tmp_path}`" in capsys.readouterr().err

@@ -176,6 +176,9 @@ def report(run: Folder) -> None:
     from longrl.pipeline import STAGES_NAME
     from longrl.report.build import REPORT_NAME, build_report
 
+    if (run / STAGES_NAME / "captions.json").exists():
+        again = f"longrl quickstart --world pictures --output {run}"
+        raise AppUsageError(f"{run}: a quickstart of the world of pictures, which writes its report itself: `{again}`")
     if (run / STAGES_NAME).is_dir():
         build_report(run)
     else:
