@@ -11,7 +11,7 @@ import torch
 from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_omni.generation.evaluation import draw_pictures
 from longrl_omni.generation.grpo import train_generation
-from longrl_omni.generation.policies.base import load_generation_policy
+from longrl_omni.generation.policies.base import load_generation_policy, read_prompts_for
 from longrl_omni.generation.policies.stable_diffusion_3 import StableDiffusion3Policy
 from longrl_omni.generation.sampling.trajectories import guided_velocity
 from longrl_trainer.errors import TrainerUsageError
@@ -163,6 +163,11 @@ def test_a_pipeline_without_its_largest_text_encoder_is_loaded_and_saved(pipelin
     policy = load(tmp_path / "model")
     tokens = policy.encode([PROMPTS[0]])["tokens"]
     assert tokens.shape[-1] == 32
+    words = tmp_path / "words.txt"
+    words.write_text("a b c d e f g h i j k l m n o\n")
+    with pytest.raises(TrainerUsageError, match=r"prompts. = .*words.txt: .* has 17 tokens, expected at most 16"):
+        read_prompts_for(policy, words, "prompts")
+    assert len(read_prompts_for(load(pipeline_folder), words, "prompts")) == 1  # the largest encoder reads 256
     policy.save(tmp_path / "again")
     assert torch.equal(load(tmp_path / "again").encode([PROMPTS[0]])["tokens"], tokens)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_omni.generation.policies.base import INDEX_NAME, Encoding, GenerationPolicy
 from longrl_omni.generation.policies.model_files import load_part, save_folder
@@ -22,6 +23,8 @@ from longrl_omni.generation.policies.schedules import check_levels
 from longrl_trainer.errors import TrainerUsageError
 
 TIME_SCALE = 1000.0
+T5_TOKENS = 256
+"""Of a prompt that T5 reads; the other two encoders always read a long prompt's first 77 tokens only."""
 
 
 class StableDiffusion3Policy(GenerationPolicy):
@@ -67,6 +70,18 @@ class StableDiffusion3Policy(GenerationPolicy):
         levels = tuple(scheduler.sigmas.tolist())
         check_levels(levels)
         return levels
+
+    def refusal_of(self, prompt: str) -> str | None:
+        """See `GenerationPolicy.refusal_of`: the encoder that reads most would cut it, and diffusers only logs that."""
+        pipeline = self.pipeline
+        tokenizer, most = pipeline.tokenizer_3, T5_TOKENS
+        if pipeline.text_encoder_3 is None:
+            tokenizer, most = pipeline.tokenizer, pipeline.tokenizer_max_length
+        num_tokens = len(tokenizer(prompt)["input_ids"])
+        if num_tokens <= most:
+            return None
+        start = visible(prompt, 40)
+        return f"the prompt {start} has {num_tokens} tokens, expected at most {most}, which the model reads; shorten it"
 
     def encode_prompts(self, prompts: Sequence[str]) -> Sequence[Encoding]:
         """See `GenerationPolicy.encode_prompts`."""
