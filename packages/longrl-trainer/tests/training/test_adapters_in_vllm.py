@@ -49,8 +49,7 @@ def test_adapters_arrive_in_every_step_and_after_a_pause_and_lacking_ones_are_no
     renew = SamplerAdapter.renew
 
     def renew_once(self, llm, policy):
-        if self.request is None:
-            renew(self, llm, policy)
+        return renew(self, llm, policy) if self.request is None else 0
 
     monkeypatch.setattr(SamplerAdapter, "renew", renew_once)
     with pytest.raises(TrainerError, match="sampler and trainer disagree"):
