@@ -25,6 +25,7 @@ from longrl_omni.generation.pictures.drawing import EDGE
 from longrl_omni.generation.policies.base import INDEX_NAME, Encoding, GenerationPolicy
 from longrl_omni.generation.policies.model_files import load_part, refuse_other_settings, save_folder
 from longrl_omni.generation.policies.schedules import shifted_levels
+from longrl_omni.generation.policies.stable_diffusion_3 import sd3_velocity
 from longrl_trainer.errors import TrainerUsageError
 
 CLASS_NAME = "CaptionedPictures"
@@ -35,8 +36,6 @@ LATENT_MEAN, LATENT_DEVIATION = 0.15, 0.25
 """Those of the values of drawn pictures."""
 LEVEL_SHIFT = 3.0
 """The shift of the noise levels, in pretraining and sampling."""
-TIME_SCALE = 1000.0
-"""SD3's time embedding sees noise levels times this."""
 
 
 class CaptionEncoder(nn.Module):
@@ -89,15 +88,7 @@ class PicturesPolicy(GenerationPolicy):
 
     def predict(self, latents_BL: Tensor, levels_B: Tensor, encoding: Encoding) -> Tensor:
         """See `GenerationPolicy.predict`."""
-        dtype = next(self.transformer.parameters()).dtype
-        velocity_BL: Tensor = self.transformer(
-            hidden_states=latents_BL.to(dtype),
-            timestep=levels_B * TIME_SCALE,
-            encoder_hidden_states=encoding["words"].to(dtype),
-            pooled_projections=encoding["pooled"].to(dtype),
-            return_dict=False,
-        )[0]
-        return velocity_BL.float()
+        return sd3_velocity(self.transformer, latents_BL, levels_B, encoding["words"], encoding["pooled"])
 
     def decode(self, latents_BL: Tensor) -> Tensor:
         """See `GenerationPolicy.decode`."""

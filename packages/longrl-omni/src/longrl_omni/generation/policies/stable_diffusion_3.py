@@ -23,6 +23,7 @@ from longrl_omni.generation.policies.schedules import check_levels
 from longrl_trainer.errors import TrainerUsageError
 
 TIME_SCALE = 1000.0
+"""The time embedding sees noise levels times this."""
 T5_TOKENS = 256
 """Of a prompt that T5 reads; the other two encoders always read a long prompt's first 77 tokens only."""
 
@@ -95,15 +96,7 @@ class StableDiffusion3Policy(GenerationPolicy):
 
     def predict(self, latents_BL: Tensor, levels_B: Tensor, encoding: Encoding) -> Tensor:
         """See `GenerationPolicy.predict`."""
-        dtype = self.pipeline.transformer.dtype
-        velocity_BL: Tensor = self.transformer(
-            hidden_states=latents_BL.to(dtype),
-            timestep=levels_B * TIME_SCALE,
-            encoder_hidden_states=encoding["tokens"].to(dtype),
-            pooled_projections=encoding["pooled"].to(dtype),
-            return_dict=False,
-        )[0]
-        return velocity_BL.float()
+        return sd3_velocity(self.transformer, latents_BL, levels_B, encoding["tokens"], encoding["pooled"])
 
     @torch.no_grad()
     def decode(self, latents_BL: Tensor) -> Tensor:
@@ -117,6 +110,29 @@ class StableDiffusion3Policy(GenerationPolicy):
     def save(self, folder: Path) -> None:
         """See `GenerationPolicy.save`."""
         save_folder(folder, self.pipeline.save_pretrained)
+
+
+def sd3_velocity(
+    transformer: nn.Module, latents_BL: Tensor, levels_B: Tensor, tokens_BSD: Tensor, pooled_BP: Tensor
+) -> Tensor:
+    """The velocity [B, L] that diffusers' `SD3Transformer2DModel` predicts, in float32.
+
+    Args:
+        transformer: The network.
+        latents_BL: Where.
+        levels_B: Their noise levels.
+        tokens_BSD: What the prompts' tokens have become.
+        pooled_BP: What each prompt as a whole has become.
+    """
+    dtype: torch.dtype = cast(Any, transformer).dtype
+    velocity_BL: Tensor = transformer(
+        hidden_states=latents_BL.to(dtype),
+        timestep=levels_B * TIME_SCALE,
+        encoder_hidden_states=tokens_BSD.to(dtype),
+        pooled_projections=pooled_BP.to(dtype),
+        return_dict=False,
+    )[0]
+    return velocity_BL.float()
 
 
 class StableDiffusion3Family:

@@ -113,6 +113,7 @@ class QwenVlFamily:
         Raises:
             EngineUsageError: The folder is not a complete checkpoint of this family.
         """
+        self.refuse_unsupported(folder)
         attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
         model = load_model(
             folder,
@@ -124,6 +125,13 @@ class QwenVlFamily:
         )
         processor = load_processor(folder, self.model_type, processor_class=self.processor_class)
         return cast(LanguagePolicy, self.policy_class(folder, place(model, device), processor, store))
+
+    def refuse_unsupported(self, folder: Path) -> None:
+        """Refuse a checkpoint that transformers' class would load otherwise than it is meant; here there is none.
+
+        Raises:
+            EngineUsageError: The message names what isn't supported.
+        """
 
     def lay_out(self, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """See `Family.lay_out`."""

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from transformers import Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
 
 from longrl_files.messages import visible
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
-from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily
 from mrsp_engine.families.qwen.qwen3_vl import TimedVideoPolicy
 from mrsp_engine.families.qwen.vision import Qwen35VisionEncoder
@@ -44,24 +42,9 @@ class Qwen35Family(QwenVlFamily):
     model_class = Qwen3_5ForConditionalGeneration
     processor_class = Qwen3VLProcessor
 
-    def load_policy(
-        self,
-        folder: Path,
-        *,
-        dtype: torch.dtype,
-        store: EmbeddingStore,
-        device: torch.device,
-        allow_pickle_weights: bool = False,
-    ) -> LanguagePolicy:
-        """See `Family.load_policy`.
-
-        Raises:
-            EngineUsageError: The folder is not a complete checkpoint of this family, or has unknown kinds of layers.
-        """
+    def refuse_unsupported(self, folder: Path) -> None:
+        """See `QwenVlFamily.refuse_unsupported`: unknown kinds of layers, and settings that are ignored."""
         _refuse_unsupported(folder / "config.json", CheckpointFolder(folder).read("config.json"))
-        return super().load_policy(
-            folder, dtype=dtype, store=store, device=device, allow_pickle_weights=allow_pickle_weights
-        )
 
 
 def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ from longrl_files.messages import visible
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
-from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.qwen3_5 import Qwen35Family, Qwen35Policy
 
 _APART = ".language_model.layers.0.mlp.experts.0."
@@ -37,26 +36,12 @@ class Qwen35MoeFamily(Qwen35Family):
     policy_class = Qwen35MoePolicy
     model_class = Qwen3_5MoeForConditionalGeneration
 
-    def load_policy(
-        self,
-        folder: Path,
-        *,
-        dtype: torch.dtype,
-        store: EmbeddingStore,
-        device: torch.device,
-        allow_pickle_weights: bool = False,
-    ) -> LanguagePolicy:
-        """See `Family.load_policy`.
-
-        Raises:
-            EngineUsageError: The folder is not a complete checkpoint of this family, or names every expert by itself.
-        """
+    def refuse_unsupported(self, folder: Path) -> None:
+        """See `QwenVlFamily.refuse_unsupported`: also files that name every expert by itself."""
         apart = next((name for name in sorted(CheckpointFolder(folder).matrices()) if _APART in name), None)
         if apart is not None:
             raise EngineUsageError(
                 f"{folder}: {visible(apart, 80)}: expected the experts of a layer in one tensor, as published; "
                 "set the folder of the published model"
             )
-        return super().load_policy(
-            folder, dtype=dtype, store=store, device=device, allow_pickle_weights=allow_pickle_weights
-        )
+        super().refuse_unsupported(folder)
