@@ -14,6 +14,7 @@ from mrsp_engine.tiny.published.files import (
     write_json,
     write_weights,
 )
+from mrsp_engine.tiny.published.qwen3_vl import write_processors
 from mrsp_engine.tiny.published.templates import QWEN_VL_TEMPLATE
 from mrsp_engine.tiny.tokenizer import END_OF_TEXT, END_OF_TURN
 
@@ -42,18 +43,7 @@ def write_qwen3_5(kind: str, folder: Path, seed: int) -> None:
         "transformers_version": "4.57.0.dev0",
     }
     write_json(folder / "generation_config.json", generation)
-    patches: dict[str, Any] = {
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
-    images = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, **patches}
-    write_json(folder / "preprocessor_config.json", images | {"image_processor_type": "Qwen2VLImageProcessorFast"})
-    videos = {"size": {"longest_edge": 25165824, "shortest_edge": 4096}, **patches}
-    write_json(folder / "video_preprocessor_config.json", videos | {"video_processor_type": "Qwen3VLVideoProcessor"})
+    write_processors(folder)
     (folder / "chat_template.jinja").write_text(QWEN_VL_TEMPLATE, encoding="utf-8")
     tokenizer.write(folder, template=QWEN_VL_TEMPLATE, max_length=262144)
     weights = create_weights(Qwen3_5ForConditionalGeneration, Qwen3_5Config(**config), seed)

@@ -22,7 +22,7 @@ from mrsp_engine.tiny.published.files import (
 from mrsp_engine.tiny.published.templates import QWEN_VL_TEMPLATE
 from mrsp_engine.tiny.tokenizer import END_OF_TEXT, END_OF_TURN
 
-__all__ = ["QWEN3_VL_KINDS", "write_qwen3_vl"]
+__all__ = ["QWEN3_VL_KINDS", "write_processors", "write_qwen3_vl"]
 
 QWEN3_VL_KINDS = ("qwen3_vl_4b", "qwen3_vl_8b", "qwen3_vl_30b_a3b")
 """With a tied head and heads × head size ≠ hidden size; with a separate head and the two equal; with experts."""
@@ -47,18 +47,7 @@ def write_qwen3_vl(kind: str, folder: Path, seed: int) -> None:
         "transformers_version": "4.56.0",
     }
     write_json(folder / "generation_config.json", generation)
-    patches: dict[str, Any] = {
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
-    images = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, **patches}
-    write_json(folder / "preprocessor_config.json", images | {"image_processor_type": "Qwen2VLImageProcessorFast"})
-    videos = {"size": {"longest_edge": 25165824, "shortest_edge": 4096}, **patches}
-    write_json(folder / "video_preprocessor_config.json", videos | {"video_processor_type": "Qwen3VLVideoProcessor"})
+    write_processors(folder)
     write_json(folder / "chat_template.json", {"chat_template": QWEN_VL_TEMPLATE})
     tokenizer.write(folder, template=QWEN_VL_TEMPLATE, max_length=262144)
     classes: tuple[Any, Any] = (
@@ -72,6 +61,22 @@ def write_qwen3_vl(kind: str, folder: Path, seed: int) -> None:
             weights[name] = weights[name].transpose(1, 2).contiguous()
     write_weights(folder, weights, num_shards=2 if is_tied else 4)
     write_card(folder, kind)
+
+
+def write_processors(folder: Path) -> None:
+    """Write how Qwen3-VL and what followed it resize images and videos."""
+    patches: dict[str, Any] = {
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+    }
+    images = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, **patches}
+    write_json(folder / "preprocessor_config.json", images | {"image_processor_type": "Qwen2VLImageProcessorFast"})
+    videos = {"size": {"longest_edge": 25165824, "shortest_edge": 4096}, **patches}
+    write_json(folder / "video_preprocessor_config.json", videos | {"video_processor_type": "Qwen3VLVideoProcessor"})
 
 
 def _config(tokenizer: PublishedTokenizer, *, is_tied: bool, has_experts: bool) -> dict[str, Any]:
