@@ -34,6 +34,7 @@ class Work:
                     settings={"value": second, "nested": {"x": 1}},
                     after=("a",),
                     outputs=("b",),
+                    notes=("b/notes",),
                     run=lambda: self.write("b/b", second),
                 ),
             ):
@@ -93,6 +94,18 @@ def test_damaged_outputs_are_made_again(work, damage):
     assert work.ran == ["b"]
     assert work.said[1].startswith("b: redo: b has changed (1 files, 1 bytes, now ")
     assert measure(work.folder / "b") == {"files": 1, "bytes": 1}
+
+
+def test_notes_of_later_stages_are_no_change_and_go_with_the_stage(work):
+    work.run()
+    notes = work.folder / "b" / "notes"
+    notes.mkdir()
+    (notes / "seen.json").write_text("{}")
+    work.run()
+    assert work.said == ["a: reused", "b: reused"]
+    assert (notes / "seen.json").exists()
+    work.run(second=5)
+    assert not notes.exists()
 
 
 def test_an_interrupted_stage_continues_with_what_it_left(work):

@@ -46,7 +46,10 @@ class Stage:
         name: Also the name of its file.
         settings: All configuration that affects its result, as plain JSON values; no absolute paths.
         after: Stages whose outputs it reads.
-        outputs: Files and folders that it writes, relative to the pipeline's folder; nothing else writes there.
+        outputs: Files and folders that it writes, relative to the pipeline's folder; nothing else writes there, except
+            in `notes`.
+        notes: Folders inside its outputs where later stages note what they found out about files. They don't count when
+            the outputs are compared with what the stage left.
         run: Does the work, or the rest of it; returns what later stages and the report need, as plain JSON.
     """
 
@@ -54,6 +57,7 @@ class Stage:
     settings: Mapping[str, Any]
     after: tuple[str, ...] = ()
     outputs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     run: Callable[[], Mapping[str, Any]]
 
 
@@ -125,7 +129,7 @@ class Pipeline:
         found = find_kind(_BegunStage, self.folder, f"{STAGES_NAME}/{stage.name}.started.json")
         begun = None if found is None else asdict(found)
         if finished is not None:
-            reason = self._reason_to_redo(finished, digest, settings, after)
+            reason = self._reason_to_redo(stage, finished, digest, settings, after)
             if reason is None:
                 self._begun_path(stage.name).unlink(missing_ok=True)
                 self._say(f"{stage.name}: reused")
@@ -146,12 +150,12 @@ class Pipeline:
         )
 
     def _reason_to_redo(
-        self, finished: FinishedStage, digest: str, settings: dict[str, Any], after: dict[str, str]
+        self, stage: Stage, finished: FinishedStage, digest: str, settings: dict[str, Any], after: dict[str, str]
     ) -> str | None:
         if finished.digest != digest:
             return describe_change(finished.settings, finished.after, settings, after)
         for output, size in finished.outputs.items():
-            found = measure(self.folder / output)
+            found = self._measure(stage, output)
             if found != size:
                 return f"{output} has changed ({_describe_size(size)}, now {_describe_size(found)})"
         return None
@@ -174,7 +178,7 @@ class Pipeline:
             after=begun["after"],
             seconds=round(begun["seconds"], 3),
             peak_memory_bytes=begun["peak_memory_bytes"],
-            outputs={output: measure(self.folder / output) for output in stage.outputs},
+            outputs={output: self._measure(stage, output) for output in stage.outputs},
             result=result,
         )
         write_json(self._finished_path(stage.name), asdict(finished))
@@ -182,6 +186,9 @@ class Pipeline:
         self._say(f"{stage.name}: done in {finished.seconds:.1f} s")
         self._finished[stage.name] = finished
         return finished
+
+    def _measure(self, stage: Stage, output: str) -> dict[str, int]:
+        return measure(self.folder / output, apart_from=[self.folder / note for note in stage.notes])
 
     def _finished_path(self, name: str) -> Path:
         return self.folder / STAGES_NAME / f"{name}.json"
@@ -236,9 +243,10 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def measure(path: Path) -> dict[str, int]:
-    """Number and size of the files at or below a path."""
-    files = [item for item in path.rglob("*") if item.is_file()] if path.is_dir() else [path] if path.is_file() else []
+def measure(path: Path, *, apart_from: Sequence[Path] = ()) -> dict[str, int]:
+    """Number and size of the files at or below a path, but not of those below the folders in `apart_from`."""
+    found = [item for item in path.rglob("*") if item.is_file()] if path.is_dir() else [path] if path.is_file() else []
+    files = [file for file in found if not any(file.is_relative_to(folder) for folder in apart_from)]
     return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
 
 

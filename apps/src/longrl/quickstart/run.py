@@ -27,6 +27,7 @@ from longrl_trainer.runs.progress import ProgressDisplay
 from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import QuestionRecord, Split, list_media, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
+from mrsp_engine.embeddings.entry_folder import DIGESTS_NAME
 
 EVALUATIONS = "evaluations"
 CALIBRATION_VIDEOS = 32
@@ -86,6 +87,7 @@ class Quickstart:
                 },
                 after=("world", "model"),
                 outputs=("embeddings",),
+                notes=(f"embeddings/{DIGESTS_NAME}",),
                 run=self.encode,
             ),
             self._evaluation_stage("untrained", config.sft.model.folder, asking, after="encode", frames=[main]),
