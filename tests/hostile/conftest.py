@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "longvideo-reason-data" / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "longrl-omni" / "tests" / "generation"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hostile_runs import Forks, Run
@@ -19,6 +20,7 @@ DATA_LOADS = (
     "openai.resources.chat",
 )
 LONGRL_LOADS = (
+    "diffusers",
     "longrl.commands.encode",
     "longrl.commands.recipes",
     "longrl_trainer.grpo",

@@ -1,5 +1,6 @@
 """A new model of the world of pictures, its prompts, and the settings of a short run."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from longrl_omni.generation.pictures.prompt_files import (
     write_captions,
 )
 
+sys.path.insert(0, str(Path(__file__).parent))  # for modules that several tests share
 MakeConfig = Callable[..., GenerateGrpoConfig]
 
 

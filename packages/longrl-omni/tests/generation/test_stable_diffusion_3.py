@@ -1,12 +1,15 @@
 """The adapter of SD3 against diffusers' own pipeline, in a tiny size with random weights, made here."""
 
 import json
+import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_pipelines import write_tiny_pipeline
 
 from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_omni.generation.evaluation import draw_pictures
@@ -14,83 +17,18 @@ from longrl_omni.generation.grpo import train_generation
 from longrl_omni.generation.policies.base import load_generation_policy, read_prompts_for
 from longrl_omni.generation.policies.stable_diffusion_3 import StableDiffusion3Policy
 from longrl_omni.generation.sampling.trajectories import guided_velocity
-from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.errors import TrainerError, TrainerUsageError
+from mrsp_engine.errors import EngineError
 
 PROMPTS = ("a cat", "two dogs on a hill")
-
-
-def build_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer of single letters."""
-    from transformers import CLIPTokenizer
-
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
 @pytest.fixture(scope="module")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pipeline."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
-
-    root = tmp_path_factory.mktemp("sd3")
-    tokenizer = build_tokenizer(root / "tokenizer")
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        projection_dim=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    pipeline = StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            joint_attention_dim=32,
-            caption_projection_dim=16,
-            pooled_projection_dim=32,
-            pos_embed_max_size=8,
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=16,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-        ),
-        text_encoder=CLIPTextModelWithProjection(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        text_encoder_3=T5EncoderModel(
-            T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
-        ),
-        tokenizer_3=tokenizer,
-    )
-    pipeline.save_pretrained(root / "model")
-    return root / "model"
+    folder = tmp_path_factory.mktemp("sd3") / "model"
+    write_tiny_pipeline(folder)
+    return folder
 
 
 def load(folder: Path, **sizes: int) -> StableDiffusion3Policy:
@@ -208,3 +146,40 @@ def test_the_pipeline_is_trained_with_guidance_and_adapters_and_loads_again(
         for old, new in zip(before.transformer.parameters(), after.transformer.parameters(), strict=True)
     ]
     assert any(changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model_index.json", {"vae": ["antigravity", "Flight"]}, "takes the part vae from 'antigravity'"),
+        ("transformer/config.json", {"num_layers": 10**6}, "num_layers = 1000000, but its files have only"),
+        ("transformer/config.json", {"pos_embed_max_size": 10**5}, "config.json asks for 160,000,"),
+        ("text_encoder_3/config.json", {"vocab_size": 10**9}, "vocab_size=1000000000: expected"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "tokenizer has no model_max_length"),
+        ("scheduler/scheduler_config.json", '"name/of-a-repository"', "scheduler_config.json is no JSON object"),
+        ("vae/notes.json", "[" * 100_000, "not readable as JSON"),
+    ],
+)
+def test_a_pipeline_that_asks_for_more_than_it_holds_is_refused(
+    name: str, content: Any, words: str, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | content) if isinstance(content, dict) else content)
+    with pytest.raises((TrainerError, EngineError), match=re.escape(words)):
+        load(folder)
+
+
+def test_a_link_in_a_pipeline_is_refused_unless_it_is_the_hubs(pipeline_folder: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "snapshots" / "1", tmp_path / "blobs"
+    shutil.copytree(pipeline_folder, snapshot)
+    blobs.mkdir()
+    weights = snapshot / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(blobs / "digest")
+    weights.symlink_to(Path("../../../blobs/digest"))
+    load(snapshot)
+    weights.unlink()
+    weights.symlink_to(pipeline_folder / "vae" / weights.name)
+    with pytest.raises(TrainerUsageError, match="link"):
+        load(snapshot)

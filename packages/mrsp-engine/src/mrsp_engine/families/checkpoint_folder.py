@@ -131,7 +131,7 @@ class CheckpointFolder:
         self._check_names()
         for index in [INDEX_NAME] if self.weight_files() else [PICKLE_INDEX_NAME]:
             suffix = _INDICES[index]
-            for name in self._indexed(index):
+            for name in self.indexed(index):
                 if not name.endswith(suffix):
                     raise EngineUsageError(
                         f"{self.path / index}: names {visible(name, 60)}, expected files *{suffix}; {_CURE}"
@@ -145,7 +145,7 @@ class CheckpointFolder:
 
     def weight_files(self) -> list[str]:
         """Names of the safetensors files that hold the weights, by the rule of transformers; none if there are none."""
-        return [WEIGHTS_NAME] if self.files.has(WEIGHTS_NAME) else self._indexed(INDEX_NAME)
+        return [WEIGHTS_NAME] if self.files.has(WEIGHTS_NAME) else self.indexed(INDEX_NAME)
 
     def count_weights(self) -> int | None:
         """Number of weights in those files, according to their headers; None if there are no such files.
@@ -154,7 +154,7 @@ class CheckpointFolder:
             EngineUsageError: A file isn't as long as its header says, or its header can't be read.
         """
         names = self.weight_files()
-        return sum(self._count(name) for name in names) if names else None
+        return sum(self.count_in(name) for name in names) if names else None
 
     def matrices(self) -> set[str]:
         """Names of the weights with two dimensions in those files, by their headers.
@@ -165,7 +165,12 @@ class CheckpointFolder:
         headers = [self._header(name)[0] for name in self.weight_files()]
         return {key for header in headers for key, shape in header.items() if len(shape) == 2}
 
-    def _count(self, name: str) -> int:
+    def count_in(self, name: str) -> int:
+        """Number of weights in one file in safetensors' format, according to its header.
+
+        Raises:
+            EngineUsageError: The file isn't as long as its header says, or its header can't be read.
+        """
         shapes, expected, size = self._header(name)
         if expected != size:
             raise EngineUsageError(
@@ -189,8 +194,12 @@ class CheckpointFolder:
             raise EngineUsageError(f"{self.path / name}: not a file of tensors; {_CURE}") from error
         return shapes, 8 + length + end, size
 
-    def _indexed(self, index: str) -> list[str]:
-        """The files that a list of weights names, each directly in this folder."""
+    def indexed(self, index: str) -> list[str]:
+        """The files that a list of weights names, each directly in this folder; none if there is no such list.
+
+        Raises:
+            EngineUsageError: It is no such list, or names something else.
+        """
         values = self.find(index, max_bytes=MOST_VOCABULARY_BYTES)
         if values is None:
             return []

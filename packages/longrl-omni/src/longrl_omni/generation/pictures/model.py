@@ -22,8 +22,14 @@ from torch.nn import functional
 from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_omni.generation.pictures.captions import NUM_WORDS, VOCABULARY, parse_caption
 from longrl_omni.generation.pictures.drawing import EDGE
-from longrl_omni.generation.policies.base import INDEX_NAME, Encoding, GenerationPolicy
-from longrl_omni.generation.policies.model_files import load_part, refuse_other_settings, save_folder
+from longrl_omni.generation.policies.base import Encoding, GenerationPolicy
+from longrl_omni.generation.policies.model_files import (
+    INDEX_NAME,
+    load_part,
+    refuse_large_part,
+    refuse_other_settings,
+    save_folder,
+)
 from longrl_omni.generation.policies.schedules import shifted_levels
 from longrl_omni.generation.policies.stable_diffusion_3 import sd3_velocity
 from longrl_trainer.errors import TrainerUsageError
@@ -121,9 +127,11 @@ class PicturesFamily:
         encoder = CaptionEncoder()
         with load_part(folder, "words.safetensors"):
             encoder.load_state_dict(load_file(folder / "words.safetensors"))
+        place = folder / "transformer"
+        refuse_large_part(place, SD3Transformer2DModel)
         with load_part(folder, "transformer"):
             transformer = SD3Transformer2DModel.from_pretrained(
-                folder / "transformer", torch_dtype=dtype, use_safetensors=True, local_files_only=True
+                place, dtype=dtype, use_safetensors=True, local_files_only=True
             )
         return PicturesPolicy(cast(nn.Module, transformer).to(device), encoder.to(device).eval())
 

@@ -17,15 +17,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
+from longrl_omni.generation.policies.model_files import admit_pipeline
 from longrl_omni.generation.prompts import read_prompts
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 
 ENTRY_POINT_GROUP = "longrl_omni.generation.policies"
-INDEX_NAME = "model_index.json"
-"""The file by which diffusers' pipelines, and models of this package, say what they are."""
 Encoding = Mapping[str, Tensor]
 """What a prompt has become: named tensors, of one prompt without and of B samples with a first axis."""
 
@@ -117,13 +115,7 @@ def load_generation_policy(
     Raises:
         TrainerUsageError: There is no model, or no family for it.
     """
-    if not folder.is_dir():
-        raise TrainerUsageError(f"`model.folder` = {folder}: there is no such folder")
-    files = ForeignFolder(folder, error=TrainerUsageError, link_cure="point `model.folder` at the folder itself")
-    if not files.has(INDEX_NAME):
-        raise TrainerUsageError(f"`model.folder` = {folder}: has no {INDEX_NAME}, which says what it is")
-    index = files.read_json(INDEX_NAME)
-    name = index.get("_class_name") if isinstance(index, dict) else None
+    name = admit_pipeline(folder).get("_class_name")
     known = {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
     if not isinstance(name, str) or name not in known:
         raise TrainerUsageError(

@@ -1,15 +1,124 @@
-"""Folders of models: written completely or not at all, and one clear line where a part of one can't be read."""
+"""Folders of models: looked at before a library opens them, and written completely or not at all.
+
+Pipelines are downloaded, and diffusers opens whatever it finds in their folders, imports the modules that
+`model_index.json` names, and builds what a configuration asks for. So every file is checked first, as
+`mrsp_engine.families.checkpoint_folder` does for language models, and no part is built that is larger than its weights.
+"""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
-from safetensors import SafetensorError
+import torch
+from torch import nn
 
+from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_trainer.durable import make_partial, publish
 from longrl_trainer.errors import TrainerError, TrainerUsageError
+from mrsp_engine.errors import EngineError
+from mrsp_engine.families.checkpoint_folder import MOST_VOCABULARY_BYTES, CheckpointFolder
+
+INDEX_NAME = "model_index.json"
+"""The file by which diffusers' pipelines, and models of this package, say what they are."""
+_LIBRARIES = ("diffusers", "transformers")
+_WEIGHTS, _WEIGHT_INDEX = ".safetensors", ".safetensors.index"
+_MOST_LAYERS_UNASKED = 64
+_TIED = 2
+"""A weight that two layers share is counted twice in a network and once in a file."""
+
+
+def admit_pipeline(folder: Path) -> dict[str, Any]:
+    """Check everything in a model's folder that a library may open.
+
+    Returns:
+        What `model_index.json` says.
+
+    Raises:
+        TrainerUsageError: There is no such folder, or a file in it doesn't belong there.
+        EngineUsageError: So it is with a file of weights.
+    """
+    if not folder.is_dir():
+        raise TrainerUsageError(f"`model.folder` = {folder}: there is no such folder")
+    files = ForeignFolder(
+        folder, error=TrainerUsageError, link_cure="put the file itself there, or set another `model.folder`"
+    )
+    if not files.has(INDEX_NAME):
+        raise TrainerUsageError(f"`model.folder` = {folder}: has no {INDEX_NAME}, which says what it is")
+    for name in files.files(skips=lambda inner: PurePosixPath(inner).name.startswith(".")):
+        place = PurePosixPath(name)
+        part = CheckpointFolder(folder / place.parent)
+        if place.suffix == ".json" and not isinstance(files.read_json(name, max_bytes=MOST_VOCABULARY_BYTES), dict):
+            # diffusers takes a text in the place of a configuration for the name of a repository, and asks for that.
+            raise TrainerUsageError(f"`model.folder` = {folder}: {visible(name, 80)} is no JSON object")
+        if place.suffix == ".json" and _WEIGHT_INDEX in place.name:
+            part.indexed(place.name)
+        elif place.suffix == _WEIGHTS:
+            part.count_in(place.name)
+    return read_index(folder)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `model_index.json` in an admitted folder says."""
+    return cast(dict[str, Any], ForeignFolder(folder, error=TrainerUsageError).read_json(INDEX_NAME))
+
+
+def refuse_large_parts(folder: Path, parts: dict[str, Any]) -> None:
+    """Refuse parts of a pipeline from other libraries, and those whose configuration asks for more than their weights.
+
+    Args:
+        folder: The pipeline's folder, which is admitted.
+        parts: What its index says; a part is a list of a library and a class there.
+
+    Raises:
+        TrainerError: There is such a part.
+    """
+    for name, part in parts.items():
+        if not isinstance(part, list) or part == [None, None]:
+            continue
+        library, class_name = (*cast(list[object], part), None, None)[:2]
+        if library not in _LIBRARIES or not isinstance(class_name, str):
+            raise TrainerUsageError(
+                f"`model.folder` = {folder}: {INDEX_NAME} takes the part {visible(name, 40)} from "
+                f"{visible(repr(library), 40)}, expected {' or '.join(_LIBRARIES)}; no code of a checkpoint is run"
+            )
+        kind = getattr(import_module(str(library)), class_name, None)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            refuse_large_part(folder / name, kind)
+
+
+def refuse_large_part(folder: Path, kind: Any) -> None:
+    """Refuse a network that would be larger than the weights beside its configuration, before memory is taken for it.
+
+    Args:
+        folder: Of the network.
+        kind: The network's class in diffusers or transformers. It is built on torch's meta device, where nothing takes
+            memory.
+
+    Raises:
+        TrainerError: It is larger, or can't be built.
+    """
+    checkpoint = CheckpointFolder(folder)
+    with load_part(folder.parent, folder.name):
+        config = checkpoint.read("config.json")
+        num_weights = sum(checkpoint.count_in(name) for name in checkpoint.files.names() if name.endswith(_WEIGHTS))
+        for name, value in config.items():
+            # Each layer has weights, so more of them than weights only take time to build.
+            if "layers" in name and isinstance(value, int) and value > max(num_weights // 1000, _MOST_LAYERS_UNASKED):
+                raise ValueError(f"{visible(name, 40)} = {value}, but its files have only {num_weights:,} weights")
+        with torch.device("meta"):
+            asked = sum(tensor.numel() for tensor in _build(kind, folder).state_dict().values())
+        if asked > _TIED * num_weights:
+            raise ValueError(f"config.json asks for {asked:,} weights, but its files have {num_weights:,}")
+
+
+def _build(kind: Any, folder: Path) -> nn.Module:
+    if hasattr(kind, "from_config"):  # diffusers
+        return kind.from_config(kind.load_config(folder, local_files_only=True))
+    return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -21,13 +130,37 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def load_part(folder: Path, part: str) -> Generator[None]:
-    """Turn what goes wrong within the block into a line that names the part."""
+    """Turn whatever a library raises for a broken folder (many kinds of exceptions) into a line that names the part.
+
+    Raises:
+        TrainerError: Something was raised within the block.
+    """
+    try:
+        with quiet_libraries():
+            yield
+    except (TrainerError, EngineError, ImportError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise TrainerError(f"`model.folder` = {folder}: {part} can't be loaded ({visible(reason, 160)})") from error
+
+
+@contextmanager
+def quiet_libraries() -> Generator[None]:
+    """Keep diffusers and transformers from writing bars and remarks of their own; their settings are restored."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
+    for library, _ in before:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
-    except (OSError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise TrainerError(
-            f"`model.folder` = {folder}: {part} can't be loaded ({visible(str(error).splitlines()[0], 160)})"
-        ) from error
+    finally:
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()
 
 
 def refuse_other_settings(settings: SamplingSection, **expected: float) -> None:

@@ -14,16 +14,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
-from longrl_omni.generation.policies.base import INDEX_NAME, Encoding, GenerationPolicy
-from longrl_omni.generation.policies.model_files import load_part, save_folder
+from longrl_omni.generation.policies.base import Encoding, GenerationPolicy
+from longrl_omni.generation.policies.model_files import (
+    load_part,
+    quiet_libraries,
+    read_index,
+    refuse_large_parts,
+    save_folder,
+)
 from longrl_omni.generation.policies.schedules import check_levels
 from longrl_trainer.errors import TrainerUsageError
 
 TIME_SCALE = 1000.0
 """The time embedding sees noise levels times this."""
+MOST_PROMPT_TOKENS = 2**20
 T5_TOKENS = 256
 """Of a prompt that T5 reads; the other two encoders always read a long prompt's first 77 tokens only."""
 
@@ -62,7 +68,8 @@ class StableDiffusion3Policy(GenerationPolicy):
 
     def noise_levels(self, num_steps: int) -> tuple[float, ...]:
         """Those of the pipeline's scheduler."""
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        with quiet_libraries():
+            scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
         if scheduler.config.get("use_dynamic_shifting"):
             raise TrainerUsageError(
                 "the scheduler has use_dynamic_shifting, expected a fixed shift as in SD3 and SD3.5"
@@ -78,7 +85,8 @@ class StableDiffusion3Policy(GenerationPolicy):
         tokenizer, most = pipeline.tokenizer_3, T5_TOKENS
         if pipeline.text_encoder_3 is None:
             tokenizer, most = pipeline.tokenizer, pipeline.tokenizer_max_length
-        num_tokens = len(tokenizer(prompt)["input_ids"])
+        with quiet_libraries():
+            num_tokens = len(tokenizer(prompt)["input_ids"])
         if num_tokens <= most:
             return None
         start = visible(prompt, 40)
@@ -88,9 +96,10 @@ class StableDiffusion3Policy(GenerationPolicy):
         """See `GenerationPolicy.encode_prompts`."""
         encodings: list[Encoding] = []
         for prompt in prompts:
-            tokens_1SD, _, pooled_1P, _ = self.pipeline.encode_prompt(
-                prompt=prompt, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, device=self.device
-            )
+            with quiet_libraries():
+                tokens_1SD, _, pooled_1P, _ = self.pipeline.encode_prompt(
+                    prompt=prompt, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, device=self.device
+                )
             encodings.append({"tokens": tokens_1SD[0], "pooled": pooled_1P[0]})
         return encodings
 
@@ -144,11 +153,19 @@ class StableDiffusion3Family:
         """Load a pipeline from a folder in diffusers' layout, with weights in safetensors."""
         from diffusers import StableDiffusion3Pipeline
 
-        index = cast(dict[str, Any], ForeignFolder(folder, error=TrainerUsageError).read_json(INDEX_NAME))
+        index = read_index(folder)
+        refuse_large_parts(folder, index)
         # diffusers takes parts that were saved as absent, such as the largest text encoder, for missing.
         absent = dict.fromkeys(name for name, part in index.items() if part == [None, None])
         with load_part(folder, "the pipeline"):
             pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **absent
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent
             )
+        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+            tokenizer = getattr(pipeline, name)
+            # transformers stands a huge number for a length that isn't configured, at which its own code overflows.
+            if tokenizer is not None and tokenizer.model_max_length > MOST_PROMPT_TOKENS:
+                raise TrainerUsageError(
+                    f"`model.folder` = {folder}: {name} has no model_max_length; expected 77 or 512"
+                )
         return StableDiffusion3Policy(pipeline.to(device), settings)
