@@ -58,8 +58,11 @@ class JudgeServer:
                 self.end_headers()
                 self.wfile.write(payload)
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), JudgeHandler)
-        self.server.daemon_threads = True
+        class JudgeListener(ThreadingHTTPServer):
+            request_queue_size = 128  # many connections may be made at one moment
+            daemon_threads = True
+
+        self.server = JudgeListener(("127.0.0.1", 0), JudgeHandler)
         self.base_url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
 

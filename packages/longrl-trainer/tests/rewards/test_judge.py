@@ -16,6 +16,7 @@ from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.judging import judge_responses, open_rewards
+from longrl_trainer.sft import train_sft
 from longrl_trainer.training.ranks import Ranks
 from longvideo_reason_data.records.record import write_records
 from mrsp_engine.distributed.process_groups import create_sequence_group
@@ -187,16 +188,45 @@ def test_with_several_processes_the_first_one_asks_and_all_stop_together(server,
     assert sum("\nAnswer: <<<a cow>>>" in prompt for prompt in asked) > 1  # again and again while the judge is down
 
 
-def test_a_run_without_its_judge_saves_its_state_and_goes_on_to_the_same_end(server, started, tmp_path):
+def without_options(world, folder):
+    """The same world with questions that have the text of the right option as their answer."""
     records = [
         record.model_copy(update={"options": (), "answer": record.options["ABCD".index(record.answer)]})
-        for record in started.records
+        for record in world.records
     ]
-    dataset = tmp_path / "dataset"
+    dataset = folder / "dataset"
     dataset.mkdir()
-    (dataset / "videos").symlink_to(started.dataset / "videos")
+    (dataset / "videos").symlink_to(world.dataset / "videos")
     write_records(dataset / "records.parquet", records)
-    world = dataclasses.replace(started, dataset=dataset)
+    return dataclasses.replace(world, dataset=dataset)
+
+
+@pytest.mark.long
+def test_open_answers_learn_from_its_judgements(server, world, tmp_path):
+    asked, follow = without_options(world, tmp_path), {"data__follow_links": True}
+    start = asked.sft(
+        tmp_path / "sft", epochs=50, rows_per_step=4, learning_rate=1e-2, checkpoint_every_steps=1000, **follow
+    )
+    train_sft(start)
+    config = asked.grpo(
+        tmp_path / "run",
+        model__folder=start.output / "model",
+        rewards=recipe(server) | {"format": 0.1},
+        steps=24,
+        prompts_per_step=8,
+        learning_rate=2e-3,
+        max_response_tokens=24,
+        checkpoint_every_steps=1000,
+        **follow,
+    )
+    train_grpo(config)
+    lines = read_json_lines(config.output / "metrics.jsonl")
+    judged = [line["rewards"]["judge"] for line in lines]
+    assert sum(judged[-5:]) / 5 > sum(judged[:5]) / 5 + 0.1, judged
+
+
+def test_a_run_without_its_judge_saves_its_state_and_goes_on_to_the_same_end(server, started, tmp_path):
+    world = without_options(started, tmp_path)
     rewards = recipe(server, patience_seconds=0.3) | {"format": 0.1}
     options = {"data__follow_links": True, "max_response_tokens": 24, "steps": 2, "checkpoint_every_steps": 1000}
 
