@@ -15,6 +15,8 @@ from longrl_trainer.evaluation.benchmark import choose_questions, evaluate_bench
 from longrl_trainer.evaluation.protocols import AskingProtocol, list_protocols, spoken_at, write_text
 from longrl_trainer.evaluation.results import read_answers, read_result
 from longrl_trainer.evaluation.scoring.comparison import compare_answers
+from longrl_trainer.runs.export import export_model
+from longrl_trainer.sft import train_sft
 from longrl_trainer.training.opening import open_policy
 from longvideo_reason_data.benchmarks.questions import BenchmarkQuestion
 from longvideo_reason_data.benchmarks.reading import read_benchmark
@@ -245,6 +247,34 @@ def test_answers_of_something_else_are_refused(world, exam, tmp_path):
     (run / "result.json").symlink_to(exam / "videomme.json")
     with pytest.raises(TrainerUsageError, match=r"result\.json: is a link"):
         read_result(run)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_run_is_named_by_its_step_or_as_the_best(world, exam, tmp_path):
+    options = {"learning_rate": 1e-2, "sampler__engine": "transformers", "checkpoint_every_steps": 1}
+    asked = {"evaluation__every_steps": 1, "evaluation__num_questions": 2, "evaluation__max_response_tokens": 2}
+    run = world.sft(tmp_path / "trained", **options, **asked, checkpoints_kept=9)
+    train_sft(run)
+    best = export_model(run.output, tmp_path / "best", step="best")
+    (tmp_path / "runs").mkdir()
+
+    def ask(name, model, **changes):
+        place = {"folder": str(model), "store": str(tmp_path / "store")}
+        config = configure(world, exam, tmp_path / "runs" / name, model=place, frames=[2], modes=["direct"], **changes)
+        return evaluate_benchmark(config).record, read_answers(config.output)
+
+    expected, answers = ask("exported", tmp_path / "best")
+    record, again = ask("run", run.output, step="best")
+    assert (record.model, record.model_step, record.model_digest) == (str(run.output), best, expected.model_digest)
+    assert expected.model_step is None
+    assert again == answers
+    assert ask("run", run.output, step=best)[0].model_step == best  # the same run under another name
+    other = next(step for step in (1, 2, 3, 4) if step != best)
+    with pytest.raises(TrainerUsageError, match=r"contains another run: inputs\.model was "):
+        ask("run", run.output, step=other)
+    with pytest.raises(TrainerUsageError, match=r"trained: has no model of step 99; expected one of "):
+        ask("none", run.output, step=99)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"exported", "run", "none"}  # no exported models
 
 
 def evaluate_on_ranks(values: str) -> str:

@@ -29,6 +29,10 @@ class BenchmarkConfig(Section):
     """Scores on a published benchmark, asked in several ways."""
 
     model: Annotated[ModelSection, Effect.PLACE]
+    step: Annotated[int | Literal["best"] | None, Effect.PLACE] = None
+    """Evaluate a checkpoint of a run of training, whose folder is then `model.folder`: the one after so many steps, or
+    the `best`. Its model is exported into a folder beside the output meanwhile.
+    """
     benchmark: str
     """Name of the benchmark, such as videomme, or questions for any table of questions."""
     path: Annotated[Path, Effect.PLACE]

@@ -18,6 +18,7 @@ from longrl_trainer.evaluation.protocols import AskingProtocol, count_rotations,
 from longrl_trainer.evaluation.results import RESPONSES_NAME, BenchmarkResult
 from longrl_trainer.questions.length import LengthLimit
 from longrl_trainer.runs.digests import digest_of
+from longrl_trainer.runs.export import NamedModel, open_named_model
 from longrl_trainer.runs.journal import JsonLines
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
 from longrl_trainer.runs.settings import find_changes, read_settings, write_settings
@@ -62,17 +63,18 @@ def evaluate_benchmark(
     progress = progress if progress and ranks.is_first else SilentProgress()
     with ExitStack() as owned:
         ranks.ask_first(lambda: owned.enter_context(own_folder(config.output)))
-        model_digest = ranks.ask_first(lambda: _begin(config, benchmark))
+        model = owned.enter_context(open_named_model(config.model.folder, config.output, step=config.step, ranks=ranks))
+        model_digest = ranks.ask_first(lambda: _begin(config, benchmark, model))
         journal = JsonLines(config.output / RESPONSES_NAME, is_writer=ranks.is_first)
         ranks.ask_first(lambda: journal.keep_until(len(questions)))
         batches, protocols = divide_questions(questions), list_protocols(config)
         done = ranks.ask_first(lambda: set(read_batches(journal)))
         if any((protocol.name, batch.number) not in done for protocol in protocols for batch in batches):
-            policy = policy or open_policy(config.model, config.dtype)
+            policy = policy or open_policy(config.model.model_copy(update={"folder": model.folder}), config.dtype)
             with open_engine(
                 config.sampler,
                 policy,
-                config.model.folder,
+                model.folder,
                 engine=engine,
                 max_model_len=LengthLimit.of(policy, config.sampler).tokens,
                 dtype=config.dtype,
@@ -82,7 +84,9 @@ def evaluate_benchmark(
                 asker = BenchmarkAsker(config, benchmark, policy, sampler, journal, ranks)
                 _ask_all(config, asker, batches, protocols, done, progress)
         return ranks.ask_first(
-            lambda: judge_all(config, benchmark, questions, read_batches(journal), model_digest=model_digest)
+            lambda: judge_all(
+                config, benchmark, questions, read_batches(journal), model_digest=model_digest, model_step=model.step
+            )
         )
 
 
@@ -98,11 +102,11 @@ def choose_questions(benchmark: Benchmark, limit: int | None) -> tuple[Benchmark
     return tuple(question for place in range(most) for question in whole[place * len(whole) // most])
 
 
-def _begin(config: BenchmarkConfig, benchmark: Benchmark) -> str:
+def _begin(config: BenchmarkConfig, benchmark: Benchmark, model: NamedModel) -> str:
     """Save the settings, or check that the folder's run has the same; returns the model's digest."""
     outside = (config.output, config.model.store, config.path)
     inputs = {
-        "model": digest_of(config.model.folder, "`model.folder`", outside=outside),
+        "model": digest_of(model.folder, "`model.folder`", outside=outside),
         "questions": benchmark.digest,
     }
     places = {"model": str(config.model.folder), "store": str(config.model.store), "benchmark": str(config.path)}

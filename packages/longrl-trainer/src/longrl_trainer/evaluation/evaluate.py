@@ -23,7 +23,7 @@ from longrl_trainer.questions.question import QuestionSet, build_question_prompt
 from longrl_trainer.questions.step_media import open_step
 from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
-from longrl_trainer.runs.export import exported
+from longrl_trainer.runs.export import open_named_model
 from longrl_trainer.runs.judging import REWARDS_NAME, judge_responses, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, ProgressTask, SilentProgress
 from longrl_trainer.seeds import derive_seed
@@ -122,10 +122,8 @@ def evaluate(
         ranks.ask_first(lambda: owned.enter_context(own_file(config.output)))
         own = config.output.with_name(f"{config.output.stem}-{REWARDS_NAME}")
         owned.enter_context(open_rewards(rewards, own, ranks))
-        folder = config.model.folder
-        if config.step is not None:
-            folder = owned.enter_context(exported(folder, config.output, step=config.step, ranks=ranks))
-        policy = policy or open_policy(config.model.model_copy(update={"folder": folder}), config.dtype)
+        model = owned.enter_context(open_named_model(config.model.folder, config.output, step=config.step, ranks=ranks))
+        policy = policy or open_policy(config.model.model_copy(update={"folder": model.folder}), config.dtype)
         return _evaluate(config, policy, rewards, engine, progress, ranks)
 
 

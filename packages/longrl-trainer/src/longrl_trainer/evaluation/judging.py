@@ -31,6 +31,7 @@ def judge_all(
     asked: Mapping[tuple[str, int], AskedBatch],
     *,
     model_digest: str,
+    model_step: int | None,
 ) -> BenchmarkResult:
     """Judge all responses, and write answers and result.
 
@@ -40,6 +41,7 @@ def judge_all(
         questions: Every question that was to be asked.
         asked: All batches, by protocol and number.
         model_digest: Of the model's files.
+        model_step: After how many steps of a run, if it is a run's checkpoint.
     """
     protocols = list_protocols(config)
     batches = {item.name: [asked[place] for place in sorted(asked) if place[0] == item.name] for item in protocols}
@@ -75,6 +77,7 @@ def judge_all(
         subtitle_problems=sorted({problem for batch in every for problem in batch.subtitle_problems}),
         model=str(config.model.folder),
         model_digest=model_digest,
+        model_step=model_step,
         sampler=config.sampler.engine,
         decoder=decoder_version(DecoderName.PYAV),
         frames=[

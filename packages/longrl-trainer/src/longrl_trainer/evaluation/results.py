@@ -94,7 +94,7 @@ class BenchmarkRecord:
         flawed: Questions without a right option, by id.
         unused_videos: Videos whose questions couldn't be asked.
         subtitle_problems: What couldn't be read of subtitles.
-        model: Folder of the model.
+        model: Folder of the model, or of the run that it is a checkpoint of.
         model_digest: SHA-256 over its files.
         sampler: The engine.
         decoder: The decoding library with its version.
@@ -103,6 +103,7 @@ class BenchmarkRecord:
         official: Whether the benchmark's own extraction is known here.
         versions: Of the libraries.
         settings: All settings.
+        model_step: After how many steps of the run; None if the model isn't named by a run.
     """
 
     benchmark: str
@@ -125,6 +126,7 @@ class BenchmarkRecord:
     official: bool
     versions: dict[str, str]
     settings: dict[str, Any]
+    model_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

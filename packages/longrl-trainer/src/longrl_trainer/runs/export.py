@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -35,7 +36,7 @@ from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
 from mrsp_engine.families.copies import read_weights, write_copy
 from mrsp_engine.families.language_policy import LanguagePolicy
 
-__all__ = ["export_model", "exported"]
+__all__ = ["NamedModel", "export_model", "open_named_model"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 Step = int | Literal["best"] | None
@@ -85,25 +86,43 @@ def export_model(run: Path, output: Path, *, step: Step = None, model: Path | No
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedModel:
+    """A checkpoint that settings name.
+
+    Attributes:
+        folder: Where it lies.
+        step: After how many steps of a run; None if it isn't named by a run.
+    """
+
+    folder: Path
+    step: int | None
+
+
 @contextmanager
-def exported(run: Path, beside: Path, *, step: Step, ranks: Ranks) -> Generator[Path]:
-    """The folder of a run's model, as long as the block runs; all ranks call this together.
+def open_named_model(folder: Path, beside: Path, *, step: Step, ranks: Ranks) -> Generator[NamedModel]:
+    """The checkpoint in a folder or, if a step is given, that of the run in it; all ranks call this together.
+
+    The model of a run is exported into a folder that is there as long as the block runs.
 
     Args:
-        run: The run's folder.
-        beside: The folder is made in the same folder as this file.
-        step: See `export_model`.
+        folder: A checkpoint's folder, or a run's.
+        beside: A model is exported into the folder that this file or folder is in.
+        step: A number of steps or `"best"`, see `export_model`; None if the folder is a checkpoint.
         ranks: Processes that use the model; the first one writes it.
     """
-    folder = beside.with_name(f"{beside.stem}-model{PARTIAL_MARK}{os.getpid()}")
+    if step is None:
+        yield NamedModel(folder=folder, step=None)
+        return
+    output = beside.with_name(f"{beside.stem}-model{PARTIAL_MARK}{os.getpid()}")
     with ExitStack() as written:
 
-        def write() -> str:
-            written.callback(shutil.rmtree, folder, ignore_errors=True)
-            export_model(run, folder, step=step)
-            return str(folder)
+        def write() -> tuple[str, int]:
+            written.callback(shutil.rmtree, output, ignore_errors=True)
+            return str(output), export_model(folder, output, step=step)
 
-        yield Path(ranks.ask_first(write))
+        name, num_steps = ranks.ask_first(write)
+        yield NamedModel(folder=Path(name), step=num_steps)
         ranks.wait()
 
 
