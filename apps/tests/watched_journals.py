@@ -8,12 +8,20 @@ from longrl_trainer.runs.journal import JsonLines
 
 
 def write_run(
-    folder: Path, *, num_steps: int, groups_per_step: int = 2, text: str = "It is A.", dataset: str = ""
+    folder: Path,
+    *,
+    num_steps: int,
+    groups_per_step: int = 2,
+    text: str = "It is A.",
+    dataset: str = "",
+    is_evaluated: bool = False,
 ) -> None:
-    """Write a run of GRPO."""
+    """Write a run of GRPO; one that is evaluated begins with the model before the first step."""
     folder.mkdir(parents=True)
     settings: dict[str, Any] = {"stage": "grpo", "settings": {"seed": 0, "data": {"num_frames": 8}}}
     (folder / "settings.json").write_text(json.dumps(settings | {"places": {"dataset": dataset}, "changes": []}))
+    if is_evaluated:
+        JsonLines(folder / "metrics.jsonl").append(0, {"evaluation": {"accuracy": 0.25}, "seconds": {"evaluate": 1.0}})
     add_steps(folder, range(1, num_steps + 1), groups_per_step, text)
 
 

@@ -152,10 +152,15 @@ def test_a_browser_draws_curves_and_opens_responses_of_a_long_run(tmp_path, brow
 
 @pytest.mark.slow
 def test_a_browser_follows_a_served_run(tmp_path, browse, serve):
-    write_run(tmp_path / "run", num_steps=3)
+    write_run(tmp_path / "run", num_steps=3, is_evaluated=True)
     server = serve(tmp_path / "run")
-    assert browse(server.address).count("<figure>") == 4
-    assert "grpo, step 3, going on or stopped" in browse(server.address)
+    page = browse(server.address)
+    rewards, _, evaluation = page.split("<figure>")[1:4]
+    assert page.count("<figure>") == 5
+    assert page.count(">step 0<") == 5  # one axis for all: the untrained model is on its left
+    assert 'cx="48" cy=' in evaluation
+    assert 'd="M178.7 ' in rewards
+    assert "grpo, step 3, going on or stopped" in page
     plain = browse(f"{server.address}#group?id=3-2")
     assert plain.count("<article>") == 2
     assert "shuffled frames" not in plain

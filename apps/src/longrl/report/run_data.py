@@ -7,7 +7,7 @@ from typing import Any
 from longrl.errors import AppUsageError
 from longrl.pipeline import STAGES_NAME, FinishedStage, read_finished
 from longrl.run_files import read_object
-from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.journal import read_json_lines, steps_in
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
 STAGE_NAMES = (
@@ -86,8 +86,8 @@ def read_run(folder: Path) -> RunData:
         grpo=by_frames[main],
         blind=read_object(folder, _evaluation("blind", main)),
         grpo_by_frames=by_frames,
-        sft_steps=read_json_lines(folder / "sft" / "metrics.jsonl"),
-        grpo_steps=read_json_lines(folder / "grpo" / "metrics.jsonl"),
+        sft_steps=steps_in(read_json_lines(folder / "sft" / "metrics.jsonl")),
+        grpo_steps=steps_in(read_json_lines(folder / "grpo" / "metrics.jsonl")),
         rollouts=read_json_lines(folder / "grpo" / "rollouts.jsonl"),
         records={record.question_id: record for record in read_records(folder / "dataset" / "records.parquet")},
     )

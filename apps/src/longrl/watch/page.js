@@ -49,15 +49,16 @@ function drawPanel(panel) {
   let low = Math.min(...values);
   let high = Math.max(...values);
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
-  const last = Math.max(2, run.steps.at(-1).step);
-  const place = ([x, y]) => [48 + (392 * (x - 1)) / (last - 1), 150 - (138 * (y - low)) / (high - low)];
+  const first = run.steps[0].step;
+  const last = Math.max(first + 1, run.steps.at(-1).step);
+  const place = ([x, y]) => [48 + (392 * (x - first)) / (last - first), 150 - (138 * (y - low)) / (high - low)];
   const svg = drawn("svg", { viewBox: "0 0 450 172", role: "img", "aria-label": panel.title });
   for (const value of [low, (low + high) / 2, high]) {
-    const y = place([1, value])[1];
+    const y = place([first, value])[1];
     svg.append(drawn("line", { class: "grid", x1: 48, x2: 440, y1: y, y2: y }));
     svg.append(drawn("text", { x: 42, y: y + 4, "text-anchor": "end" }, shown(value)));
   }
-  svg.append(drawn("text", { x: 48, y: 168 }, "step 1"));
+  svg.append(drawn("text", { x: 48, y: 168 }, `step ${first}`));
   svg.append(drawn("text", { x: 440, y: 168, "text-anchor": "end" }, String(run.steps.at(-1).step)));
   const caption = element("figcaption", {}, element("b", { textContent: panel.title + (panel.unit ? `, ${panel.unit}` : "") }));
   series.forEach((points, number) => {

@@ -18,7 +18,13 @@ from typing import Any
 
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import StoppedError
-from longrl_trainer.evaluation.held_out import accuracy_in, check_evaluation, evaluate_if_due, open_evaluation
+from longrl_trainer.evaluation.held_out import (
+    accuracy_in,
+    check_evaluation,
+    evaluate_at_the_start,
+    evaluate_if_due,
+    open_evaluation,
+)
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.questions.feed import FeedSettings, QuestionFeed
 from longrl_trainer.questions.loading import open_feed
@@ -140,6 +146,7 @@ def _train(
         meter = StepMeter(config, policy, ranks, sampler)
         bar = opened.enter_context(progress.task("GRPO", total=config.steps, done=run.step))
         opened.enter_context(run.signals)
+        evaluate_at_the_start(evaluation, sampler, policy, run)
         for step in range(run.step, config.steps):
             clock, frames_before = Stopwatch(), count_frames_encoded(policy)
             meter.begin()

@@ -21,6 +21,7 @@ from longrl_trainer.config.stages import SftConfig
 from longrl_trainer.evaluation.held_out import (
     accuracy_in,
     check_evaluation,
+    evaluate_at_the_start,
     evaluate_if_due,
     open_evaluation,
     open_sleeping_sampler,
@@ -126,6 +127,7 @@ def _train(
         step, started, meter = run.step, perf_counter(), StepMeter(config, policy, ranks)
         bar = opened.enter_context(progress.task("SFT", total=num_steps, done=step))
         opened.enter_context(run.signals)
+        evaluate_at_the_start(evaluation, sampler, policy, run, is_asleep=True)
         while True:
             clock = Stopwatch()
             meter.begin()

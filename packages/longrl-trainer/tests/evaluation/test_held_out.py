@@ -75,11 +75,16 @@ def test_grpo_is_the_same_with_and_without(started, tmp_path, vision):
     train_grpo(asked)
     mine, others = weights_of(asked), weights_of(without)
     assert all(mine[name].equal(others[name]) for name in others)
-    lines = lines_of(asked)
+    start, *lines = lines_of(asked)
+    assert (start["step"], set(start)) == (0, {"step", "evaluation"})
     assert [line["step"] for line in lines if line.pop("evaluation", None)] == [2, 4]
     assert lines == lines_of(without)
     timed = read_json_lines(asked.output / "metrics.jsonl")
-    assert ["evaluate" in line["seconds"] for line in timed] == [False, True, False, True]
+    assert ["evaluate" in line["seconds"] for line in timed] == [True, False, True, False, True]
+    untrained = evaluate(started.evaluation(tmp_path / "untrained.json", max_response_tokens=24, limit=6))
+    assert start["evaluation"]["accuracy"] == untrained.accuracy
+    written = json.loads((asked.output / "evaluations" / "step-000000.json").read_text())
+    assert [item["response"] for item in written["items"]] == [item.response for item in untrained.items]
 
 
 @pytest.mark.slow
@@ -90,7 +95,8 @@ def test_sft_measures_what_the_command_measures_and_names_its_best(started, tmp_
     config = started.sft(tmp_path / "run", **options, **asked, checkpoint_every_steps=1000)
     train_sft(config)
     found = accuracies(config)
-    assert list(found) == [3, 6, 9, 12]
+    assert list(found) == [0, 3, 6, 9, 12]
+    del found[0]  # what the run began with is no checkpoint of it
     best = max(found, key=lambda step: (found[step], step))
     assert len(set(found.values())) > 1, "the test needs a model that changes"
     assert kept(config) == sorted({best, 12})
@@ -129,14 +135,16 @@ def test_sft_measures_what_the_command_measures_and_names_its_best(started, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_steps", [2, 5])
+@pytest.mark.parametrize("num_steps", [0, 2, 5])
 def test_a_run_that_goes_on_evaluates_the_same_and_keeps_the_same(started, tmp_path, num_steps):
     options = {"steps": 6, "max_response_tokens": 24, "learning_rate": 2e-2, "checkpoint_every_steps": 3, **ASKED}
     at_once, config = started.grpo(tmp_path / "at once", **options), started.grpo(tmp_path / "run", **options)
     train_grpo(at_once)
     with pytest.raises(BreakError):
         train_grpo(config, progress=BreakAfter(num_steps))
+    first = (config.output / "evaluations" / "step-000000.json").stat()
     train_grpo(config)
+    assert (config.output / "evaluations" / "step-000000.json").stat() == first  # it isn't repeated
     assert lines_of(config) == lines_of(at_once)
     assert kept(config) == kept(at_once)
 
@@ -178,7 +186,7 @@ def test_vllm_answers_as_plain_sampling_does_and_samples_on_as_if_nothing_had_be
     train_sft(by_vllm)
     train_sft(plainly)
     assert lines_of(by_vllm) == lines_of(plainly)
-    assert list(accuracies(by_vllm)) == [2]
+    assert list(accuracies(by_vllm)) == [0, 2]
 
 
 @pytest.mark.slow
@@ -208,7 +216,7 @@ def test_other_held_out_questions_are_another_run(started, tmp_path):
     longer = started.grpo(tmp_path / "run", steps=4, **ASKED)
     for written in (other["evaluation"] | {"questions_digest": "0" * 64}, [1], None):
         line = json.dumps(other | {"evaluation": written})
-        (config.output / "metrics.jsonl").write_text(f"{lines.splitlines()[0]}\n{line}\n")
+        (config.output / "metrics.jsonl").write_text("".join(f"{text}\n" for text in [*lines.splitlines()[:-1], line]))
         with pytest.raises(TrainerUsageError, match=r"used other questions: the evaluation asks other .*questions_may"):
             train_grpo(longer)
 

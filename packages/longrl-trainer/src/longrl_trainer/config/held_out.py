@@ -19,8 +19,9 @@ class HeldOutSection(Section):
     """How often, and on which questions, the model in training is evaluated."""
 
     every_steps: Annotated[int, Effect.NONE] = Field(default=0, ge=0)
-    """Steps between evaluations on the same held-out questions; 0 for none. The state is saved with each, and the one
-    with the highest accuracy stays. Training itself is the same with and without.
+    """Steps between evaluations on the same held-out questions; 0 for none. The first is before the first step. The
+    state is saved with each after that, and the one with the highest accuracy stays. Training itself is the same with
+    and without.
     """
     split: SplitName = "held_out"
     """The split of the dataset that is asked."""

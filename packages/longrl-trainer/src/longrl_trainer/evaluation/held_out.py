@@ -3,6 +3,8 @@
 It is `longrl evaluate` without a process of its own: the same code loads, asks and judges. A run is the same with and
 without it: whatever is drawn has a seed of its own, and the caller lets the sampler forget what it computed.
 
+The model that training begins with is evaluated too, as step 0, so that curves begin there.
+
 SFT draws no responses, so it opens a sampler for this alone, of the kind that its recipe names, which sleeps between
 evaluations. Accuracies of SFT, of GRPO and of `longrl evaluate` are then comparable; a loss in their place wouldn't be.
 """
@@ -69,13 +71,17 @@ class HeldOutEvaluation:
         self._max_tokens = trained if own is None else own
         self._questions = self._load()
         self._digest = digest_questions(self._questions)
-        before = [line[MEASURE_NAME] for line in run.read_metrics() if MEASURE_NAME in line]
+        lines = ranks.ask_first(run.metrics.read)
+        self._has_begun = bool(lines) or run.step > 0
+        before = [line[MEASURE_NAME] for line in lines if MEASURE_NAME in line]
         if before:
             last = cast(dict[str, Any], before[-1]) if isinstance(before[-1], dict) else {}
             self._require_same_as(last.get("questions_digest"), after_step=run.step)
 
     def is_due(self, step: int) -> bool:
-        """Whether the model is evaluated after a step (counted from 1)."""
+        """Whether the model is evaluated after a step (counted from 1); as step 0 before them, unless that is done."""
+        if step == 0:
+            return not self._has_begun
         return step % self._config.evaluation.every_steps == 0
 
     def measure(self, sampler: RolloutEngine, *, step: int) -> dict[str, Any]:
@@ -237,6 +243,23 @@ def evaluate_if_due(
         measured = evaluation.measure(sampler, step=step)
         sampler.sleep() if is_asleep else sampler.update_weights(policy)
     return {MEASURE_NAME: measured}
+
+
+def evaluate_at_the_start(
+    evaluation: HeldOutEvaluation | None,
+    sampler: RolloutEngine | None,
+    policy: Policy,
+    run: Run,
+    *,
+    is_asleep: bool = False,
+) -> None:
+    """Evaluate the model that training begins with, as step 0 of the journal; not in a run that goes on.
+
+    The arguments are those of `evaluate_if_due`; all ranks call this together, before the first step.
+    """
+    clock = Stopwatch()
+    if measured := evaluate_if_due(evaluation, sampler, policy, clock, step=0, is_asleep=is_asleep):
+        run.metrics.append(0, measured | {"seconds": clock.seconds})
 
 
 def accuracy_in(line: Mapping[str, Any]) -> float | None:

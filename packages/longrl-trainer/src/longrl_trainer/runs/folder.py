@@ -1,7 +1,7 @@
 """A run's folder: its settings, its progress, and its results.
 
     settings.json    the resolved settings with their history, and digests of the run's inputs (`settings`)
-    metrics.jsonl    one line per step (in GRPO also rollouts.jsonl)
+    metrics.jsonl    one line per step, and first one of step 0 if it is evaluated (in GRPO also rollouts.jsonl)
     rewards/         files of rewards that keep some, such as a judge's answers
     questions.json   how many questions were kept, and which were dropped and why
     checkpoints/     the state to continue from
@@ -29,7 +29,7 @@ from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_p
 from longrl_trainer.errors import StoppedError, TrainerUsageError
 from longrl_trainer.runs.exchange_watch import ExchangeWatch
 from longrl_trainer.runs.interruption import StopSignals
-from longrl_trainer.runs.journal import JsonLines
+from longrl_trainer.runs.journal import JsonLines, steps_in
 from longrl_trainer.runs.settings import (
     describe_run,
     find_changes,
@@ -197,7 +197,7 @@ class Run:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The journal of all steps so far; all ranks call this together."""
-        return self._ranks.ask_first(self.metrics.read)
+        return steps_in(self._ranks.ask_first(self.metrics.read))
 
     def read_series(self, name: str) -> list[float | None]:
         """A number of the journal, for all steps so far; all ranks call this together.

@@ -1,5 +1,7 @@
 """The journal of a run: one JSON object per line, one line per step, valid after a kill at any point.
 
+Steps count from 1; a line of step 0 says what was measured before them.
+
 A training step is repeated after an interruption if its checkpoint had not been written; `JsonLines.keep_until` removes
 the lines of such steps (and an incomplete last line) before the run continues.
 """
@@ -72,6 +74,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         TrainerError: It is no journal.
     """
     return [values for _, values in _complete_lines(path)]
+
+
+def steps_in(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of steps, without the one of step 0, which says how good the model was before them."""
+    return [line for line in lines if line["step"] > 0]
 
 
 def _complete_lines(path: Path) -> Generator[tuple[bytes, dict[str, Any]]]:
