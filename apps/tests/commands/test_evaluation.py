@@ -1,6 +1,7 @@
 """`longrl evaluate --benchmark` and `longrl compare` from the user's side."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from longrl.cli import main
-from longrl.commands.evaluation import names_benchmark
+from longrl.commands.evaluation import names_benchmark, print_scores
+from longrl.report.accuracy import render_accuracy
+from longrl_trainer.evaluation.results import read_result
 from mrsp_engine.tiny.families import build_tiny
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -85,6 +88,13 @@ def test_evaluate_then_compare(capsys, exam, tmp_path):
     assert "  gone.mp4: 'gone.mp4' isn't in the folder" in table
     assert main(["compare", str(run), str(run), "--output", str(tmp_path / "comparison.json")]) == 0
     assert capsys.readouterr().out.count("no difference (0 won, 0 lost)") == 5
+    result = read_result(run)
+    judged = replace(result.record, open_answers_by="a judge", undecided=["q1"])
+    print_scores(replace(result, record=judged))
+    assert (
+        "compared by a judge\n  no judgement on answers to q1; they aren't counted as right" in capsys.readouterr().out
+    )
+    assert "question q1" in render_accuracy(replace(result, record=judged))
     compared = json.loads((tmp_path / "comparison.json").read_text())["protocols"]
     assert {(item["difference"], item["low"], item["high"], item["p_value"]) for item in compared} == {(0, 0, 0, 1)}
     rows = json.loads((exam / "exam.json").read_text())

@@ -116,6 +116,12 @@ def print_scores(result: "BenchmarkResult") -> None:
         if scores.not_asked:
             reasons = ", ".join(f"{count} {reason}" for reason, count in scores.not_asked.items())
             print(f"    not asked and wrong: {reasons}")
+    if record.open_answers_by:
+        print(f"  open answers compared by {visible(record.open_answers_by, 60)}")
+    if record.undecided:
+        shown = ", ".join(visible(name, 40) for name in record.undecided[:MOST_SHOWN])
+        more = f" and {len(record.undecided) - MOST_SHOWN} more in result.json" if record.undecided[MOST_SHOWN:] else ""
+        print(f"  no judgement on answers to {shown}{more}; they aren't counted as right, run it again to ask again")
     for video in record.unused_videos[:MOST_SHOWN]:
         print(f"  {visible(video.video, 60)}: {visible(video.detail, 120)}")
     if len(record.unused_videos) > MOST_SHOWN:
@@ -147,6 +153,9 @@ def compare(first: Folder, second: Folder, output: Path | None = None) -> None:
         raise AppUsageError(
             f"{first} and {second}: questions of {names} that differ; expected runs on the same questions"
         )
+    ways = [visible(record.open_answers_by, 40) for record in records]
+    if ways[0] != ways[1]:
+        print(f"  open answers of the first are compared by {ways[0]}, those of the second by {ways[1]}")
     found = compare_answers(read_answers(first), read_answers(second))
     print(f"  {'protocol':<24} {'first':>7} {'second':>7} {'difference':>11} {'95 % interval':>18} {'p':>7}")
     for item in found:

@@ -166,7 +166,6 @@ def _train(
                 )
             with clock("sync"):
                 sampler.update_weights(policy)
-
             measured |= statistics.metrics() | {"learning_rate": learning_rate}
             measured["frames_encoded"] = sum(ranks.exchange(count_frames_encoded(policy) - frames_before))
             measured["prompts_refused"] = dict(Counter(str(refusal.reason) for refusal in sampled.refusals))

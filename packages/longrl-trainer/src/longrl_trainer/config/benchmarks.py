@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from longrl_trainer.config.effects import Effect
 from longrl_trainer.config.sections import DtypeName, ModelSection, SamplerSection, Section
+from longrl_trainer.rewards.judge_settings import JudgeLimits, JudgeSettings
 from longvideo_reason_data.benchmarks.layouts import find_layout
 from longvideo_reason_data.errors import UsageError
 
@@ -23,6 +24,29 @@ THINKING_INSTRUCTION = (
     "First think about the question, then answer it. Write your reasoning between <think> and </think>, and the answer "
     "between <answer> and </answer>; if there are options, the answer is the letter of the right one."
 )
+
+
+class JudgeSection(JudgeLimits):
+    """Which language model says whether answers to open questions are right, if one is to."""
+
+    base_url: str | None = None
+    """Address of the judge's server up to and including `/v1`; its key is read from OPENAI_API_KEY. Without one, open
+    answers are right if they have the words of the right one.
+    """
+    model: str | None = None
+    """Name of the judge on the server."""
+
+    @model_validator(mode="after")
+    def _names_all_of_it(self) -> Self:
+        if (self.base_url is None) != (self.model is None):
+            lacking = "model" if self.model is None else "base_url"
+            raise ValueError(f"judge.{lacking} is missing; set it too, or omit the judge")
+        return self
+
+    @property
+    def settings(self) -> JudgeSettings | None:
+        """The judge; None if there is none."""
+        return None if self.base_url is None else JudgeSettings.model_validate(self.model_dump())
 
 
 class BenchmarkConfig(Section):
@@ -69,6 +93,7 @@ class BenchmarkConfig(Section):
     """Sampling temperature; 0 selects the most probable token."""
     limit: int | None = Field(default=None, ge=1)
     """Ask at most this many questions, spread evenly over the benchmark."""
+    judge: Annotated[JudgeSection, Effect.LENGTH] = JudgeSection()
     seed: int = Field(default=0, ge=0)
     """Determines the sampled tokens when the temperature is not 0."""
     dtype: DtypeName = "float32"

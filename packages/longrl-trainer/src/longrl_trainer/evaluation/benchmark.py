@@ -14,6 +14,7 @@ from longrl_trainer.config.effects import named_settings
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.evaluation.asking import BenchmarkAsker, QuestionBatch, divide_questions, read_batches
 from longrl_trainer.evaluation.judging import judge_all
+from longrl_trainer.evaluation.open_answers import OpenAnswerJudge
 from longrl_trainer.evaluation.protocols import AskingProtocol, count_rotations, list_protocols
 from longrl_trainer.evaluation.results import RESPONSES_NAME, BenchmarkResult
 from longrl_trainer.questions.length import LengthLimit
@@ -48,6 +49,8 @@ def evaluate_benchmark(
     Raises:
         DataError: The benchmark can't be read; nothing was loaded.
         TrainerUsageError: There are no subtitles although they are asked for, or the output folder has another run.
+        TrainerError: The judge of open answers can't judge; nothing was loaded.
+        StoppedError: It has been down for too long; every response is kept, and the same call goes on.
     """
     if config.follow_links:
         follow_links(config.path)
@@ -58,6 +61,7 @@ def evaluate_benchmark(
             f'subtitles="{config.subtitles}": no subtitle file of {benchmark.layout.title} is in {config.path}; put '
             'them there, or set "without"'
         )
+    open_answers = OpenAnswerJudge(config.judge, questions)
     ranks = join_ranks(config.model)
     check_sampler(config.sampler, ranks)
     progress = progress if progress and ranks.is_first else SilentProgress()
@@ -65,6 +69,7 @@ def evaluate_benchmark(
         ranks.ask_first(lambda: owned.enter_context(own_folder(config.output)))
         model = owned.enter_context(open_named_model(config.model.folder, config.output, step=config.step, ranks=ranks))
         model_digest = ranks.ask_first(lambda: _begin(config, benchmark, model))
+        ranks.ask_first(lambda: open_answers.open(config.output, owned))
         journal = JsonLines(config.output / RESPONSES_NAME, is_writer=ranks.is_first)
         ranks.ask_first(lambda: journal.keep_until(len(questions)))
         batches, protocols = divide_questions(questions), list_protocols(config)
@@ -85,7 +90,13 @@ def evaluate_benchmark(
                 _ask_all(config, asker, batches, protocols, done, progress)
         return ranks.ask_first(
             lambda: judge_all(
-                config, benchmark, questions, read_batches(journal), model_digest=model_digest, model_step=model.step
+                config,
+                benchmark,
+                questions,
+                read_batches(journal),
+                open_answers,
+                model_digest=model_digest,
+                model_step=model.step,
             )
         )
 

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from longrl_trainer.config.benchmarks import BenchmarkConfig
 from longrl_trainer.evaluation.asking import VIDEO_PROBLEMS, AskedBatch
+from longrl_trainer.evaluation.open_answers import OpenAnswerJudge
 from longrl_trainer.evaluation.protocols import list_protocols, write_text
 from longrl_trainer.evaluation.results import (
     BenchmarkRecord,
@@ -29,6 +30,7 @@ def judge_all(
     benchmark: Benchmark,
     questions: Sequence[BenchmarkQuestion],
     asked: Mapping[tuple[str, int], AskedBatch],
+    open_answers: OpenAnswerJudge,
     *,
     model_digest: str,
     model_step: int | None,
@@ -40,18 +42,21 @@ def judge_all(
         benchmark: The benchmark.
         questions: Every question that was to be asked.
         asked: All batches, by protocol and number.
+        open_answers: Decides on answers to open questions.
         model_digest: Of the model's files.
         model_step: After how many steps of a run, if it is a run's checkpoint.
+
+    Raises:
+        StoppedError: The judge of open answers has been down for too long; nothing is written.
     """
     protocols = list_protocols(config)
     batches = {item.name: [asked[place] for place in sorted(asked) if place[0] == item.name] for item in protocols}
     by_id = {question.question_id: question for question in questions}
-    answers: list[BenchmarkAnswer] = []
+    responses = [item for of_protocol in batches.values() for batch in of_protocol for item in batch.responses]
+    answers = open_answers.decide([judge_response(benchmark.name, by_id[item.question_id], item) for item in responses])
     scores: list[ProtocolScores] = []
     for protocol in protocols:
-        responses = [item for batch in batches[protocol.name] for item in batch.responses]
-        judged = [judge_response(benchmark.name, by_id[item.question_id], item) for item in responses]
-        answers += judged
+        judged = [answer for answer in answers if answer.protocol == protocol.name]
         scores.append(
             score_protocol(
                 benchmark,
@@ -78,6 +83,8 @@ def judge_all(
         model=str(config.model.folder),
         model_digest=model_digest,
         model_step=model_step,
+        open_answers_by=open_answers.name,
+        undecided=sorted({answer.question_id for answer in answers if answer.is_undecided}),
         sampler=config.sampler.engine,
         decoder=decoder_version(DecoderName.PYAV),
         frames=[

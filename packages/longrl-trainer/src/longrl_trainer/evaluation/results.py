@@ -3,6 +3,7 @@
 settings.json     the resolved settings, and digests of the model and the questions
 responses.jsonl   every batch of responses, written before it is used; a run continues after the last one
 answers.jsonl     one line for each judged response
+judge/            the journal and the ledger of a judge of open answers, if there is one
 result.json       the record of the run and its scores, written last
 """
 
@@ -104,6 +105,9 @@ class BenchmarkRecord:
         versions: Of the libraries.
         settings: All settings.
         model_step: After how many steps of the run; None if the model isn't named by a run.
+        open_answers_by: What decided on open answers: `words`, or a judge's name; empty if there are none.
+        undecided: Ids of open questions with an answer that the judge gave no judgement on, which isn't counted as
+            right.
     """
 
     benchmark: str
@@ -127,6 +131,8 @@ class BenchmarkRecord:
     versions: dict[str, str]
     settings: dict[str, Any]
     model_step: int | None = None
+    open_answers_by: str = ""
+    undecided: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

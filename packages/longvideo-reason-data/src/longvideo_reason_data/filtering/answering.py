@@ -138,7 +138,7 @@ class Answerer:
         said = parsed.text if parsed.status is ParseStatus.OK and parsed.text else ""
         is_right: bool | Reply = said == record.answer or plain_words(said) == plain_words(record.answer) != ""
         if said and not is_right and self._judge is not None:
-            is_right = await self._judge.same_answer(record, said)
+            is_right = await self._judge.same_answer(record.question, record.answer, said)
         if isinstance(is_right, Reply):
             return is_right
         return _Answer(place=None, is_right=is_right, is_answer=bool(said))

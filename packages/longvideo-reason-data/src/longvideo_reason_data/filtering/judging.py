@@ -66,7 +66,7 @@ class Judge:
             DataError: When it accepts a wrong one, rejects the right one, or gives no verdict.
         """
         for given, expected in ((_TRIAL_RIGHT, True), *((wrong, False) for wrong in _TRIAL_WRONG)):
-            said = await self._compare(_TRIAL_QUESTION, _TRIAL_RIGHT, given)
+            said = await self.same_answer(_TRIAL_QUESTION, _TRIAL_RIGHT, given)
             if said is not expected:
                 if isinstance(said, Reply):
                     raise DataError(
@@ -78,13 +78,30 @@ class Judge:
                     "choose another --judge"
                 )
 
-    async def same_answer(self, record: QuestionRecord, given: str) -> bool | Reply:
+    async def same_answer(self, question: str, right: str, given: str) -> bool | Reply:
         """Return whether an open answer means the same as the right one.
 
         Returns:
             The judgement, or the server's reply if there is none.
         """
-        return await self._compare(record.question, record.answer, given)
+        if len(given) > _LONGEST_ANSWER or not given.strip():
+            return False
+        text = self._prompts.fill("same_answer", question=question, right=right, given=given)
+        reply = await self._client.ask(
+            Request(
+                model=self.model,
+                parts=(text,),
+                max_tokens=self._settings.max_tokens,
+                schema=_SCHEMA,
+                prompt_digest=self._prompts.digest_of("same_answer"),
+            )
+        )
+        if reply.outcome is not Outcome.ANSWERED:
+            return reply
+        try:
+            return _Comparison.model_validate(extract_json(reply.text)).same
+        except (ValueError, ValidationError):
+            return Reply(outcome=Outcome.INVALID, text=visible(reply.text))
 
     async def supported_letter(self, record: QuestionRecord, *, sample_index: int) -> str | Reply | None:
         """Determine which option the recorded reasoning leads to.
@@ -110,23 +127,3 @@ class Judge:
             return reply
         parsed = parse_response(reply.text, record.options)
         return parsed.letter if parsed.status is ParseStatus.OK else None
-
-    async def _compare(self, question: str, right: str, given: str) -> bool | Reply:
-        if len(given) > _LONGEST_ANSWER or not given.strip():
-            return False
-        text = self._prompts.fill("same_answer", question=question, right=right, given=given)
-        reply = await self._client.ask(
-            Request(
-                model=self.model,
-                parts=(text,),
-                max_tokens=self._settings.max_tokens,
-                schema=_SCHEMA,
-                prompt_digest=self._prompts.digest_of("same_answer"),
-            )
-        )
-        if reply.outcome is not Outcome.ANSWERED:
-            return reply
-        try:
-            return _Comparison.model_validate(extract_json(reply.text)).same
-        except (ValueError, ValidationError):
-            return Reply(outcome=Outcome.INVALID, text=visible(reply.text))

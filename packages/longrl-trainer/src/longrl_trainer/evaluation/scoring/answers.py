@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from longrl_trainer.evaluation.protocols import published_letter, rotated, shown_letter
 from longrl_trainer.evaluation.scoring.official import judge_officially
+from longrl_trainer.rewards.verifiers.quantities import Quantity, read_quantity
 from longvideo_reason_data.benchmarks.questions import BenchmarkQuestion
 from longvideo_reason_data.records.answers import ParsedAnswer, ParseStatus, parse_response
 
@@ -62,6 +63,7 @@ class BenchmarkAnswer:
         problem: Why the question wasn't asked; empty if it was.
         detail: The same in a line.
         response: The response.
+        is_undecided: Whether a judge was asked and gave no judgement, so that the answer isn't counted as right.
     """
 
     protocol: str
@@ -81,6 +83,7 @@ class BenchmarkAnswer:
     problem: str
     detail: str
     response: str
+    is_undecided: bool = False
 
 
 def judge_response(benchmark: str, question: BenchmarkQuestion, response: BenchmarkResponse) -> BenchmarkAnswer:
@@ -130,6 +133,12 @@ def _is_right(chosen: str | None, question: BenchmarkQuestion) -> bool:
     if chosen is None or not question.answer:
         return False
     return chosen == question.answer if question.options else _words(chosen) == _words(question.answer)
+
+
+def is_compared_by_words(question: BenchmarkQuestion) -> bool:
+    """Whether a rule suffices for an open question, because its answer is nothing but a number."""
+    words = _words(question.answer)
+    return len(words) == 1 and isinstance(read_quantity(words[0]), Quantity)
 
 
 def _words(text: str) -> list[str]:
