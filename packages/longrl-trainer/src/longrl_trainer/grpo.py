@@ -35,7 +35,7 @@ from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_r
 from longrl_trainer.rl.journaled_groups import describe_group
 from longrl_trainer.rl.sampling import sample_step
 from longrl_trainer.rl.step_metrics import count_sampled, rollout_metrics, summarise_steps
-from longrl_trainer.rl.temporal_contrast import contrast_metrics
+from longrl_trainer.rl.temporal_contrast import contrast_metrics, refuse_single_groups
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.judging import REWARDS_NAME, open_rewards
@@ -100,6 +100,7 @@ def train_grpo(
     check_evaluation(config)
     rewards = load_rewards(config.rewards)
     refuse_unknown_targets(config.model.folder, config.lora)
+    refuse_single_groups(config)
     with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:
         result = run.result or _train(config, run, rewards, policy, engine, progress, ranks)
         return GrpoResult(model_folder=run.model_folder, **result)

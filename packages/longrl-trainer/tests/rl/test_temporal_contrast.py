@@ -22,6 +22,7 @@ from longrl_trainer.rl.temporal_contrast import (
     TemporalContrast,
     can_shuffle,
     contrast_metrics,
+    refuse_single_groups,
     share_of_right_answers,
 )
 from longrl_trainer.rl.update import PolicyUpdate
@@ -299,3 +300,28 @@ def test_without_a_weight_nothing_is_asked_twice(started, tmp_path):
 def test_blind_training_has_nothing_to_shuffle(started, tmp_path):
     with pytest.raises(TrainerUsageError, match=r"temporal_weight=0\.3 with blind=true"):
         started.grpo(tmp_path / "run", objective="t_grpo", blind=True)
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ({"num_frames": 2}, r"num_frames=2: there is nothing .* encodes 2 frames together, .*; expected 3 or more, or"),
+        ({"num_frames": None, "fps": 1.0, "max_frames": 1}, r"max_frames=1: there is nothing to shuffle, because the"),
+    ],
+)
+def test_frames_that_are_all_encoded_together_are_refused_before_a_model_is_loaded(started, tmp_path, frames, words):
+    settings = {f"data__{name}": value for name, value in frames.items()}
+    config = started.grpo(tmp_path / "run", objective="t_grpo", **settings)
+    with pytest.raises(TrainerUsageError, match=rf"^temporal_weight=0\.3 with data\.{words}"):
+        train_grpo(config)
+    assert not config.output.exists()
+    refuse_single_groups(started.grpo(tmp_path / "run", objective="t_grpo", data__num_frames=3))
+    refuse_single_groups(started.grpo(tmp_path / "run", data__num_frames=2))
+
+
+def test_a_model_that_encodes_frames_alone_needs_two(started, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    place = {"model__folder": tmp_path, "objective": "t_grpo"}
+    refuse_single_groups(started.grpo(tmp_path / "run", data__num_frames=2, **place))
+    with pytest.raises(TrainerUsageError, match=r"because it is one; expected 2 or more, or temporal_weight=0"):
+        refuse_single_groups(started.grpo(tmp_path / "run", data__num_frames=1, **place))

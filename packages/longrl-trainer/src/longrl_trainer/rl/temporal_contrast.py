@@ -18,14 +18,15 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from longrl_trainer.config.stages import GrpoConfig
-from longrl_trainer.errors import TrainerError
+from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.objectives.terms import temporal_weight
+from longrl_trainer.questions.frames import resolve_frames
 from longrl_trainer.questions.question import Question, build_question_prompt
 from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import ResponseScore, WeightedReward
@@ -36,6 +37,7 @@ from longrl_trainer.training.ranks import Ranks
 from longvideo_reason_data.records.record import QuestionRecord
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.families.base import Policy
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.rollout.base import Refusal, Rollout, RolloutEngine, SamplingSettings
 
 
@@ -81,6 +83,30 @@ class ShuffledMedium:
     def arrange(self, rows_ND: Tensor) -> Tensor:
         """The rows of the video [N, D] in the order of this one."""
         return rows_ND.unflatten(0, (len(self.order), -1))[list(self.order)].flatten(0, 1)
+
+
+def refuse_single_groups(config: GrpoConfig) -> None:
+    """Refuse to weigh by order where every video is a single group of frames, before a model is loaded.
+
+    Frames of a group keep their order, so a video needs more of them than the encoder encodes together: three in Qwen's
+    families, which encode pairs, and two where frames are encoded alone.
+
+    Raises:
+        TrainerUsageError: No video has so many.
+    """
+    if not config.parts.temporal_weight or not (config.model.folder / "config.json").is_file():
+        return
+    shown = resolve_frames(config.data, config.model.folder)
+    name, most = ("num_frames", shown.num_frames) if shown.num_frames else ("max_frames", shown.max_frames)
+    vision = CheckpointFolder(config.model.folder).read("config.json").get("vision_config")
+    together = cast(dict[str, Any], vision).get("temporal_patch_size") if isinstance(vision, dict) else None
+    together = together if isinstance(together, int) else 1
+    if most is not None and most <= together:
+        kept = f"the model encodes {together} frames together, which keep their order" if together > 1 else "it is one"
+        raise TrainerUsageError(
+            f"temporal_weight={config.parts.temporal_weight} with data.{name}={most}: there is nothing to shuffle, "
+            f"because {kept}; expected {together + 1} or more, or temporal_weight=0"
+        )
 
 
 def contrast_groups(
