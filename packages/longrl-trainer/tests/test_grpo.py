@@ -20,6 +20,7 @@ from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.rl.groups import find_control_tokens, judge_groups
 from longrl_trainer.rl.sampling import draw_responses
+from longrl_trainer.rl.step_metrics import rollout_metrics
 from longrl_trainer.rl.update import PolicyUpdate, weigh_groups
 from longrl_trainer.runs.journal import read_json_lines
 from longrl_trainer.runs.progress import SilentProgress
@@ -142,11 +143,14 @@ def test_a_placeholder_of_media_inside_a_response_gets_no_reward_and_is_trained_
     plain = dataclasses.replace(hacked, token_ids=group.rollouts[0].token_ids)
     (judged,) = judge_groups(
         [(group.question, group.prompt, [plain, hacked])],
-        rewards=load_rewards({"answer": 1.0}),
+        rewards=load_rewards({"answer": 1.0, "format": 0.0}),
         objective=build_objective(config),
         control_tokens=find_control_tokens(policy),
     )
     assert judged.rewards == (1.0, 0.0)
+    journal = rollout_metrics([judged])
+    assert journal["accuracy"] == journal["rewards"]["answer"] == 0.5
+    assert journal["format_rate"] == journal["rewards"]["format"] == journal["control_token_rate"] == 0.5
     assert judged.advantages[1] < 0
     config = config.model_copy(update={"max_logprob_gap": 1e9})  # it was not the sampler that wrote it
     gradients, _ = gradient_after(policy, [judged], config)

@@ -80,6 +80,11 @@ class ResponseScore:
     terms: dict[str, RewardResult]
     total: float | None
 
+    @property
+    def has_control_token(self) -> bool:
+        """Whether the response holds a control token of the model, and so got nothing."""
+        return any(term.status is RewardStatus.CONTROL_TOKEN for term in self.terms.values())
+
 
 def check_results(name: str, results: list[RewardResult], *, num_expected: int) -> list[RewardResult]:
     """What a reward returned, if that can be used.

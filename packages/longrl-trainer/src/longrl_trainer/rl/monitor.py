@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from longrl_trainer.objectives.advantages import GroupRewards
-from longrl_trainer.rewards.base import RewardStatus
 from longrl_trainer.rewards.repetition import repeated_share
 from longrl_trainer.rl.groups import RolloutGroup
 from longvideo_reason_data.records.answers import ParsedAnswer
@@ -33,7 +32,6 @@ def monitor_metrics(groups: Sequence[RolloutGroup], parsed: Sequence[ParsedAnswe
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     names = list(scores[0].terms)
     values = {name: [score.terms[name].value for score in scores] for name in names}
-    tampered = [any(term.status is RewardStatus.CONTROL_TOKEN for term in score.terms.values()) for score in scores]
     return {
         "reward_variances": {name: variance([value for value in values[name] if value is not None]) for name in names},
         "advantage_shares": dict(
@@ -42,7 +40,7 @@ def monitor_metrics(groups: Sequence[RolloutGroup], parsed: Sequence[ParsedAnswe
         "letter_entropy_bits": entropy_bits([answer.letter for answer in parsed if answer.letter is not None]),
         "empty_reasoning_rate": _mean([not (answer.reasoning or "").strip() for answer in parsed]),
         "truncated_rate": _mean([not rollout.finished for rollout in rollouts]),
-        "control_token_rate": _mean(tampered),
+        "control_token_rate": _mean([score.has_control_token for score in scores]),
         "repetition": _mean([repeated_share(rollout.text) for rollout in rollouts]),
     }
 

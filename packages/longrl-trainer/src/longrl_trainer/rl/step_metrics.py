@@ -117,7 +117,7 @@ class TokenStatistics:
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
-    """Statistics of the responses of a step."""
+    """Statistics of a step's responses; as in rewards, one with a control token is neither right nor well formed."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scores = [score for group in groups for score in group.scores]
     parsed = [
@@ -125,6 +125,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
         for group in groups
         for rollout in group.rollouts
     ]
+    is_plain = [not score.has_control_token for score in scores]
     return {
         "reward": _mean([score.total for score in scores if score.total is not None]),
         "rewards": {
@@ -134,8 +135,16 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
         "reward_statuses": {
             name: dict(Counter(str(score.terms[name].status) for score in scores)) for name in scores[0].terms
         },
-        "accuracy": _mean([float(is_correct(answer, record)) for answer, record in parsed if record.options]),
-        "format_rate": _mean([float(answer.well_formed) for answer, _ in parsed]),
+        "accuracy": _mean(
+            [
+                float(plain and is_correct(answer, record))
+                for plain, (answer, record) in zip(is_plain, parsed, strict=True)
+                if record.options
+            ]
+        ),
+        "format_rate": _mean(
+            [float(plain and answer.well_formed) for plain, (answer, _) in zip(is_plain, parsed, strict=True)]
+        ),
         "finished_rate": _mean([float(rollout.finished) for rollout in rollouts]),
         "response_tokens": _mean([float(len(rollout.token_ids)) for rollout in rollouts]),
         "responses_not_judged": sum(score.total is None for score in scores),
