@@ -1,6 +1,7 @@
 """The quickstart's world of pictures with tiny settings, and the commands of generation."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,15 @@ def test_the_world_of_pictures_from_beginning_to_end(tmp_path, capsys):
     capsys.readouterr()
     assert main(["generate-grpo", str(training), "--noise-levels-per-sample", "1"]) == 0
     assert "1 steps, sampler against policy 0.0e+00" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run")]) == 0
+    content = json.loads(re.search(r'id="content">(.*?)</script>', (tmp_path / "run" / "report.html").read_text())[1])
+    assert content["stage"] == "generate-grpo"
+    assert content["state"]["is_finished"]
+    assert content["state"]["panels"][0]["names"] == ["reward", "rewards.checker", "rewards.likeness"]
+    assert (
+        content["state"]["steps"][0]["reward"]
+        == json.loads((tmp_path / "run" / "result.json").read_text())["rewards"][0]
+    )
 
 
 @pytest.mark.parametrize(

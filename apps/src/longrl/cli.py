@@ -171,7 +171,8 @@ def report(run: Folder) -> None:
     Example: longrl report runs/grpo
 
     Args:
-        run: The folder of a quickstart, or the `output` of `longrl sft` or `longrl grpo`.
+        run: The folder of a quickstart, or the `output` of `longrl sft`, `longrl grpo` or
+            `longrl generate-grpo`.
     """
     from longrl.pipeline import STAGES_NAME
     from longrl.report.build import REPORT_NAME, build_report

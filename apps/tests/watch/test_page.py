@@ -151,6 +151,15 @@ def test_a_browser_draws_curves_and_opens_responses_of_a_long_run(tmp_path, brow
 
 
 @pytest.mark.slow
+def test_a_browser_says_where_the_pictures_of_a_run_are(tmp_path, browse):
+    write_run(tmp_path / "run", num_steps=1, groups_per_step=0)
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings | {"stage": "generate-grpo"}))
+    write_page(WatchedRun(tmp_path / "run"), tmp_path / "page.html")
+    assert "in pictures/" in browse((tmp_path / "page.html").as_uri() + "#responses")
+
+
+@pytest.mark.slow
 def test_a_browser_follows_a_served_run(tmp_path, browse, serve):
     write_run(tmp_path / "run", num_steps=3, is_evaluated=True)
     server = serve(tmp_path / "run")

@@ -17,7 +17,8 @@ def watch(run: Annotated[Path, tyro.conf.Positional], port: int = 0) -> None:
     Example: longrl watch quickstart/grpo --port 8080
 
     Args:
-        run: The run's folder, the `output` of `longrl sft` or `longrl grpo`.
+        run: The run's folder, the `output` of `longrl sft`, `longrl grpo` or
+            `longrl generate-grpo`.
         port: Port on the loopback address; by default a free one.
     """
     from longrl.watch.server import WatchServer

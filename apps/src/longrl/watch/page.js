@@ -1,6 +1,10 @@
 "use strict";
 const content = JSON.parse(document.getElementById("content").textContent);
 const isFile = "state" in content;
+const NO_RESPONSES = {
+  "sft": "Imitation draws no responses.",
+  "generate-grpo": "This run draws pictures; held-out ones are in its folder, in pictures/.",
+};
 const run = { edition: "", isFinished: false, steps: [], panels: [], groups: [] };
 const main = document.querySelector("main");
 const LOOK_SECONDS = 2;
@@ -139,7 +143,7 @@ function showRows(filter) {
   const left = isFile && content.num_groups > run.groups.length
     ? ` This file holds ${run.groups.length} of ${content.num_groups} groups; \`longrl watch\` shows all.` : "";
   main.replaceChildren(filterForm(filter),
-    element("p", { className: "note", textContent: `${rows.length} groups of ${run.groups.length}, the latest first.${left}` }),
+    element("p", { className: "note", textContent: run.groups.length ? `${rows.length} groups of ${run.groups.length}, the latest first.${left}` : NO_RESPONSES[content.stage] ?? "No responses yet." }),
     element("table", {}, element("thead", {}, element("tr", {}, ...head)), body), more);
   main.dataset.found = rows.length;
 }

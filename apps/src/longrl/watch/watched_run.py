@@ -26,7 +26,7 @@ class WatchedRun:
 
     Attributes:
         folder: Its folder.
-        stage: What it trains by, `sft` or `grpo`.
+        stage: What it trains by, `sft`, `grpo` or `generate-grpo`.
         settings: Its settings as they were resolved.
         groups: Its responses.
 
@@ -39,7 +39,9 @@ class WatchedRun:
         if saved is None or not isinstance(saved.get("settings"), dict):
             runs = sorted(path.parent.name for path in folder.glob("*/settings.json"))
             inside = f"; the folders {' and '.join(runs)} in it are runs" if runs else ""
-            raise AppUsageError(f"{folder}: no run; expected the `output` of `longrl sft` or `longrl grpo`{inside}")
+            raise AppUsageError(
+                f"{folder}: no run; expected the `output` of `longrl sft`, `grpo` or `generate-grpo`{inside}"
+            )
         self.folder = folder
         self.stage = str(saved.get("stage"))
         self.settings: dict[str, Any] = saved["settings"]
