@@ -1,16 +1,27 @@
 """`longrl rehearse`: every shipped recipe at reduced depth, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from longrl.cli import main
+from longrl_trainer.config.recipes import load_recipe
+from longrl_trainer.config.stages import GrpoConfig
+from mrsp_engine.layout import GroupLengths, PackedLayout
+from mrsp_engine.planner.checkpoints import MODELS
+from mrsp_engine.planner.costs import SCORING_STAGES, forward_operations
 from mrsp_engine.tiny.published import write_published
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 THREE = "Qwen2.5-VL-3B"
+PENALTIES = {
+    "none": "",
+    "loss": "kl_coefficient = 0.01",
+    "reward": 'kl_coefficient = 0.01\nkl_place = "reward"\nkl_estimator = "k1"',
+}
 
 
 def rehearse(tmp_path: Path, recipe: str, *options: str, exit_status: int = 0) -> dict[str, Any]:
@@ -50,6 +61,38 @@ def test_features_of_the_middle_layers_are_rehearsed_too(tmp_path: Path) -> None
     found = rehearse(tmp_path, "qwen3_vl_8b_grpo.toml", *options)
     assert found["same_order"]
     assert all(rank["stages"]["update"]["parts"]["activations"] > 0 for rank in found["ranks"])
+
+
+@pytest.mark.long
+def test_a_divergence_takes_the_passes_that_the_planner_counts(tmp_path: Path) -> None:
+    """In the loss one of the reference; in the reward one of the policy besides, before anything is compared."""
+    recipe = (RECIPES / "qwen2_5_vl_3b_grpo.toml").read_text()
+    options = (
+        "--layers",
+        "1",
+        "--model",
+        THREE,
+        "--gpus",
+        "1",
+        "--rows",
+        "1",
+        "--output",
+        str(tmp_path / "found.json"),
+    )
+    operations: dict[str, float] = {}
+    for kl, settings in PENALTIES.items():
+        (tmp_path / "recipe.toml").write_text(f"{settings}\n{recipe}")
+        assert main(["rehearse", str(tmp_path / "recipe.toml"), *options]) == 0
+        found = json.loads((tmp_path / "found.json").read_text())
+        operations[kl] = found["ranks"][0]["flops"]["update"]
+        assert ("reference" in found["planned"]) == (kl != "none")
+    step, shape = found["step"], replace(MODELS[THREE], num_layers=1)
+    config = load_recipe(tmp_path / "recipe.toml", GrpoConfig)
+    lengths = (config.max_response_tokens,) * config.group_size
+    row = PackedLayout((GroupLengths(step["prompt_tokens"], lengths),))
+    one_pass = sum(forward_operations(shape, row, sum(lengths)))
+    for kl, more in SCORING_STAGES.items():
+        assert operations[kl] - operations["none"] == pytest.approx(len(more) * one_pass, rel=0.02), kl
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
@@ -31,6 +31,7 @@ def plan(
     response_tokens: int = 1024,
     prompts_per_step: int = 1,
     lora_rank: int | None = None,
+    kl: Literal["none", "loss", "reward"] = "none",
     video_height: int = 720,
     video_width: int = 1280,
     video_seconds: float | None = None,
@@ -59,6 +60,8 @@ def plan(
         response_tokens: Tokens of a response.
         prompts_per_step: Questions per step.
         lora_rank: Train adapters of this rank in all linear layers instead of the weights.
+        kl: Where the divergence from a reference counts: a recipe's kl_place if its kl_coefficient isn't 0. It takes a
+            pass of the reference, and in the reward one of the policy besides.
         video_height: Height of the videos' frames in pixels.
         video_width: Width of the videos' frames in pixels.
         video_seconds: Length of a video; by default one second per frame.
@@ -91,6 +94,7 @@ def plan(
         response_tokens=response_tokens,
         prompts_per_step=prompts_per_step,
         num_videos=videos,
+        kl=kl,
     )
     found = plan_step(request)
     print("\n".join(_describe(request, found)))

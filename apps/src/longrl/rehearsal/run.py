@@ -170,6 +170,6 @@ def _plan(stage: RehearsedStage, facts: StepFacts, folder: Path, num_ranks: int)
             is_checkpointed=stage.config.activation_checkpointing != "none",
             sharding="everything" if facts.is_sharded else "none",
         ),
+        has_reference=facts.has_reference,
     )
-    absent = {"runtime"} if facts.has_reference else {"runtime", "reference"}
-    return {name: num_bytes for name, num_bytes in planned.items() if name not in absent}
+    return {name: num_bytes for name, num_bytes in planned.items() if name != "runtime" and num_bytes}

@@ -116,7 +116,7 @@ class TestLinearLayers:
         assert exchanged_bytes(self.HYBRID, row, split)[0] == attention + states
 
     def test_they_take_part_in_a_plan(self) -> None:
-        with_states, without = (plan_step(replace(HOUR, shape=shape)) for shape in (self.HYBRID, SEVEN))
+        with_states, without = (plan_step(replace(HOUR, shape=shape, kl="reward")) for shape in (self.HYBRID, SEVEN))
         assert with_states.seconds_by_stage["old"] < without.seconds_by_stage["old"]
         few, many = (
             activation_bytes(replace(self.HYBRID, linear=linear), 1000, Strategy())
@@ -221,6 +221,20 @@ def test_more_takes_longer_and_more_devices_take_less() -> None:
     assert total(plan_step(replace(HOUR, group_size=16))) > total(plan_step(HOUR))
     faster = replace(HOUR, hardware=find_accelerator("H100"))
     assert total(plan_step(faster)) < total(plan_step(HOUR))
+
+
+def test_a_divergence_takes_passes_and_a_reference() -> None:
+    none, loss, reward = (plan_step(replace(HOUR, kl=kl)) for kl in ("none", "loss", "reward"))
+    assert plan_step(HOUR) == none
+    assert none.seconds_by_stage.keys() == {"encode", "rollout", "update"}
+    assert total(loss) == pytest.approx(total(none) + loss.seconds_by_stage["reference"])
+    assert total(reward) == pytest.approx(total(loss) + reward.seconds_by_stage["old"])
+    assert reward.seconds_by_stage["old"] == reward.seconds_by_stage["reference"] > 0
+    assert loss.moved_bytes["attention"] - none.moved_bytes["attention"] > 0
+    assert reward.moved_bytes["attention"] + none.moved_bytes["attention"] == pytest.approx(
+        2 * loss.moved_bytes["attention"]
+    )
+    assert none.update_bytes["reference"] == 0 < loss.update_bytes["reference"] == reward.update_bytes["reference"]
 
 
 def test_positions_of_an_hour_are_few_though_its_tokens_are_many() -> None:

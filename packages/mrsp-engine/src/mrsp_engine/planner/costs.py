@@ -4,6 +4,7 @@ Symbols: N matrix weights, L layers, D hidden size, H query heads, K key heads, 
 R response tokens, G responses, S tokens of a row, n ranks that share a row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,13 @@ from mrsp_engine.planner.videos import PlannedVideo
 
 Mode = Literal["plain", "cached", "published", "shared"]
 STAGES = ("encode", "rollout", "old", "reference", "update")
+KlPlace = Literal["none", "loss", "reward"]
+SCORING_STAGES: Mapping[KlPlace, tuple[str, ...]] = {"none": (), "loss": ("reference",), "reward": ("old", "reference")}
+"""The passes before the update that a step needs, by where the divergence from the reference counts.
+
+The policy's own log-probabilities come out of the update's first pass; only rewards that the divergence lowers have to
+be known before it.
+"""
 ITEM_BYTES = 2
 """Bytes of a number in bfloat16."""
 OTHER_TOKENS = 64
@@ -199,18 +207,18 @@ def embedding_bytes(shape: ModelShape, sizes: Sizes) -> float:
     return float((sizes.prompt_tokens - OTHER_TOKENS) * shape.hidden_size * levels * ITEM_BYTES)
 
 
-def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit) -> dict[str, float]:
-    """Bytes a rank sends in one step: attention in four forward passes and one backward pass, gradients, new weights.
+def moved_bytes(shape: ModelShape, sizes: Sizes, split: RowSplit, kl: KlPlace = "reward") -> dict[str, float]:
+    """Bytes a rank sends in one step: attention in the forward passes and one backward pass, gradients, new weights.
 
-    Two passes without gradient, the update's own and its recomputation make four. Gradients are summed in a ring, 2 (n
-    - 1) / n of all trained weights, and the sampler receives the weights once, with adapters merged into them.
+    Forward are the passes without gradient, the update's own and its recomputation. Gradients are summed in a ring,
+    2 (n - 1) / n of all trained weights, and the sampler receives the weights once, with adapters merged into them.
     """
     _, row = sizes.rows("shared")
     num_ranks = split.head_ranks * split.token_ranks
     weight_bytes = float(shape.num_parameters * ITEM_BYTES)
     sent, sent_back = exchanged_bytes(shape, row, split)
     return {
-        "attention": 4 * sent + sent_back,
+        "attention": (2 + len(SCORING_STAGES[kl])) * sent + sent_back,
         "gradients": 2 * (num_ranks - 1) / num_ranks * shape.num_trained_parameters * ITEM_BYTES,
         "weights to the sampler": weight_bytes,
     }

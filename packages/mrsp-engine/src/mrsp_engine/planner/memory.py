@@ -63,13 +63,14 @@ def memory_by_part(
     sequence_ranks: int,
     all_ranks: int,
     strategy: Strategy,
+    has_reference: bool = True,
 ) -> dict[str, float]:
     """Bytes of one rank at the fullest moment of the update of a step of several rows, by part.
 
     The moments are the backward passes of the head and of a layer, and the optimizer's step. Weights take 2 bytes per
     number and trained ones that are sharded 4, as they are the optimizer's copy too; two moments take 8, and a copy of
-    weights that aren't sharded 4. The reference is a second copy of the weights, unless only adapters are trained: it
-    is then the weights without them. `longrl rehearse` finds the same by running the step's own code.
+    weights that aren't sharded 4. The reference, if there is one, is a second copy of the weights, unless only adapters
+    are trained: it is then the weights without them. `longrl rehearse` finds the same by running the step's own code.
     """
     is_spread = strategy.sharding == "everything"
     spread = all_ranks if is_spread else 1
@@ -80,7 +81,7 @@ def memory_by_part(
     tokens = rows_tokens / sequence_ranks
     resident = {
         "weights": (trained * kept_bytes + frozen * ITEM_BYTES) / spread + shape.num_vision_parameters * ITEM_BYTES,
-        "reference": 0.0 if shape.lora_rank else shape.num_parameters * ITEM_BYTES / spread,
+        "reference": 0.0 if shape.lora_rank or not has_reference else shape.num_parameters * ITEM_BYTES / spread,
         "optimizer": 0.0 if strategy.is_optimizer_offloaded else trained * state_bytes / optimizer_spread,
         "runtime": RUNTIME_BYTES,
     }

@@ -6,7 +6,15 @@ from typing import Any
 
 from mrsp_engine.attention.split import RowSplit
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.planner.costs import Sizes, embedding_bytes, moved_bytes, predict_stages, row_split
+from mrsp_engine.planner.costs import (
+    SCORING_STAGES,
+    KlPlace,
+    Sizes,
+    embedding_bytes,
+    moved_bytes,
+    predict_stages,
+    row_split,
+)
 from mrsp_engine.planner.hardware import Accelerator
 from mrsp_engine.planner.memory import Strategy, memory_by_part, rollout_bytes
 from mrsp_engine.planner.shapes import ModelShape
@@ -50,6 +58,7 @@ class PlanRequest:
         response_tokens: Tokens of a response.
         prompts_per_step: Questions per step.
         num_videos: Videos in the dataset, for the size of the store.
+        kl: Where the divergence from a reference counts, if it does.
     """
 
     shape: ModelShape
@@ -63,6 +72,7 @@ class PlanRequest:
     response_tokens: int = 1024
     prompts_per_step: int = 1
     num_videos: int = 1
+    kl: KlPlace = "none"
 
     def __post_init__(self) -> None:
         for name in ("num_devices", "group_size", "response_tokens", "prompts_per_step", "num_videos", "frame_pixels"):
@@ -159,7 +169,7 @@ def plan_step(request: PlanRequest) -> StepPlan:
         seconds_by_stage=seconds,
         update_bytes=held if groups == 1 else _held(request, sizes, ranks, strategy, groups),
         sampler_bytes=sampler,
-        moved_bytes=moved_bytes(shape, sizes, split),
+        moved_bytes=moved_bytes(shape, sizes, split, request.kl),
         store_bytes=embedding_bytes(shape, sizes) * request.num_videos,
         notes=_notes(request, sizes, strategy),
     )
@@ -186,13 +196,14 @@ def _held(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy, gr
         sequence_ranks=ranks,
         all_ranks=request.num_devices,
         strategy=strategy,
+        has_reference=request.kl != "none",
     )
 
 
 def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Strategy) -> dict[str, float]:
     """Seconds of a step by stage: the questions of one group of ranks in sequence, and the cost of saving memory.
 
-    Sharded weights are gathered in each of four passes and their gradients scattered in one, 2 bytes per weight each;
+    Sharded weights are gathered in each pass and their gradients scattered in one, 2 bytes per weight each;
     an offloaded optimizer moves gradients to the host and weights back, 4 bytes per trained weight; offloaded
     activations are moved out and back once.
     """
@@ -201,12 +212,14 @@ def _step_seconds(request: PlanRequest, sizes: Sizes, ranks: int, strategy: Stra
     seconds = predict_stages(
         shape, sizes, hardware, num_ranks=ranks, mode="shared", is_checkpointed=strategy.is_checkpointed
     )
-    seconds = {stage: value * turns for stage, value in seconds.items()}
+    scoring = SCORING_STAGES[request.kl]
+    absent = {stage for stage in SCORING_STAGES["reward"] if stage not in scoring}
+    seconds = {stage: value * turns for stage, value in seconds.items() if stage not in absent}
     if strategy.sharding == "everything":
         gathered = 2 * shape.num_parameters / hardware.link_bandwidth * turns
         scattered = 2 * shape.num_trained_parameters / hardware.link_bandwidth * turns
-        seconds["old"] += gathered
-        seconds["reference"] += gathered
+        for stage in scoring:
+            seconds[stage] += gathered
         seconds["update"] += 2 * gathered + scattered
     elif strategy.sharding == "optimizer":
         seconds["update"] += 2 * shape.num_trained_parameters / hardware.link_bandwidth
