@@ -112,15 +112,21 @@ def test_a_judge_decides_what_words_do_not_and_is_asked_once(server, configure):
     assert evaluate_benchmark(by_words, policy, answerer).record.open_answers_by == "words"
 
 
-def test_an_answer_without_a_judgement_is_listed_and_asked_about_again(server, configure):
+def test_an_answer_without_a_judgement_is_listed_and_asked_about_again_if_the_request_failed(server, configure):
     config, decide = configure(server), server.reply
     policy = open_policy(config.model, "float32")
-    server.reply = lambda right, given: "perhaps" if right == "the kitchen" else decide(right, given)
+    failing = {"in the cookhouse": "perhaps", "a cat": 500}
+    server.reply = lambda right, given: failing.get(given) or decide(right, given)
     result = evaluate_benchmark(config, policy, ScriptedAnswerer(policy))
-    assert result.record.undecided == ["q1"]
+    assert result.record.undecided == ["q1", "q2"]
     assert right_of(config) == {"q3"}
     assert result.scores[0].count == 6
-    assert [answer.question_id for answer in read_answers(config.output) if answer.is_undecided] == ["q1"]
+    assert [answer.question_id for answer in read_answers(config.output) if answer.is_undecided] == ["q1", "q2"]
+
+    server.reply, num_asked = decide, len(server.prompts)
+    again = evaluate_benchmark(config, policy, ScriptedAnswerer(policy))
+    assert ["a cat" in prompt for prompt in server.prompts[num_asked:]] == [True]  # "perhaps" is in the journal
+    assert again.record.undecided == ["q1"]
 
 
 def test_a_judge_that_is_down_ends_it_and_nothing_is_scored(server, configure):
