@@ -121,9 +121,8 @@ def print_scores(result: "BenchmarkResult") -> None:
     if record.undecided:
         shown = ", ".join(visible(name, 40) for name in record.undecided[:MOST_SHOWN])
         more = f" and {len(record.undecided) - MOST_SHOWN} more in result.json" if record.undecided[MOST_SHOWN:] else ""
-        print(
-            f"  no judgement on answers to {shown}{more}; they aren't counted as right, and what failed is asked again next time"
-        )
+        print(f"  no judgement on answers to {shown}{more}; they aren't counted as right")
+        print("    run it again to repeat requests that failed")
     for video in record.unused_videos[:MOST_SHOWN]:
         print(f"  {visible(video.video, 60)}: {visible(video.detail, 120)}")
     if len(record.unused_videos) > MOST_SHOWN:
