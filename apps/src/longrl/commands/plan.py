@@ -2,21 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
-from longrl.commands.sizes import read_bytes
 from longrl.errors import AppUsageError
+from longrl.planned_video import plan_video
+from longrl.sizes import read_bytes
 from longrl_trainer.config.sections import FrameSettings
 
 if TYPE_CHECKING:
     from mrsp_engine.planner.search import PlanRequest, StepPlan
-    from mrsp_engine.planner.videos import PlannedVideo
 
 __all__ = ["plan"]
 
@@ -80,7 +78,7 @@ def plan(
     video = None
     if frames != 0:
         settings = shown if frames is None else shown.model_copy(update={"num_frames": frames})
-        video = _plan_video(settings, model, video_height, video_width, video_seconds, video_fps)
+        video = plan_video(settings, model, video_height, video_width, video_seconds, video_fps)
     if lora_rank is not None and lora_rank < 1:
         raise AppUsageError(f"--lora-rank {lora_rank}: expected 1 or more")
     request = PlanRequest(
@@ -102,38 +100,6 @@ def plan(
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
         print(output)
-
-
-@dataclass(frozen=True)
-class _ConstantRate:
-    """A video with a constant frame rate, with only what planning its frames needs."""
-
-    frame_count: int
-    timestamps: NDArray[np.float64]
-    duration_seconds: float
-
-
-def _plan_video(
-    shown: FrameSettings, model: str, height: int, width: int, seconds: float | None, fps: float
-) -> "PlannedVideo":
-    """The frames of such a video that a run would show."""
-    from longrl_trainer.questions.frames import frame_budget, plan_frames, resolve_frames
-    from mrsp_engine.planner.videos import PlannedVideo
-
-    if not shown.counts_frames:
-        raise AppUsageError("--frames is missing; set it, or --fps or --preset")
-    for name, value in (("height", height), ("width", width), ("fps", fps), ("seconds", seconds)):
-        if value is not None and value <= 0:
-            raise AppUsageError(f"--video-{name} {value}: expected more than 0")
-    settings = resolve_frames(shown, Path(model))
-    if seconds is None:
-        if settings.num_frames is None:
-            raise AppUsageError(f"--fps {settings.fps:g} needs the length of the videos; set --video-seconds")
-        seconds, fps = float(settings.num_frames), max(fps, 1.0)
-    count = max(1, round(seconds * fps))
-    video = _ConstantRate(count, np.arange(count) / fps, count / fps)
-    times = tuple(float(video.timestamps[index]) for index in plan_frames(video, settings))
-    return PlannedVideo(height=height, width=width, seconds=times, budget=frame_budget(settings))
 
 
 def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:

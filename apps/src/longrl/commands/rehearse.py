@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from longrl.commands.sizes import read_bytes
 from longrl.errors import AppError, AppUsageError
+from longrl.sizes import read_bytes
 
 if TYPE_CHECKING:
     from longrl.rehearsal.run import Findings

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from longrl.errors import AppUsageError
-from longrl.quickstart.config import AnyTables, load_quickstart
+from longrl.quickstart.config import load_quickstart
+from longrl.stages import command_of, read_tables
 from longrl.tiny_model import TinyModelSettings
 from longrl_trainer.config.recipes import load_recipe
-from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
+from longrl_trainer.config.stages import GrpoConfig, SftConfig
 
 __all__ = ["RehearsedStage", "RehearsedVideos", "StepLimits", "read_stages"]
 
@@ -94,14 +94,15 @@ def read_stages(recipe: Path, model: str | None) -> list[RehearsedStage]:
         TrainerUsageError: It isn't a recipe.
         AppUsageError: It trains nothing, or spreads weights in a way that can't be rehearsed.
     """
-    tables: dict[str, Any] = load_recipe(recipe, AnyTables).model_extra or {}
-    if "world" in tables:
+    command = command_of(read_tables(recipe))
+    if command == "quickstart":
         quickstart = load_quickstart(recipe, output=Path("quickstart"), seed=0)
         stages: list[tuple[str, SftConfig | GrpoConfig]] = [("sft", quickstart.sft), ("grpo", quickstart.grpo)]
         sizes = None if model else quickstart.model
         return [RehearsedStage(name=name, config=config, model=model, tiny_model=sizes) for name, config in stages]
-    if tables.keys() <= EvaluateConfig.model_fields.keys() and not tables.keys() & {"steps", "learning_rate"}:
+    if command == "evaluate":
         raise AppUsageError(f"{recipe}: evaluates a model and trains none; expected a recipe of `longrl sft` or `grpo`")
-    is_grpo = len(tables.keys() & GrpoConfig.model_fields.keys()) > len(tables.keys() & SftConfig.model_fields.keys())
-    config = load_recipe(recipe, GrpoConfig if is_grpo else SftConfig)
-    return [RehearsedStage(name="grpo" if is_grpo else "sft", config=config, model=model or str(config.model.folder))]
+    if command in ("generate", "generate-grpo"):
+        raise AppUsageError(f"{recipe}: generates pictures; expected a recipe of `longrl sft` or `grpo`")
+    config = load_recipe(recipe, GrpoConfig if command == "grpo" else SftConfig)
+    return [RehearsedStage(name=command, config=config, model=model or str(config.model.folder))]

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from longrl_omni.generation.config.recipes import GenerateGrpoConfig
 from longrl_omni.generation.policies.trained_weights import AVERAGE, TrainedWeights
 from longrl_trainer.config.effects import Effect, named_settings
-from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_partial, write_json
+from longrl_trainer.durable import readable_write_errors, remove_partial, write_json
 from longrl_trainer.errors import StoppedError, TrainerError, TrainerUsageError
 from longrl_trainer.runs.digests import digest_of
 from longrl_trainer.runs.interruption import StopSignals
 from longrl_trainer.runs.journal import JsonLines
 from longrl_trainer.runs.settings import (
     find_changes,
+    list_names,
     log_changes,
     own_run_folder,
     read_object,
@@ -42,7 +43,6 @@ from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.ranks import ALONE
 from longrl_trainer.training.saving import CheckpointSaver
 from longrl_trainer.training.shards import list_tensors, read_shards
-from longvideo_reason_data.ownership import OWNER_NAME
 
 RESULT_NAME, EVALUATIONS_NAME = "result.json", "evaluations.json"
 STAGE = "generate-grpo"
@@ -150,8 +150,7 @@ class GenerationRun:
         """What exists: the result, or the checkpoint, with the journal up to it."""
         saved = read_settings(self.folder)
         if saved is None:
-            strangers = [path.name for path in self.folder.iterdir() if path.name != OWNER_NAME]
-            if any(PARTIAL_MARK not in name for name in strangers):
+            if list_names(self.folder):
                 raise TrainerUsageError(
                     f"{self.folder} is not empty and contains no run of this trainer; choose another `output`"
                 )

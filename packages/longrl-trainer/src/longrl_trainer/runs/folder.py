@@ -8,6 +8,7 @@
     model/           the final model; what adapters have learned is merged into it
     adapter/         with LoRA, those adapters by themselves
     result.json      written last: the run is finished
+    logs/            what the processes said, if `longrl launch` started them
 
 Started again with the same settings, a run continues or, if finished, only reports its result. With a larger number of
 steps it continues from its last checkpoint, finished or not. One process at a time owns the folder. With several ranks
@@ -25,7 +26,7 @@ from longrl_files.messages import visible
 from longrl_trainer.config.effects import Difference, Effect
 from longrl_trainer.config.sections import DataSection, ModelSection
 from longrl_trainer.config.stages import TrainingConfig
-from longrl_trainer.durable import PARTIAL_MARK, readable_write_errors, remove_partial, write_json
+from longrl_trainer.durable import readable_write_errors, remove_partial, write_json
 from longrl_trainer.errors import StoppedError, TrainerUsageError
 from longrl_trainer.runs.exchange_watch import ExchangeWatch
 from longrl_trainer.runs.interruption import StopSignals
@@ -33,6 +34,7 @@ from longrl_trainer.runs.journal import JsonLines, steps_in
 from longrl_trainer.runs.settings import (
     describe_run,
     find_changes,
+    list_names,
     log_changes,
     own_run_folder,
     read_object,
@@ -46,7 +48,6 @@ from longrl_trainer.training.checkpoints import ADAPTER_NAME, Checkpoint, descri
 from longrl_trainer.training.optimizer import TrainingOptimizer
 from longrl_trainer.training.ranks import ALONE, Ranks
 from longrl_trainer.training.saving import CheckpointSaver
-from longvideo_reason_data.ownership import OWNER_NAME
 from mrsp_engine.families.base import Policy
 
 QUESTIONS_NAME, RESULT_NAME = "questions.json", "result.json"
@@ -239,7 +240,7 @@ class Run:
         """Load what exists: the result, or the checkpoint and the journals up to it; and a changed length."""
         saved = read_settings(self.folder)
         if saved is None:
-            if any(PARTIAL_MARK not in path.name and path.name != OWNER_NAME for path in self.folder.iterdir()):
+            if list_names(self.folder):
                 raise TrainerUsageError(
                     f"{self.folder} is not empty and contains no run of this trainer; choose another `output`"
                 )

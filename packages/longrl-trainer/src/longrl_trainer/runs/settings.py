@@ -31,6 +31,8 @@ from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 _logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
+LOGS_NAME = "logs"
+"""What a launcher keeps of the processes' output, in a run's folder before the run is there."""
 _WRITTEN_AT_THE_START = frozenset({SETTINGS_NAME, "questions.json"})
 _KINDS: Mapping[str, type] = {"stage": str, "settings": dict, "inputs": dict, "places": dict, "changes": list}
 
@@ -96,11 +98,16 @@ def own_run_folder(folder: Path) -> Generator[None]:
         try:
             yield
         except Exception:
-            found = {path.name for path in folder.iterdir() if PARTIAL_MARK not in path.name} - {OWNER_NAME}
+            found = list_names(folder)
             if was_new and SETTINGS_NAME in found and found <= _WRITTEN_AT_THE_START:
                 for name in found:
                     (folder / name).unlink()
             raise
+
+
+def list_names(folder: Path) -> set[str]:
+    """What a folder holds, but for unfinished files, the mark of its owner, and a launcher's logs."""
+    return {path.name for path in folder.iterdir() if PARTIAL_MARK not in path.name} - {OWNER_NAME, LOGS_NAME}
 
 
 def with_whole_model(folder: Path, saved: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
