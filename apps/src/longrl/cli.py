@@ -15,6 +15,7 @@ from longrl.commands import benchmark as benchmark_commands
 from longrl.commands import evaluation as evaluation_commands
 from longrl.commands import export as export_command
 from longrl.commands import generation as generation_commands
+from longrl.commands import launch as launch_commands
 from longrl.commands import plan as plan_command
 from longrl.commands import quickstart as quickstart_command
 from longrl.commands import recipes as recipe_commands
@@ -197,6 +198,7 @@ COMMANDS = {
     "sft": sft,
     "grpo": grpo,
     **generation_commands.HELP,
+    **launch_commands.HELP,
     "evaluate": evaluate,
     "compare": evaluation_commands.compare,
     "export": export_command.export,
@@ -212,6 +214,7 @@ COMMANDS = {
 RECIPE_COMMANDS = {
     **recipe_commands.COMMANDS,
     **generation_commands.COMMANDS,
+    **launch_commands.COMMANDS,
     "evaluate": evaluation_commands.evaluate,
 }
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
 from longrl.errors import AppUsageError
 from longrl.quickstart.config import AnyTables
 from longrl_omni.generation.config.recipes import GenerateConfig, GenerateGrpoConfig
@@ -13,9 +11,10 @@ from longrl_trainer.config.benchmarks import BenchmarkConfig
 from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 
-__all__ = ["CommandName", "command_of", "model_of", "read_tables"]
+__all__ = ["CommandName", "RecipeConfig", "command_of", "model_of", "read_tables"]
 
 CommandName = Literal["sft", "grpo", "evaluate", "generate", "generate-grpo", "quickstart"]
+RecipeConfig = SftConfig | GrpoConfig | EvaluateConfig | BenchmarkConfig | GenerateConfig | GenerateGrpoConfig
 
 
 def read_tables(recipe: Path) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def command_of(tables: Mapping[str, Any]) -> CommandName:
     return "grpo" if is_grpo else "sft"
 
 
-def model_of(command: CommandName, tables: Mapping[str, Any]) -> type[BaseModel]:
+def model_of(command: CommandName, tables: Mapping[str, Any]) -> type[RecipeConfig]:
     """The model of the settings of a command's recipes.
 
     Raises:
@@ -51,7 +50,7 @@ def model_of(command: CommandName, tables: Mapping[str, Any]) -> type[BaseModel]
         raise AppUsageError("a recipe of `longrl quickstart`, which is several stages; start it with that command")
     if command == "evaluate":
         return BenchmarkConfig if "benchmark" in tables else EvaluateConfig
-    models: dict[str, type[BaseModel]] = {
+    models: dict[str, type[RecipeConfig]] = {
         "sft": SftConfig,
         "grpo": GrpoConfig,
         "generate": GenerateConfig,

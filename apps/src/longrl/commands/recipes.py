@@ -139,7 +139,7 @@ def grpo(arguments: Sequence[str]) -> None:
 
 
 COMMANDS = {"sft": sft, "grpo": grpo}
-NEED_RECIPE = frozenset({"sft", "grpo", "generate", "generate-grpo"})
+NEED_RECIPE = frozenset({"sft", "grpo", "generate", "generate-grpo", "launch"})
 
 
 def has_recipe(arguments: Sequence[str]) -> bool:

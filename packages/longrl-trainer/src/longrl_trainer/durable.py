@@ -17,6 +17,8 @@ from longrl_files.own_folders import OwnFolder
 from longrl_trainer.errors import TrainerError
 
 PARTIAL_MARK = ".partial-"
+LOGS_NAME = "logs"
+"""What a launcher keeps of the processes' output, in a run's folder before the run is there."""
 LINK_CURE = "remove it, or choose another folder"
 _PARTIAL = re.compile(rf".+{re.escape(PARTIAL_MARK)}\d+(?:-retired)?")
 

@@ -23,7 +23,7 @@ from longrl_trainer.config.effects import Difference, Effect, find_differences, 
 from longrl_trainer.config.recipes import first_difference
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
 from longrl_trainer.config.stages import TrainingConfig
-from longrl_trainer.durable import LINK_CURE, PARTIAL_MARK, write_json
+from longrl_trainer.durable import LINK_CURE, LOGS_NAME, PARTIAL_MARK, write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longvideo_reason_data.ownership import OWNER_NAME, own_folder
@@ -31,8 +31,6 @@ from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 _logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
-LOGS_NAME = "logs"
-"""What a launcher keeps of the processes' output, in a run's folder before the run is there."""
 _WRITTEN_AT_THE_START = frozenset({SETTINGS_NAME, "questions.json"})
 _KINDS: Mapping[str, type] = {"stage": str, "settings": dict, "inputs": dict, "places": dict, "changes": list}
 

@@ -1,0 +1,1 @@
+"""What this machine has: GPUs, memory, disk, installed packages. Nothing here loads torch."""
