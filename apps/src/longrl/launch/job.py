@@ -96,9 +96,7 @@ class LaunchJob:
     @property
     def output(self) -> Path:
         """The run's folder, or the file that it writes."""
-        output = self.config.output
-        assert isinstance(output, Path)
-        return output
+        return self.config.output
 
     @property
     def folder(self) -> Path:

@@ -6,7 +6,6 @@ Every finding is one line: what was found, what was expected, what to change. Al
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from longrl.machine.gpus import GpuReport
 from longrl.machine.resources import find_unwritable, free_disk_bytes, free_memory_bytes
 from longrl_files.folders import ForeignFolder
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
-from longrl_trainer.config.stages import TrainingConfig
+from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.record import Split, iter_records
@@ -46,17 +45,16 @@ class StateBytes:
         model: The final model.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: SftConfig | GrpoConfig) -> None:
         shape = find_shape(str(config.model.folder))
-        rank = config.lora.rank or 0
-        shape = replace(shape, lora_rank=rank)
+        shape = replace(shape, lora_rank=config.lora.rank or 0)
         self.checkpoint = STATE_ITEM_BYTES * shape.num_trained_parameters
         self.model = 2 * (shape.num_parameters + shape.num_vision_parameters)
 
 
 def expected_state(job: LaunchJob) -> StateBytes | None:
     """What the run saves; None if it saves nothing, or the model's sizes can't be known."""
-    if not isinstance(job.config, TrainingConfig):
+    if not isinstance(job.config, SftConfig | GrpoConfig):
         return None
     try:
         return StateBytes(job.config)
@@ -135,7 +133,7 @@ def _check_disk(job: LaunchJob) -> Iterator[str]:
         return
     needed, why = float(LEAST_DISK_BYTES), "the run"
     state = expected_state(job)
-    if state is not None and isinstance(job.config, TrainingConfig):
+    if state is not None and isinstance(job.config, SftConfig | GrpoConfig):
         num_kept = job.config.checkpoints_kept + 2  # the best, and the one that is being written
         there = sum(path.stat().st_size for path in job.output.glob("checkpoints/**/*") if path.is_file())
         needed = max(needed, num_kept * state.checkpoint + state.model - there)
@@ -149,8 +147,8 @@ def _check_disk(job: LaunchJob) -> Iterator[str]:
 
 
 def _check_model(job: LaunchJob) -> Iterator[str]:
-    model: Any = job.config.model
-    allow = bool(getattr(model, "allow_pickle_weights", False))
+    model = job.config.model
+    allow = isinstance(model, ModelSection) and model.allow_pickle_weights
     if getattr(job.config, "step", None) is None:  # else a run's folder, whose checkpoint is exported
         yield from find_checkpoint_problems(model.folder, allow_pickle_weights=allow)
 

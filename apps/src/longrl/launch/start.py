@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 from datetime import datetime
+from types import FrameType
 
 from longrl.errors import AppError
 from longrl.launch.agent import STOPPED, NodeAgent, rank_environment
@@ -32,7 +33,7 @@ def start_job(job: LaunchJob, *, looks_first: bool = True, rehearses: bool = Fal
     """
     is_first = job.node_rank == 0
     if job.saves:  # asked to stop before there is anything to save
-        signal.signal(signal.Signals[job.stop_signal], lambda *_: sys.exit(STOPPED))
+        signal.signal(signal.Signals[job.stop_signal], _stop_before)
     if job.num_nodes > 1:
         _say(f"node {job.node_rank} of {job.num_nodes}: waiting for the others")
     link = NodeLink(job.node_rank, job.num_nodes, job.address)
@@ -77,6 +78,10 @@ def _end_before(num_problems: int, *, is_first: bool) -> int:
     where = "" if is_first else ", which node 0 lists"
     _say(f"nothing was started: {num_problems} problem{'s' if num_problems > 1 else ''}{where}")
     return AppError.exit_code
+
+
+def _stop_before(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(STOPPED)
 
 
 def _say(line: str) -> None:
