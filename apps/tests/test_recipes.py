@@ -7,7 +7,8 @@ import pytest
 from longrl.commands.recipes import resolve_config
 from longrl.errors import AppUsageError
 from longrl.pictures.config import PICTURES_RECIPE
-from longrl.quickstart.config import QUICKSTART_RECIPE, RECIPES_FOLDER, load_quickstart
+from longrl.quickstart.config import QUICKSTART_RECIPE, load_quickstart
+from longrl.stages import RECIPES_FOLDER
 from longrl_omni.generation.config.recipes import GenerateConfig, GenerateGrpoConfig
 from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig

@@ -1,20 +1,29 @@
-"""Which command a recipe is for, by the settings in it. Imports nothing heavy."""
+"""Where the shipped recipes are, and which command a recipe is for, by the settings in it. Imports nothing heavy."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from longrl.errors import AppUsageError
-from longrl.quickstart.config import AnyTables
 from longrl_omni.generation.config.recipes import GenerateConfig, GenerateGrpoConfig
 from longrl_trainer.config.benchmarks import BenchmarkConfig
 from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 
-__all__ = ["CommandName", "RecipeConfig", "command_of", "model_of", "read_tables"]
+__all__ = ["RECIPES_FOLDER", "CommandName", "RecipeConfig", "command_of", "model_of", "read_tables"]
+
+RECIPES_FOLDER = Path(__file__).parents[2] / "recipes"
 
 CommandName = Literal["sft", "grpo", "evaluate", "generate", "generate-grpo", "quickstart"]
 RecipeConfig = SftConfig | GrpoConfig | EvaluateConfig | BenchmarkConfig | GenerateConfig | GenerateGrpoConfig
+
+
+class AnyTables(BaseModel):
+    """Any TOML file."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def read_tables(recipe: Path) -> dict[str, Any]:

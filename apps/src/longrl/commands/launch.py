@@ -3,6 +3,7 @@
 Imports nothing heavy: a command imports what it needs when it runs.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from longrl.launch.job import LaunchJob
 
 __all__ = ["COMMANDS", "HELP", "doctor"]
+
+TORCH_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 DESCRIPTION = """Start a recipe on all GPUs of one or several machines, after a look at whether it can run there.
 
@@ -74,8 +77,12 @@ def launch(arguments: Sequence[str]) -> None:
     if options.slurm:
         _launch_on_slurm(job, options)
         return
+    level = os.environ.get(TORCH_LOG_LEVEL)
+    os.environ[TORCH_LOG_LEVEL] = level or "ERROR"  # torch reads it when it is loaded; broken connections fill a screen
     from longrl.launch.start import describe_start, start_job
 
+    if level is None:
+        del os.environ[TORCH_LOG_LEVEL]
     if options.print:
         print("\n".join(describe_start(job)))
         return

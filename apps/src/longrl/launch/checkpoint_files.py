@@ -34,13 +34,13 @@ def find_checkpoint_problems(folder: Path, *, allow_pickle_weights: bool) -> lis
         names = set(checkpoint.files.names())
         if not names & set(CONFIGURATIONS):
             return [f"{folder}: has neither {' nor '.join(CONFIGURATIONS)}; expected a checkpoint, set `model.folder`"]
-        if "config.json" in names:
-            checkpoint.admit(allow_pickle_weights=allow_pickle_weights)
         parts = [checkpoint, *(checkpoint.part(name) for name in sorted(names) if _is_part(folder / name))]
         found = [_check_part(part) for part in parts]
+        problems = [problem for _, part_problems in found for problem in part_problems]
+        if "config.json" in names and not problems:  # what it refuses first may be the consequence of one
+            checkpoint.admit(allow_pickle_weights=allow_pickle_weights)
     except EngineError as error:
         return [str(error)]
-    problems = [problem for _, part_problems in found for problem in part_problems]
     if not any(num_files for num_files, _ in found) and not problems and not allow_pickle_weights:
         problems.append(f"{folder}: has no file of weights (*.safetensors); {CURE}")
     return problems

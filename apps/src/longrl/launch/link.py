@@ -185,7 +185,7 @@ class LifeWatch:
             try:
                 trouble = self._look(beats)
             except AppError as error:
-                trouble = {"node": 0, "lines": [str(error)], "code": AppError.exit_code}
+                trouble = _gone(0, str(error))
             if trouble is not None:
                 self._on_trouble(trouble)
                 return
@@ -205,5 +205,10 @@ class LifeWatch:
             beats[node] = (number, since if number == known else now)
             if now - beats[node][1] > SILENCE_SECONDS:
                 line = f"node {node} shows no sign of life for {SILENCE_SECONDS:g} s; its launcher was killed, perhaps"
-                return {"node": node, "lines": [line], "code": AppError.exit_code}
+                return _gone(node, line)
         return None
+
+
+def _gone(node: int, line: str) -> dict[str, Any]:
+    """The failure of a node that can't tell of it itself."""
+    return {"node": node, "lines": [line], "code": AppError.exit_code, "is_gone": True}

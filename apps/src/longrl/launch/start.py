@@ -31,36 +31,44 @@ def start_job(job: LaunchJob, *, looks_first: bool = True, rehearses: bool = Fal
     Raises:
         AppError: The nodes don't find each other, or the logs can't be written.
     """
-    is_first = job.node_rank == 0
-    if job.saves:  # asked to stop before there is anything to save
-        signal.signal(signal.Signals[job.stop_signal], _stop_before)
-    if job.num_nodes > 1:
-        _say(f"node {job.node_rank} of {job.num_nodes}: waiting for the others")
-    link = NodeLink(job.node_rank, job.num_nodes, job.address)
+    # Asked to stop while there is nothing to save yet.
+    before = signal.signal(signal.Signals[job.stop_signal], _stop_before) if job.saves else None
     try:
-        start = str(link.exchange("start", datetime.now().strftime("%Y%m%d-%H%M%S"))[0])
-        if looks_first:
-            found = run_preflight(job, link, start, rehearses=rehearses)
-            if is_first:
-                for line in found.lines:
-                    _say(line)
-                for problem in found.problems:
-                    print(error_line(problem), file=sys.stderr, flush=True)
-            if found.problems:
-                return _end_before(len(found.problems), is_first=is_first)
-        logs = make_logs(job.logs, start)
-        if is_first:
-            _say(f"{job.num_ranks} ranks; all they say is in {logs}")
-        code, failure = NodeAgent(job, link, logs).run()
-        if failure is not None:
-            tells = is_first or failure.get("node") == job.node_rank
-            for line in failure["lines"] if tells else ():
-                print(visible(str(line), 399), file=sys.stderr, flush=True)
-        if is_first and code == STOPPED:
-            _say("saved and stopped; the same command goes on from there")
-        return code
+        if job.num_nodes > 1:
+            _say(f"node {job.node_rank} of {job.num_nodes}: waiting for the others")
+        link = NodeLink(job.node_rank, job.num_nodes, job.address)
+        try:
+            return _start(job, link, looks_first=looks_first, rehearses=rehearses)
+        finally:
+            link.leave()
     finally:
-        link.leave()
+        if before is not None:
+            signal.signal(signal.Signals[job.stop_signal], before)
+
+
+def _start(job: LaunchJob, link: NodeLink, *, looks_first: bool, rehearses: bool) -> int:
+    is_first = job.node_rank == 0
+    start = str(link.exchange("start", datetime.now().strftime("%Y%m%d-%H%M%S"))[0])
+    if looks_first:
+        found = run_preflight(job, link, start, rehearses=rehearses)
+        if is_first:
+            for line in found.lines:
+                _say(line)
+            for problem in found.problems:
+                print(error_line(problem), file=sys.stderr, flush=True)
+        if found.problems:
+            return _end_before(len(found.problems), is_first=is_first)
+    logs = make_logs(job.logs, start)
+    if is_first:
+        _say(f"{job.num_ranks} ranks; all they say is in {logs}")
+    code, failure = NodeAgent(job, link, logs).run()
+    if failure is not None:
+        tells = is_first or failure.get("node") == job.node_rank or "is_gone" in failure
+        for line in failure["lines"] if tells else ():
+            print(visible(str(line), 399), file=sys.stderr, flush=True)
+    if is_first and code == STOPPED:
+        _say("saved and stopped; the same command goes on from there")
+    return code
 
 
 def describe_start(job: LaunchJob) -> list[str]:

@@ -9,8 +9,7 @@ from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.packages import find_version
 from longrl.machine.resources import free_disk_bytes, free_memory_bytes
 from longrl.machine.work import BASIC, PICTURES, SAMPLING, WORK, KindOfWork, kinds_of, what_is_missing
-from longrl.quickstart.config import RECIPES_FOLDER
-from longrl.stages import command_of, model_of, read_tables
+from longrl.stages import RECIPES_FOLDER, command_of, model_of, read_tables
 from longrl_trainer.config.recipes import load_recipe
 
 __all__ = ["examine"]

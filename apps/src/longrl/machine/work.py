@@ -1,5 +1,6 @@
 """The kinds of work that need more than the packages themselves, and which of them a recipe asks for."""
 
+from ctypes.util import find_library
 from dataclasses import dataclass
 
 from longrl.machine.packages import find_version, missing_packages
@@ -19,11 +20,13 @@ class KindOfWork:
         name: What it is called.
         distribution: The package of this project that does it.
         extra: Its extra with what that takes; None for what every installation has.
+        needs_ffmpeg: Whether it also loads the shared libraries of an installed FFmpeg.
     """
 
     name: str
     distribution: str
     extra: str | None = None
+    needs_ffmpeg: bool = False
 
     @property
     def cure(self) -> str:
@@ -49,7 +52,7 @@ WORK = (
     MATHEMATICS,
     *TRACKERS.values(),
     *(
-        KindOfWork(name=name, distribution="longvideo-reason-data", extra=extra)
+        KindOfWork(name=name, distribution="longvideo-reason-data", extra=extra, needs_ffmpeg=extra == "torchcodec")
         for name, extra in (
             ("decoding by torchcodec", "torchcodec"),
             ("decoding by decord", "decord"),
@@ -91,4 +94,8 @@ def what_is_missing(kind: KindOfWork, *, has_gpus: bool) -> str | None:
             return None
         return f"{', '.join(missing[0])}; {fitting.cure}"
     missing_ones = missing_packages(kind.distribution, kind.extra)
-    return f"{', '.join(missing_ones)}; {kind.cure}" if missing_ones else None
+    if missing_ones:
+        return f"{', '.join(missing_ones)}; {kind.cure}"
+    if kind.needs_ffmpeg and find_library("avcodec") is None:
+        return "the system finds no shared libraries of FFmpeg; install FFmpeg, such as by `apt install ffmpeg`"
+    return None

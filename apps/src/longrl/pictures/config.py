@@ -9,11 +9,12 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from longrl.quickstart.config import RECIPES_FOLDER, AnyTables, fill_in_places
+from longrl.quickstart.config import fill_in_places
+from longrl.stages import RECIPES_FOLDER, read_tables
 from longrl_omni.generation.config.recipes import GenerateGrpoConfig
 from longrl_omni.generation.pictures.pretraining import PretrainingSettings
 from longrl_omni.generation.pictures.prompt_files import HELD_OUT_NAME, PROMPTS_NAME, PictureCaptionSettings
-from longrl_trainer.config.recipes import load_recipe, parse_config
+from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.sections import Section
 
 PICTURES_RECIPE = RECIPES_FOLDER / "pictures.toml"
@@ -41,7 +42,7 @@ class PicturesConfig(Section):
 
 def load_pictures(recipe: Path, *, output: Path, seed: int) -> PicturesConfig:
     """Read a recipe and fill in the paths below `output`."""
-    tables = load_recipe(recipe, AnyTables).model_extra or {}
+    tables = read_tables(recipe)
     places = {
         "output": str(output),
         "seed": seed,

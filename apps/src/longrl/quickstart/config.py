@@ -9,15 +9,15 @@ from typing import Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from longrl.stages import RECIPES_FOLDER, read_tables
 from longrl.tiny_model import TinyModelSettings
-from longrl_trainer.config.recipes import load_recipe, parse_config
+from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.sections import DataSection, Section
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerUsageError
 from longvideo_reason_data.records.record import Split
 from longvideo_reason_data.timeline.world import WorldSettings
 
-RECIPES_FOLDER = Path(__file__).parents[3] / "recipes"
 QUICKSTART_RECIPE = RECIPES_FOLDER / "quickstart.toml"
 
 
@@ -123,7 +123,7 @@ class QuickstartConfig(Section):
 
 def load_quickstart(recipe: Path, *, output: Path, seed: int) -> QuickstartConfig:
     """Read a recipe and fill in the paths below `output`."""
-    tables = load_recipe(recipe, AnyTables).model_extra or {}
+    tables = read_tables(recipe)
     model = {"folder": str(output / "model"), "store": str(output / "embeddings")}
     trained = model | {"folder": str(output / "sft" / "model")}
     dataset = str(output / "dataset")
@@ -151,12 +151,6 @@ def shaping_settings(config: BaseModel) -> dict[str, Any]:
     dumped = config.model_dump(mode="json", exclude={"output": True, "data": {"dataset"}})
     dumped["model"] = {"device": dumped["model"]["device"]}
     return dumped
-
-
-class AnyTables(BaseModel):
-    """Any TOML file."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 def fill_in_places(tables: dict[str, Any], places: dict[str, Any], *, source: str, prefix: str = "") -> dict[str, Any]:

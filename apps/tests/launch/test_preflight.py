@@ -1,0 +1,250 @@
+"""The look before a start: everything that is wrong is one line each, and nothing is said where nothing is."""
+
+import os
+import resource
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrl.errors import AppError, AppUsageError
+from longrl.launch import link as links
+from longrl.launch.exchange import describe_findings, run_trial
+from longrl.launch.job import NodeAddress
+from longrl.launch.link import LifeWatch, NodeLink
+from longrl.launch.node_checks import check_node
+from longrl.launch.preflight import compare_nodes, run_preflight
+from longrl.launch.shared_folders import SharedFolders
+from longrl.launch.start import start_job
+from longrl.machine.gpus import GpuReport, find_gpus
+from longrl.machine.resources import PROBE_BYTES
+
+SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+NO_GPU = GpuReport(problem="none here")
+
+
+def test_nothing_is_wrong_and_nothing_is_left_behind(make_job, tmp_path):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    found = run_preflight(make_job(), NodeLink(0, 1, None), "start")
+    assert found.problems == []
+    assert "1 processes on the CPU" in found.lines[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_all_that_is_wrong_is_told_at_once(make_job, checkpoint, dataset):
+    (checkpoint / SHARDS[0]).unlink()
+    content = (checkpoint / SHARDS[1]).read_bytes()
+    (checkpoint / SHARDS[1]).write_bytes(content[:-1])
+    (dataset / "videos" / "a.mp4").unlink()
+    problems = run_preflight(make_job(), NodeLink(0, 1, None), "start").problems
+    expected = (
+        f"model.safetensors.index.json: 1 of its 2 files are missing ({SHARDS[0]}); download it again",
+        f"{SHARDS[1]}: is cut short or damaged",
+        "a.mp4: no such file",
+    )
+    assert len(problems) == len(expected)
+    for problem, words in zip(problems, expected, strict=True):
+        assert problem.startswith("node 0 (")
+        assert words in problem
+        assert "\n" not in problem
+
+
+def test_nothing_is_started_when_something_is_wrong(make_job, checkpoint, tmp_path, capsys):
+    (checkpoint / SHARDS[0]).unlink()
+    assert start_job(make_job()) == 1
+    *_, problem, end = capsys.readouterr().err.splitlines()
+    assert problem.startswith("error: node 0 (")
+    assert "1 of its 2 files are missing" in problem
+    assert end == "nothing was started: 1 problem"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "folder"])
+def test_a_folder_that_is_no_checkpoint(make_job, checkpoint, name):
+    if name == "folder":
+        checkpoint.rename(checkpoint.with_name("elsewhere"))
+    else:
+        (checkpoint / name).unlink()
+    (problem,) = check_node(make_job(), NO_GPU)
+    assert "expected a checkpoint, set `model.folder`" in problem
+
+
+def test_a_split_without_questions(make_job, dataset):
+    data = {"dataset": str(dataset), "split": "held_out", "num_frames": 4}
+    (problem,) = check_node(make_job(data=data), NO_GPU)
+    assert "has no questions in the split 'held_out'" in problem
+
+
+def test_a_disk_that_takes_no_more(make_job, tmp_path):
+    """The system refuses files of that size, as it does where a quota is used up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (PROBE_BYTES // 2, limits[1]))
+    try:
+        problems = check_node(make_job(), NO_GPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [problem.partition(";")[0] for problem in problems] == [
+        f"{tmp_path}: can't be written (File too large)"
+    ] * len(problems)
+    assert ["choose another `output`" in problems[0], "set `model.store`" in problems[1]] == [True, True]
+    assert not list(tmp_path.glob(".longrl-probe*"))
+
+
+def test_room_for_the_checkpoints_is_expected(make_job, monkeypatch, checkpoint):
+    monkeypatch.setattr("longrl.launch.node_checks.free_disk_bytes", lambda _: 5 * 10**8)
+    (problem,) = check_node(make_job(), NO_GPU)
+    assert "0.5 GB are free, expected 1.1 for the run" in problem
+
+
+STAND_IN = """#!/bin/sh
+# Stands in for the driver's own program, on a machine without a GPU.
+echo "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 81000, 580.65.06"
+echo "1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 12000, 525.60.13"
+"""
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "stand-ins"
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text(STAND_IN)
+    (folder / "nvidia-smi").chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_gpus_are_counted_and_their_memory_and_driver_judged(make_job, two_gpus):
+    problems = check_node(make_job(device="cuda", processes=4), find_gpus(two_gpus))
+    assert problems[0].startswith("2 GPUs are seen, expected --gpus 4; lower it")
+    assert "driver 525.60.13, expected 580 or newer for CUDA 13" in problems[1]
+    assert problems[2].startswith("GPU 1: 12.6 of 85.5 GB are free, expected 90%")
+    assert len(problems) == 3
+    assert check_node(make_job(device="cuda"), find_gpus(two_gpus | {"CUDA_VISIBLE_DEVICES": "0"})) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "indices"), [("1,0", [1, 0]), ("GPU-bb", [1]), ("0,7,1", [0]), ("", []), ("-1", [])]
+)
+def test_only_the_gpus_that_cuda_would_see_count(two_gpus, chosen, indices):
+    found = find_gpus(two_gpus | {"CUDA_VISIBLE_DEVICES": chosen})
+    assert [gpu.index for gpu in found.gpus] == indices
+
+
+def test_a_folder_that_nodes_do_not_share(make_job, tmp_path, monkeypatch):
+    """A relative folder in another working directory, as on a disk that each node has for itself."""
+    job = make_job(output="runs/one", model={"folder": "model", "store": str(tmp_path / "embeddings")})
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    shared = SharedFolders(job, "start")
+    monkeypatch.chdir(first)
+    shared.write()
+    assert shared.find_unshared() == []
+    monkeypatch.chdir(second)
+    (problem,) = shared.find_unshared(patience_seconds=0.3)
+    assert f"{second / 'runs/one'}: what node 0 writes there doesn't show up within 0.3 s" in problem
+    assert "put `output` on a file system that all nodes share" in problem
+    monkeypatch.chdir(first)
+    shared.remove()
+    assert not list(tmp_path.rglob(".longrl-shared*"))
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    return {"host": "alpha", "seconds": 100.0, "versions": {"torch": "2.13.0"}, "settings": {"steps": 2}} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seconds": 160.0}, "its clock is 60 s ahead of that of node 0, expected at most 5 s"),
+        ({"seconds": 40.0}, "its clock is 60 s behind that of node 0"),
+        ({"versions": {"torch": "2.12.0"}}, "torch is 2.12.0, and 2.13.0 on node 0; install the same on all nodes"),
+        ({"settings": {"steps": 3}}, "steps is 3, and 2 on node 0; start the same on all nodes"),
+    ],
+)
+def test_nodes_are_compared(changes, words):
+    assert compare_nodes([report(), report(seconds=101.0)]) == []
+    (problem,) = compare_nodes([report(), report(host="beta", **changes)])
+    assert problem.startswith("node 1 (beta): ")
+    assert words in problem
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_exchange_is_tried_with_as_many_ranks(make_job):
+    link = NodeLink(0, 1, None)
+    job = make_job(processes=2)
+    line, problems = describe_findings(job, run_trial(job, link))
+    assert problems == []
+    assert line.startswith("all-reduce over gloo: 2 ranks, ")
+    assert float(line.split(", ")[1].split()[0]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ranks_that_do_not_come_are_named(make_job):
+    """Of four only the two of the second node, so that these wait for the others."""
+    link = NodeLink(0, 1, None)
+    job = make_job(processes=2, num_nodes=2, node_rank=1, address=NodeAddress(host="127.0.0.1", port=link.port))
+    line, (problem,) = describe_findings(job, run_trial(job, link, limit_seconds=12.0))
+    assert line == ""
+    assert problem.startswith("the exchange fails on rank 2, 3: ")
+    assert "GLOO_SOCKET_IFNAME" in problem
+
+
+def open_pair(patience_seconds: float = 20.0) -> list[NodeLink]:
+    """Two nodes' links, in one process."""
+    first = NodeLink(0, 2, NodeAddress(host="127.0.0.1", port=0), patience_seconds)
+    return [first, NodeLink(1, 2, NodeAddress(host="127.0.0.1", port=first.port), patience_seconds)]
+
+
+def test_nodes_tell_each_other_what_they_found():
+    pair = open_pair()
+    found: list[list[Any]] = []
+    threads = [threading.Thread(target=lambda one=one: found.append(one.exchange("x", one.node_rank))) for one in pair]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[0, 1], [0, 1]]
+
+
+def test_a_node_that_does_not_come_is_named():
+    first, _ = open_pair(patience_seconds=0.3)
+    with pytest.raises(AppError, match=r"node 1 didn't come within 0.3 s; start the same command on every node"):
+        first.exchange("x", 1)
+
+
+def test_a_port_that_is_in_use_and_a_first_node_that_is_not_there(monkeypatch):
+    first = NodeLink(0, 2, NodeAddress(host="127.0.0.1", port=0))
+    with pytest.raises(AppUsageError, match="the port is in use; choose another port"):
+        NodeLink(0, 2, NodeAddress(host="127.0.0.1", port=first.port))
+    monkeypatch.setattr(links, "CALL_SECONDS", 0.2)
+    with pytest.raises(AppUsageError, match=r"node 0 didn't answer within 0.1 s; start the same command there"):
+        NodeLink(1, 2, NodeAddress(host="127.0.0.1", port=1), patience_seconds=0.1)
+
+
+@pytest.mark.parametrize("end", ["fails", "is silent", "is done"])
+def test_what_becomes_of_other_nodes_is_noticed(end, monkeypatch):
+    monkeypatch.setattr(links, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(links, "SILENCE_SECONDS", 0.5)
+    first, second = open_pair()
+    heard: list[dict[str, Any]] = []
+    noticed = threading.Event()
+
+    def note(trouble: dict[str, Any]) -> None:
+        heard.append(trouble)
+        noticed.set()
+
+    with LifeWatch(first, note):
+        with LifeWatch(second, note) as other:
+            assert not noticed.wait(0.8)
+            if end != "is silent":
+                failure = {"node": 1, "code": 7, "lines": ["it broke"]}
+                other.tell_end(failure if end == "fails" else None)
+        if end == "is done":
+            assert not noticed.wait(0.8)
+            return
+        assert noticed.wait(5.0)
+    assert heard[0]["node"] == 1
+    assert ("no sign of life" in heard[0]["lines"][0]) == (end == "is silent")
