@@ -10,12 +10,12 @@ import pytest
 
 from longrl.errors import AppError, AppUsageError
 from longrl.launch import link as links
-from longrl.launch.exchange import describe_findings, run_trial
 from longrl.launch.job import NodeAddress
 from longrl.launch.link import LifeWatch, NodeLink
-from longrl.launch.node_checks import check_node
-from longrl.launch.preflight import compare_nodes, run_preflight
-from longrl.launch.shared_folders import SharedFolders
+from longrl.launch.preflight.exchange import describe_findings, run_trial
+from longrl.launch.preflight.node_checks import check_node
+from longrl.launch.preflight.nodes import compare_nodes, run_preflight
+from longrl.launch.preflight.shared_folders import SharedFolders
 from longrl.launch.start import start_job
 from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.resources import PROBE_BYTES
@@ -92,7 +92,7 @@ def test_a_disk_that_takes_no_more(make_job, tmp_path):
 
 
 def test_room_for_the_checkpoints_is_expected(make_job, monkeypatch, checkpoint):
-    monkeypatch.setattr("longrl.launch.node_checks.free_disk_bytes", lambda _: 5 * 10**8)
+    monkeypatch.setattr("longrl.launch.preflight.node_checks.free_disk_bytes", lambda _: 5 * 10**8)
     (problem,) = check_node(make_job(), NO_GPU)
     assert "0.5 GB are free, expected 1.1 for the run" in problem
 
@@ -169,18 +169,7 @@ def test_nodes_are_compared(changes, words):
     assert words in problem
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_exchange_is_tried_with_as_many_ranks(make_job):
-    link = NodeLink(0, 1, None)
-    job = make_job(processes=2)
-    line, problems = describe_findings(job, run_trial(job, link))
-    assert problems == []
-    assert line.startswith("all-reduce over gloo: 2 ranks, ")
-    assert float(line.split(", ")[1].split()[0]) > 0
-
-
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_ranks_that_do_not_come_are_named(make_job):
     """Of four only the two of the second node, so that these wait for the others."""

@@ -123,7 +123,7 @@ def grpo(arguments: Sequence[str]) -> None:
         GrpoConfig,
         example=(
             "longrl grpo apps/recipes/qwen2_5_vl_3b_grpo.toml --group-size 16 --output runs/wide\n"
-            "On 8 GPUs: torchrun --nproc-per-node 8 --no-python longrl grpo RECIPE"
+            "On 8 GPUs: longrl launch RECIPE --gpus 8"
         ),
     )
     from longrl.progress import choose_progress

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from longrl.launch.exchange import quiet_network
 from longrl.launch.job import LaunchJob
-from longrl.launch.link import LifeWatch, NodeLink
+from longrl.launch.link import LifeWatch, NodeLink, quiet_network
 from longrl.launch.logs import LINE_PREFIX, last_lines, log_name
 from longrl_files.messages import visible
 from longrl_trainer.errors import StoppedError

@@ -6,9 +6,11 @@ whose node is, stops showing signs of life, which the others notice.
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from ipaddress import ip_address
 from time import monotonic, sleep
 from typing import Any
 
@@ -19,7 +21,7 @@ from longrl.launch.job import NodeAddress
 from longrl_files.json_text import UnfitJsonError, parse_json
 from longrl_files.messages import visible
 
-__all__ = ["LifeWatch", "NodeLink"]
+__all__ = ["LifeWatch", "NodeLink", "quiet_network"]
 
 PATIENCE_SECONDS = 900.0
 """How long a node waits for the others to be started; as long as torchrun does."""
@@ -29,6 +31,15 @@ BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 40.0
 """A launcher that shows no sign of life for so long is gone."""
 LEAVE_SECONDS = 10.0
+
+
+def quiet_network(host: str) -> dict[str, str]:
+    """The environment in which gloo doesn't look for this machine's name, where all is on this machine."""
+    try:
+        is_loopback = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    return {} if not is_loopback or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": "lo"}
 
 
 class NodeLink:

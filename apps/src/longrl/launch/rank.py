@@ -9,7 +9,7 @@ import ctypes
 import signal
 import sys
 
-from longvideo_reason_data.endings import end_quietly
+from longvideo_reason_data.endings import run_command
 
 PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
@@ -30,12 +30,8 @@ def main(arguments: list[str]) -> int:
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    def run() -> int:
-        from longrl.cli import main as longrl
-
-        return longrl(command)
-
-    return end_quietly(run)
+    sys.argv = ["longrl", *command]
+    return run_command("longrl.cli")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from longrl.launch.agent import STOPPED, NodeAgent, rank_environment
 from longrl.launch.job import LaunchJob, python_command
 from longrl.launch.link import NodeLink
 from longrl.launch.logs import make_logs
-from longrl.launch.preflight import run_preflight
+from longrl.launch.preflight.nodes import run_preflight
 from longrl_files.messages import error_line, visible
 
 __all__ = ["describe_start", "start_job"]

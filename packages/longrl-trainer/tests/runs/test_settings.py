@@ -15,6 +15,7 @@ from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.digests import digest_of_uppermost_files
 from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.runs.settings import list_names, own_run_folder
 from longrl_trainer.sft import train_sft
 
 FLAT = {"warmup_fraction": 0.0, "min_learning_rate_fraction": 1.0}
@@ -255,3 +256,12 @@ def test_a_setting_shapes_the_result_unless_it_says_otherwise(model, world, tmp_
     assert list(find_differences(saved, config)) == []
     (unknown,) = find_differences(saved | {"gone": 1}, config)
     assert (unknown.setting, unknown.effect) == ("gone", Effect.SHAPES)
+
+
+def test_logs_that_are_there_before_a_run_are_neither_a_run_nor_in_its_way(tmp_path):
+    (tmp_path / "logs" / "start").mkdir(parents=True)
+    assert list_names(tmp_path) == set()
+    with pytest.raises(ValueError, match="refused"), own_run_folder(tmp_path):
+        (tmp_path / "settings.json").write_text("{}")
+        raise ValueError("refused")
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]

@@ -7,8 +7,7 @@
     checkpoints/     the state to continue from
     model/           the final model; what adapters have learned is merged into it
     adapter/         with LoRA, those adapters by themselves
-    result.json      written last: the run is finished
-    logs/            what the processes said, if `longrl launch` started them
+    result.json      written last: the run is finished (logs/, if there is one, belongs to `longrl launch`)
 
 Started again with the same settings, a run continues or, if finished, only reports its result. With a larger number of
 steps it continues from its last checkpoint, finished or not. One process at a time owns the folder. With several ranks

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from longrl.launch.exchange import describe_findings, run_trial
 from longrl.launch.job import LaunchJob
 from longrl.launch.link import NodeLink
-from longrl.launch.node_checks import check_node
-from longrl.launch.shared_folders import SharedFolders
-from longrl.launch.verdict import plan_job, rehearse_job
+from longrl.launch.preflight.exchange import describe_findings, run_trial
+from longrl.launch.preflight.node_checks import check_node
+from longrl.launch.preflight.shared_folders import SharedFolders
+from longrl.launch.preflight.verdict import plan_job, rehearse_job
 from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.resources import free_disk_bytes, free_memory_bytes
 from longrl_files.messages import visible

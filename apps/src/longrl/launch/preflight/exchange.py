@@ -7,18 +7,17 @@ processes are started here and not by torchrun, which would end all at the first
 import os
 import subprocess
 import tempfile
-from ipaddress import ip_address
 from pathlib import Path
 from statistics import fmean
 from time import monotonic
 from typing import Any, cast
 
 from longrl.launch.job import LaunchJob, python_command
-from longrl.launch.link import NodeLink
+from longrl.launch.link import NodeLink, quiet_network
 from longrl_files.json_text import UnfitJsonError, parse_json
 from longrl_files.messages import visible
 
-__all__ = ["ExchangeFinding", "quiet_network", "run_trial"]
+__all__ = ["ExchangeFinding", "describe_findings", "run_trial"]
 
 LIMIT_SECONDS = 120.0
 SLOW_BYTES_PER_SECOND = 1e9
@@ -42,7 +41,7 @@ def run_trial(job: LaunchJob, link: NodeLink, limit_seconds: float = LIMIT_SECON
         first = job.node_rank * job.processes
         environment = os.environ | quiet_network(link.host) | {"WORLD_SIZE": str(job.num_ranks)}
         environment |= {"MASTER_ADDR": link.host, "MASTER_PORT": str(link.port)}
-        command = python_command(["-m", "longrl.launch.exchange_rank", job.device, str(limit_seconds)])
+        command = python_command(["-m", "longrl.launch.preflight.exchange_rank", job.device, str(limit_seconds)])
         try:
             for place in range(job.processes):
                 with Path(folder, str(place)).open("wb") as output:
@@ -85,15 +84,6 @@ def describe_findings(job: LaunchJob, findings: list[ExchangeFinding]) -> tuple[
     if job.device == "cuda" and bandwidth < SLOW_BYTES_PER_SECOND:
         line += f" (slow, expected {SLOW_BYTES_PER_SECOND / 1e9:g} or more; {CURE})"
     return line, problems
-
-
-def quiet_network(host: str) -> dict[str, str]:
-    """The environment in which gloo doesn't look for this machine's name, where all is on this machine."""
-    try:
-        is_loopback = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    return {} if not is_loopback or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": "lo"}
 
 
 def _read(output: bytes, code: int | None, limit_seconds: float) -> ExchangeFinding:

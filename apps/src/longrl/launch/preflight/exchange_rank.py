@@ -1,4 +1,4 @@
-"""One rank of the trial of the exchange: `python -m longrl.launch.exchange_rank`, with its place in the environment.
+"""One rank of the trial of the exchange; its place among the others is in the environment, as torchrun would set it.
 
 It joins the others as a run's rank does, adds up numbers that all ranks give, and measures how fast larger ones are
 added. What it finds is one line of JSON on its output.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from longrl.launch.checkpoint_files import find_checkpoint_problems
 from longrl.launch.job import LaunchJob
+from longrl.launch.preflight.checkpoint_files import find_checkpoint_problems
 from longrl.machine.gpus import GpuReport
 from longrl.machine.resources import find_unwritable, free_disk_bytes, free_memory_bytes
 from longrl_files.folders import ForeignFolder
