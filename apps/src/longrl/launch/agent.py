@@ -67,8 +67,9 @@ class NodeAgent:
         with LifeWatch(self._link, self._end_with_others) as watch, self._passing_signals():
             try:
                 failure = self._run_torchrun()
-            except BaseException:
-                watch.tell_end({"node": self._job.node_rank, "code": 1, "lines": ["its launcher was interrupted"]})
+            except BaseException as error:
+                code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+                watch.tell_end(self._failure(code, [f"{self._name()}: its launcher was interrupted"]))
                 raise
             finally:
                 self._has_ended.set()

@@ -261,7 +261,12 @@ def test_a_setting_shapes_the_result_unless_it_says_otherwise(model, world, tmp_
 def test_logs_that_are_there_before_a_run_are_neither_a_run_nor_in_its_way(tmp_path):
     (tmp_path / "logs" / "start").mkdir(parents=True)
     assert list_names(tmp_path) == set()
-    with pytest.raises(ValueError, match="refused"), own_run_folder(tmp_path):
-        (tmp_path / "settings.json").write_text("{}")
-        raise ValueError("refused")
+
+    def begin() -> None:
+        with own_run_folder(tmp_path):
+            (tmp_path / "settings.json").write_text("{}")
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        begin()
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from longrl.errors import AppUsageError
 from longrl.launch.job import LaunchJob
 from longrl.launch.link import NodeLink
 from longrl.launch.preflight.exchange import describe_findings, run_trial
@@ -19,6 +20,8 @@ from longrl.launch.preflight.verdict import plan_job, rehearse_job
 from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.resources import free_disk_bytes, free_memory_bytes
 from longrl_files.messages import visible
+from longrl_trainer.errors import TrainerError
+from mrsp_engine.errors import EngineError
 
 __all__ = ["Preflight", "compare_nodes", "run_preflight"]
 
@@ -106,7 +109,10 @@ def _report(job: LaunchJob, gpus: GpuReport, shared: SharedFolders, *, rehearses
     lines = [_describe(job, gpus)]
     if job.node_rank == 0:
         for look in (plan_job, rehearse_job) if rehearses else (plan_job,):
-            line, more = look(job, gpus)
+            try:
+                line, more = look(job, gpus)
+            except (AppUsageError, EngineError, TrainerError) as error:
+                line, more = "", [str(error)]
             lines += [line] if line else []
             problems += more
     else:
