@@ -110,6 +110,29 @@ def test_slurms_script_starts_every_node_and_is_queued_again_when_the_run_has_sa
     assert calls.read_text().splitlines() == [*starts, *(["requeue 12"] if code == 75 else [])]
 
 
+@pytest.mark.parametrize(
+    ("stand_in", "code", "words"),
+    [
+        (None, 0, "launch.sbatch: written; no sbatch is installed here"),
+        ("echo Submitted batch job 7", 0, "launch.sbatch: Submitted batch job 7"),
+        ("echo invalid partition >&2; exit 1", 1, "launch.sbatch: sbatch refuses it: invalid partition"),
+    ],
+)
+def test_the_script_is_kept_and_submitted_where_slurm_is(tmp_path, monkeypatch, capsys, stand_in, code, words):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    if stand_in is not None:  # for a cluster's program
+        (programs / "sbatch").write_text(f"#!/bin/sh\n{stand_in}\n")
+        (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.chdir(tmp_path)
+    assert main(["launch", str(RECIPES / "qwen2_5_vl_7b_grpo.toml"), "--gpus", "8", "--nodes", "2", "--slurm"]) == code
+    said = capsys.readouterr()
+    assert words in (said.err if code else said.out)
+    script = (tmp_path / "runs/qwen2_5_vl_7b_grpo/logs/launch.sbatch").read_text()
+    assert "#SBATCH --nodes=2" in script
+
+
 def test_the_output_of_every_rank_has_its_place(tmp_path):
     logs = make_logs(tmp_path / "run" / "logs", "start")
     environments = {place: {"RANK": str(rank)} for place, rank in enumerate((0, 5))}
