@@ -28,7 +28,7 @@ def test_nothing_is_wrong_and_nothing_is_left_behind(make_job, tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     found = run_preflight(make_job(), NodeLink(0, 1, None), "start")
     assert found.problems == []
-    assert "1 processes on the CPU" in found.lines[0]
+    assert "ranks on the CPU: 1" in found.lines[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -211,6 +211,15 @@ def test_a_port_that_is_in_use_and_a_first_node_that_is_not_there(monkeypatch):
     monkeypatch.setattr(links, "CALL_SECONDS", 0.2)
     with pytest.raises(AppUsageError, match=r"node 0 didn't answer within 0.1 s; start the same command there"):
         NodeLink(1, 2, NodeAddress(host="127.0.0.1", port=1), patience_seconds=0.1)
+
+
+def test_the_failure_that_was_told_first_is_the_cause():
+    """Ranks elsewhere fail because of it, and whose node tells first is a matter of moments."""
+    cause, consequence = ({"node": node, "code": code, "lines": []} for node, code in ((1, 137), (0, 1)))
+    first, second = (LifeWatch(link, lambda _: None) for link in open_pair())
+    assert second.tell_end(cause) == cause
+    assert first.tell_end(consequence) == cause
+    assert LifeWatch(NodeLink(0, 1, None), lambda _: None).tell_end(None) is None
 
 
 @pytest.mark.parametrize("end", ["fails", "is silent", "is done"])

@@ -74,7 +74,7 @@ class NodeAgent:
             finally:
                 self._has_ended.set()
             failure = self._trouble if failure is not None and self._trouble is not None else failure
-            watch.tell_end(failure)
+            failure = watch.tell_end(failure)
         return (0, None) if failure is None else (int(failure["code"]), failure)
 
     def _run_torchrun(self) -> dict[str, Any] | None:

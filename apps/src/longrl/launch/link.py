@@ -9,6 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from ipaddress import ip_address
 from time import monotonic, sleep
@@ -183,12 +184,23 @@ class LifeWatch:
         if self._others:
             self._thread.join()
 
-    def tell_end(self, failure: dict[str, Any] | None) -> None:
-        """Tell the others that this node's ranks have ended; well, if there is no failure."""
-        try:
-            self._link.tell(f"ended/{self._link.node_rank}", {"failure": failure})
-        except AppError:
-            return  # those who could hear it are gone
+    def tell_end(self, failure: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Tell the others that this node's ranks have ended; well, if there is no failure.
+
+        Returns:
+            The failure that was told first by any node, which is the cause of the others; None without any here.
+        """
+        first = failure
+        with suppress(AppError):  # those who could hear it are gone
+            if failure is not None:
+                number = self._link.count("failures")
+                self._link.tell(f"failure/{number}", failure)
+                deadline = monotonic() + LOOK_SECONDS * 10
+                while not (told := self._link.ask("failure/1")) and monotonic() < deadline:
+                    sleep(LOOK_SECONDS)
+                first = told if isinstance(told, dict) else failure
+            self._link.tell(f"ended/{self._link.node_rank}", {"failure": first})
+        return first
 
     def _follow(self) -> None:
         beats: dict[int, tuple[int, float]] = {}

@@ -129,7 +129,7 @@ def _report(job: LaunchJob, gpus: GpuReport, shared: SharedFolders, *, rehearses
 
 def _describe(job: LaunchJob, gpus: GpuReport) -> str:
     """What this node has, in a line."""
-    parts = [f"{job.processes} processes on the CPU" if job.device == "cpu" else "no GPU"]
+    parts = [f"ranks on the CPU: {job.processes}" if job.device == "cpu" else "no GPU"]
     if job.device == "cuda" and gpus.gpus:
         first = gpus.gpus[0]
         parts = [f"{len(gpus.gpus)} × {first.name} of {first.memory_bytes / GB:.0f} GB, driver {first.driver}"]
