@@ -44,6 +44,7 @@ SIZES = LanguageSizes(
 )
 FAMILIES = {
     "qwen2": ParityFamily(is_seeing=False),
+    "qwen2_5_omni": ParityFamily(is_seeing=True),
     "qwen2_5_vl": ParityFamily(is_seeing=True),
     "qwen3": ParityFamily(is_seeing=False),
     "qwen3_5": ParityFamily(is_seeing=True),

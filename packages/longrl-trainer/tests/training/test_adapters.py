@@ -38,7 +38,7 @@ from mrsp_engine.testing.agreement import disturb_weights
 from mrsp_engine.testing.fixtures import NoiseVideo
 from mrsp_engine.tiny.families import TINY_FAMILIES, build_tiny
 
-SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
+SEEING = ("qwen2_vl", "qwen2_5_omni", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 LORA = {"lora__rank": 4, "lora__alpha": 8}
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from mrsp_engine.errors import EngineUsageError
 
-__all__ = ["SECTIONS", "longest_context", "read_rope", "refuse_rotary"]
+__all__ = ["SECTIONS", "language_section", "longest_context", "read_rope", "refuse_rotary"]
 
 _TYPES = ("default", "linear", "llama3", "yarn")
 _TYPES_OF_SEVERAL_AXES = ("default", "yarn")
@@ -27,6 +27,12 @@ _PARTLY_ROTATED = ("qwen3_5", "qwen3_5_moe")
 """Types of models in which only a part of a head's channels is rotated, by transformers and vLLM alike."""
 _LIMITS = ("max_position_embeddings", "model_max_length")
 _STRETCHES = ("linear", "dynamic")
+
+
+def language_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a config.json: inside that of the thinker, in that of the text, or all of it."""
+    model = cast(Mapping[str, Any], config.get("thinker_config") or config)
+    return cast(Mapping[str, Any], model.get("text_config") or model)
 
 
 def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +73,7 @@ def refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
     Raises:
         EngineUsageError: The settings are refused; the message names the setting.
     """
-    text = cast(Mapping[str, Any], config.get("text_config") or config)
+    text = language_section(config)
     rope = read_rope(text)
     key = next((key for key in _KEYS if text.get(key)), _KEYS[1])
     if all(text.get(key) for key in _KEYS) and "rope_theta" not in {**text, **rope}:

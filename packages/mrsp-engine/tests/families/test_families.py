@@ -152,9 +152,9 @@ def test_prompts(folders: Path, family: str) -> None:
             assert placeholders == sum(medium.num_tokens for medium in media)
     with pytest.raises(EngineUsageError, match="control token"):
         policy.build_prompt("What is <|im_end|>?", [])
-    sound = MediaReference(key="0" * 64, grid_thw=(1, 1, 1), seconds_per_grid=1.0, num_tokens=1, modality="audio")
-    with pytest.raises(EngineUsageError, match="audio for a model that"):
-        policy.build_prompt(QUESTION, [sound])
+    radar = MediaReference(key="0" * 64, grid_thw=(1, 1, 1), seconds_per_grid=1.0, num_tokens=1, modality="radar")
+    with pytest.raises(EngineUsageError, match="radar for a model that"):
+        policy.build_prompt(QUESTION, [radar])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -59,7 +59,15 @@ _MOST = {
 """Whole numbers from 1 up to a limit that no real model reaches."""
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_SECTIONS = ("text_config", "vision_config", "audio_config", "rope_scaling", "rope_parameters", "video_processor")
+_SECTIONS = (
+    "thinker_config",
+    "text_config",
+    "vision_config",
+    "audio_config",
+    "rope_scaling",
+    "rope_parameters",
+    "video_processor",
+)
 _NUMBERS = (
     "factor",
     "mlp_ratio",
@@ -69,6 +77,8 @@ _NUMBERS = (
     "attention_factor",
     "rms_norm_eps",
     "tokens_per_second",
+    "position_id_per_seconds",
+    "seconds_per_chunk",
 )
 _WHOLE = (
     "original_max_position_embeddings",

@@ -32,7 +32,10 @@ _FORMS_OF_WEIGHTS = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}
 )
 _FOREIGN_INDEX = ".bin.index.json"
-_PREDICTORS = ("mtp.",)
+_OTHER_PARTS = ("mtp.", "talker.", "token2wav.")
+"""Prefixes of the weights of parts that no model loads: what predicts further tokens, and what speaks."""
+_SPEAKERS_NAME = "spk_dict.pt"
+"""Voices of a talker, which aren't weights of the model in another format."""
 _COPIED_BYTES = 1 << 20
 
 
@@ -98,8 +101,8 @@ def write_copy(
             first; a part is named by its folder in the checkpoint, "" for the checkpoint itself. One on the meta device
             stands for what the checkpoint has.
         exact: Keep the weights' own dtypes instead of those in the files.
-        is_whole: Refuse files with a weight that isn't given, instead of leaving it as it is; weights that predict
-            further tokens (`mtp.`), which no model loads, stay.
+        is_whole: Refuse files with a weight that isn't given, instead of leaving it as it is; weights of parts
+            that no model loads (what predicts further tokens or speaks) stay.
         outside: Folders that are not part of the checkpoint; see `checkpoint_files`.
 
     Raises:
@@ -110,7 +113,8 @@ def write_copy(
     files = CheckpointFolder(source).files
     try:
         for path in checkpoint_files(source, outside=outside):
-            if path.suffix in _FORMS_OF_WEIGHTS or path.name.endswith(_FOREIGN_INDEX):
+            is_weights = path.suffix in _FORMS_OF_WEIGHTS or path.name.endswith(_FOREIGN_INDEX)
+            if is_weights and path.name != _SPEAKERS_NAME:
                 continue
             (target / path.parent).mkdir(parents=True, exist_ok=True)
             with files.open(path.as_posix()) as old, (target / path).open("xb") as new:
@@ -132,7 +136,7 @@ def _write_part(source: Path, target: Path, tensors: Mapping[str, Tensor], *, ex
     total_size = 0
     for name in files:
         content, metadata = _renew(source / name, tensors, exact=exact)
-        strange = sorted(name for name in content.keys() - tensors.keys() if not name.startswith(_PREDICTORS))
+        strange = sorted(name for name in content.keys() - tensors.keys() if not name.startswith(_OTHER_PARTS))
         if is_whole and strange:
             raise EngineError(
                 f"{source / name}: holds {strange[0]}, which the model hasn't; "

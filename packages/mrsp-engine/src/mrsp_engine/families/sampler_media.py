@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.prompts import Prompt
+from mrsp_engine.rotary import language_section
 
 __all__ = ["SamplerMedia", "StoredSamplerMedia", "find_sampler_media"]
 
@@ -45,7 +46,7 @@ class SamplerMedia:
 
     def embedding_width(self, config: Mapping[str, Any]) -> int:
         """Width of an embedding."""
-        return int(config.get("text_config", config)["hidden_size"])
+        return int(language_section(config)["hidden_size"])
 
     def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
         """One modality's entry in a request that carries embeddings."""

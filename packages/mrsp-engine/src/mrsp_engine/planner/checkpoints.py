@@ -14,7 +14,7 @@ from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, Medi
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
 from mrsp_engine.planner.shapes import LinearShape, ModelShape, VisionShape
 from mrsp_engine.planner.videos import QwenVideos, VilaVideos, count_as_qwen, token_counter
-from mrsp_engine.rotary import longest_context
+from mrsp_engine.rotary import language_section, longest_context
 
 __all__ = ["MODELS", "find_shape", "read_shape"]
 
@@ -193,7 +193,7 @@ def read_shape(folder: Path) -> ModelShape:
         is_vila = language is not None
         vision = _read_vila_vision(folder) if is_vila else _read_vision(folder, config)
         config = config if language is None else language
-        text = cast(dict[str, Any], config.get("text_config") or config)
+        text = cast(dict[str, Any], language_section(config))
         if "num_experts" in text:
             raise EngineUsageError(
                 f"{path}: a model of {text['num_experts']} experts, which the planner doesn't support; set a model "
@@ -261,15 +261,20 @@ def _read_vila_vision(folder: Path) -> VisionShape:
 
 
 def _read_vision(folder: Path, values: dict[str, Any]) -> VisionShape | None:
-    if "vision_config" not in values:
+    model_type, model = str(values.get("model_type")), cast(dict[str, Any], values.get("thinker_config") or values)
+    if "vision_config" not in model:
         return None
-    config, model_type = cast(dict[str, Any], values["vision_config"]), str(values.get("model_type"))
+    config = cast(dict[str, Any], model["vision_config"])
+    clocks = {
+        "qwen2_5_vl": config.get("tokens_per_second", 4),
+        "qwen2_5_omni": model.get("position_id_per_seconds", 25),
+    }
     videos = None
     if model_type in VIDEO_DEFAULTS:
         videos = QwenVideos(
             frames=read_frames(folder, model_type),
             writes_times=model_type in _WRITES_TIMES,
-            positions_per_second=float(config.get("tokens_per_second", 4)) if model_type == "qwen2_5_vl" else None,
+            positions_per_second=float(clocks[model_type]) if model_type in clocks else None,
             count_tokens=token_counter(folder),
         )
     window, patch_size, depth = config.get("window_size"), int(config["patch_size"]), int(config["depth"])

@@ -32,6 +32,7 @@ from mrsp_engine.tiny.language import (
     generation_config,
     language_settings,
 )
+from mrsp_engine.tiny.qwen2_5_omni import create_tiny_qwen2_5_omni
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 from mrsp_engine.tiny.qwen3_5 import create_tiny_qwen3_5, create_tiny_qwen3_5_moe
 from mrsp_engine.tiny.qwen_vl import (
@@ -177,6 +178,7 @@ def _create_tiny_qwen2_5_vl(folder: Path, seed: int, sizes: LanguageSizes) -> No
 
 TINY_FAMILIES: Mapping[str, Callable[[Path, int, LanguageSizes], None]] = {
     "qwen2": lambda folder, seed, sizes: create_tiny_qwen2(folder, corpus=CORPUS, seed=seed, sizes=sizes),
+    "qwen2_5_omni": create_tiny_qwen2_5_omni,
     "qwen2_5_vl": _create_tiny_qwen2_5_vl,
     "qwen2_vl": create_tiny_qwen2_vl,
     "qwen3": lambda folder, seed, sizes: create_tiny_qwen3(folder, corpus=CORPUS, seed=seed, sizes=sizes),

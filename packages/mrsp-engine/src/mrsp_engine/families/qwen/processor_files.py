@@ -39,6 +39,7 @@ _BY_VIDEO: Mapping[str, Any] = {
 }
 VIDEO_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen2_vl": _BY_FRAME,
+    "qwen2_5_omni": _BY_FRAME,
     "qwen2_5_vl": _BY_FRAME,
     "qwen3_5": _BY_VIDEO,
     "qwen3_5_moe": _BY_VIDEO,

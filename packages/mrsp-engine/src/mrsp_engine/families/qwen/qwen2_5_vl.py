@@ -93,6 +93,8 @@ class QwenVlFamily:
     policy_class: ClassVar[Any]
     model_class: ClassVar[Any]
     processor_class: ClassVar[Any]
+    tower_sections: ClassVar[tuple[str, ...]] = ("vision_config",)
+    """Sections of the configuration with the towers, which run under ordinary attention."""
 
     @property
     def model_type(self) -> str:
@@ -114,7 +116,7 @@ class QwenVlFamily:
             EngineUsageError: The folder is not a complete checkpoint of this family.
         """
         self.refuse_unsupported(folder)
-        attention = {"text_config": register_attention(), "vision_config": VISION_ATTENTION}
+        attention = {"text_config": register_attention(), **dict.fromkeys(self.tower_sections, VISION_ATTENTION)}
         model = load_model(
             folder,
             self.model_type,

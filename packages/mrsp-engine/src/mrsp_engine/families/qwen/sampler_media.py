@@ -1,6 +1,7 @@
 """How videos and images of the Qwen-VL families are written into a sampler's request."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,17 @@ class Qwen25VlSamplerMedia(StoredSamplerMedia):
 
     def _timing(self, media: Sequence[MediaReference]) -> dict[str, Any]:
         return {"second_per_grid_ts": torch.tensor([medium.seconds_per_grid for medium in media])}
+
+
+class Qwen25OmniSamplerMedia(Qwen25VlSamplerMedia):
+    """The same under the names of Qwen2.5-Omni's thinker."""
+
+    limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 0, "audio": 0}
+    placeholder_keys = ("video_token_index", "image_token_index", "audio_token_index")
+
+    def placeholder_ids(self, folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
+        """See `SamplerMedia.placeholder_ids`."""
+        return super().placeholder_ids(folder, config["thinker_config"])
 
 
 class Qwen2VlSamplerMedia(Qwen25VlSamplerMedia):

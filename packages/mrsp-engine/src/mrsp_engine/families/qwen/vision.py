@@ -29,7 +29,13 @@ from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.families.qwen.frame_sizes import QwenFrames, middle_seconds, seconds_per_group
 
-__all__ = ["Qwen2VisionEncoder", "Qwen3VisionEncoder", "Qwen35VisionEncoder", "QwenVisionEncoder"]
+__all__ = [
+    "Qwen2VisionEncoder",
+    "Qwen3VisionEncoder",
+    "Qwen35VisionEncoder",
+    "QwenVisionEncoder",
+    "ThinkerVisionEncoder",
+]
 
 
 class QwenVisionEncoder(FrameEncoder):
@@ -43,11 +49,16 @@ class QwenVisionEncoder(FrameEncoder):
 
     def __init__(self, model: Any, processor: Any, family: str) -> None:
         self._model = model
-        self._tower = model.model.visual
+        self._tower = self.tower_of(model)
         self._videos: Any = processor.video_processor
         self._images: Any = processor.image_processor
         settings = {"video": self._videos.to_dict(), "image": self._images.to_dict()}
         super().__init__(self._tower, family, settings, projector=("merger.", "deepstack_merger_list."))
+
+    @staticmethod
+    def tower_of(model: Any) -> Any:
+        """The vision tower, with its projector."""
+        return model.model.visual
 
     @property
     def merge_size(self) -> int:
@@ -164,6 +175,15 @@ class QwenVisionEncoder(FrameEncoder):
 
     def _grid_seconds(self, seconds: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
         return ()
+
+
+class ThinkerVisionEncoder(QwenVisionEncoder):
+    """Encodes with the tower of Qwen2.5-Omni's thinker, which is Qwen2.5-VL's in another place."""
+
+    @staticmethod
+    def tower_of(model: Any) -> Any:
+        """See `QwenVisionEncoder.tower_of`."""
+        return model.visual
 
 
 class Qwen2VisionEncoder(QwenVisionEncoder):

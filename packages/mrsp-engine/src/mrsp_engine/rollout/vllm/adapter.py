@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.rollout.base import AdapterSource, WeightSource
+from mrsp_engine.rotary import language_section
 
 __all__ = ["SamplerAdapter"]
 
@@ -42,7 +43,7 @@ class SamplerAdapter:
         from vllm.config.lora import MaxLoRARanks
         from vllm.platforms import current_platform
 
-        has_experts = "num_experts" in config.get("text_config", config)
+        has_experts = "num_experts" in language_section(config)
         if has_experts and current_platform.is_cpu():
             raise EngineUsageError(
                 "an adapter for a model with experts: on CPUs vLLM can't run experts beside adapters; let the sampler "

@@ -14,6 +14,7 @@ __all__ = ["allow_long_media"]
 
 VLLM_MODULES = {
     "Qwen2VL": ("qwen2_vl", "Qwen2VL"),
+    "Qwen2_5OmniThinker": ("qwen2_5_omni_thinker", "Qwen2_5OmniThinker"),
     "Qwen2_5_VL": ("qwen2_5_vl", "Qwen2_5_VL"),
     "Qwen3_5": ("qwen3_5", "Qwen3VL"),
     "Qwen3_5Moe": ("qwen3_5", "Qwen3VL"),
@@ -25,11 +26,13 @@ its processor and of its profiling class.
 """
 
 MODEL_SUFFIX = "ForConditionalGeneration"
+_THINKERS = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
+"""Names of whole models of which vLLM runs the thinker."""
 
 
 def allow_long_media(architecture: str) -> bool:
     """Allow an item of this architecture to be as long as the context; returns whether the architecture is known."""
-    stem = architecture.removesuffix(MODEL_SUFFIX)
+    stem = "Qwen2_5OmniThinker" if architecture in _THINKERS else architecture.removesuffix(MODEL_SUFFIX)
     if stem not in VLLM_MODULES:
         return False
     from vllm import ModelRegistry

@@ -5,6 +5,7 @@ before it is submitted, and one that can't be sampled is refused without affecti
 vLLM.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from mrsp_engine.families.sampler_media import SamplerMedia, StoredSamplerMedia,
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import EmbeddingSource, Refusal, RefusalReason, Rollout, SamplingSettings
 from mrsp_engine.rollout.vllm.embedding_connector import medium_name
+from mrsp_engine.rotary import language_section
 
 __all__ = ["RequestWriter", "SamplerCheckpoint", "read_rollouts"]
 
@@ -48,7 +50,7 @@ class SamplerCheckpoint:
         checkpoint = CheckpointFolder(folder)
         checkpoint.admit(allow_pickle_weights=True)
         self.folder, self.config = folder, config
-        text_config = cast(dict[str, Any], config.get("text_config", config))
+        text_config = language_section(config)
         if "hidden_size" not in text_config:
             raise EngineUsageError(f"{folder / 'config.json'}: has no hidden_size; choose a language model's folder")
         self.architecture = str(next(iter(config.get("architectures") or ()), ""))
@@ -56,7 +58,9 @@ class SamplerCheckpoint:
         self.embedding_width = self.media.embedding_width(config)
         self.placeholder_ids = self.media.placeholder_ids(folder, config)
         generation = checkpoint.find("generation_config.json") or {}
-        end = cast(int | list[int] | None, generation.get("eos_token_id", text_config.get("eos_token_id")))
+        thinker = cast(Mapping[str, Any], config.get("thinker_config") or {})
+        named = (values.get("eos_token_id") for values in (generation, text_config, thinker))
+        end = cast(int | list[int] | None, next((ids for ids in named if ids is not None), None))
         if end is None:
             raise EngineUsageError(
                 f"{folder / 'generation_config.json'}: specifies no end token; set eos_token_id there"

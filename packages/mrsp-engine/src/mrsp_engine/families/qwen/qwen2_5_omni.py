@@ -1,0 +1,137 @@
+"""Qwen2.5-Omni: the thinker, which sees and hears and writes text.
+
+A checkpoint also has a talker and a vocoder (`talker.`, `token2wav.`), which turn the thinker's text into speech. They
+are neither loaded nor trained, and stay in a saved model as they were, as do the voices beside them (`spk_dict.pt`).
+
+Towers and language model are Qwen2.5-VL's, with other names for the markers of media. Frames have the size that the
+checkpoint's video processor gives them; transformers' `Qwen2_5OmniProcessor` replaces that by 128 to 768 merged patches
+in every call.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from torch import Tensor
+from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+
+from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.errors import EngineUsageError
+from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, check_token
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
+from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily
+from mrsp_engine.families.qwen.vision import ThinkerVisionEncoder
+from mrsp_engine.positions import ThinkerClock, qwen2_5_omni_extent, qwen2_5_omni_positions
+
+__all__ = ["Qwen25OmniFamily", "Qwen25OmniPolicy"]
+
+_MARKERS = (
+    *(f"{medium}_token" for medium in ("image", "video", "audio")),
+    *(f"{sense}_{end}_token" for sense in ("vision", "audio") for end in ("bos", "eos")),
+)
+"""Settings by which the processor finds the tokens of media."""
+
+
+class Qwen25OmniPolicy(LanguagePolicy):
+    """The thinker of one Qwen2.5-Omni model with its processor; see `Policy` for the members."""
+
+    name: ClassVar[str] = "qwen2_5_omni"
+    has_one_axis = False
+    checkpoint_names = tuple((part, f"thinker.{part}") for part in ("model.", "lm_head.", "visual.", "audio_tower."))
+    encoder_prefixes = ("visual.", "audio_tower.")
+
+    def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
+        config = model.config
+        model.audio_tower.requires_grad_(False)
+        encoder = ThinkerVisionEncoder(model, processor, self.name)
+        clock = ThinkerClock(
+            merge_size=encoder.merge_size,
+            places_per_second=float(config.position_id_per_seconds),
+            places_per_chunk=int(config.position_id_per_seconds * config.seconds_per_chunk),
+        )
+        media = _media_tokens(folder, config, processor)
+        placeholder_ids = frozenset(tokens.placeholder_id for tokens in media.values())
+
+        def place(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
+            return qwen2_5_omni_positions(expanded_ids, media, placeholder_ids=placeholder_ids, clock=clock)
+
+        super().__init__(
+            folder,
+            model,
+            processor,
+            processor.tokenizer,
+            store,
+            media=media,
+            positions=PositionRule(place=place, extent=partial(qwen2_5_omni_extent, clock=clock)),
+            encoder=encoder,
+        )
+
+
+class Qwen25OmniFamily(QwenVlFamily):
+    """Loads the thinker of Qwen2.5-Omni checkpoints."""
+
+    policy_class = Qwen25OmniPolicy
+    model_class = Qwen2_5OmniThinkerForConditionalGeneration
+    processor_class = Qwen2_5OmniProcessor
+    tower_sections = ("vision_config", "audio_config")
+
+    def refuse_unsupported(self, folder: Path) -> None:
+        """See `QwenVlFamily.refuse_unsupported`: other layouts and tokenizers, and two clocks that differ."""
+        checkpoint = CheckpointFolder(folder)
+        path, config = folder / "config.json", checkpoint.read("config.json")
+        if not isinstance(config.get("thinker_config"), dict):
+            raise EngineUsageError(
+                f"{path}: has no thinker_config; expected the configuration of a whole Qwen2.5-Omni, set another model "
+                "folder"
+            )
+        thinker = cast(Mapping[str, Any], config["thinker_config"])
+        clock = thinker.get("position_id_per_seconds", 25)
+        sampled = (thinker.get("vision_config") or {}).get("tokens_per_second", 25)
+        if clock != sampled:
+            raise EngineUsageError(
+                f"{path}: position_id_per_seconds={clock} and tokens_per_second={sampled} in vision_config: a trainer "
+                "reads the first and a sampler the second; expected the same number"
+            )
+        named = checkpoint.find("tokenizer_config.json") or {}
+        extra = named.get("extra_special_tokens")
+        lacking = next(
+            (name for name in _MARKERS if name not in {**named, **(extra if isinstance(extra, dict) else {})}), None
+        )
+        if lacking is not None:
+            raise EngineUsageError(
+                f"{folder / 'tokenizer_config.json'}: names no {lacking}; the tokenizer is missing or of another "
+                "model, set another model folder"
+            )
+
+
+def _media_tokens(folder: Path, config: Any, processor: Any) -> dict[str, MediaTokens]:
+    """How media are written: a placeholder between two markers.
+
+    Raises:
+        EngineUsageError: The tokenizer isn't the model's.
+    """
+
+    def check(token: str, setting: str) -> int:
+        return check_token(folder, processor.tokenizer, token, int(getattr(config, setting)))
+
+    seen = (
+        check(processor.vision_bos_token, "vision_start_token_id"),
+        check(processor.vision_eos_token, "vision_end_token_id"),
+    )
+    heard = (
+        check(processor.audio_bos_token, "audio_start_token_id"),
+        check(processor.audio_eos_token, "audio_end_token_id"),
+    )
+    placeholders = {
+        "video": check(processor.video_token, "video_token_id"),
+        "image": check(processor.image_token, "image_token_id"),
+        "audio": check(processor.audio_token, "audio_token_id"),
+    }
+    return {
+        modality: MediaTokens(part={"type": modality}, written=(start, placeholder, end), placeholder_id=placeholder)
+        for modality, placeholder in placeholders.items()
+        for start, end in (heard if modality == "audio" else seen,)
+    }

@@ -1,0 +1,161 @@
+"""Qwen2.5-Omni's thinker against transformers itself, in float64: what it sees and hears, gradients included."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.families import load_policy
+from mrsp_engine.families.copies import write_copy
+from mrsp_engine.families.qwen.qwen2_5_omni import Qwen25OmniPolicy
+from mrsp_engine.layout import Branch
+from mrsp_engine.logprobs import score_branches
+from mrsp_engine.prompts import Prompt
+from mrsp_engine.testing.agreement import disturb_weights
+from mrsp_engine.testing.fixtures import NoiseVideo, use_exact_norms
+from mrsp_engine.tiny.families import build_tiny
+
+QUESTION = "Which shape left first?"
+RESPONSES = ((40, 41, 42, 43, 44), (50, 51, 52))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_tiny("qwen2_5_omni", folder)
+    return folder
+
+
+@pytest.fixture
+def policy(folder: Path, store: EmbeddingStore) -> Qwen25OmniPolicy:
+    policy = load_policy(folder, dtype=torch.float64, store=store)
+    policy.freeze_vision()
+    use_exact_norms(policy.model)
+    assert isinstance(policy, Qwen25OmniPolicy)
+    return policy
+
+
+@pytest.fixture
+def whole_model(folder: Path) -> Any:
+    model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, dtype=torch.float64)
+    use_exact_norms(model)
+    return model
+
+
+def compare(policy: Qwen25OmniPolicy, whole_model: Any, prompt: Prompt, inputs: dict[str, Tensor]) -> None:
+    """Positions, log-probs and gradients of two responses, each with its own prompt in transformers' whole model."""
+    scores = score_branches(policy, prompt, [Branch(token_ids=response) for response in RESPONSES])
+    sum(part.sum() for part in scores.logprobs).backward()
+    for place, response in enumerate(RESPONSES):
+        ids = torch.tensor([(*prompt.expanded_ids, *response)])
+        seen: list[Tensor] = []
+        handle = whole_model.model.register_forward_pre_hook(
+            lambda _, arguments, named, seen=seen: seen.append(named["position_ids"]), with_kwargs=True
+        )
+        logits = whole_model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+        handle.remove()
+        assert seen[0][:, 0, : prompt.length].equal(prompt.positions)
+        logprobs = logits[prompt.length - 1 : -1].log_softmax(dim=1)[range(len(response)), response]
+        torch.testing.assert_close(scores.logprobs[place], logprobs, atol=1e-10, rtol=0)
+        logprobs.sum().backward()
+    expected = {name: weight.grad for name, weight in whole_model.named_parameters()}
+    norm = torch.stack([grad.norm() for grad in expected.values() if grad is not None]).norm()
+    trained = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    assert len(trained) > 20
+    for name, weight in trained.items():
+        assert weight.grad is not None
+        assert (weight.grad - expected[name]).norm() <= 1e-9 * norm, name
+
+
+def pixels(policy: Qwen25OmniPolicy, video: NoiseVideo, number: int) -> Any:
+    frames = torch.from_numpy(video.read(list(range(number)))).permute(0, 3, 1, 2)
+    return policy.processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
+
+
+def test_what_is_seen(policy: Qwen25OmniPolicy, whole_model: Any) -> None:
+    first, second = NoiseVideo(), NoiseVideo(seed=1, height=64, width=128)
+    image = NoiseVideo(seed=2, frame_count=1, height=120, width=70)
+    media = [policy.encode_video(first, range(7)), policy.encode_image(image), policy.encode_video(second, range(4))]
+    shown = [pixels(policy, first, 7), pixels(policy, second, 4)]
+    still = policy.processor.image_processor(
+        images=[torch.from_numpy(image.read([0])[0]).permute(2, 0, 1)], return_tensors="pt"
+    )
+    inputs = {
+        "pixel_values_videos": torch.cat([of_video["pixel_values_videos"] for of_video in shown]),
+        "video_grid_thw": torch.cat([of_video["video_grid_thw"] for of_video in shown]),
+        "video_second_per_grid": torch.tensor([media[0].seconds_per_grid, media[2].seconds_per_grid]),
+        "pixel_values": still["pixel_values"],
+        "image_grid_thw": still["image_grid_thw"],
+    }
+    compare(policy, whole_model, policy.build_prompt(QUESTION, media), inputs)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return {name: weight for path in sorted(folder.glob("*.safetensors")) for name, weight in load_file(path).items()}
+
+
+def test_what_speaks_stays_to_the_byte(folder: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    """Saved and exported alike; the voices too, which are a pickle that nothing here reads."""
+    policy = load_policy(folder, store=store)
+    assert not any(name.startswith(("talker", "token2wav")) for name in policy.model.state_dict())
+    policy.save(tmp_path / "same")
+    for path in folder.iterdir():
+        assert (tmp_path / "same" / path.name).read_bytes() == path.read_bytes(), path.name
+    disturb_weights(policy)
+    policy.save(tmp_path / "saved")
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    held = policy.checkpoint_weights()
+    write_copy(folder, exported, held, is_whole=True, outside=[tmp_path])
+    before = weights(folder)
+    for target in (tmp_path / "saved", exported):
+        assert (target / "spk_dict.pt").read_bytes() == (folder / "spk_dict.pt").read_bytes()
+        after = weights(target)
+        assert after.keys() == before.keys()
+        changed = {name.partition(".")[0] for name, weight in after.items() if not weight.equal(before[name])}
+        assert changed == {"thinker"}
+        assert any(name.startswith("talker.") for name in after)
+    shutil.rmtree(exported)
+    exported.mkdir()
+    del held[""]["thinker.lm_head.weight"], held[""]["lm_head.weight"]
+    with pytest.raises(EngineError, match=r"holds thinker\.lm_head\.weight, which the model hasn't"):
+        write_copy(folder, exported, held, is_whole=True, outside=[tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"thinker_config": None}, "has no thinker_config"),
+        ("config.json", {"position_id_per_seconds": 20}, "position_id_per_seconds=20 and tokens_per_second=25"),
+        ("config.json", {"position_id_per_seconds": "25"}, "position_id_per_seconds='25': expected a number"),
+        ("config.json", {"audio_token_index": 3}, "config.json has 3"),
+        ("config.json", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
+        ("tokenizer_config.json", {"audio_bos_token": None, "extra_special_tokens": None}, "names no audio_bos_token"),
+    ],
+)
+def test_what_isnt_supported_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    values = json.loads((tmp_path / "model" / file).read_text())
+    for name, value in change.items():
+        section = values
+        if "thinker_config" in values and name != "thinker_config":
+            section = values["thinker_config"]["text_config"] if name == "rope_scaling" else values["thinker_config"]
+        if value is None:
+            del section[name]
+        else:
+            section[name] = value
+    (tmp_path / "model" / file).write_text(json.dumps(values))
+    with pytest.raises(EngineUsageError) as raised:
+        load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
