@@ -36,6 +36,7 @@ class CountedAudio:
     """A recording that counts how many samples were read of it."""
 
     sample_rate = 16_000
+    conversion = "as it is"
     fillings = ()
 
     def __init__(self, samples: NDArray[np.float32], digest: str = "a" * 64) -> None:

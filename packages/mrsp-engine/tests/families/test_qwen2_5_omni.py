@@ -2,25 +2,29 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.errors import EngineError, EngineUsageError
+from mrsp_engine.errors import EngineError, EngineUsageError, UnfitMediumError
 from mrsp_engine.families import load_policy
+from mrsp_engine.families.base import Policy
 from mrsp_engine.families.copies import write_copy
 from mrsp_engine.families.qwen.qwen2_5_omni import Qwen25OmniPolicy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_branches
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.testing.agreement import disturb_weights
-from mrsp_engine.testing.fixtures import NoiseVideo, use_exact_norms
+from mrsp_engine.testing.fixtures import NoiseSound, NoiseVideo, use_exact_norms
 from mrsp_engine.tiny.families import build_tiny
 
 QUESTION = "Which shape left first?"
@@ -41,6 +45,11 @@ def policy(folder: Path, store: EmbeddingStore) -> Qwen25OmniPolicy:
     use_exact_norms(policy.model)
     assert isinstance(policy, Qwen25OmniPolicy)
     return policy
+
+
+@pytest.fixture(scope="module")
+def policy_of_windows(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return load_policy(folder, store=EmbeddingStore(tmp_path_factory.mktemp("windows")))
 
 
 @pytest.fixture
@@ -96,6 +105,81 @@ def test_what_is_seen(policy: Qwen25OmniPolicy, whole_model: Any) -> None:
         "image_grid_thw": still["image_grid_thw"],
     }
     compare(policy, whole_model, policy.build_prompt(QUESTION, media), inputs)
+
+
+def features(policy: Qwen25OmniPolicy, sounds: list[Any]) -> dict[str, Tensor]:
+    """Inputs of transformers' model for whole sounds."""
+    made = [
+        policy.processor.feature_extractor(
+            sound,
+            sampling_rate=16_000,
+            padding="max_length",
+            truncation=False,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        for sound in sounds
+    ]
+    return {
+        "input_features": torch.cat([of_sound["input_features"] for of_sound in made]),
+        "feature_attention_mask": torch.cat([of_sound["attention_mask"] for of_sound in made]),
+    }
+
+
+def test_what_is_heard(policy: Qwen25OmniPolicy, whole_model: Any) -> None:
+    """Recordings of any length beside a video, in any order."""
+    first, second, video = NoiseSound(0, 50_000), NoiseSound(1, 99_999), NoiseVideo()
+    media = [*policy.encode_audio(first), policy.encode_video(video, range(4)), *policy.encode_audio(second)]
+    assert [medium.num_tokens for medium in media] == [78, 24, 156]
+    shown = pixels(policy, video, 4)
+    inputs = {
+        "pixel_values_videos": shown["pixel_values_videos"],
+        "video_grid_thw": shown["video_grid_thw"],
+        "video_second_per_grid": torch.tensor([media[1].seconds_per_grid]),
+        **features(policy, [first.samples, second.samples]),
+    }
+    compare(policy, whole_model, policy.build_prompt(QUESTION, media), inputs)
+
+
+def test_long_recordings_are_one_medium_and_lose_nothing(policy: Qwen25OmniPolicy, whole_model: Any) -> None:
+    """Divided where attention ends too: 8 seconds are a window here, of which these are the fewest."""
+    sound = NoiseSound(2, 300_001)
+    (medium,) = policy.encode_audio(sound)
+    assert sound.num_read == 300_001
+    cuts = (0, 96_000, 192_000, 300_001)
+    parts = [sound.samples[start:end] for start, end in pairwise(cuts)]
+    with torch.no_grad():
+        rows = [whole_model.get_audio_features(**features(policy, [part])).last_hidden_state for part in parts]
+    assert [len(of_part) for of_part in rows] == [150, 150, 169]
+    torch.testing.assert_close(policy.store.get(medium.key), torch.cat(rows), atol=1e-12, rtol=0)
+    assert policy.encode_audio(sound) == (medium,)
+    assert (policy.store.counters.encodes, sound.num_read) == (1, 300_001)
+
+
+@given(st.integers(1, 2_000_000))
+def test_windows_cover_a_recording_once(policy_of_windows: Qwen25OmniPolicy, num_samples: int) -> None:
+    encoder = policy_of_windows._audio_encoder
+    windows = encoder.plan_windows(num_samples)
+    assert (windows[0][0], windows[-1][1]) == (0, num_samples)
+    assert all(first[1] == second[0] for first, second in pairwise(windows))
+    assert all(start % 32_000 == 0 and 0 < end - start <= 128_000 for start, end in windows)
+    assert len(windows) == -(-num_samples // 128_000)
+    assert len(windows) == 1 or windows[-1][1] - windows[-1][0] >= encoder.least_samples
+
+
+def test_sounds_that_cannot_be_heard_are_refused_in_one_line(policy: Qwen25OmniPolicy) -> None:
+    with pytest.raises(UnfitMediumError, match="sound of 320 samples at 16000 per second: expected 321 or more"):
+        policy.encode_audio(NoiseSound(0, 320))
+    other = NoiseSound()
+    other.sample_rate = 44_100
+    with pytest.raises(EngineUsageError, match="44100 samples per second: this checkpoint expects 16000"):
+        policy.encode_audio(other)
+
+
+def test_another_mix_is_another_sound(policy: Qwen25OmniPolicy) -> None:
+    sound, mixed = NoiseSound(), NoiseSound()
+    mixed.conversion = "left channel"
+    assert len({medium.key for of_one in (sound, mixed) for medium in policy.encode_audio(of_one)}) == 2
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -14,11 +14,12 @@ from mrsp_engine.embeddings import EmbeddingStore
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.families.base import Policy
+from mrsp_engine.families.qwen.qwen2_5_omni import Qwen25OmniPolicy
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout import SamplingSettings
 from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
 from mrsp_engine.testing.agreement import disturb_weights, gaps_around_an_update, logprob_gaps
-from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.testing.fixtures import NoiseSound, NoiseVideo
 from mrsp_engine.tiny.families import TINY_FAMILIES, build_tiny
 from mrsp_engine.tiny.published import write_published
 
@@ -32,14 +33,18 @@ WITH_STATES = ("qwen3_5", "qwen3_5_moe")
 
 
 def prompts_of(policy: Policy) -> list[Prompt]:
-    """Without media, with one video, and with videos and an image in any order."""
+    """Without media, with one video, and with videos, an image and recordings in any order."""
     blind = policy.build_prompt("Blind?", [])
     if policy.name in ("qwen2", "qwen3"):
         return [blind, policy.build_prompt(QUESTION, [], system="Be brief.")]
     long, short = (policy.encode_video(NoiseVideo(seed=seed), range(24 // seed)) for seed in (1, 4))
     image = policy.encode_image(NoiseVideo(seed=9, frame_count=1))
     assert long.num_tokens > 128  # vLLM's prefix cache works in blocks of 128
-    return [blind, *(policy.build_prompt(QUESTION, media) for media in ([long], [short, image, short]))]
+    shown = [[long], [short, image, short]]
+    if isinstance(policy, Qwen25OmniPolicy):
+        heard, brief = (policy.encode_audio(NoiseSound(seed, 150_000 // seed)) for seed in (1, 4))
+        shown += [[*heard], [*brief, short, *heard, image]]
+    return [blind, *(policy.build_prompt(QUESTION, media) for media in shown)]
 
 
 @pytest.mark.slow

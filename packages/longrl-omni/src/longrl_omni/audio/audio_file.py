@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Self, cast
 
 import av
 import numpy as np
@@ -36,35 +36,9 @@ SAMPLE_RATE = 16_000
 
 AUDIO_CONTAINER_NAMES = frozenset({"wav", "w64", "flac", "aiff", "mp3", "aac", "au", "caf", "ac3", "amr"})
 
+_CONVERSION = "mean of the channels, resampled by libswresample"
+
 _logger = logging.getLogger(__name__)
-
-
-class AudioSource(Protocol):
-    """What an encoder needs from audio, such as an `AudioFile`."""
-
-    @property
-    def content_digest(self) -> str:
-        """SHA-256 (hex) of the source of the samples; equal digests mean equal samples."""
-        ...
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second, as read."""
-        ...
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples that can be read."""
-        ...
-
-    @property
-    def fillings(self) -> Sequence[tuple[int, int]]:
-        """First sample and end of each silence that isn't in the file; a first one before 0 represents what is cut."""
-        ...
-
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
-        """Yield the samples of each range (first, end), in ascending order, each float32 [end - first]."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +112,11 @@ class AudioFile:
             codec=codec,
             fillings=tuple(fillings),
         )
+
+    @property
+    def conversion(self) -> str:
+        """How channels are mixed and the rate is changed."""
+        return _CONVERSION
 
     @property
     def content_digest(self) -> str:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from longrl_omni.audio.audio_file import AudioSource
-from longrl_omni.audio.encoder import AudioEncoder
+from longrl_omni.audio.encoder import Qwen2AudioEncoder
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.audio import AudioSource
 from mrsp_engine.families.chat_prompts import MediaTokens, check_token
 from mrsp_engine.families.checkpoints import load_model, load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy
@@ -41,7 +41,7 @@ class Qwen2AudioPolicy(LanguagePolicy):
         )
         media = MediaTokens(part={"type": "audio"}, written=written, placeholder_id=written[1])
         super().__init__(folder, model, processor, tokenizer, store, media={"audio": media})
-        self._audio_encoder = AudioEncoder(model, processor.feature_extractor, self.name)
+        self._audio_encoder = Qwen2AudioEncoder(model, processor.feature_extractor, self.name)
 
     @property
     def sample_rate(self) -> int:

@@ -1,11 +1,11 @@
-"""Fixtures for tests: norms that keep float64, a video of noise, keys without a video.
+"""Fixtures for tests: norms that keep float64, a video and a sound of noise, keys without a video.
 
 Meant for this package's tests and for those of packages with their own family or attention backend.
 """
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mrsp_engine.embeddings.key import EmbeddingKey
 from mrsp_engine.testing.ranks import RankError, RankPool, run_on_ranks
 
-__all__ = ["NoiseVideo", "RankError", "RankPool", "numbered_key", "run_on_ranks", "use_exact_norms"]
+__all__ = ["NoiseSound", "NoiseVideo", "RankError", "RankPool", "numbered_key", "run_on_ranks", "use_exact_norms"]
 
 
 def use_exact_norms(model: nn.Module) -> None:
@@ -84,6 +84,32 @@ def _epsilon(norm: nn.Module) -> float:
         if hasattr(norm, name):
             return float(getattr(norm, name))
     raise ValueError(f"{type(norm).__name__} has no epsilon under a known name")
+
+
+class NoiseSound:
+    """Seeded noise that gets louder; counts how many samples were read of it.
+
+    Args:
+        seed: Seed of the samples.
+        num_samples: Number of samples.
+    """
+
+    sample_rate = 16_000
+    conversion = "as it is"
+    fillings: tuple[tuple[int, int], ...] = ()
+
+    def __init__(self, seed: int = 0, num_samples: int = 50_000) -> None:
+        noise = np.random.default_rng(seed).standard_normal(num_samples, dtype=np.float32)
+        self.samples = 0.3 * noise * np.linspace(0.1, 1.0, num_samples, dtype=np.float32)
+        self.content_digest = hashlib.sha256(self.samples.tobytes()).hexdigest()
+        self.num_samples = num_samples
+        self.num_read = 0
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[npt.NDArray[np.float32]]:
+        """See `mrsp_engine.encoding.audio.AudioSource.read_ranges`."""
+        for start, end in ranges:
+            self.num_read += end - start
+            yield self.samples[start:end]
 
 
 def numbered_key(number: int) -> EmbeddingKey:

@@ -13,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.audio import AudioSource
+from mrsp_engine.encoding.audio_encoder import AudioEncoder
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, check_token
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
@@ -45,7 +48,8 @@ class Qwen25OmniPolicy(LanguagePolicy):
 
     def __init__(self, folder: Path, model: Any, processor: Any, store: EmbeddingStore) -> None:
         config = model.config
-        model.audio_tower.requires_grad_(False)
+        self._audio_encoder = ThinkerAudioEncoder(model, processor.feature_extractor, self.name)
+        self._audio_encoder.parts.requires_grad_(False)
         encoder = ThinkerVisionEncoder(model, processor, self.name)
         clock = ThinkerClock(
             merge_size=encoder.merge_size,
@@ -68,6 +72,50 @@ class Qwen25OmniPolicy(LanguagePolicy):
             positions=PositionRule(place=place, extent=partial(qwen2_5_omni_extent, clock=clock)),
             encoder=encoder,
         )
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that `encode_audio` expects."""
+        return self._audio_encoder.sample_rate
+
+    @property
+    def least_samples(self) -> int:
+        """Minimum number of samples for `encode_audio`."""
+        return self._audio_encoder.least_samples
+
+    def encode_audio(self, audio: AudioSource) -> tuple[MediaReference, ...]:
+        """Return a reference to a whole recording, encoding it only if the store does not hold it yet.
+
+        Raises:
+            EngineUsageError: The recording has another sample rate.
+            UnfitMediumError: It is too short for the tower.
+        """
+        return self._audio_encoder.refer(audio, [(0, audio.num_samples)], self.store)
+
+
+class ThinkerAudioEncoder(AudioEncoder):
+    """Encodes with the thinker's audio tower, whose attention ends after every two seconds.
+
+    A recording is one medium, however long it is: 25 rows a second.
+
+    Args:
+        model: The Hugging Face model.
+        feature_extractor: The checkpoint's feature extractor.
+        family: Name used in the key.
+    """
+
+    joins_windows = True
+
+    def __init__(self, model: Any, feature_extractor: Any, family: str) -> None:
+        self._tower = model.audio_tower
+        block = 2 * int(self._tower.n_window) * int(feature_extractor.hop_length)
+        super().__init__(self._tower, feature_extractor, f"{family} audio", samples_per_block=block)
+
+    def encode_features(self, features: Tensor, mel_frames: int) -> Tensor:
+        """See `AudioEncoder.encode_features`; the tower takes the recording's own frames, without padding."""
+        lengths = torch.tensor([mel_frames], device=features.device)
+        output = self._tower(features[0, :, :mel_frames], feature_lens=lengths)
+        return cast(Tensor, output.last_hidden_state)
 
 
 class Qwen25OmniFamily(QwenVlFamily):

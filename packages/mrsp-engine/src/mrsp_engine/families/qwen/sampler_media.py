@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from mrsp_engine.embeddings.reference import MediaReference
+from mrsp_engine.encoding.audio_encoder import MEL_FRAMES_PER_ROW
+from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.sampler_media import StoredSamplerMedia
 
 
@@ -40,6 +42,25 @@ class Qwen25OmniSamplerMedia(Qwen25VlSamplerMedia):
     def placeholder_ids(self, folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
         """See `SamplerMedia.placeholder_ids`."""
         return super().placeholder_ids(folder, config["thinker_config"])
+
+    def data(self, modality: str, media: Sequence[MediaReference], embeddings: Sequence[Tensor]) -> dict[str, Any]:
+        """See `SamplerMedia.data`.
+
+        Raises:
+            EngineUsageError: The medium is a sound, of which vLLM takes no embeddings in a request.
+        """
+        if modality == "audio":
+            raise EngineUsageError(
+                "read_store=False: vLLM takes no embeddings of sound in a request of Qwen2.5-Omni; set it to True"
+            )
+        return super().data(modality, media, embeddings)
+
+    def reference(self, modality: str, media: Sequence[MediaReference]) -> dict[str, Any]:
+        """See `StoredSamplerMedia.reference`; a recording is described by its number of mel frames."""
+        if modality == "audio":
+            frames = [MEL_FRAMES_PER_ROW * medium.num_tokens for medium in media]
+            return {"audio_feature_lengths": torch.tensor(frames)}
+        return super().reference(modality, media)
 
 
 class Qwen2VlSamplerMedia(Qwen25VlSamplerMedia):
