@@ -141,6 +141,74 @@ def test_what_is_heard(policy: Qwen25OmniPolicy, whole_model: Any) -> None:
     compare(policy, whole_model, policy.build_prompt(QUESTION, media), inputs)
 
 
+@pytest.mark.parametrize(
+    ("frames_per_second", "num_frames", "num_samples"),
+    [(4.0, 24, 100_000), (4.0, 7, 120_000), (1.0, 12, 50_000), (2.0, 20, 31_000), (8.0, 4, 1_000)],
+    ids=["more than a chunk", "sound goes on", "pictures go on", "a sound within a chunk", "hardly any"],
+)
+def test_what_is_seen_and_heard(
+    policy: Qwen25OmniPolicy, whole_model: Any, frames_per_second: float, num_frames: int, num_samples: int
+) -> None:
+    """A film: order, positions, log-probs and gradients are those of transformers' processor and model."""
+    sound = NoiseSound(3, num_samples)
+    video = NoiseVideo(frame_count=num_frames, height=56, width=84, frames_per_second=frames_per_second)
+    media = [policy.encode_video(video, range(num_frames)), policy.encode_film_sound(sound)]
+    prompt = policy.build_prompt(QUESTION, media)
+    assert policy.prompt_length(QUESTION, media) == prompt.length
+    # Where the sound ends before the last group of the same chunk, text begins before that group.
+    excess = policy.prompt_positions(QUESTION, media) - int(prompt.positions.max()) - 1
+    assert excess == (5 if num_samples == 1_000 else 0)
+    shown = pixels(policy, video, num_frames)
+    (written,) = policy.processor.replace_multimodal_special_tokens(
+        [policy.tokenizer.decode(prompt.token_ids)],
+        iter([media[1].num_tokens]),
+        iter([]),
+        iter(shown["video_grid_thw"]),
+        video_second_per_grid=iter([media[0].seconds_per_grid]),
+        use_audio_in_video=True,
+        position_id_per_seconds=25,
+        seconds_per_chunk=2,
+    )
+    assert tuple(policy.tokenizer.encode(written)) == prompt.expanded_ids
+    inputs = {
+        "pixel_values_videos": shown["pixel_values_videos"],
+        "video_grid_thw": shown["video_grid_thw"],
+        "video_second_per_grid": torch.tensor([media[0].seconds_per_grid]),
+        "use_audio_in_video": True,
+        **features(policy, [sound.samples]),
+    }
+    compare(policy, whole_model, prompt, inputs)
+    rows = torch.arange(1, prompt.length, 3)
+    assert policy.embed_rows(prompt, rows).equal(policy.embed(prompt)[rows])
+    prefix, tail = policy.build_shared_prompt(media)
+    assert prefix.expanded_ids + tail(QUESTION) == prompt.expanded_ids
+
+
+def test_films_of_few_frames_keep_the_order_of_time(policy: Qwen25OmniPolicy) -> None:
+    """A pair of frames every 8 seconds: chunks of two seconds between them have sound alone."""
+    video = policy.encode_video(NoiseVideo(frame_count=4, height=28, width=28, frames_per_second=0.25), range(4))
+    prompt = policy.build_prompt(QUESTION, [video, policy.encode_film_sound(NoiseSound(4, 16_000 * 9))])
+    video_id, audio_id = (policy._placeholders[modality] for modality in ("video", "audio"))
+    rows = [token == audio_id for token in prompt.expanded_ids if token in (video_id, audio_id)]
+    assert rows == [False, *[True] * 200, False, *[True] * 25]
+    start = prompt.expanded_ids.index(video_id)
+    assert prompt.positions[:, start - 2 : start + 3].T.tolist() == [
+        [start - 2] * 3, [start - 2] * 3, [start - 1] * 3, [start - 1] * 3, [start] * 3,
+    ]  # fmt: skip
+    assert prompt.positions[:, start + 201].tolist() == [start - 1 + 200, start - 1, start - 1]
+
+
+def test_films_that_are_heard_stand_alone(policy: Qwen25OmniPolicy) -> None:
+    video, (recording,) = policy.encode_video(NoiseVideo(), range(4)), policy.encode_audio(NoiseSound())
+    sound = policy.encode_film_sound(NoiseSound())
+    assert policy.store.counters.encodes == 2  # the sound of a film is that of the same file as a recording
+    for media in ([video, sound, video], [video, sound, recording]):
+        with pytest.raises(EngineUsageError, match=r"all of a prompt's films or none"):
+            policy.build_prompt(QUESTION, media)
+    with pytest.raises(EngineUsageError, match="audio_in_video for a model that"):
+        policy.build_prompt(QUESTION, [sound, video])
+
+
 def test_long_recordings_are_one_medium_and_lose_nothing(policy: Qwen25OmniPolicy, whole_model: Any) -> None:
     """Divided where attention ends too: 8 seconds are a window here, of which these are the fewest."""
     sound = NoiseSound(2, 300_001)

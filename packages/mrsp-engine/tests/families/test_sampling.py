@@ -44,6 +44,11 @@ def prompts_of(policy: Policy) -> list[Prompt]:
     if isinstance(policy, Qwen25OmniPolicy):
         heard, brief = (policy.encode_audio(NoiseSound(seed, 150_000 // seed)) for seed in (1, 4))
         shown += [[*heard], [*brief, short, *heard, image]]
+        slow = policy.encode_video(NoiseVideo(seed=5, frame_count=8, frames_per_second=0.7), range(8))
+        films = [
+            (video, policy.encode_film_sound(NoiseSound(6, length))) for video in (long, slow) for length in (70_000,)
+        ]
+        shown += [[*films[0]], [*films[1], image, *films[0]]]
     return [blind, *(policy.build_prompt(QUESTION, media) for media in shown)]
 
 

@@ -20,7 +20,7 @@ from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.template_trial import describe_trial
 from mrsp_engine.prompts import Prompt
 
-__all__ = ["ONE_AXIS", "TURN_START", "ChatPrompts", "MediaTokens", "PositionRule", "check_token"]
+__all__ = ["ONE_AXIS", "TURN_START", "ChatPrompts", "Companion", "MediaTokens", "PositionRule", "check_token"]
 
 TURN_START = "<|im_start|>"
 LONGEST_TEMPLATE_TEXT = 1 << 20
@@ -37,17 +37,32 @@ class PositionRule:
 
     Attributes:
         place: From the expanded tokens of a prompt and its media to its positions, int64 [axes, P].
-        extent: Number of positions that the embedding rows of a medium take.
+        extent: Number of positions that the embedding rows of a medium take, and those of its companion with it.
     """
 
     place: Callable[[Sequence[int], Sequence[MediaReference]], Tensor]
-    extent: Callable[[MediaReference], int]
+    extent: Callable[..., int]
 
 
 ONE_AXIS = PositionRule(
     place=lambda expanded_ids, media: torch.arange(len(expanded_ids))[None], extent=lambda medium: medium.num_tokens
 )
 """Of models with one axis, which every token advances by one; [1, P]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """Media that are written inside of others, such as the sound of a film.
+
+    Attributes:
+        modality: Their modality; such a medium comes right after the one that it is written in.
+        placeholder_id: Token that represents their rows.
+        write: From both media to all tokens of both in an expanded prompt.
+    """
+
+    modality: str
+    placeholder_id: int
+    write: Callable[[MediaReference, MediaReference], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +77,7 @@ class MediaTokens:
         stretches: The tokens before and after each run of rows in an expanded prompt; all runs have the same number of
             rows. If None, one run between the tokens that `written` has around the placeholder.
         sampled: What replaces `written` in the sampler's prompt; unchanged if None.
+        companion: Media that may be written inside of one of these.
     """
 
     part: dict[str, str] | str
@@ -69,15 +85,20 @@ class MediaTokens:
     placeholder_id: int
     stretches: Callable[[MediaReference], Sequence[Stretch]] | None = None
     sampled: tuple[int, ...] | None = None
+    companion: Companion | None = None
 
-    def expanded(self, medium: MediaReference) -> tuple[int, ...]:
-        """The tokens of one medium with a placeholder per embedding row."""
+    def expanded(self, medium: MediaReference, inside: MediaReference | None = None) -> tuple[int, ...]:
+        """The tokens of one medium, and of its companion, with a placeholder per embedding row."""
+        if inside is not None and self.companion is not None:
+            return self.companion.write(medium, inside)
         stretches = self._stretches(medium)
         rows = (self.placeholder_id,) * (medium.num_tokens // len(stretches))
         return tuple(token for before, behind in stretches for token in (*before, *rows, *behind))
 
-    def length(self, medium: MediaReference) -> int:
-        """Number of those tokens, without building them."""
+    def length(self, medium: MediaReference, inside: MediaReference | None = None) -> int:
+        """Number of those tokens; without a companion they aren't built."""
+        if inside is not None:
+            return len(self.expanded(medium, inside))
         return medium.num_tokens + sum(len(before) + len(behind) for before, behind in self._stretches(medium))
 
     def _stretches(self, medium: MediaReference) -> Sequence[Stretch]:
@@ -114,7 +135,7 @@ class ChatPrompts:
         self._tokenizer = tokenizer
         self._media = dict(media)
         self._positions = positions
-        self._lengths: dict[MediaReference, int] = {}
+        self._lengths: dict[tuple[MediaReference, ...], int] = {}
         self._turn_start_id = cast(int, tokenizer.convert_tokens_to_ids(TURN_START))
         added = cast(dict[int, Any], tokenizer.added_tokens_decoder)
         placeholders = {tokens.placeholder_id for tokens in self._media.values()}
@@ -131,16 +152,18 @@ class ChatPrompts:
 
     def length(self, text: str, media: Sequence[MediaReference], system: str | None) -> int:
         """Number of tokens of such a prompt, without building it; each medium is measured once."""
-        for medium in media:
-            if medium not in self._lengths:
-                tokens = self._tokens_of(medium)
-                self._lengths[medium] = tokens.length(medium) - len(tokens.written)
-        return len(self._written_ids(text, media, system)) + sum(self._lengths[medium] for medium in media)
+        units = self._units(media)
+        for unit in units:
+            if unit not in self._lengths:
+                tokens = self._tokens_of(unit[0])
+                self._lengths[unit] = tokens.length(*unit) - len(tokens.written)
+        return len(self._written_ids(text, media, system)) + sum(self._lengths[unit] for unit in units)
 
     def num_positions(self, text: str, media: Sequence[MediaReference], system: str | None) -> int:
         """Number of positions that such a prompt takes, without building it."""
         rows = sum(medium.num_tokens for medium in media)
-        return self.length(text, media, system) - rows + sum(self._positions.extent(medium) for medium in media)
+        extents = sum(self._positions.extent(*unit) for unit in self._units(media))
+        return self.length(text, media, system) - rows + extents
 
     def build_shared(
         self, media: Sequence[MediaReference], system: str | None
@@ -210,10 +233,21 @@ class ChatPrompts:
     def _content(self, text: str, media: Sequence[MediaReference]) -> str | list[dict[str, str]]:
         if not media:
             return text  # templates of text-only models accept nothing else
-        parts = [self._tokens_of(medium).part for medium in media]
+        parts = [self._tokens_of(unit[0]).part for unit in self._units(media)]
         if all(isinstance(part, str) for part in parts):
             return "".join(cast(list[str], parts)) + text
         return [*cast(list[dict[str, str]], parts), {"type": "text", "text": text}]
+
+    def _units(self, media: Sequence[MediaReference]) -> list[tuple[MediaReference, ...]]:
+        """Every medium that the template writes, with its companion."""
+        units: list[tuple[MediaReference, ...]] = []
+        for medium in media:
+            before = self._media.get(units[-1][0].modality) if units and len(units[-1]) == 1 else None
+            if before is not None and before.companion is not None and before.companion.modality == medium.modality:
+                units[-1] = (*units[-1], medium)
+            else:
+                units.append((medium,))
+        return units
 
     def _tokens_of(self, medium: MediaReference) -> MediaTokens:
         if medium.modality not in self._media:
@@ -225,7 +259,7 @@ class ChatPrompts:
 
     def _cut(self, written_ids: tuple[int, ...], media: Sequence[MediaReference]) -> int:
         """Number of tokens up to and including the last control token before the question's text."""
-        last = self._media[media[-1].modality].written[-1] if media else self._turn_start_id
+        last = self._media[self._units(media)[-1][0].modality].written[-1] if media else self._turn_start_id
         places = [index for index, token in enumerate(written_ids) if token == last]
         # Without media the text is in the second to last turn; the last one is the assistant's, still empty.
         places = places if media else places[:-1]
@@ -236,7 +270,7 @@ class ChatPrompts:
     def _lay_out(self, written_ids: tuple[int, ...], media: Sequence[MediaReference]) -> Prompt:
         sampled: list[int] = []
         expanded: list[int] = []
-        cursor, found = 0, 0
+        cursor, found, units = 0, 0, self._units(media)
         while cursor < len(written_ids):
             tokens = next((t for t in self._media.values() if _starts_with(written_ids, cursor, t.written)), None)
             if tokens is None:
@@ -244,15 +278,15 @@ class ChatPrompts:
                 expanded.append(written_ids[cursor])
                 cursor += 1
                 continue
-            if found < len(media) and self._media[media[found].modality] is tokens:
+            if found < len(units) and self._media[units[found][0].modality] is tokens:
                 sampled += tokens.written if tokens.sampled is None else tokens.sampled
-                expanded += tokens.expanded(media[found])
+                expanded += tokens.expanded(*units[found])
             cursor += len(tokens.written)
             found += 1
         placeholders = {tokens.placeholder_id for tokens in self._media.values()}
-        if found != len(media) or sum(token in placeholders for token in sampled) != len(media):
+        if found != len(units) or sum(token in placeholders for token in sampled) != len(units):
             raise EngineError(
-                f"the chat template wrote {found} placeholders for {len(media)} media, or in another order; "
+                f"the chat template wrote {found} placeholders for {len(units)} media, or in another order; "
                 "check the checkpoint's chat template"
             )
         return Prompt(

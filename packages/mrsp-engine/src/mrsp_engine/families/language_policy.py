@@ -82,7 +82,12 @@ class LanguagePolicy(Policy):
         check_token(folder, tokenizer, TURN_START)
         # An explicit "no mask" per kind of layer keeps transformers from building one from the positions.
         self._no_mask: dict[str, None] | None = dict.fromkeys(layer_types) or None
-        self._placeholder_ids = sorted({tokens.placeholder_id for tokens in (media or {}).values()})
+        self._placeholders: dict[str, int] = {}
+        for modality, tokens in (media or {}).items():
+            self._placeholders[modality] = tokens.placeholder_id
+            if tokens.companion is not None:
+                self._placeholders[tokens.companion.modality] = tokens.companion.placeholder_id
+        self._placeholder_ids = sorted(set(self._placeholders.values()))
         self.vocab_size = int(config.vocab_size)
         self._prompts = ChatPrompts(processor, tokenizer, media or {}, positions, num_embedded=self.vocab_size)
         ends = self._causal_model.generation_config.eos_token_id
@@ -125,7 +130,8 @@ class LanguagePolicy(Policy):
         if not prompt.media:
             return embeddings
         stored = torch.cat([self._stored(medium, embeddings.shape[1]) for medium in prompt.media])
-        return embeddings.index_copy(0, torch.nonzero(is_media).squeeze(1), stored.to(embeddings))
+        places = torch.cat([tokens for _, tokens in self._tokens_of_media(prompt)])
+        return embeddings.index_copy(0, places.to(self.device), stored.to(embeddings))
 
     def embed_rows(self, prompt: Prompt, tokens: Tensor) -> Tensor:
         """See `Policy.embed_rows`; of each medium, only the rows that these tokens represent are read."""
@@ -134,20 +140,18 @@ class LanguagePolicy(Policy):
         is_media = self._stand_for_media(expanded_ids)
         token_ids = expanded_ids.masked_fill(is_media, 0)[chosen]
         embeddings = self.embed_tokens(token_ids.to(self.device))  # [T, D]
-        places = torch.nonzero(is_media[chosen]).squeeze(1)  # of the chosen tokens, those that represent media
-        rows = (is_media.cumsum(0) - 1)[chosen[places]]  # counted across all media of the prompt
         stored: list[Tensor] = []
-        start = 0
-        for medium in prompt.media:
-            own = rows[(rows >= start) & (rows < start + medium.num_tokens)] - start
+        places: list[Tensor] = []
+        for medium, own_tokens in self._tokens_of_media(prompt):
+            places.append(torch.nonzero(torch.isin(chosen, own_tokens)).squeeze(1))
+            own = torch.searchsorted(own_tokens, chosen[places[-1]])  # rows of this medium
             # Rows gathered by all ranks with gradients: the backward pass must visit them even on a rank that uses
             # none.
             nothing = [(0, 0)] if self.store.lends(medium.key) else []
             stored += [self._stored(medium, embeddings.shape[1], run) for run in _runs(own) or nothing]
-            start += medium.num_tokens
         if not stored:
             return embeddings
-        return embeddings.index_copy(0, places.to(embeddings.device), torch.cat(stored).to(embeddings))
+        return embeddings.index_copy(0, torch.cat(places).to(embeddings.device), torch.cat(stored).to(embeddings))
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """See `Policy.embed_tokens`."""
@@ -245,6 +249,20 @@ class LanguagePolicy(Policy):
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)
         return name
+
+    def _tokens_of_media(self, prompt: Prompt) -> list[tuple[MediaReference, Tensor]]:
+        """Every medium and which tokens of the prompt represent its rows, ascending.
+
+        Media with the same placeholder follow each other; those with different ones may be interleaved.
+        """
+        expanded_ids = torch.tensor(prompt.expanded_ids, dtype=torch.int64)
+        free = {token: torch.nonzero(expanded_ids == token).squeeze(1) for token in self._placeholder_ids}
+        found: list[tuple[MediaReference, Tensor]] = []
+        for medium in prompt.media:
+            token = self._placeholders[medium.modality]
+            found.append((medium, free[token][: medium.num_tokens]))
+            free[token] = free[token][medium.num_tokens :]
+        return found
 
     def _stand_for_media(self, token_ids: Tensor) -> Tensor:
         """Which tokens represent rows of media; their rows in the input embedding may be missing and are never used."""

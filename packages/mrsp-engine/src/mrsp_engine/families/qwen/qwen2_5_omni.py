@@ -9,6 +9,7 @@ in every call.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -22,12 +23,18 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.audio import AudioSource
 from mrsp_engine.encoding.audio_encoder import AudioEncoder
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, check_token
+from mrsp_engine.families.chat_prompts import Companion, MediaTokens, PositionRule, check_token
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily
 from mrsp_engine.families.qwen.vision import ThinkerVisionEncoder
-from mrsp_engine.positions import ThinkerClock, qwen2_5_omni_extent, qwen2_5_omni_positions
+from mrsp_engine.positions import (
+    FILM_SOUND,
+    ThinkerClock,
+    film_runs,
+    qwen2_5_omni_extent,
+    qwen2_5_omni_positions,
+)
 
 __all__ = ["Qwen25OmniFamily", "Qwen25OmniPolicy"]
 
@@ -56,10 +63,11 @@ class Qwen25OmniPolicy(LanguagePolicy):
             places_per_second=float(config.position_id_per_seconds),
             places_per_chunk=int(config.position_id_per_seconds * config.seconds_per_chunk),
         )
-        media = _media_tokens(folder, config, processor)
+        media = _media_tokens(folder, config, processor, clock)
         placeholder_ids = frozenset(tokens.placeholder_id for tokens in media.values())
 
         def place(expanded_ids: Sequence[int], media: Sequence[MediaReference]) -> Tensor:
+            _refuse_mixture(media)
             return qwen2_5_omni_positions(expanded_ids, media, placeholder_ids=placeholder_ids, clock=clock)
 
         super().__init__(
@@ -91,6 +99,19 @@ class Qwen25OmniPolicy(LanguagePolicy):
             UnfitMediumError: It is too short for the tower.
         """
         return self._audio_encoder.refer(audio, [(0, audio.num_samples)], self.store)
+
+    def encode_film_sound(self, audio: AudioSource) -> MediaReference:
+        """Return a reference to the sound of a film, which is given to a prompt right after the film's video.
+
+        Sample 0 has the film's time 0: the beginning of the interval for which the first group of frames stands. The
+        sound's rows are those of the same file as a recording, and stored once.
+
+        Raises:
+            EngineUsageError: The sound has another sample rate.
+            UnfitMediumError: It is too short for the tower.
+        """
+        (sound,) = self._audio_encoder.refer(audio, [(0, audio.num_samples)], self.store, modality=FILM_SOUND)
+        return sound
 
 
 class ThinkerAudioEncoder(AudioEncoder):
@@ -155,8 +176,23 @@ class Qwen25OmniFamily(QwenVlFamily):
             )
 
 
-def _media_tokens(folder: Path, config: Any, processor: Any) -> dict[str, MediaTokens]:
-    """How media are written: a placeholder between two markers.
+def _refuse_mixture(media: Sequence[MediaReference]) -> None:
+    """Refuse what no program for this model has a way to write.
+
+    Raises:
+        EngineUsageError: One film is heard, and another isn't or a recording is given besides.
+    """
+    kinds = [medium.modality for medium in media]
+    if FILM_SOUND in kinds and (kinds.count("video") != kinds.count(FILM_SOUND) or "audio" in kinds):
+        raise EngineUsageError(
+            f"{kinds.count('video')} videos, {kinds.count(FILM_SOUND)} of them heard, and {kinds.count('audio')} "
+            "recordings in one prompt: Qwen2.5-Omni hears all of a prompt's films or none, and no recordings beside "
+            "heard films; ask about them one by one"
+        )
+
+
+def _media_tokens(folder: Path, config: Any, processor: Any, clock: ThinkerClock) -> dict[str, MediaTokens]:
+    """How media are written: a placeholder between two markers, and a heard film between two pairs of markers.
 
     Raises:
         EngineUsageError: The tokenizer isn't the model's.
@@ -178,8 +214,21 @@ def _media_tokens(folder: Path, config: Any, processor: Any) -> dict[str, MediaT
         "image": check(processor.image_token, "image_token_id"),
         "audio": check(processor.audio_token, "audio_token_id"),
     }
-    return {
+    media = {
         modality: MediaTokens(part={"type": modality}, written=(start, placeholder, end), placeholder_id=placeholder)
         for modality, placeholder in placeholders.items()
         for start, end in (heard if modality == "audio" else seen,)
     }
+
+    def write(video: MediaReference, sound: MediaReference) -> tuple[int, ...]:
+        groups = video.grid_thw[0]
+        runs = film_runs(groups, video.num_tokens // groups, sound.num_tokens, video.seconds_per_grid, clock)
+        rows = (
+            token
+            for is_sound, first, last in runs
+            for token in (placeholders["audio" if is_sound else "video"],) * (last - first)
+        )
+        return (seen[0], heard[0], *rows, heard[1], seen[1])
+
+    companion = Companion(modality=FILM_SOUND, placeholder_id=placeholders["audio"], write=write)
+    return media | {"video": replace(media["video"], companion=companion)}

@@ -1,6 +1,6 @@
 """How videos and images of the Qwen-VL families are written into a sampler's request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +11,8 @@ from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.audio_encoder import MEL_FRAMES_PER_ROW
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.sampler_media import StoredSamplerMedia
+from mrsp_engine.positions import FILM_SOUND
+from mrsp_engine.prompts import Prompt
 
 
 class Qwen25VlSamplerMedia(StoredSamplerMedia):
@@ -49,15 +51,28 @@ class Qwen25OmniSamplerMedia(Qwen25VlSamplerMedia):
         Raises:
             EngineUsageError: The medium is a sound, of which vLLM takes no embeddings in a request.
         """
-        if modality == "audio":
+        if modality in ("audio", FILM_SOUND):
             raise EngineUsageError(
                 "read_store=False: vLLM takes no embeddings of sound in a request of Qwen2.5-Omni; set it to True"
             )
         return super().data(modality, media, embeddings)
 
+    def reference_request(self, prompt: Prompt, name: Callable[[MediaReference], str]) -> dict[str, Any]:
+        """See `StoredSamplerMedia.reference_request`; that films are heard is told once for each part of vLLM."""
+        request = super().reference_request(prompt, name)
+        data, names = request["multi_modal_data"], request["multi_modal_uuids"]
+        if FILM_SOUND in data:
+            data["audio"], names["audio"] = data.pop(FILM_SOUND), names.pop(FILM_SOUND)
+            data["video"]["use_audio_in_video"] = torch.tensor(True)
+            request["mm_processor_kwargs"] = {
+                "use_audio_in_video": True,
+                "second_per_grid_ts": data["video"]["second_per_grid_ts"].tolist(),
+            }
+        return request
+
     def reference(self, modality: str, media: Sequence[MediaReference]) -> dict[str, Any]:
         """See `StoredSamplerMedia.reference`; a recording is described by its number of mel frames."""
-        if modality == "audio":
+        if modality in ("audio", FILM_SOUND):
             frames = [MEL_FRAMES_PER_ROW * medium.num_tokens for medium in media]
             return {"audio_feature_lengths": torch.tensor(frames)}
         return super().reference(modality, media)

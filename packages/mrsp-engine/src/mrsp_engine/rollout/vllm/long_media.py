@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from mrsp_engine.rollout.vllm.thinker import with_trainers_order, with_trainers_positions
+
 __all__ = ["allow_long_media"]
 
 VLLM_MODULES = {
@@ -26,13 +28,14 @@ its processor and of its profiling class.
 """
 
 MODEL_SUFFIX = "ForConditionalGeneration"
+_THINKER = "Qwen2_5OmniThinker"
 _THINKERS = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
 """Names of whole models of which vLLM runs the thinker."""
 
 
 def allow_long_media(architecture: str) -> bool:
     """Allow an item of this architecture to be as long as the context; returns whether the architecture is known."""
-    stem = "Qwen2_5OmniThinker" if architecture in _THINKERS else architecture.removesuffix(MODEL_SUFFIX)
+    stem = _THINKER if architecture in _THINKERS else architecture.removesuffix(MODEL_SUFFIX)
     if stem not in VLLM_MODULES:
         return False
     from vllm import ModelRegistry
@@ -57,9 +60,15 @@ def _create_model_class(stem: str) -> type:
             own = super().get_mm_max_tokens_per_item(seq_len, mm_counts) or {}
             return {modality: max(num_tokens, seq_len) for modality, num_tokens in own.items()}
 
-    model_class = type(f"LongMedia{stem}", (getattr(module, stem + MODEL_SUFFIX),), {"__module__": __name__})
-    register = MULTIMODAL_REGISTRY.register_processor(
+    base_model, processor = (
+        getattr(module, stem + MODEL_SUFFIX),
         getattr(module, f"{processor_stem}MultiModalProcessor"),
+    )
+    if stem == _THINKER:
+        base_model, processor = with_trainers_positions(base_model), with_trainers_order(processor)
+    model_class = type(f"LongMedia{stem}", (base_model,), {"__module__": __name__})
+    register = MULTIMODAL_REGISTRY.register_processor(
+        processor,
         info=LongMediaInfo,
         dummy_inputs=getattr(module, f"{processor_stem}DummyInputsBuilder"),
     )

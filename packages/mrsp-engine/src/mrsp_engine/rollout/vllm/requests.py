@@ -16,6 +16,7 @@ from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.sampler_media import SamplerMedia, StoredSamplerMedia, find_sampler_media
+from mrsp_engine.positions import FILM_SOUND
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import EmbeddingSource, Refusal, RefusalReason, Rollout, SamplingSettings
 from mrsp_engine.rollout.vllm.embedding_connector import medium_name
@@ -109,9 +110,10 @@ class RequestWriter:
             EngineUsageError: The prompt was built for another checkpoint.
         """
         checkpoint = self._checkpoint
-        if sum(token in checkpoint.placeholder_ids for token in prompt.token_ids) != len(prompt.media):
+        num_written = sum(medium.modality != FILM_SOUND for medium in prompt.media)  # a film's sound is inside of it
+        if sum(token in checkpoint.placeholder_ids for token in prompt.token_ids) != num_written:
             raise EngineUsageError(
-                f"prompt with {len(prompt.media)} media: expected as many placeholder tokens "
+                f"prompt with {num_written} media: expected as many placeholder tokens "
                 f"({sorted(checkpoint.placeholder_ids)}) in token_ids; build the prompt with this checkpoint's policy"
             )
         if prompt.length + sampling.max_tokens > self._max_model_len:
