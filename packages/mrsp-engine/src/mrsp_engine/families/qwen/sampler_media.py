@@ -58,16 +58,12 @@ class Qwen25OmniSamplerMedia(Qwen25VlSamplerMedia):
         return super().data(modality, media, embeddings)
 
     def reference_request(self, prompt: Prompt, name: Callable[[MediaReference], str]) -> dict[str, Any]:
-        """See `StoredSamplerMedia.reference_request`; that films are heard is told once for each part of vLLM."""
+        """See `StoredSamplerMedia.reference_request`; that films are heard is told in their data."""
         request = super().reference_request(prompt, name)
         data, names = request["multi_modal_data"], request["multi_modal_uuids"]
         if FILM_SOUND in data:
             data["audio"], names["audio"] = data.pop(FILM_SOUND), names.pop(FILM_SOUND)
             data["video"]["use_audio_in_video"] = torch.tensor(True)
-            request["mm_processor_kwargs"] = {
-                "use_audio_in_video": True,
-                "second_per_grid_ts": data["video"]["second_per_grid_ts"].tolist(),
-            }
         return request
 
     def reference(self, modality: str, media: Sequence[MediaReference]) -> dict[str, Any]:

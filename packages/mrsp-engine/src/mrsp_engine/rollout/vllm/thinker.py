@@ -16,6 +16,9 @@ from mrsp_engine.positions import FILM_SOUND, ThinkerClock, film_runs, qwen2_5_o
 
 __all__ = ["with_trainers_order", "with_trainers_positions"]
 
+HEARD = "use_audio_in_video"
+"""The flag in a request's videos. As an option of a request it would change the names of media."""
+
 
 def with_trainers_positions(model_class: Any) -> type:
     """A subclass of vLLM's model with the trainer's positions."""
@@ -47,7 +50,7 @@ def with_trainers_order(processor_class: Any) -> type:
         def omni_get_updates_use_audio_in_video(
             cls, thinker_config: Any, audio_len: int, video_grid_thw: Any, video_second_per_grid_t: float
         ) -> list[int]:
-            """The tokens that replace a film's placeholder."""
+            """The tokens that replace a film's placeholder, markers of its sound included."""
             clock = _clock_of(thinker_config)
             groups, height, width = (int(extent) for extent in video_grid_thw)
             rows_per_group = height * width // clock.merge_size**2
@@ -56,6 +59,19 @@ def with_trainers_order(processor_class: Any) -> type:
                 token = thinker_config.audio_token_index if is_sound else thinker_config.video_token_index
                 tokens += [token] * (last - first)
             return [*tokens, thinker_config.audio_end_token_id]
+
+        def _postprocess_hf_mm_data(self, hf_data: Any, hf_kwargs: Any, processed_data: Any) -> Any:
+            is_heard = processed_data.get(HEARD)
+            data = super()._postprocess_hf_mm_data(hf_data, hf_kwargs, processed_data)
+            if is_heard is not None:
+                data[HEARD] = is_heard
+            return data
+
+        def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
+            data, options = out_mm_kwargs.get_data(), dict(hf_processor_mm_kwargs)
+            if HEARD in data and bool(data[HEARD]):
+                options |= {HEARD: True, "second_per_grid_ts": data["second_per_grid_ts"].tolist()}
+            return super()._get_prompt_updates(mm_items, options, out_mm_kwargs)
 
     return TrainersOrder
 
@@ -71,7 +87,7 @@ def _clock_of(config: Any) -> ThinkerClock:
 def _media_of(mm_features: Any) -> list[MediaReference]:
     """The media of a request in the trainer's order, as far as positions depend on them."""
     parts = sorted(mm_features, key=lambda feature: (feature.mm_position.offset, feature.modality != "video"))
-    is_heard = any(bool(_value(feature, "use_audio_in_video", False)) for feature in parts)
+    is_heard = any(bool(_value(feature, HEARD, False)) for feature in parts)
     media: list[MediaReference] = []
     for feature in parts:
         seconds, modality = 1.0, str(feature.modality)
