@@ -15,10 +15,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import av
 import numpy as np
+import soxr
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -36,7 +37,7 @@ SAMPLE_RATE = 16_000
 
 AUDIO_CONTAINER_NAMES = frozenset({"wav", "w64", "flac", "aiff", "mp3", "aac", "au", "caf", "ac3", "amr"})
 
-_CONVERSION = "mean of the channels, resampled by libswresample"
+_CONVERSION = "mean of the channels, resampled by soxr"
 
 _logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def _parts(
     container: InputContainer, stream: AudioStream, sample_rate: int, path: Path
 ) -> Generator[tuple[bool, NDArray[np.float32]]]:
     """Yield the audio, and silence for gaps in the file's timestamps: whether it is a gap, and its samples."""
-    resampler = AudioResampler(format="fltp", rate=sample_rate)
+    converter = _Converter(path, sample_rate)
     end: Fraction | None = None
     num_decoded = 0
     for frame in container.decode(stream):
@@ -231,16 +232,55 @@ def _parts(
         if start is not None and end is not None and frame.time_base is not None:
             gap = start - end
             if gap > max(2 * frame.time_base, length / 2):
-                for part in resampler.resample(None):
-                    yield False, _samples(path, part)
-                resampler = AudioResampler(format="fltp", rate=sample_rate)
+                yield False, converter.finish()
                 for silence in _silence(round(gap * sample_rate)):
                     yield True, silence
         end = None if start is None else start + length
-        for part in resampler.resample(frame):
-            yield False, _samples(path, part)
-    for part in resampler.resample(None):
-        yield False, _samples(path, part)
+        for part in converter.convert(frame):
+            yield False, part
+    yield False, converter.finish()
+
+
+class _Converter:
+    """Mixes and resamples one run of samples after another.
+
+    Channels are mixed by their mean, on which models are trained; FFmpeg's own mixing changes loudness.
+    """
+
+    def __init__(self, path: Path, sample_rate: int) -> None:
+        self._path = path
+        self._sample_rate = sample_rate
+        self._source_rate = sample_rate
+        # Changes the format only: PyAV crashes on frames of 8 channels that lie in planes.
+        self._packer = AudioResampler(format="flt")
+        self._stream: Any = None
+
+    def convert(self, frame: av.AudioFrame) -> Generator[NDArray[np.float32]]:
+        """What can be computed by now."""
+        if frame.sample_rate != self._source_rate:
+            yield self.finish()
+            self._source_rate = frame.sample_rate
+        for part in self._packer.resample(frame):
+            packed = cast(NDArray[np.float32], part.to_ndarray()).reshape(-1, part.layout.nb_channels)
+            samples = packed.mean(axis=1, dtype=np.float32)
+            if not np.isfinite(samples).all():
+                raise DataError(f"{self._path}: not all samples are finite numbers; write the file again")
+            yield self._resample(samples)
+
+    def finish(self) -> NDArray[np.float32]:
+        """The end of the run; the next frame begins another one."""
+        rest = self._resample(np.empty(0, np.float32), is_last=True)
+        self._packer, self._stream = AudioResampler(format="flt"), None
+        return rest
+
+    def _resample(self, samples: NDArray[np.float32], *, is_last: bool = False) -> NDArray[np.float32]:
+        if self._source_rate == self._sample_rate:
+            return samples
+        if self._stream is None:
+            if is_last:
+                return samples
+            self._stream = soxr.ResampleStream(self._source_rate, self._sample_rate, 1, dtype="float32")
+        return cast(NDArray[np.float32], self._stream.resample_chunk(samples, last=is_last))
 
 
 def _silence(num_samples: int) -> Iterator[NDArray[np.float32]]:
@@ -257,11 +297,3 @@ def _seconds_behind_picture(container: InputContainer, stream: AudioStream) -> F
         return Fraction(0)
     (sound, sound_base), (shown, shown_base) = known
     return sound - shown if abs(sound - shown) > max(sound_base, shown_base) else Fraction(0)
-
-
-def _samples(path: Path, frame: av.AudioFrame) -> NDArray[np.float32]:
-    # The resampler's own mixing changes loudness; models are trained on the mean of the channels.
-    samples = cast(NDArray[np.float32], frame.to_ndarray()).mean(axis=0, dtype=np.float32)
-    if not np.isfinite(samples).all():
-        raise DataError(f"{path}: not all samples are finite numbers; write the file again")
-    return samples

@@ -13,9 +13,10 @@ from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.audio import AudioSource
-from mrsp_engine.families.chat_prompts import MediaTokens, check_token
+from mrsp_engine.families.chat_prompts import check_token
 from mrsp_engine.families.checkpoints import load_model, load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.prompts import MediaTokens
 
 MODEL_TYPE = "qwen2_audio"
 

@@ -24,10 +24,10 @@ from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.base import Policy
-from mrsp_engine.families.chat_prompts import ONE_AXIS, TURN_START, ChatPrompts, MediaTokens, PositionRule, check_token
+from mrsp_engine.families.chat_prompts import TURN_START, ChatPrompts, check_token
 from mrsp_engine.families.checkpoints import write_checkpoint
 from mrsp_engine.families.copies import write_copy
-from mrsp_engine.prompts import Prompt
+from mrsp_engine.prompts import ONE_AXIS, MediaTokens, PositionRule, Prompt
 
 __all__ = ["LanguagePolicy"]
 
@@ -251,10 +251,7 @@ class LanguagePolicy(Policy):
         return name
 
     def _tokens_of_media(self, prompt: Prompt) -> list[tuple[MediaReference, Tensor]]:
-        """Every medium and which tokens of the prompt represent its rows, ascending.
-
-        Media with the same placeholder follow each other; those with different ones may be interleaved.
-        """
+        """Every medium and the tokens of its rows, ascending; media with different placeholders may be interleaved."""
         expanded_ids = torch.tensor(prompt.expanded_ids, dtype=torch.int64)
         free = {token: torch.nonzero(expanded_ids == token).squeeze(1) for token in self._placeholder_ids}
         found: list[tuple[MediaReference, Tensor]] = []

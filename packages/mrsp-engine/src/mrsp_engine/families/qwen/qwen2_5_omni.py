@@ -23,7 +23,7 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.audio import AudioSource
 from mrsp_engine.encoding.audio_encoder import AudioEncoder
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.chat_prompts import Companion, MediaTokens, PositionRule, check_token
+from mrsp_engine.families.chat_prompts import check_token
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily
@@ -35,6 +35,7 @@ from mrsp_engine.positions import (
     qwen2_5_omni_extent,
     qwen2_5_omni_positions,
 )
+from mrsp_engine.prompts import Companion, MediaTokens, PositionRule
 
 __all__ = ["Qwen25OmniFamily", "Qwen25OmniPolicy"]
 

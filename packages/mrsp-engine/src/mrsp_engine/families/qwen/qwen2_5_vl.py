@@ -15,11 +15,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from mrsp_engine.attention.registration import register_attention
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, check_token
+from mrsp_engine.families.chat_prompts import check_token
 from mrsp_engine.families.checkpoints import load_model, load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.vision import QwenVisionEncoder
 from mrsp_engine.positions import qwen2_5_vl_extent, qwen2_5_vl_positions
+from mrsp_engine.prompts import MediaTokens, PositionRule
 
 VISION_ATTENTION = "sdpa"
 

@@ -22,12 +22,12 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.families.chat_prompts import MediaTokens, PositionRule, Stretch
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.qwen.frame_sizes import write_time
 from mrsp_engine.families.qwen.qwen2_5_vl import QwenVlFamily, qwen_media_tokens
 from mrsp_engine.families.qwen.vision import Qwen3VisionEncoder, QwenVisionEncoder
 from mrsp_engine.positions import qwen3_vl_extent, qwen3_vl_positions
+from mrsp_engine.prompts import MediaTokens, PositionRule, Stretch
 
 
 class TimedVideoPolicy(LanguagePolicy):

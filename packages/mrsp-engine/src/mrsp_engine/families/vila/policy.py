@@ -25,13 +25,14 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder, FrameLayout, transformer_operations
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.chat_prompts import MediaTokens, Stretch, check_token
+from mrsp_engine.families.chat_prompts import check_token
 from mrsp_engine.families.checkpoints import load_processor, place
 from mrsp_engine.families.language_policy import LanguagePolicy
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
 from mrsp_engine.families.vila.model import TOWER_PREFIX, VilaModel
 from mrsp_engine.families.vila.projector import pool_mean
+from mrsp_engine.prompts import MediaTokens, Stretch
 
 __all__ = ["MEDIA_TEXTS", "LlavaLlamaFamily", "VilaFamily", "VilaPolicy", "load_tokenizer"]
 

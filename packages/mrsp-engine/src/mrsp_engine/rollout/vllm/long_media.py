@@ -66,7 +66,7 @@ def _create_model_class(stem: str) -> type:
     )
     if stem == _THINKER:
         base_model, processor = with_trainers_positions(base_model), with_trainers_order(processor)
-    model_class = type(f"LongMedia{stem}", (base_model,), {"__module__": __name__})
+    model_class: Any = type(f"LongMedia{stem}", (base_model,), {"__module__": __name__})
     register = MULTIMODAL_REGISTRY.register_processor(
         processor,
         info=LongMediaInfo,

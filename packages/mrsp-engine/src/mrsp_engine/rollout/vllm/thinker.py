@@ -95,7 +95,8 @@ def _media_of(mm_features: Any) -> list[MediaReference]:
             grid_thw = (rows_of(int(_value(feature, "audio_feature_lengths"))), 1, 1)
             modality = FILM_SOUND if is_heard else modality
         else:
-            grid_thw = tuple(int(extent) for extent in _value(feature, f"{modality}_grid_thw"))
+            groups, height, width = (int(extent) for extent in _value(feature, f"{modality}_grid_thw"))
+            grid_thw = groups, height, width
             seconds = float(_value(feature, "second_per_grid_ts", 1.0))
         media.append(
             MediaReference(
