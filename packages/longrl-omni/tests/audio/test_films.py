@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 
 from longrl_omni.audio.audio_file import AudioFile
+from longrl_omni.audio.medium import AudioClip, Film, open_film_or_recording
 from longrl_omni.audio.tiny_tasks import make_tone, write_sound
+from longrl_trainer.config.sections import FrameSettings
+from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.questions.media import opener_for
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.video_file import VideoFile
+from longvideo_reason_data.records.medium import MediumKind
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.encoding.parallel import PlannedMedium
+from mrsp_engine.families import load_policy
+from mrsp_engine.tiny.families import build_tiny
 
 RATE = 48_000
 MOMENT_MS = 1_200
@@ -109,3 +118,44 @@ def test_a_track_without_a_sound_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no samples|empty|not an audio file") as raised:
         AudioFile.open(tmp_path / "a.wav")
     assert "\n" not in str(raised.value)
+
+
+def test_a_film_is_seen_and_heard_where_that_is_wanted(tmp_path: Path) -> None:
+    """One flag decides; the prompt then has sound and pictures, and every wrong file is told in one line."""
+    build_tiny("qwen2_5_omni", tmp_path / "model")
+    policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "store"))
+    policy.freeze_vision()
+    assert opener_for(policy, MediumKind.VIDEO) is open_film_or_recording
+    write_click_and_flash(tmp_path / "film.mp4", "libx264", "aac", shown_from=0, heard_from=0)
+    write_sound(tmp_path / "tone.flac", [make_tone(440, 1.0)], codec="flac")
+    film, recording = (open_film_or_recording(tmp_path / name, policy) for name in ("film.mp4", "tone.flac"))
+    assert (type(film), type(recording)) == (Film, AudioClip)
+    seen, heard = FrameSettings(num_frames=4), FrameSettings(num_frames=4, sound=True)
+    (shown,) = film.encode(seen)
+    assert isinstance(shown, PlannedMedium)
+    shown_again, sound = film.encode(heard)
+    assert isinstance(shown_again, PlannedMedium)
+    assert shown_again.plan == shown.plan
+    prompt = policy.build_prompt("What happens?", [shown.plan.reference, sound])
+    assert prompt.length > shown.plan.reference.num_tokens + 50
+    assert [medium.modality for medium in recording.encode(heard)] == ["audio"]
+
+    content = (tmp_path / "film.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    with av.open(str(tmp_path / "film.mp4")) as whole, av.open(str(tmp_path / "mute.mp4"), "w") as mute:
+        copy = mute.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(whole.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copy
+                mute.mux(packet)
+    mute_film = open_film_or_recording(tmp_path / "mute.mp4", policy)
+    assert len(mute_film.encode(seen)) == 1
+    with pytest.raises(DataError, match=r"contains video only.*set data\.sound to false") as told:
+        mute_film.encode(heard)
+    assert "\n" not in str(told.value)
+    with pytest.raises(DataError, match=r"cut\.mp4"):
+        open_film_or_recording(tmp_path / "cut.mp4", policy)
+    build_tiny("qwen2_5_vl", tmp_path / "deaf")
+    deaf = load_policy(tmp_path / "deaf", store=EmbeddingStore(tmp_path / "store"))
+    with pytest.raises(TrainerUsageError, match=r"data\.sound=true: .* qwen2_5_vl hear films"):
+        opener_for(deaf, MediumKind.VIDEO)(tmp_path / "film.mp4", deaf).encode(heard)

@@ -51,9 +51,11 @@ class PositionRule:
     extent: Callable[..., int]
 
 
-ONE_AXIS = PositionRule(
-    place=lambda expanded_ids, media: torch.arange(len(expanded_ids))[None], extent=lambda medium: medium.num_tokens
-)
+def _count_rows(medium: MediaReference) -> int:
+    return medium.num_tokens
+
+
+ONE_AXIS = PositionRule(place=lambda expanded_ids, media: torch.arange(len(expanded_ids))[None], extent=_count_rows)
 """Of models with one axis, which every token advances by one; [1, P]."""
 
 

@@ -19,12 +19,12 @@ from typing import Any, Self, cast
 
 import av
 import numpy as np
-import soxr
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from longrl_omni.audio.conversion import CONVERSION, SampleConverter
 from longrl_omni.audio.declared_lengths import declared_seconds, missing_wave_bytes, mp3_header_seconds
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.containers import CONTAINER_NAMES, missing_bytes
@@ -36,8 +36,6 @@ SAMPLE_RATE = 16_000
 """Samples per second that speech and audio encoders are trained on."""
 
 AUDIO_CONTAINER_NAMES = frozenset({"wav", "w64", "flac", "aiff", "mp3", "aac", "au", "caf", "ac3", "amr"})
-
-_CONVERSION = "mean of the channels, resampled by soxr"
 
 _logger = logging.getLogger(__name__)
 
@@ -117,7 +115,7 @@ class AudioFile:
     @property
     def conversion(self) -> str:
         """How channels are mixed and the rate is changed."""
-        return _CONVERSION
+        return CONVERSION
 
     @property
     def content_digest(self) -> str:
@@ -181,6 +179,21 @@ class AudioFile:
             yield samples
 
 
+def has_pictures(path: Path) -> bool:
+    """Whether a file has a video besides any sound, or nothing but one.
+
+    Raises:
+        UsageError: There is no such file.
+        DataError: It isn't a video or an audio file.
+    """
+
+    def choose(container: InputContainer) -> Any:
+        return main_video_stream(container) or _main_stream(container)
+
+    with open_stream(path, "a video or audio file", CONTAINER_NAMES | AUDIO_CONTAINER_NAMES, choose) as (_, stream):
+        return isinstance(cast(object, stream), VideoStream)
+
+
 def _open_audio(path: Path) -> AbstractContextManager[tuple[InputContainer, AudioStream]]:
     """Open the main audio stream of a file."""
     return open_stream(path, "an audio file", CONTAINER_NAMES | AUDIO_CONTAINER_NAMES, _main_stream)
@@ -220,7 +233,7 @@ def _parts(
     container: InputContainer, stream: AudioStream, sample_rate: int, path: Path
 ) -> Generator[tuple[bool, NDArray[np.float32]]]:
     """Yield the audio, and silence for gaps in the file's timestamps: whether it is a gap, and its samples."""
-    converter = _Converter(path, sample_rate)
+    converter = SampleConverter(path, sample_rate)
     end: Fraction | None = None
     num_decoded = 0
     for frame in container.decode(stream):
@@ -239,48 +252,6 @@ def _parts(
         for part in converter.convert(frame):
             yield False, part
     yield False, converter.finish()
-
-
-class _Converter:
-    """Mixes and resamples one run of samples after another.
-
-    Channels are mixed by their mean, on which models are trained; FFmpeg's own mixing changes loudness.
-    """
-
-    def __init__(self, path: Path, sample_rate: int) -> None:
-        self._path = path
-        self._sample_rate = sample_rate
-        self._source_rate = sample_rate
-        # Changes the format only: PyAV crashes on frames of 8 channels that lie in planes.
-        self._packer = AudioResampler(format="flt")
-        self._stream: Any = None
-
-    def convert(self, frame: av.AudioFrame) -> Generator[NDArray[np.float32]]:
-        """What can be computed by now."""
-        if frame.sample_rate != self._source_rate:
-            yield self.finish()
-            self._source_rate = frame.sample_rate
-        for part in self._packer.resample(frame):
-            packed = cast(NDArray[np.float32], part.to_ndarray()).reshape(-1, part.layout.nb_channels)
-            samples = packed.mean(axis=1, dtype=np.float32)
-            if not np.isfinite(samples).all():
-                raise DataError(f"{self._path}: not all samples are finite numbers; write the file again")
-            yield self._resample(samples)
-
-    def finish(self) -> NDArray[np.float32]:
-        """The end of the run; the next frame begins another one."""
-        rest = self._resample(np.empty(0, np.float32), is_last=True)
-        self._packer, self._stream = AudioResampler(format="flt"), None
-        return rest
-
-    def _resample(self, samples: NDArray[np.float32], *, is_last: bool = False) -> NDArray[np.float32]:
-        if self._source_rate == self._sample_rate:
-            return samples
-        if self._stream is None:
-            if is_last:
-                return samples
-            self._stream = soxr.ResampleStream(self._source_rate, self._sample_rate, 1, dtype="float32")
-        return cast(NDArray[np.float32], self._stream.resample_chunk(samples, last=is_last))
 
 
 def _silence(num_samples: int) -> Iterator[NDArray[np.float32]]:

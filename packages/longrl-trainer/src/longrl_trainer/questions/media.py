@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longrl_trainer.config.sections import FrameSettings
+from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.questions.frames import frame_budget, plan_frames
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.media.image_file import ImageFile
@@ -83,7 +84,15 @@ class VideoMedium:
         return self.policy.store.digests.digest(self.video.path)
 
     def encode(self, frames: FrameSettings) -> tuple[MediaReference | PlannedMedium, ...]:
-        """One medium with the frames that the settings select."""
+        """One medium with the frames that the settings select.
+
+        Raises:
+            TrainerUsageError: The settings want its sound.
+        """
+        if frames.sound:
+            raise TrainerUsageError(
+                f"data.sound=true: no package here lets a model of type {self.policy.name} hear films; set it to false"
+            )
         known = DatasetVideo(self.video, self.video.path, self.policy.store.digests)
         frame_indices, budget = plan_frames(self.video, frames), frame_budget(frames)
         encoder = self.policy.encoder

@@ -3,9 +3,23 @@
 A checkpoint also has a talker and a vocoder (`talker.`, `token2wav.`), which turn the thinker's text into speech. They
 are neither loaded nor trained, and stay in a saved model as they were, as do the voices beside them (`spk_dict.pt`).
 
-Towers and language model are Qwen2.5-VL's, with other names for the markers of media. Frames have the size that the
-checkpoint's video processor gives them; transformers' `Qwen2_5OmniProcessor` replaces that by 128 to 768 merged patches
-in every call.
+Vision tower and language model are Qwen2.5-VL's, with other names for the markers of media. Frames have the size that
+the checkpoint's video processor gives them; transformers' `Qwen2_5OmniProcessor` replaces that by 128 to 768 merged
+patches in every call, and cuts sound after the window of its feature extractor.
+
+A film that is heard is one medium to the template, and two here: its video, and right behind it its sound
+(`FILM_SOUND`), whose modality is the only flag for prompt, positions and sampler. Transformers and vLLM 0.32 disagree
+about such a film, and this is what trainer and sampler do:
+
+- Positions are transformers'. That code is of the model's authors, so it is what the published weights were trained
+  with as far as anybody can tell: the two markers before a film share a position, and the two behind it. vLLM once
+  agreed, having taken transformers as the truth, and no longer did when its function was written anew.
+- The order is the one of the technical report (arXiv 2503.20215): chunks of two seconds of actual time, pictures before
+  sound. Transformers' processor gives the same wherever a group of frames lasts at most a chunk. For
+  fewer frames it moves on by one chunk per row, and so tears a group's rows apart, with sound of other times between
+  them; vLLM has the report's order there, and positions that don't fit to it.
+
+A group of frames has the position of the beginning of the interval that it stands for, as with frames from time 0 on.
 """
 
 from collections.abc import Mapping, Sequence
