@@ -4,9 +4,18 @@ import importlib.util
 
 import pytest
 
+from longrl_trainer.config.sections import LoraSection
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.journal import read_json_lines
+from longrl_trainer.training.adapters import LoraAdapters
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.families import load_policy
+from mrsp_engine.rollout.base import SamplingSettings
+from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
+from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+from mrsp_engine.testing.agreement import disturb_weights, logprob_gaps
+from mrsp_engine.tiny.families import build_tiny
 
 pytestmark = [
     pytest.mark.long,
@@ -44,8 +53,6 @@ def test_adapters_arrive_in_every_step_and_after_a_pause_and_lacking_ones_are_no
     config = started.grpo(tmp_path / "run", **options_of("adapter"))
     train_grpo(config)
 
-    from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
-
     renew = SamplerAdapter.renew
 
     def renew_once(self, llm, policy):
@@ -59,6 +66,27 @@ def test_adapters_arrive_in_every_step_and_after_a_pause_and_lacking_ones_are_no
     assert max(gaps) <= 1e-5
 
 
+def test_layers_are_named_as_the_checkpoint_names_them(tmp_path):
+    """VLLM passes over layers that it doesn't know; the thinker's have other names in the checkpoint than here."""
+    build_tiny("qwen2_5_omni", tmp_path / "model")
+    policy = load_policy(tmp_path / "model", store=EmbeddingStore(tmp_path / "embeddings"))
+    adapters = LoraAdapters(policy, LoraSection(rank=4, alpha=8), seed=0)
+    disturb_weights(policy)
+    prompts, sampling = [policy.build_prompt("Which left first?", [])], SamplingSettings(temperature=1.0, max_tokens=12)
+    adapter = SamplerAdapter(adapters.rank, adapters.sampled_layers)
+    engine = VllmRolloutEngine(
+        tmp_path / "model", policy.store, max_model_len=512, memory_bytes=32 * 1024**2, adapter=adapter
+    )
+    try:
+        before = logprob_gaps(policy, prompts, engine.generate(prompts, sampling), temperature=1.0)
+        engine.update_weights(policy)
+        after = logprob_gaps(policy, prompts, engine.generate(prompts, sampling), temperature=1.0)
+    finally:
+        engine.close()
+    assert before.mean() > 1e-2
+    assert after.mean() <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("rank", "config", "message"),
     [
@@ -68,7 +96,6 @@ def test_adapters_arrive_in_every_step_and_after_a_pause_and_lacking_ones_are_no
 )
 def test_adapters_that_vllm_does_not_take(rank, config, message):
     from mrsp_engine.errors import EngineUsageError
-    from mrsp_engine.rollout.vllm.adapter import SamplerAdapter
 
     with pytest.raises(EngineUsageError, match=message):
         SamplerAdapter(rank, ["q_proj"]).engine_options(config)

@@ -10,7 +10,7 @@ Merged weights are computed one by one, from complete tensors where they are sha
 Shape legend: R rank, I inputs and O outputs of a layer.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -144,9 +144,15 @@ class LoraAdapters:
         if has_first_parts(self._policy.model):
             write_checkpoint(folder, lambda temporary: self._write(temporary, self._targets, tensors))
 
-    def write_for_sampler(self, folder: Path) -> None:
+    def write_for_sampler(self, folder: Path, checkpoint_name: Callable[[str], str]) -> None:
         """See `Adapters.write_for_sampler`; without those of the vision."""
-        self._write(folder, self.sampled_layers, self._tensors(self.sampled_layers))
+        # Names in a part of the model are those in a checkpoint of that part.
+        named = checkpoint_name if self._model is self._policy.model else str
+        tensors = {
+            f"{PREFIX}{named(name.removeprefix(PREFIX))}": tensor
+            for name, tensor in self._tensors(self.sampled_layers).items()
+        }
+        self._write(folder, [named(f"{name}.").removesuffix(".") for name in self.sampled_layers], tensors)
 
     def load(self, folder: Path) -> None:
         """Take the values that `save` wrote for the same model and settings.

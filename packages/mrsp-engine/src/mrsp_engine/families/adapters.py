@@ -1,17 +1,18 @@
-"""What the engine has to know of a policy's adapters: how to save them, merge them, and turn them off.
+"""What a trainer attaches to a policy: adapters, and passes that all ranks make together.
 
-Whoever trains them makes them (`longrl_trainer.training.adapters`); the engine doesn't depend on a library for that.
+This is what the engine has to know of them. Whoever trains makes them (`longrl_trainer.training.adapters`,
+`longrl_trainer.training.zero`); the engine doesn't depend on a library for that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Adapters"]
+__all__ = ["Adapters", "JointPasses"]
 
 
 class Adapters(Protocol):
@@ -50,6 +51,27 @@ class Adapters(Protocol):
         """Write them in PEFT's layout, complete or not at all; an older folder is replaced."""
         ...
 
-    def write_for_sampler(self, folder: Path) -> None:
-        """Write what a sampler that gets embeddings needs of them into an empty folder, in PEFT's layout."""
+    def write_for_sampler(self, folder: Path, checkpoint_name: Callable[[str], str]) -> None:
+        """Write what a sampler that gets embeddings needs of them into an empty folder, in PEFT's layout.
+
+        Args:
+            folder: The folder.
+            checkpoint_name: The names of weights in the checkpoint, which are those that the sampler knows.
+        """
+        ...
+
+
+class JointPasses(Protocol):
+    """Forward and backward passes of a policy's row scorer, all of which all ranks make together."""
+
+    def forward(self, row: Any, /, **settings: Any) -> tuple[Tensor, Tensor]:
+        """See `mrsp_engine.row_scorer.RowScorer.forward`."""
+        ...
+
+    def backward(self, loss: Tensor, /) -> None:
+        """Add up the gradients of this rank's loss and of those of the other ranks."""
+        ...
+
+    def largest(self, number: int, /) -> int:
+        """The largest of all ranks' numbers, such as how often a layer is called that all ranks gather together."""
         ...

@@ -25,29 +25,13 @@ from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineUsageError
-from mrsp_engine.families.adapters import Adapters
+from mrsp_engine.families.adapters import Adapters, JointPasses
 from mrsp_engine.families.weight_slices import WeightSlices
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rotary import longest_context
 
 VisionPart = Literal["frozen", "projector", "all"]
 """The trained part of the media encoder: none, the projector between tower and language model, or the tower too."""
-
-
-class JointPasses(Protocol):
-    """Forward and backward passes of a policy's row scorer, all of which all ranks make together."""
-
-    def forward(self, row: Any, /, **settings: Any) -> tuple[Tensor, Tensor]:
-        """See `mrsp_engine.row_scorer.RowScorer.forward`."""
-        ...
-
-    def backward(self, loss: Tensor, /) -> None:
-        """Add up the gradients of this rank's loss and of those of the other ranks."""
-        ...
-
-    def largest(self, number: int, /) -> int:
-        """The largest of all ranks' numbers, such as how often a layer is called that all ranks gather together."""
-        ...
 
 
 class Policy(ABC):
@@ -218,6 +202,11 @@ class Policy(ABC):
     def sampler_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights that a sampler needs after an update, under the checkpoint's names."""
 
+    @classmethod
+    @abstractmethod
+    def checkpoint_name(cls, name: str) -> str:
+        """A weight's name in checkpoint files, from its name in transformers' class."""
+
     def save_adapter(self, folder: Path) -> None:
         """Write the adapters for a sampler that has the model's own weights.
 
@@ -226,7 +215,7 @@ class Policy(ABC):
         """
         if self.adapters is None:
             raise EngineUsageError(f"{self.folder}: the model has no adapters; let the sampler take whole weights")
-        self.adapters.write_for_sampler(folder)
+        self.adapters.write_for_sampler(folder, self.checkpoint_name)
 
     @property
     def attention_heads(self) -> AttentionHeads:

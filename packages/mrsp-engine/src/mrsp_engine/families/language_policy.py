@@ -244,7 +244,7 @@ class LanguagePolicy(Policy):
 
     @classmethod
     def checkpoint_name(cls, name: str) -> str:
-        """A weight's name in checkpoint files, from its name in transformers' class."""
+        """See `Policy.checkpoint_name`."""
         for ours, theirs in cls.checkpoint_names:
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)

@@ -33,7 +33,7 @@ BUCKET_NUMBERS = 2**26
 
 
 class ZeroPasses:
-    """See `mrsp_engine.families.base.JointPasses`.
+    """See `mrsp_engine.families.adapters.JointPasses`.
 
     Args:
         engine: DeepSpeed's.
