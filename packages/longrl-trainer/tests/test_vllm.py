@@ -85,37 +85,3 @@ def test_sft_grpo_and_evaluation_about_several_media_with_vllm(album, tmp_path):
     plainly = evaluate(album.evaluation(tmp_path / "plain.json", **options))
     assert by_vllm.count == 10
     assert [item.response for item in by_vllm.items] == [item.response for item in plainly.items]
-
-
-@pytest.mark.slow
-def test_a_run_stopped_between_steps_draws_the_same_responses_again(started, tmp_path):
-    options = {"steps": 4, "max_response_tokens": 24, "learning_rate": 5e-3, "sampler__engine": "vllm"}
-    whole = started.grpo(tmp_path / "whole", **options)
-    train_grpo(whole)
-    broken = started.grpo(tmp_path / "broken", **options)
-
-    class StopError(Exception):
-        pass
-
-    from contextlib import contextmanager
-
-    from longrl_trainer.runs.progress import SilentProgress
-
-    class StoppingProgress(SilentProgress):
-        @contextmanager
-        def task(self, description, *, total, done=0):
-            self.left = 3 if description == "GRPO" else -1
-            yield self
-
-        def advance(self, amount=1, *, note=""):
-            self.left -= 1
-            if self.left == 0:
-                raise StopError
-
-    with pytest.raises(StopError):
-        train_grpo(broken, progress=StoppingProgress())
-    assert not (broken.output / "result.json").exists()
-    train_grpo(broken)
-    assert (broken.output / "rollouts.jsonl").read_text() == (whole.output / "rollouts.jsonl").read_text()
-    files = [next((config.output / "model").glob("*.safetensors")).read_bytes() for config in (whole, broken)]
-    assert files[0] == files[1]
