@@ -52,6 +52,8 @@ def test_torchruns_lines_are_printed_and_nothing_is_started(capsys, tmp_path, mo
         (["--nodes", "2", "--address", "a:1", "--node-rank", "2"], "--node-rank 2 with --nodes 2: expected 0 to 1"),
         (["--gpus", "0"], "--gpus 0: expected 1 or more"),
         (["--slurm", "--sbatch", "not an option"], "--sbatch 'not an option': expected NAME=VALUE"),
+        (["--sbatch", "time=1:00:00"], "--sbatch time=1:00:00: expected with --slurm; add it, or omit --sbatch"),
+        (["--slurm", "--warning-seconds", "-4"], "--warning-seconds -4: expected 1 or more"),
         (["--steps", "0"], "--steps 0: expected greater than or equal to 1"),
     ],
 )

@@ -2,7 +2,12 @@
 
 import os
 import resource
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,17 @@ from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.resources import PROBE_BYTES
 
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+RECIPE = """
+output = "run"
+learning_rate = 1e-3
+[model]
+folder = "model"
+store = "embeddings"
+[data]
+dataset = "dataset"
+split = "train_sft"
+num_frames = 4
+"""
 NO_GPU = GpuReport(problem="none here")
 
 
@@ -58,6 +74,14 @@ def test_nothing_is_started_when_something_is_wrong(make_job, checkpoint, tmp_pa
     assert "1 of its 2 files are missing" in problem
     assert end == "nothing was started: 1 problem"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(make_job, dataset, capsys):
+    assert start_job(make_job(output=str(dataset))) == 1
+    assert f"{dataset} is not empty and contains no run of this trainer" in capsys.readouterr().err
+    assert sorted(path.name for path in dataset.iterdir()) == ["records.parquet", "videos"]
+    (problem, *_) = check_node(make_job(output=str(dataset / "records.parquet")), NO_GPU)
+    assert "is a file, expected a folder; choose another `output`" in problem
 
 
 @pytest.mark.parametrize("name", ["config.json", "folder"])
@@ -211,6 +235,56 @@ def test_a_port_that_is_in_use_and_a_first_node_that_is_not_there(monkeypatch):
     monkeypatch.setattr(links, "CALL_SECONDS", 0.2)
     with pytest.raises(AppUsageError, match=r"node 0 didn't answer within 0.1 s; start the same command there"):
         NodeLink(1, 2, NodeAddress(host="127.0.0.1", port=1), patience_seconds=0.1)
+
+
+def test_an_unknown_machine_and_a_second_port_that_is_in_use():
+    with pytest.raises(AppUsageError, match=r"--address nowhere.invalid:29500: no machine of this name is known here"):
+        NodeLink(1, 2, NodeAddress(host="nowhere.invalid", port=29500))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        with pytest.raises(AppUsageError, match=rf"port {port}, which torchrun uses, is in use; choose another port"):
+            NodeLink(0, 2, NodeAddress(host="127.0.0.1", port=port - 1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cause", ["a signal", "the first node"])
+def test_a_node_whose_torchrun_waits_for_the_first_one_ends_all_the_same(cause, make_job, tmp_path):
+    """Here is the first node's link, and nothing where its torchrun should be."""
+    recipe = tmp_path / "sft.toml"
+    recipe.write_text(RECIPE)
+    link = NodeLink(0, 2, NodeAddress(host="127.0.0.1", port=0))
+    command = [
+        sys.executable,
+        "-m",
+        "longrl",
+        "launch",
+        str(recipe),
+        "--device",
+        "cpu",
+        "--gpus",
+        "1",
+        "--no-preflight",
+    ]
+    command += ["--nodes", "2", "--node-rank", "1", "--address", f"127.0.0.1:{link.port}"]
+    node = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        link.exchange("start", "20260101-000000")
+        deadline = time.monotonic() + 100.0
+        while not link.ask("beat/1") and time.monotonic() < deadline:
+            link.tell("beat/0", link.count("beats"))
+            time.sleep(0.2)
+        if cause == "a signal":
+            node.send_signal(signal.SIGTERM)
+        else:
+            link.tell("ended/0", {"failure": {"node": 0, "rank": None, "code": 3, "lines": ["port 5 is in use"]}})
+        said = node.communicate(timeout=60.0)[1]
+    finally:
+        node.kill()
+    assert node.returncode == (75 if cause == "a signal" else 3), said
+    assert ("port 5 is in use" in said) == (cause != "a signal")
+    assert "Traceback" not in said
 
 
 def test_the_failure_that_was_told_first_is_the_cause():

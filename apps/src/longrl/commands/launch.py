@@ -100,6 +100,8 @@ def read_job(recipe: Path, options: LaunchOptions, overrides: Sequence[str]) -> 
     from longrl.machine.gpus import find_gpus
     from longrl.stages import command_of, model_of, read_tables
 
+    if options.sbatch and not options.slurm:
+        raise AppUsageError(f"--sbatch {' '.join(options.sbatch)}: expected with --slurm; add it, or omit --sbatch")
     tables = read_tables(recipe)
     command = command_of(tables)
     example = f"longrl launch {recipe} --gpus 8"

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ __all__ = ["NodeAgent", "rank_environment"]
 
 STOPPED = StoppedError.exit_code
 REPEAT_SECONDS = 5.0
+LISTEN_SECONDS = 0.5
 GRACE_SECONDS = 10.0
 """How long this node's ranks may end by themselves when another node has failed, and then at SIGTERM."""
 SAVING_SECONDS = 60.0
@@ -130,30 +132,51 @@ class NodeAgent:
 
     @contextmanager
     def _passing_signals(self) -> Generator[None]:
-        """Pass stop signals on to the ranks, again and again: one that is still loading doesn't listen yet."""
+        """Pass stop signals on to the ranks, again and again: one that is still loading doesn't listen yet.
+
+        They are heard by a thread too, because the main one runs no Python while torchrun waits for the first node.
+        """
         names = {signal.SIGTERM, self._stop_signal}
         before = {name: signal.signal(name, self._note) for name in names}
-        thread = threading.Thread(target=self._pass_on, name="stop signals", daemon=True)
+        hearing, told = socket.socketpair()
+        hearing.settimeout(LISTEN_SECONDS)
+        told.setblocking(False)
+        told_before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._pass_on, args=(hearing,), name="stop signals", daemon=True)
         thread.start()
         try:
             yield
         finally:
             self._has_ended.set()
-            self._is_stopped.set()
+            signal.set_wakeup_fd(told_before)
             thread.join()
+            hearing.close()
+            told.close()
             for name, handler in before.items():
                 signal.signal(name, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_stopped.set()
         if not _children():  # nothing to save yet
-            raise SystemExit(STOPPED if self._job.saves else 128 + number)
+            raise SystemExit(self._stopped_status(number))
 
-    def _pass_on(self) -> None:
-        self._is_stopped.wait()
+    def _stopped_status(self, number: int) -> int:
+        return STOPPED if self._job.saves and number != signal.SIGINT else 128 + number
+
+    def _pass_on(self, hearing: socket.socket) -> None:
+        number = int(self._stop_signal)
+        while not self._is_stopped.is_set():
+            if self._has_ended.is_set():
+                return
+            with suppress(TimeoutError):
+                number = hearing.recv(1)[0]
+                if number in (signal.SIGINT, signal.SIGTERM, self._stop_signal):
+                    break
         while not self._has_ended.is_set():
-            _send(self._stop_signal)
-            self._has_ended.wait(REPEAT_SECONDS)
+            if number != signal.SIGINT:
+                _send(self._stop_signal)
+            if not self._has_ended.wait(REPEAT_SECONDS) and not _children():
+                self._leave(self._stopped_status(number), [])
 
     def _end_with_others(self, trouble: dict[str, Any]) -> None:
         """End this node's ranks after another node's; called from the thread that watches the others."""
@@ -165,7 +188,15 @@ class NodeAgent:
         for seconds, number in steps:
             if self._has_ended.wait(seconds):
                 return
+            if not _children():
+                self._leave(int(trouble["code"]), trouble["lines"])
             _send(number)
+
+    def _leave(self, code: int, lines: list[str]) -> None:
+        """End this process from another thread: torchrun waits for the first node, and no exception would reach it."""
+        for line in lines:
+            print(visible(str(line), 399), file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 def _children() -> list[int]:

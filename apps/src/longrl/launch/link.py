@@ -7,6 +7,7 @@ whose node is, stops showing signs of life, which the others notice.
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,6 +74,14 @@ class NodeLink:
     def _open(self, port: int) -> dist.TCPStore:
         """Open the store or connect to it, again and again for a short time, so that an interruption is heard."""
         place = f"--address {self.host}:{port}"
+        try:
+            socket.getaddrinfo(self.host, port)
+        except OSError as error:
+            raise AppUsageError(f"{place}: no machine of this name is known here ({error.strerror})") from None
+        if self.node_rank == 0 and port and not _is_free(port + 1):
+            raise AppUsageError(
+                f"{place}: port {port + 1}, which torchrun uses, is in use; choose another port, on all nodes"
+            )
         deadline = monotonic() + self._patience_seconds
         while True:
             try:
@@ -230,6 +239,17 @@ class LifeWatch:
                 line = f"node {node} shows no sign of life for {SILENCE_SECONDS:g} s; its launcher was killed, perhaps"
                 return _gone(node, line)
         return None
+
+
+def _is_free(port: int) -> bool:
+    """Whether a port of this machine can be listened to."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def _gone(node: int, line: str) -> dict[str, Any]:

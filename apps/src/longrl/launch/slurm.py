@@ -30,6 +30,8 @@ def write_script(job: LaunchJob, options: Sequence[str], warning_seconds: int) -
     Raises:
         AppUsageError: An option isn't of that form.
     """
+    if warning_seconds < 1:
+        raise AppUsageError(f"--warning-seconds {warning_seconds}: expected 1 or more")
     chosen = {
         "job-name": job.folder.name or "longrl",
         "nodes": str(job.num_nodes),
@@ -81,7 +83,10 @@ def submit(script: str, job: LaunchJob) -> tuple[Path, str | None]:
         AppError: It can't be written or isn't accepted.
     """
     path = job.logs / SCRIPT_NAME
-    job.logs.mkdir(parents=True, exist_ok=True)
+    try:
+        job.logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AppError(f"{job.logs}: can't be made ({error.strerror}); choose another `output`") from error
     write_text(path, script)
     program = shutil.which(SUBMIT)
     if program is None:

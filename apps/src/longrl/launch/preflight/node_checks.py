@@ -17,6 +17,7 @@ from longrl_files.folders import ForeignFolder
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.runs.settings import SETTINGS_NAME, list_names
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.record import Split, iter_records
 from mrsp_engine.errors import EngineError
@@ -72,6 +73,7 @@ def check_node(job: LaunchJob, gpus: GpuReport) -> list[str]:
     checks: list[Callable[[], Iterator[str]]] = [
         lambda: _check_gpus(job, gpus),
         lambda: _check_memory(job),
+        lambda: _check_output(job),
         lambda: _check_disk(job),
         lambda: _check_model(job),
         lambda: _check_data(job),
@@ -124,6 +126,14 @@ def _check_memory(job: LaunchJob) -> Iterator[str]:
                 f"{free / GB:.1f} GB of memory are free, expected {needed / GB:.1f} for a copy of the checkpoint that "
                 "is being written; ask for more memory, or use more --nodes"
             )
+
+
+def _check_output(job: LaunchJob) -> Iterator[str]:
+    """Nothing may be written into a folder of something else, not even logs."""
+    if job.folder.exists() and not job.folder.is_dir():
+        yield f"{job.folder} is a file, expected a folder; choose another `output`"
+    elif job.saves and job.output.is_dir() and (names := list_names(job.output)) and SETTINGS_NAME not in names:
+        yield f"{job.output} is not empty and contains no run of this trainer; choose another `output`"
 
 
 def _check_disk(job: LaunchJob) -> Iterator[str]:

@@ -70,8 +70,10 @@ def run_preflight(job: LaunchJob, link: NodeLink, start: str, *, rehearses: bool
         name = f"node {node} ({visible(str(report['host']), 60)})"
         found.lines += [f"{name}: {visible(str(line))}" for line in report["lines"]]
         found.problems += [f"{name}: {problem}" for problem in report["problems"]]
-    found.problems += compare_nodes(reports)
-    if job.num_ranks > 1 and all(report["has_devices"] for report in reports):
+    differences = compare_nodes(reports)
+    found.problems += differences
+    # Nodes with other settings may expect another number of ranks.
+    if job.num_ranks > 1 and not differences and all(report["has_devices"] for report in reports):
         findings = [finding for part in link.exchange("trial", run_trial(job, link)) for finding in part]
         line, problems = describe_findings(job, findings)
         found.lines += [line] if line else []

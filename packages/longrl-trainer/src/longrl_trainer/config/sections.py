@@ -122,7 +122,9 @@ class FrameSettings(Section):
     video_tokens: int | None = Field(default=None, ge=1)
     """Maximum embeddings of a whole video; frames are shrunk until they fit."""
     sound: bool = False
-    """Films are heard too, by models that can; one without a sound is then unusable."""
+    """Films are heard too, by models that can, such as Qwen2.5-Omni; a film without a sound is then unusable, and its
+    questions are dropped.
+    """
     preset: PresetName | None = None
     """Values for those of these settings that aren't set: `checkpoint` for the values in the checkpoint's own files,
     `longvila_r1` and `longvila_r1_hour` for the paper's training settings.
