@@ -153,10 +153,11 @@ def load_model(
         if unread is not None and stored is not None and model_class.can_generate():
             with _making(dtype):
                 unread.append(build_untouched(lambda: _build(model_class, config, attention)))
-            name = _GENERATION_NAME if checkpoint.files.has(_GENERATION_NAME) else "config.json"  # as transformers does
-            settings = GenerationConfig.from_pretrained(
-                str(folder), config_file_name=name, local_files_only=True, _from_model_config=name != _GENERATION_NAME
-            )
+            # Where transformers finds them, too.
+            places: dict[str, Any] = {}
+            if not checkpoint.files.has(_GENERATION_NAME):
+                places = {"config_file_name": "config.json", "_from_model_config": True}
+            settings = GenerationConfig.from_pretrained(str(folder), local_files_only=True, **places)
             cast(Any, unread[-1]).generation_config = settings
             return unread[-1]
     with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
