@@ -151,16 +151,18 @@ def quiet_libraries() -> Generator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    before = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
-    for library, _ in before:
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, verbosity in before:
+        for library, verbosity, had_bars in before:
             library.set_verbosity(verbosity)
-            library.enable_progress_bar()
+            if had_bars:
+                library.enable_progress_bar()
 
 
 def refuse_other_settings(settings: SamplingSection, **expected: float) -> None:
