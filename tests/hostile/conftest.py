@@ -23,6 +23,8 @@ LONGRL_LOADS = (
     "diffusers",
     "longrl.commands.encode",
     "longrl.commands.recipes",
+    "longrl.launch.start",
+    "longrl.rehearsal.run",
     "longrl_trainer.grpo",
     "longrl_trainer.sft",
     "mrsp_engine.families.qwen.qwen2_5_vl",

@@ -14,15 +14,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
+from urllib.parse import quote
 
 KEY = "sk-a-key-that-nobody-may-see"
 """The key for servers that every command is given."""
 MAX_SECONDS = 60.0  # on a machine busy with other tests; by itself each run ends within 20
 MAX_MEMORY_BYTES = 2**30
 MAX_LINE_CHARACTERS = 400
+SERVING = ("watch",)
+"""Commands that go on until they are interrupted."""
+ADDRESS = "http://127.0.0.1:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +38,7 @@ class Ending:
 
     Attributes:
         status: What it exited with; None if it had to be killed.
-        output: What it wrote to standard output.
+        output: What it wrote to standard output. For a command that serves a page, what the page got is in it.
         error: What it wrote to standard error.
         memory_bytes: Most memory that it had beyond what it began with.
     """
@@ -79,12 +86,17 @@ class Forks:
         self._program.communicate()
 
 
-def require_orderly(ending: Ending) -> None:
-    """Hold an ending to the promise."""
+def require_orderly(ending: Ending, *, most_lines: int = 1) -> None:
+    """Hold an ending to the promise.
+
+    Args:
+        ending: How a command ended.
+        most_lines: Lines on standard error; more than one for a command that lists all that is wrong.
+    """
     assert ending.status in (0, 1, 2), ending
     # Longer work says how far it is; such a line is indented.
     lines = [line for line in ending.error.splitlines() if not line.startswith("  ")]
-    assert len(lines) <= 1, ending.error
+    assert len(lines) <= most_lines, ending.error
     assert ending.status == 0 or lines, ending
     for line in lines:
         assert len(line) < MAX_LINE_CHARACTERS, line
@@ -125,6 +137,8 @@ def _become(module: str, arguments: Sequence[str], folder: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if descriptor else os.O_RDONLY
         os.dup2(os.open(name, flags, 0o600), descriptor)
     status: object = 70
+    if arguments[0] in SERVING:
+        Thread(target=_visit, args=(f"{folder}/output",), daemon=True).start()
     try:
         status = import_module(module).main(list(arguments))
     except SystemExit as ending:  # of the parser of arguments
@@ -136,6 +150,24 @@ def _become(module: str, arguments: Sequence[str], folder: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else 0)
+
+
+def _visit(output: str) -> None:
+    """Look at the page that this process serves as a browser does, write down what came, and interrupt the command."""
+    while ADDRESS not in Path(output).read_text():
+        time.sleep(0.01)
+    port = Path(output).read_text().partition(ADDRESS)[2].partition("/")[0]
+    connection = HTTPConnection("127.0.0.1", int(port), timeout=MAX_SECONDS)
+    asked, told = ["/", "/state"], list[str]()
+    with suppress(OSError):
+        while asked:
+            connection.request("GET", asked.pop(0))
+            answer = connection.getresponse()
+            told.append(answer.read().decode(errors="replace"))
+            with suppress(ValueError, TypeError, KeyError):
+                asked += [f"/groups/{quote(str(row['group_id']))}" for row in json.loads(told[-1])["groups"][:2]]
+    print(*(ascii(text) for text in told), sep="\n", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _wait(child: int) -> dict[str, int | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hostile_datasets import HOSTILE_DATASETS, write_sound_dataset
 from hostile_datasets import fill_outside as fill_beside_dataset
-from hostile_runs import Run, require_orderly, snapshot
+from hostile_runs import Ending, Run, require_orderly, snapshot
 
 from mrsp_engine.testing.hostile_checkpoints import (
     HOSTILE_CHECKPOINTS,
@@ -33,18 +33,32 @@ EVALUATE = [
     *("--data.split", "train_rl", "--data.num-frames", "2", "--max-response-tokens", "4", "--limit", "1"),
     *("--sampler.engine", "transformers", "--output", "{output}/accuracy.json"),
 ]
+LOOK = [
+    *("launch", "{recipe}", "--gpus", "999", "--model.folder", "{model}", "--model.store", "{store}"),
+    *("--data.dataset", "{dataset}", "--output", "{output}/sft"),
+]
+"""Nothing is started, since no machine has as many GPUs, but everything is looked at."""
+MOST_PROBLEMS = 8
+REHEARSE = [
+    *("rehearse", "{recipe}", "--model", "{model}", "--gpus", "1", "--layers", "1", "--rows", "1"),
+    *("--response-tokens", "4"),
+]
 ON_CHECKPOINTS = {
     "encode": ENCODE,
     "sft": SFT,
     "grpo": GRPO,
     "evaluate": EVALUATE,
+    "launch": LOOK,
+    "rehearse": REHEARSE,
     "plan": ["plan", "--model", "{model}", "--num-frames", "4", "--gpus", "1"],
 }
+READING_SIZES = ("plan", "rehearse")
 ON_STORES = {
     "stats": ["store", "stats", "{store}"],
     "verify": ["store", "verify", "{store}"],
     "prune": ["store", "prune", "{store}", "--keep", "1MB"],
     "encode": ENCODE,
+    "launch": LOOK,
 }
 RECIPE = """
 output = "output"
@@ -101,11 +115,16 @@ def fill(sound: Path, tmp_path: Path) -> Words:
     return words
 
 
+def require(command: Sequence[str], ending: Ending) -> None:
+    """Hold an ending to the promise; a look lists all that is wrong, and what the node has."""
+    require_orderly(ending, most_lines=MOST_PROBLEMS if command is LOOK else 1)
+
+
 def test_sound_ones_pass(fill: Words, run_longrl: Run, sound: Path) -> None:
     for command in (*ON_CHECKPOINTS.values(), *ON_STORES.values()):
         ending = run_longrl(fill(command))
-        require_orderly(ending)
-        assert ending.status == 0, ending
+        require(command, ending)
+        assert (ending.status == 0) == (command is not LOOK), ending
 
 
 @pytest.mark.parametrize(
@@ -119,8 +138,8 @@ def test_checkpoints(kind: str, name: str, sound: Path, fill: Words, run_longrl:
     before = snapshot(folder), snapshot(outside)
     for command, words in ON_CHECKPOINTS.items():
         ending = run_longrl(fill(words, model=folder))
-        require_orderly(ending)
-        assert ending.status != 0 or command == "plan", (command, ending)  # which reads sizes only
+        require(words, ending)
+        assert ending.status != 0 or command in READING_SIZES, (command, ending)
     assert (snapshot(folder), snapshot(outside)) == before
 
 
@@ -134,9 +153,9 @@ def test_stores(name: str, fill: Words, run_longrl: Run, tmp_path: Path) -> None
         (HOSTILE_STORES | DAMAGED_ENTRIES)[name](folder, outside)
         before = snapshot(folder), snapshot(outside)
         ending = run_longrl(fill(words, store=folder))
-        require_orderly(ending)
+        require(words, ending)
         assert snapshot(outside) == before[1]
-        if name in HOSTILE_STORES or command in ("stats", "verify"):
+        if name in HOSTILE_STORES or command in ("stats", "verify", "launch"):
             assert snapshot(folder) == before[0]
         if name in HOSTILE_STORES:
             assert ending.status != 0, ending
@@ -149,6 +168,6 @@ def test_training_on_datasets(name: str, sound: Path, fill: Words, run_longrl: R
     fill_beside_dataset(outside)
     HOSTILE_DATASETS[name](dataset, outside)
     before = snapshot(dataset), snapshot(outside)
-    for words in (SFT, GRPO, EVALUATE):
-        require_orderly(run_longrl(fill(words, dataset=dataset)))
+    for words in (SFT, GRPO, EVALUATE, LOOK):
+        require(words, run_longrl(fill(words, dataset=dataset)))
     assert (snapshot(dataset), snapshot(outside)) == before

@@ -1,7 +1,4 @@
-"""Every command that reads a run, on runs and evaluations in which a file is not what it should be.
-
-`longrl watch` isn't here, since it goes on until it is interrupted; `longrl report` reads a run by the same classes.
-"""
+"""Every command that reads a run, on runs and evaluations in which a file is not what it should be."""
 
 import json
 import shutil
@@ -138,10 +135,11 @@ class Runs:
         make = [*self.make(name, run), *([] if name == "benchmark" else ["--steps", "2"])]
         if name == "benchmark":
             return {"compare": ["compare", str(run), str(self.root / name)], "make": make}
+        look = {"watch": ["watch", str(run)], "report": ["report", str(run)]}
         if name == "sft":
             export = ["export", str(run), "--output", str(output)]
-            return {"report": ["report", str(run)], "export": [*export, "--step", "1"], "export the last": export}
-        return {"report": ["report", str(run)], "make": make}
+            return look | {"export": [*export, "--step", "1"], "export the last": export}
+        return look | {"make": make}
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +165,7 @@ def test_a_run_with_a_damaged_file(name: str, damage: str, runs: Runs, run_longr
             ending = run_longrl(words)
             try:
                 require_orderly(ending)
+                assert "private" not in ending.output
                 assert snapshot(outside) == untouched
                 if command not in ("report", "make"):
                     assert snapshot(run) == before
@@ -175,3 +174,10 @@ def test_a_run_with_a_damaged_file(name: str, damage: str, runs: Runs, run_longr
             refused |= ending.status != 0
         assert refused, f"nobody minds {own} {damage}"
         shutil.rmtree(place)
+
+
+def test_the_page_of_a_sound_run_is_looked_at(runs: Runs, run_longrl: Run) -> None:
+    ending = run_longrl(["watch", str(runs.root / "grpo")])
+    require_orderly(ending)
+    assert ending.status == 0
+    assert "is_evidence" in ending.output, ending  # frames of a group

@@ -41,7 +41,7 @@ def names_benchmark(arguments: Sequence[str]) -> bool:
         return False
     try:
         return "benchmark" in tomllib.loads(read_bounded(Path(arguments[0]), error=AppUsageError).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
 
 

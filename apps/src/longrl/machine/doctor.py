@@ -9,6 +9,8 @@ from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.packages import find_version
 from longrl.machine.resources import free_disk_bytes, free_memory_bytes
 from longrl.machine.work import BASIC, PICTURES, SAMPLING, WORK, KindOfWork, kinds_of, what_is_missing
+from longrl.pictures.config import load_pictures
+from longrl.quickstart.config import load_quickstart
 from longrl.stages import RECIPES_FOLDER, command_of, model_of, read_tables
 from longrl_trainer.config.recipes import load_recipe
 
@@ -73,7 +75,11 @@ def _kinds_in(recipe: Path) -> tuple[KindOfWork, ...]:
     tables = read_tables(recipe)
     command = command_of(tables)
     if command == "quickstart":
-        return (BASIC, SAMPLING if "world" in tables else PICTURES)
+        if "world" in tables:
+            load_quickstart(recipe, output=Path(), seed=0)
+            return (BASIC, SAMPLING)
+        load_pictures(recipe, output=Path(), seed=0)
+        return (BASIC, PICTURES)
     return tuple(kinds_of(load_recipe(recipe, model_of(command, tables))))
 
 

@@ -20,6 +20,7 @@ from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.runs.settings import SETTINGS_NAME, list_names
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.record import Split, iter_records
+from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
 from mrsp_engine.planner.checkpoints import find_shape
 
@@ -182,6 +183,8 @@ def _check_data(job: LaunchJob) -> Iterator[str]:
 def _check_store(job: LaunchJob) -> Iterator[str]:
     model = job.config.model
     if isinstance(model, ModelSection):
+        if model.store.is_dir():
+            EmbeddingStore(model.store, is_read_only=True)  # nothing is written into a folder of something else
         unwritable = find_unwritable(model.store)
         if unwritable is not None:
             yield f"{unwritable}; expected an embedding store, free some space or set `model.store`"

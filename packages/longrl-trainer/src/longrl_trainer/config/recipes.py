@@ -30,7 +30,7 @@ def load_recipe(path: Path, model: type[ConfigT]) -> ConfigT:
     content = read_bounded(path, error=TrainerUsageError, max_bytes=MOST_RECIPE_BYTES)
     try:
         values = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         raise TrainerUsageError(f"{path}: not valid TOML: {error}") from error
     return parse_config(values, model, source=str(path))
 
@@ -40,6 +40,8 @@ def parse_config(values: dict[str, Any], model: type[ConfigT], *, source: str) -
     try:
         # Via JSON: strict about types, but a string may become a path. A TOML date becomes a string here.
         return model.model_validate_json(json.dumps(values, default=str))
+    except RecursionError:
+        raise TrainerUsageError(f"{source}: tables are nested too deeply; expected those of a recipe") from None
     except ValidationError as error:
         # A misspelt key is the cause, and the missing key its consequence: the cause comes first.
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")

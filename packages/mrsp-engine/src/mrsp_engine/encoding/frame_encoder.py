@@ -34,7 +34,6 @@ from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError, UnfitMediumError
 
 __all__ = [
-    "FRAMES_PER_STRETCH",
     "ContentChoice",
     "EncodingPlan",
     "FrameEncoder",
@@ -45,8 +44,8 @@ __all__ = [
 ContentChoice = StoredContent | Literal["smaller"]
 """What the store keeps for a medium; `"smaller"` is embeddings or frames, whichever take fewer bytes."""
 
-FRAMES_PER_STRETCH = 64
-"""Maximum number of frames decoded and encoded at a time, unless one group has more."""
+FRAMES_PER_STRETCH, PIXELS_PER_STRETCH = 64, 2**26
+"""Maximum number of frames, unless one group has more, and of their pixels, decoded and encoded at a time."""
 
 
 class FrameEncoder(ABC):
@@ -162,6 +161,11 @@ class FrameEncoder(ABC):
             )
         seconds: list[float] = np.asarray(video.timestamps, dtype=np.float64)[list(indices)].tolist()
         layout = self.lay_out(modality, video.height, video.width, seconds, budget)
+        if layout.frames_per_group * layout.height * layout.width > PIXELS_PER_STRETCH:
+            raise UnfitMediumError(
+                f"frames of {layout.width} × {layout.height} pixels, {layout.frames_per_group} together: expected "
+                f"{PIXELS_PER_STRETCH:,} pixels at most; correct the sizes in the checkpoint's processor"
+            )
         embedding_key = EmbeddingKey(
             content_digest=video.content_digest,
             frame_indices=indices,
@@ -232,7 +236,8 @@ class FrameEncoder(ABC):
     @staticmethod
     def stretches(layout: FrameLayout, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Cut groups `start` to `end` into runs that are encoded together."""
-        step = max(1, FRAMES_PER_STRETCH // layout.frames_per_group)
+        most_frames = min(FRAMES_PER_STRETCH, PIXELS_PER_STRETCH // (layout.height * layout.width))
+        step = max(1, most_frames // layout.frames_per_group)
         return ((first, min(first + step, end)) for first in range(start, end, step))
 
     def refer(

@@ -225,6 +225,7 @@ HOSTILE_CHECKPOINTS: dict[str, Change] = {
     "processor_link": _other("preprocessor_config.json", "link"),
     "text_for_patches": _set("preprocessor_config.json", patch_size="large"),
     "merges_of_nothing": _set("preprocessor_config.json", merge_size=0),
+    "large_frames": _set("preprocessor_config.json", min_pixels=2**31, max_pixels=2**31),
     "text_for_pixels": _set("preprocessor_config.json", min_pixels="few"),
     "generation_is_a_list": _write("generation_config.json", "[]"),
     "generation_fifo": _other("generation_config.json", "fifo"),
