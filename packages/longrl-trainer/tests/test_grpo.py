@@ -12,13 +12,14 @@ from longrl_trainer.errors import TrainerError
 from longrl_trainer.evaluation.evaluate import evaluate
 from longrl_trainer.grpo import order_questions, train_grpo
 from longrl_trainer.objectives.base import build_objective
+from longrl_trainer.questions.candidates import find_control_tokens
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.order import Cursor
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.rewards import registry
 from longrl_trainer.rewards.base import RewardResult, RewardStatus
 from longrl_trainer.rewards.registry import load_rewards
-from longrl_trainer.rl.groups import find_control_tokens, judge_groups
+from longrl_trainer.rl.groups import judge_groups
 from longrl_trainer.rl.sampling import draw_responses
 from longrl_trainer.rl.step_metrics import rollout_metrics
 from longrl_trainer.rl.update import PolicyUpdate, weigh_groups

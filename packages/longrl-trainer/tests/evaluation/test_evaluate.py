@@ -40,6 +40,18 @@ def test_counts_by_hand(world):
     assert [item.status for item in result.items][3:6] == ["ambiguous", "no_answer", "no_answer"]
 
 
+def test_a_right_answer_with_a_control_token_is_wrong(world):
+    records = [record for record in world.records if record.split == "held_out"]
+    right = [[respond(f"<think>x</think><answer>{record.answer}</answer>")] for record in records]
+    rewards = load_rewards({"answer": 1.0})
+    result = summarise(
+        records, right, rewards=rewards, questions={}, settings={}, control_tokens=frozenset({right[0][0].token_ids[0]})
+    )
+    assert (result.accuracy, result.well_formed_rate, result.items[0].correct) == (0.0, 0.0, False)
+    plain = summarise(records, right, rewards=rewards, questions={}, settings={}, control_tokens=frozenset({7}))
+    assert (plain.accuracy, plain.well_formed_rate) == (1.0, 1.0)
+
+
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(world, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainerError, match=r"cannot write .*file/x\.json"):

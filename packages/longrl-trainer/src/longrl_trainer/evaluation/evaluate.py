@@ -17,6 +17,7 @@ from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import readable_write_errors, write_json
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.evaluation.scoring.statistics import clustered_standard_error, mean
+from longrl_trainer.questions.candidates import find_control_tokens
 from longrl_trainer.questions.frames import describe_frames
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import QuestionSet, build_question_prompt
@@ -174,6 +175,7 @@ def _evaluate(
         rewards=rewards,
         questions=questions.counts(),
         settings=config.model_dump(mode="json"),
+        control_tokens=find_control_tokens(policy),
         ranks=ranks,
     )
     if ranks.is_first:
@@ -229,28 +231,27 @@ def summarise(
     rewards: Sequence[WeightedReward],
     questions: dict[str, Any],
     settings: dict[str, Any],
+    control_tokens: frozenset[int] = frozenset(),
     ranks: Ranks = ALONE,
 ) -> EvaluationResult:
-    """Count the first response per record, and what was refused.
+    """Count the first response per record, and what was refused; with a control token none is right or well formed.
 
     Raises:
         TrainerError: All prompts were refused.
     """
-    answered = [
-        (record, outcome[0])
-        for record, outcome in zip(asked, outcomes, strict=True)
-        if not isinstance(outcome, Refusal)
-    ]
+    pairs = list(zip(asked, outcomes, strict=True))
+    answered = [(record, outcome[0]) for record, outcome in pairs if not isinstance(outcome, Refusal)]
     refused = [
         RefusedQuestion(question_id=record.question_id, reason=str(outcome.reason), detail=outcome.message)
-        for record, outcome in zip(asked, outcomes, strict=True)
+        for record, outcome in pairs
         if isinstance(outcome, Refusal)
     ]
     if not answered:
         raise TrainerError(f"the sampler refused all {len(refused)} prompts; the first: {refused[0].detail}")
+    holds = [not control_tokens.isdisjoint(rollout.token_ids) for _, rollout in answered]
     requests = [
-        RewardRequest(response_text=rollout.text, finished=rollout.finished, record=record)
-        for record, rollout in answered
+        RewardRequest(response_text=rollout.text, finished=rollout.finished, record=record, has_control_token=one)
+        for (record, rollout), one in zip(answered, holds, strict=True)
     ]
     scores = [score.total for score in judge_responses(rewards, requests, ranks)]
     parsed = [parse_response(rollout.text, record.options) for record, rollout in answered]
@@ -284,7 +285,7 @@ def summarise(
         ),
         accuracy_by_skill={skill: mean(values) for skill, values in sorted(by_skill.items())},
         unparsed_rate=mean([answer.status is not ParseStatus.OK for answer in parsed]),
-        well_formed_rate=mean([answer.well_formed for answer in parsed]),
+        well_formed_rate=mean([answer.well_formed and not one for answer, one in zip(parsed, holds, strict=True)]),
         finished_rate=mean([rollout.finished for _, rollout in answered]),
         chance=mean([1.0 / len(record.options) if record.options else 0.0 for record, _ in judged]),
         constant=max(letters.values(), default=0) / len(judged),

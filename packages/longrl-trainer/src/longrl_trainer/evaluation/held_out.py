@@ -19,6 +19,7 @@ from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.durable import write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.evaluation.evaluate import Asking, ask_questions, summarise
+from longrl_trainer.questions.candidates import find_control_tokens
 from longrl_trainer.questions.length import LengthLimit
 from longrl_trainer.questions.loading import load_questions
 from longrl_trainer.questions.question import QuestionSet
@@ -109,6 +110,7 @@ class HeldOutEvaluation:
             rewards=self._rewards,
             questions=self._questions.counts(),
             settings=config.evaluation.model_dump(mode="json"),
+            control_tokens=find_control_tokens(self._policy),
             ranks=self._ranks,
         )
         values = asdict(result)

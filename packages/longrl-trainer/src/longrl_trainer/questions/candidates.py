@@ -64,6 +64,12 @@ def control_tokens_of(policy: Policy) -> tuple[str, ...]:
     return tuple(str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special)
 
 
+def find_control_tokens(policy: Policy) -> frozenset[int]:
+    """The control tokens of a model that don't end a response, such as the placeholders of media."""
+    added = policy.tokenizer.added_tokens_decoder
+    return frozenset(number for number, token in added.items() if token.special) - set(policy.end_token_ids)
+
+
 def iter_split(data: DataSection) -> Iterator[tuple[int, QuestionRecord]]:
     """The records of a split with their rows in the file.
 

@@ -15,7 +15,6 @@ from longrl_trainer.rewards.base import RewardRequest, RewardResult, RewardStatu
 from longrl_trainer.rewards.registry import ResponseScore, WeightedReward
 from longrl_trainer.runs.judging import judge_responses
 from longrl_trainer.training.ranks import ALONE, Ranks
-from mrsp_engine.families.base import Policy
 from mrsp_engine.layout import Branch
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rollout.base import Rollout
@@ -127,12 +126,6 @@ def judge_groups(
         for (question, prompt, rollouts), scores in zip(answered, judged, strict=True)
     ]
     return compare_groups(groups, objective)
-
-
-def find_control_tokens(policy: Policy) -> frozenset[int]:
-    """The control tokens of a model that don't end a response, such as the placeholders of media."""
-    added = policy.tokenizer.added_tokens_decoder
-    return frozenset(number for number, token in added.items() if token.special) - set(policy.end_token_ids)
 
 
 def compare_groups(groups: Sequence[RolloutGroup], objective: Objective) -> list[RolloutGroup]:

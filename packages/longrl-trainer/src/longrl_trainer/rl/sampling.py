@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError
 from longrl_trainer.objectives.base import Objective
+from longrl_trainer.questions.candidates import find_control_tokens
 from longrl_trainer.questions.feed import QuestionFeed
 from longrl_trainer.questions.question import build_question_prompt
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step
 from longrl_trainer.rewards.registry import WeightedReward
-from longrl_trainer.rl.groups import RolloutGroup, choose_groups, find_control_tokens, judge_groups
+from longrl_trainer.rl.groups import RolloutGroup, choose_groups, judge_groups
 from longrl_trainer.rl.temporal_contrast import TemporalContrast, contrast_groups
 from longrl_trainer.runs.stopwatch import Stopwatch
 from longrl_trainer.seeds import derive_seed

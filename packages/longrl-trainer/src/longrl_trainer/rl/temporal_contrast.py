@@ -26,11 +26,12 @@ from torch import Tensor
 from longrl_trainer.config.stages import GrpoConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.objectives.terms import temporal_weight
+from longrl_trainer.questions.candidates import find_control_tokens
 from longrl_trainer.questions.frames import resolve_frames
 from longrl_trainer.questions.question import Question, build_question_prompt
 from longrl_trainer.rewards.base import RewardRequest
 from longrl_trainer.rewards.registry import ResponseScore, WeightedReward
-from longrl_trainer.rl.groups import RolloutGroup, find_control_tokens
+from longrl_trainer.rl.groups import RolloutGroup
 from longrl_trainer.runs.judging import judge_responses
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.ranks import Ranks
