@@ -26,7 +26,9 @@ class PicturesConfig(Section):
     """The complete settings, with the paths filled in."""
 
     output: Path
+    """Folder for all output; `--output` of the command."""
     seed: int = Field(ge=0)
+    """Determines the captions, the model and the noise; `--seed` of the command."""
     captions: PictureCaptionSettings
     pretraining: PretrainingSettings
     rl: GenerateGrpoConfig

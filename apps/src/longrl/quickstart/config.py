@@ -73,7 +73,9 @@ class QuickstartConfig(Section):
     """The complete settings of the quickstart, with the paths filled in."""
 
     output: Path
+    """Folder for all output; `--output` of the command."""
     seed: int = Field(ge=0)
+    """Determines the world, the model and the rollouts; `--seed` of the command."""
     world: WorldSection
     model: TinyModelSettings
     sft: SftConfig

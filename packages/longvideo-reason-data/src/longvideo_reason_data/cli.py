@@ -127,6 +127,18 @@ def stats(dataset: Folder, follow_links: bool = False) -> None:
     print(json.dumps(describe_dataset(dataset), indent=2))
 
 
+COMMANDS = {
+    "timeline": timeline,
+    "build": build,
+    "filter": filter_dataset,
+    "check": check,
+    "stats": stats,
+    "view": view,
+    "export": export,
+    "import": import_published,
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
@@ -142,16 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None) -> int:
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {
-                "timeline": timeline,
-                "build": build,
-                "filter": filter_dataset,
-                "check": check,
-                "stats": stats,
-                "view": view,
-                "export": export,
-                "import": import_published,
-            },
+            COMMANDS,
             prog="longvideo-data",
             description="Long videos to question-answer pairs with checked chain-of-thought.",
             args=arguments,

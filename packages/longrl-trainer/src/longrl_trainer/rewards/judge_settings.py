@@ -36,6 +36,8 @@ class JudgeLimits(BaseModel):
 class NamedJudge(BaseModel):
     """Where a judge is found."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     base_url: str
     """Address of the server up to and including `/v1`; its key is read from OPENAI_API_KEY."""
     model: str

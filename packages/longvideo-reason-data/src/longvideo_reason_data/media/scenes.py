@@ -20,7 +20,7 @@ from longvideo_reason_data.media.video_file import VideoFile
 class SceneSettings(BaseModel):
     """How scenes are detected and turned into segments."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     min_seconds: float = Field(default=2.0, gt=0)
     """A scene shorter than this is merged with the next, the last one with the one before."""

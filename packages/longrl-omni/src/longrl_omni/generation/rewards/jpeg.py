@@ -17,7 +17,7 @@ class JpegSizeReward:
     class Settings(BaseModel):
         """Its settings."""
 
-        model_config = ConfigDict(frozen=True, strict=True)
+        model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
 
         quality: int = Field(default=95, ge=1, le=100)
         """Quality of the JPEG file."""
