@@ -5,6 +5,7 @@ import tomllib
 from typing import Any
 
 from documents import ROOT
+from packaging.version import Version
 
 __all__ = ["list_versions"]
 
@@ -19,6 +20,7 @@ _SHOWN = (
     ("diffusers (extra `generation`)", "diffusers"),
     ("PyAV", "av"),
 )
+_ENTRY = re.compile(r"^([\w.-]+)==(\S+) ;(?: python_full_version (\S+) '([\d.]+)')?", re.MULTILINE)
 
 
 def list_versions() -> str:
@@ -38,8 +40,12 @@ def list_versions() -> str:
 
 
 def _locked(name: str) -> dict[str, str]:
+    """The version of every package; of several, for which Python each is."""
     text = (ROOT / "locked" / f"{name}.txt").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+    found: dict[str, list[str]] = {}
+    for package, version, sign, python in _ENTRY.findall(text):
+        found.setdefault(package, []).append(f"{version} (Python {sign} {python})" if python else version)
+    return {package: ", ".join(versions) for package, versions in found.items()}
 
 
 def _least() -> dict[str, str]:
@@ -51,5 +57,6 @@ def _least() -> dict[str, str]:
         for requirement in [*project["dependencies"], *(each for extra in extras.values() for each in extra)]:
             match = re.fullmatch(r"([\w-]+)(?:\[.*\])?(>=[\w.]+)", requirement)
             if match is not None:
-                found[match[1]] = max(found.get(match[1], ""), match[2], key=lambda bound: bound)
+                bounds = [match[2], *([found[match[1]]] if match[1] in found else [])]
+                found[match[1]] = max(bounds, key=lambda bound: Version(bound[2:]))
     return found
