@@ -29,7 +29,10 @@ def test_the_locked_versions_are_those_of_the_workspace(name: str, tmp_path: Pat
     subprocess.run([ROOT / "locked" / "write", tmp_path], env=environment, check=True)
     found = read_locked(ROOT / "locked" / f"{name}.txt")
     assert len(found) > 100
-    assert found == read_locked(tmp_path / f"{name}.txt"), "call locked/write"
+    resolved = read_locked(tmp_path / f"{name}.txt")
+    assert found.keys() == resolved.keys(), "call locked/write"
+    # Mirrors needn't have every file of a version.
+    assert [entry for entry, hashes in found.items() if not hashes & resolved[entry]] == []
 
 
 def test_the_citation_names_this_version() -> None:
