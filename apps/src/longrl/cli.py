@@ -16,8 +16,8 @@ from longrl.commands import evaluation as evaluation_commands
 from longrl.commands import export as export_command
 from longrl.commands import generation as generation_commands
 from longrl.commands import launch as launch_commands
+from longrl.commands import pipelines as pipeline_commands
 from longrl.commands import plan as plan_command
-from longrl.commands import quickstart as quickstart_command
 from longrl.commands import recipes as recipe_commands
 from longrl.commands import rehearse as rehearse_command
 from longrl.commands import store as store_command
@@ -192,7 +192,9 @@ def report(run: Folder) -> None:
 
 
 COMMANDS = {
-    "quickstart": quickstart_command.quickstart,
+    "quickstart": pipeline_commands.quickstart,
+    "start": pipeline_commands.start_help,
+    "init": pipeline_commands.init,
     "tiny-model": tiny_model,
     "encode": encode,
     "sft": sft,
@@ -215,6 +217,7 @@ RECIPE_COMMANDS = {
     **recipe_commands.COMMANDS,
     **generation_commands.COMMANDS,
     **launch_commands.COMMANDS,
+    "start": pipeline_commands.start,
     "evaluate": evaluation_commands.evaluate,
 }
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import resource
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ class Stage:
             in `notes`.
         notes: Folders inside its outputs where later stages note what they found out about files. They don't count when
             the outputs are compared with what the stage left.
+        is_kept: Whether its outputs stay when it is redone, because it goes on from them, such as from paid answers.
         run: Does the work, or the rest of it; returns what later stages and the report need, as plain JSON.
     """
 
@@ -58,6 +59,7 @@ class Stage:
     after: tuple[str, ...] = ()
     outputs: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    is_kept: bool = False
     run: Callable[[], Mapping[str, Any]]
 
 
@@ -107,15 +109,14 @@ class Pipeline:
         """The time that a stage in this process's pipeline took, summed over interruptions."""
         return self._finished[name].seconds
 
-    def require_own(self, stages: Sequence[Stage]) -> None:
+    def require_own(self, names: Collection[str]) -> None:
         """Refuse the folder of another pipeline, before anything in it is replaced.
 
         Raises:
             AppUsageError: A stage was run here that isn't one of this pipeline.
         """
-        own = {stage.name for stage in stages}
         found = {path.name.split(".")[0] for path in (self.folder / STAGES_NAME).glob("*.json")}
-        if others := sorted(found - own):
+        if others := sorted(found - set(names)):
             raise AppUsageError(
                 f"{self.folder} contains another pipeline (stage `{others[0]}`); choose another --output"
             )
@@ -164,7 +165,7 @@ class Pipeline:
         """Remove a stage. Its JSON files are removed before its outputs, so that a kill in between is harmless."""
         self._finished_path(stage.name).unlink(missing_ok=True)
         self._begun_path(stage.name).unlink(missing_ok=True)
-        for output in stage.outputs:
+        for output in () if stage.is_kept else stage.outputs:
             OwnFolder(self.folder, error=AppUsageError, link_cure=LINK_CURE).remove_tree(output)
 
     def _work(self, stage: Stage, begun: dict[str, Any]) -> FinishedStage:
@@ -198,8 +199,13 @@ class Pipeline:
 
 
 @contextmanager
-def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
+def open_pipeline(folder: Path, say: Say, own_names: Collection[str] = ()) -> Generator[Pipeline]:
     """Own a folder exclusively while the block runs.
+
+    Args:
+        folder: The folder; made if it isn't there.
+        say: Prints a line.
+        own_names: What else may be in it before the first stage.
 
     Raises:
         AppUsageError: The folder can't be written, or contains something else.
@@ -207,7 +213,7 @@ def open_pipeline(folder: Path, say: Say) -> Generator[Pipeline]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(path.name for path in folder.iterdir() if path.name not in OWN_NAMES)
+        strangers = sorted(path.name for path in folder.iterdir() if path.name not in {*OWN_NAMES, *own_names})
     except OSError as error:
         raise AppUsageError(f"{folder}: can't be written ({error.strerror}); choose another --output") from error
     if strangers and not (folder / STAGES_NAME).is_dir():

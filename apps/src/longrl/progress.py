@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from time import monotonic
 
 from longrl_trainer.runs.progress import ProgressDisplay, RichProgress
 
@@ -33,7 +34,8 @@ class _PlainTask:
     def __init__(self, description: str, total: int, done: int) -> None:
         self._description = description
         self._total = total
-        self._done = done
+        self._done = self._done_before = done
+        self._started = monotonic()
         self._shown = done * LINES_PER_TASK // max(1, total)
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:
@@ -42,5 +44,12 @@ class _PlainTask:
         tenth = self._done * LINES_PER_TASK // max(1, self._total)
         if tenth > self._shown:
             self._shown = tenth
-            text = f"  {self._description} {self._done}/{self._total} {note}".rstrip()
+            said = f"{note}{self._time_left(', ' if note else '')}"
+            text = f"  {self._description} {self._done}/{self._total} {said}".rstrip()
             print(text, file=sys.stderr, flush=True)
+
+    def _time_left(self, before: str) -> str:
+        """How long the rest takes at the speed so far; nothing at the end, or if that is only seconds."""
+        each = (monotonic() - self._started) / max(1, self._done - self._done_before)
+        seconds = each * (self._total - self._done)
+        return f"{before}about {seconds / 60:.0f} min left" if seconds >= 60 else ""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from longrl.errors import AppUsageError
-from longrl.planned_video import plan_video
+from longrl.planning.settings import describe_rates, planned_settings, toml_lines
+from longrl.planning.videos import plan_video
 from longrl.sizes import read_bytes
 from longrl_trainer.config.sections import FrameSettings
 
@@ -129,6 +130,12 @@ def _describe(request: "PlanRequest", plan: "StepPlan") -> list[str]:
     lines += _table("memory per rank, sampler", plan.sampler_bytes, 1e9, "GB")
     lines += _table("sent per rank and step", plan.moved_bytes, 1e9, "GB")
     lines.append(f"embedding store for {request.num_videos} video(s): {plan.store_bytes / 1e9:.2f} GB")
+    lines += [
+        "",
+        "in a recipe of longrl grpo",
+        *(f"  {line}".rstrip() for line in toml_lines(planned_settings(request, plan))),
+    ]
+    lines += ["", f"note: {describe_rates(request.hardware)}"]
     return lines + [f"note: {note}" for note in plan.notes]
 
 

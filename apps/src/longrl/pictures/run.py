@@ -31,7 +31,7 @@ def run_pictures(config: PicturesConfig, progress: ProgressDisplay, console: Con
         raise AppUsageError(f"captions.train_captions: {error}") from None
     with open_pipeline(config.output, lambda line: console.print(line, highlight=False, soft_wrap=True)) as pipeline:
         stages = PicturesWorld(config, pipeline, progress).create_stages()
-        pipeline.require_own(stages)
+        pipeline.require_own({stage.name for stage in stages})
         save_config(config, config.output)
         return [pipeline.run(stage) for stage in stages][-1].result
 

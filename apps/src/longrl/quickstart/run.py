@@ -39,7 +39,7 @@ def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console:
     with open_pipeline(config.output, lambda line: console.print(line, highlight=False, soft_wrap=True)) as pipeline:
         quickstart = Quickstart(config, pipeline, progress)
         stages = quickstart.create_stages()
-        pipeline.require_own(stages)
+        pipeline.require_own({stage.name for stage in stages})
         save_config(config, config.output)
         try:
             return [pipeline.run(stage) for stage in stages][-1].result
@@ -242,14 +242,14 @@ def count_records(records: list[QuestionRecord]) -> dict[str, Any]:
     }
 
 
-def print_summary(config: QuickstartConfig, summary: Mapping[str, Any], console: Console) -> None:
+def print_summary(output: Path, summary: Mapping[str, Any], console: Console) -> None:
     """Print where everything is, the result and the next steps."""
     console.print()
     for name, accuracy in summary["accuracy"].items():
         console.print(f"{name:<11} {accuracy:6.1%}", highlight=False)
     console.print()
-    model = config.grpo.output / "model"
-    console.print(f"report      {config.output / REPORT_NAME}", soft_wrap=True, highlight=False)
+    model = output / "grpo" / "model"
+    console.print(f"report      {output / REPORT_NAME}", soft_wrap=True, highlight=False)
     console.print(f"checkpoint  {model}", soft_wrap=True, highlight=False)
     console.print(
         f"serve it    python -m vllm.entrypoints.openai.api_server --model {model} {SERVE_OPTIONS}",

@@ -28,6 +28,7 @@ SKILL_NAMES = {
 }
 STAGE_TITLES = {
     "world": "Render videos, write questions",
+    "build": "Build the dataset",
     "model": "Build the model",
     "encode": "Encode videos",
     "evaluate-untrained": "Evaluate the untrained model",
@@ -109,6 +110,7 @@ def time_bars(seconds: dict[str, float]) -> list[Bar]:
     return [
         Bar(label=STAGE_TITLES[name], value=f"{seconds[name]:.1f} s", share=seconds[name] / longest)
         for name in STAGE_TITLES
+        if name in seconds
     ]
 
 

@@ -1,4 +1,7 @@
-"""The contents of a quickstart's folder, read once for the report. Computes nothing."""
+"""The contents of a pipeline's folder, of a quickstart or of one's own videos, read once for the report.
+
+Computes nothing.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +13,7 @@ from longrl.run_files import read_object
 from longrl_trainer.runs.journal import read_json_lines, steps_in
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
-STAGE_NAMES = (
-    "world",
-    "model",
+TRAINING_STAGES = (
     "encode",
     "evaluate-untrained",
     "sft",
@@ -21,12 +22,15 @@ STAGE_NAMES = (
     "evaluate-grpo",
     "evaluate-blind",
 )
-"""The stages before the report, in order."""
+"""The stages of any pipeline between its videos and the report, in order."""
+QUICKSTART_STAGES = ("world", "model")
+FOOTAGE_STAGES = ("build",)
+"""What comes before them with one's own videos."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """A finished quickstart."""
+    """A finished pipeline."""
 
     folder: Path
     config: dict[str, Any]
@@ -50,29 +54,40 @@ class RunData:
         return self.folder / "dataset"
 
     @property
+    def is_rendered(self) -> bool:
+        """Whether its videos are those of a quickstart's world."""
+        return "world" in self.stages
+
+    @property
     def num_frames(self) -> int:
         """Frames at which all models are compared."""
-        return int(self.config["grpo"]["data"]["num_frames"])
+        return _main_frames(self.config)
 
 
 def read_run(folder: Path) -> RunData:
     """Read a folder.
 
     Raises:
-        AppUsageError: It isn't a quickstart's folder, or a stage isn't finished.
+        AppUsageError: It isn't a pipeline's folder, or a stage isn't finished.
     """
     if not (folder / STAGES_NAME).is_dir():
-        raise AppUsageError(f"{folder}: not a quickstart's folder; expected the --output of `longrl quickstart`")
+        raise AppUsageError(
+            f"{folder}: not a quickstart's folder; expected the --output of `longrl quickstart` or `longrl start`"
+        )
+    is_own = any(
+        (folder / STAGES_NAME / f"{FOOTAGE_STAGES[0]}{ending}").exists() for ending in (".json", ".started.json")
+    )
+    command = "start" if is_own else "quickstart"
     stages: dict[str, FinishedStage] = {}
-    for name in STAGE_NAMES:
+    for name in (*(FOOTAGE_STAGES if is_own else QUICKSTART_STAGES), *TRAINING_STAGES):
         stage = read_finished(folder, name)
         if stage is None:
             raise AppUsageError(
-                f"{folder}: the stage {name} isn't finished; run `longrl quickstart --output {folder}` first"
+                f"{folder}: the stage {name} isn't finished; run `longrl {command} --output {folder}` first"
             )
         stages[name] = stage
     config = read_object(folder, "config.json")
-    main = int(config["grpo"]["data"]["num_frames"])
+    main = _main_frames(config)
     by_frames = {
         num_frames: read_object(folder, _evaluation("grpo", num_frames))
         for num_frames in config["evaluation"]["num_frames"]
@@ -91,6 +106,11 @@ def read_run(folder: Path) -> RunData:
         rollouts=read_json_lines(folder / "grpo" / "rollouts.jsonl"),
         records={record.question_id: record for record in read_records(folder / "dataset" / "records.parquet")},
     )
+
+
+def _main_frames(config: dict[str, Any]) -> int:
+    section = config["evaluate"] if "evaluate" in config else config["grpo"]
+    return int(section["data"]["num_frames"])
 
 
 def _evaluation(name: str, num_frames: int) -> str:

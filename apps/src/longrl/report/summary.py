@@ -38,7 +38,8 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
         environment: `versions` and `machine` on which the run was made.
     """
     seconds = {name: stage.seconds for name, stage in run.stages.items()} | {"report": round(report_seconds, 3)}
-    world, encode, grpo = (run.stages[name].result for name in ("world", "encode", "grpo"))
+    source = "world" if run.is_rendered else "build"
+    world, encode, grpo = (run.stages[name].result for name in (source, "encode", "grpo"))
     models = {"untrained": run.untrained, "sft": run.sft, "grpo": run.grpo}
     return {
         "seed": run.config["seed"],
@@ -63,7 +64,7 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
         },
         "num_frames": run.num_frames,
         "temperature": run.config["evaluation"]["temperature"],
-        "hasty_fraction": run.config["world"]["hasty_fraction"],
+        "hasty_fraction": run.config["world"]["hasty_fraction"] if run.is_rendered else 0.0,
         "unparsed_rate": run.grpo["unparsed_rate"],
         "reward": [step["reward"] for step in run.grpo_steps],
         "logprob_gap": grpo["logprob_gap"],

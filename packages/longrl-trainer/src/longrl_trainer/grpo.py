@@ -34,14 +34,15 @@ from longrl_trainer.questions.step_media import count_frames_encoded, storing
 from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_rewards
 from longrl_trainer.rl.journaled_groups import describe_group
 from longrl_trainer.rl.sampling import sample_step
+from longrl_trainer.rl.stalling import StallWatch
 from longrl_trainer.rl.step_metrics import count_sampled, rollout_metrics, summarise_steps
 from longrl_trainer.rl.temporal_contrast import contrast_metrics, refuse_single_groups
 from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.judging import REWARDS_NAME, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
-from longrl_trainer.runs.step_meter import StepMeter
-from longrl_trainer.runs.stopwatch import Stopwatch
+from longrl_trainer.runs.seen_videos import note_seen_videos
+from longrl_trainer.runs.step_meter import StepMeter, Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
 from longrl_trainer.training.divergence import refuse_collapse
@@ -102,6 +103,7 @@ def train_grpo(
     refuse_unknown_targets(config.model.folder, config.lora)
     refuse_single_groups(config)
     with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:
+        note_seen_videos(config, ranks)
         result = run.result or _train(config, run, rewards, policy, engine, progress, ranks)
         return GrpoResult(model_folder=run.model_folder, **result)
 
@@ -144,7 +146,7 @@ def _train(
                 allow_pickle_weights=config.model.allow_pickle_weights,
             )
         )
-        meter = StepMeter(config, policy, ranks, sampler)
+        meter, stalls = StepMeter(config, policy, ranks, sampler), StallWatch(config, progress)
         bar = opened.enter_context(progress.task("GRPO", total=config.steps, done=run.step))
         opened.enter_context(run.signals)
         evaluate_at_the_start(evaluation, sampler, policy, run)
@@ -179,7 +181,7 @@ def _train(
             for place, group in enumerate(sampled.trained[: config.journal_groups]):
                 gaps = statistics.token_gaps.get(place, ())
                 run.rollouts.append(step + 1, describe_group(group, policy.tokenizer, gaps))
-            bar.advance(note=f"reward {measured['reward'] or 0:.3f}")
+            stalls.show(step + 1, measured, bar)
             run.end_step(step + 1, policy, optimizer, score=measured["reward"], accuracy=accuracy_in(measured))
 
     policy.freeze_vision()

@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 
 import pytest
+import torch
 
-from longrl_trainer.errors import TrainerError
+from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.evaluation.evaluate import EvaluationResult, evaluate, summarise
 from longrl_trainer.rewards.registry import load_rewards
 from longrl_trainer.training.opening import open_policy
@@ -56,6 +57,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(world, tmp_
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainerError, match=r"cannot write .*file/x\.json"):
         evaluate(world.evaluation(tmp_path / "file" / "x.json", model__folder=tmp_path / "never looked at"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(world, tmp_path):
+    with pytest.raises(TrainerUsageError, match=r'model\.device="cuda": torch finds no GPU here'):
+        evaluate(world.evaluation(tmp_path / "x.json", model__device="cuda"))
 
 
 def test_evaluation_end_to_end(started, tmp_path):

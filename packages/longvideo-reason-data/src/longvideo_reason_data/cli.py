@@ -89,7 +89,8 @@ def timeline(
 def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool = False) -> None:
     """Check a dataset: records, videos, splits, balance, shortcuts, repeated questions, evaluation sets.
 
-    Prints one line per problem and exits with 1 if there is any.
+    Prints one line per problem and exits with 1 if there is any. Notes say which splits are empty or too small to
+    measure with; they are no problems.
 
     Example: longvideo-data check dataset
 
@@ -106,6 +107,8 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool
     problems = check_dataset(dataset, benchmarks)
     for path in benchmarks:
         print(f"{path}: {read_evaluation_set(path).summary} compared")
+    for note in describe_dataset(dataset)["notes"]:
+        print(f"note: {note}")
     for problem in problems:
         print(visible(problem, LINE_CHARACTERS))
     if problems:

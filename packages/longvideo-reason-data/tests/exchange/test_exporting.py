@@ -185,6 +185,15 @@ def test_wrong_requests_are_told(tmp_path, records, capsys):
     capsys.readouterr()
     assert main(["export", dataset, "--to", "jsonl"]) == 2
     assert "already exists" in capsys.readouterr().err
+    (tmp_path / "dataset" / "exports" / "jsonl" / "old").write_text("of the earlier one")
+    assert main(["export", dataset, "--to", "jsonl", "--force"]) == 0
+    assert not (tmp_path / "dataset" / "exports" / "jsonl" / "old").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("no export")
+    capsys.readouterr()
+    assert main(["export", dataset, "--to", "jsonl", "--output", str(tmp_path / "mine"), "--force"]) == 2
+    assert "isn't an export" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "letter").read_text() == "no export"
     assert main(["export", dataset, "--to", "hf", "--video-root", "elsewhere"]) == 2
     assert "--video-root elsewhere" in capsys.readouterr().err
     with pytest.raises(UsageError, match="expected an export with --to verl"):

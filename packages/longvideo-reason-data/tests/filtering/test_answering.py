@@ -102,6 +102,7 @@ def num_pictures(body: dict[str, Any]) -> int:
 def test_each_condition_shows_what_its_name_says(tmp_path: Path, record: QuestionRecord, server: Any) -> None:
     server.reply = says("nine")
     everything = Thresholds(max_blind_rate=1, max_single_frame_rate=1)
+    named = [condition for condition in Condition if condition not in (Condition.REASONING, Condition.ROLLOUTS)]
     filtered = run(
         tmp_path,
         server.base_url,
@@ -111,9 +112,10 @@ def test_each_condition_shows_what_its_name_says(tmp_path: Path, record: Questio
         num_full_frames=12,
         num_few_frames=3,
         num_evidence_frames=6,
+        conditions=named,
         thresholds=everything,
     )
-    assert {rate.condition for rate in filtered.kept[0].pass_rates} == set(FilterSettings().conditions)
+    assert {rate.condition for rate in filtered.kept[0].pass_rates} == set(named)
     shown = [(texts(body)[-1].partition("\n\n")[0], num_pictures(body)) for body in server.bodies]
     whole = "These pictures are from a video of 4.0 s, each at its time."
     assert sorted(shown) == sorted(
@@ -250,6 +252,47 @@ def test_reasoning_has_to_lead_to_the_answer(tmp_path: Path, record: QuestionRec
     assert [item.verdict.reason for item in dropped] == [Reason.REASONING_UNSUPPORTED]
     with pytest.raises(UsageError, match="the judge is 'model', the model itself"):
         run(tmp_path, server.base_url, other, judge="model")
+
+
+def test_what_decides_nothing_is_asked_only_by_name_and_what_is_cheap_is_asked_first(
+    tmp_path: Path, record: QuestionRecord, server: Any
+) -> None:
+    """Each condition is told from the pictures and the text of its requests."""
+    trusted = judging(lambda given: given == "a red umbrella", "none")
+
+    def reply(body: dict[str, Any]) -> str:
+        if "Observations: <<<" in texts(body)[-1]:
+            return says("nine")(body)
+        return trusted(body) if body["model"] == "seer" else says("nine" if num_pictures(body) > 1 else "eight")(body)
+
+    def kinds(**settings: Any) -> list[str]:
+        server.bodies.clear()
+        shutil.rmtree(tmp_path / "asked", ignore_errors=True)
+        (tmp_path / "asked").mkdir()
+        shutil.copytree(tmp_path / "videos", tmp_path / "asked" / "videos")
+        found = run(
+            tmp_path / "asked",
+            server.base_url,
+            record,
+            captions={record.media[0].digest: ["[0.0 s to 4.0 s] Numbers appear."]},
+            judge="seer",
+            num_samples=1,
+            num_full_frames=12,
+            num_few_frames=3,
+            num_evidence_frames=6,
+            **settings,
+        )
+        assert len(found.kept) == 1
+        shown = ["reasoning" if "<<<" in texts(body)[-1] else str(num_pictures(body)) for body in server.bodies]
+        return list(dict.fromkeys(shown[8:]))  # the judge is tried first
+
+    server.reply = reply
+    assert kinds()[:3] == ["0", "1", "reasoning"]
+    assert set(kinds()) == {"0", "1", "reasoning", "12", "6"}
+    assert "3" in kinds(conditions=["blind", "full", "few_frames"])[-1:]
+    no_reasoning = Thresholds(max_blind_rate=1, max_single_frame_rate=1, min_reasoning_rate=0)
+    assert set(kinds(thresholds=no_reasoning)) == {"12", "6"}
+    assert kinds(thresholds=Thresholds(max_captions_rate=0.5))[0] == "0"
 
 
 # Difficulty.

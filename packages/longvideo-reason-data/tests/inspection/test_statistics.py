@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longvideo_reason_data.inspection.statistics import describe_dataset, describe_pass_rates
+from longvideo_reason_data.inspection.statistics import describe_dataset, describe_pass_rates, note_splits
 from longvideo_reason_data.records.folder import hash_records
 from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
@@ -87,3 +87,13 @@ def test_records_about_one_medium_share_it(tmp_path: Path) -> None:
     write_records(tmp_path / "records.parquet", make_records(100))
     records = read_records(tmp_path / "records.parquet")
     assert len({id(medium) for record in records for medium in record.media}) == len(list_media(records)) == 3
+
+
+def test_empty_splits_and_too_little_to_measure_with_are_noted() -> None:
+    enough = {Split.TRAIN_SFT: 300, Split.TRAIN_RL: 600, Split.HELD_OUT: 100}
+    assert note_splits(enough, enough) == []
+    (empty,) = note_splits(enough | {Split.TRAIN_SFT: 0}, enough)
+    assert empty.startswith("no questions in train_sft; give it a larger share (--splits.train-sft)")
+    (few,) = note_splits(enough | {Split.HELD_OUT: 25}, {Split.HELD_OUT: 4})
+    assert few.startswith("25 questions about 4 videos are held out")
+    assert "a standard error of 10% or more, so only differences above 20%" in few

@@ -349,6 +349,39 @@ def test_a_browser_is_driven_by_keys_and_clicks(browse, page, tmp_path):
     assert 'data-theme="dark"' in dom
 
 
+def test_a_browser_plays_the_video_at_the_evidence_and_loads_nothing_before(browse, tmp_path, make_video):
+    """The page's own policy holds, but for a script that clicks."""
+    name = "videos/a film #1.webm"
+    make_video(f"data/{name}", codec="libvpx", num_frames=75)
+    evidence = (Interval(start_seconds=1.5, end_seconds=2.0),)
+    record = make_question(0, video_path=name, video_duration_seconds=3.0, evidence=evidence)
+    write_records(tmp_path / "data" / "records.parquet", [record])
+    write_page(tmp_path / "data", tmp_path / "view.html")
+    script = """<script>
+    document.body.dataset.before = document.querySelectorAll("video").length;
+    document.querySelector(".play").click();
+    document.querySelector("video").addEventListener("seeked", (event) => {
+      document.body.dataset.seconds = event.target.duration.toFixed(1);
+      document.body.dataset.at = event.target.currentTime.toFixed(1);
+    });
+    </script></body>"""
+    text = (tmp_path / "view.html").read_text(encoding="utf-8")
+    driven = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text, count=1)
+    (tmp_path / "driven.html").write_text(driven.replace("</body>", script), encoding="utf-8")
+    dom = browse(tmp_path / "driven.html")
+    assert 'data-before="0"' in dom
+    assert "Play 0:01.5–0:02" in dom
+    assert 'data-seconds="3.0"' in dom
+    assert re.search(r'data-at="1\.[5-9]"', dom)
+
+
+def test_a_browser_says_where_the_questions_of_an_empty_dataset_are(browse, tmp_path):
+    write_records(tmp_path / "records.parquet", [])
+    write_lines(tmp_path / "dropped.jsonl", [{"stage": "questions", "item": "a", "reason": "b", "detail": "c"}])
+    write_page(tmp_path, tmp_path / "view.html")
+    assert "No question was kept. 1 dropped item with the reasons: under Dropped" in browse(tmp_path / "view.html")
+
+
 def test_a_page_without_pictures_and_descriptions_is_made_too(tmp_path):
     write_records(tmp_path / "records.parquet", [make_question(0, options=(), answer="the cook", evidence=())])
     contents = write_page(tmp_path, tmp_path / "page.html")

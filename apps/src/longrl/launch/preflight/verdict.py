@@ -9,7 +9,7 @@ from dataclasses import replace
 from longrl.launch.job import LaunchJob
 from longrl.machine.gpus import GpuReport
 from longrl.machine.resources import free_memory_bytes
-from longrl.planned_video import plan_video
+from longrl.planning.videos import plan_video
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from mrsp_engine.errors import EngineError
 from mrsp_engine.planner.checkpoints import find_shape

@@ -27,7 +27,7 @@ from longrl_omni.generation.updates import GenerationUpdate
 from longrl_trainer.objectives.advantages import has_spread
 from longrl_trainer.rewards.registry import WeightedReward
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
-from longrl_trainer.runs.stopwatch import Stopwatch
+from longrl_trainer.runs.step_meter import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.optimizer import Optimizer, warmup_learning_rate
 

@@ -73,6 +73,22 @@ def named_settings(config: BaseModel) -> dict[str, Any]:
     return named
 
 
+def result_settings(config: BaseModel) -> dict[str, Any]:
+    """The settings that affect the result, as plain values: no paths, and nothing that only says how it is reached."""
+    resolved = config.model_dump(mode="json")
+    shaping: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value: object = getattr(config, name)
+        if effect_of(field) in (Effect.PLACE, Effect.NONE):
+            continue
+        parts = [item for item in field.metadata if isinstance(item, WithoutEffect)]
+        if isinstance(value, BaseModel):
+            shaping[name] = result_settings(value)
+        else:
+            shaping[name] = parts[0].shaping(resolved[name]) if parts else resolved[name]
+    return shaping
+
+
 def find_differences(
     saved: Mapping[str, Any], config: BaseModel, prefix: str = "", default: Effect = Effect.SHAPES
 ) -> Generator[Difference]:

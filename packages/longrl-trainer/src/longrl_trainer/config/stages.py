@@ -248,6 +248,8 @@ class EvaluateConfig(Section):
     """Accuracy on one split, with everything needed to interpret it."""
 
     model: ModelSection
+    allow_seen_videos: bool = False
+    """Evaluate on the held-out split even if the model was trained on some of its videos."""
     step: int | Literal["best"] | None = None
     """Evaluate a checkpoint of a run of training, whose folder is then `model.folder`: the one after so many steps, or
     the `best`. Its model is exported into a folder beside the output meanwhile.

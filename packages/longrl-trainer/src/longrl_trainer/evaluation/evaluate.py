@@ -27,6 +27,7 @@ from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_r
 from longrl_trainer.runs.export import open_named_model
 from longrl_trainer.runs.judging import REWARDS_NAME, judge_responses, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, ProgressTask, SilentProgress
+from longrl_trainer.runs.seen_videos import refuse_seen_videos
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.opening import check_sampler, open_engine, open_policy
 from longrl_trainer.training.ranks import ALONE, Ranks, join_ranks
@@ -115,6 +116,7 @@ def evaluate(
     """
     rewards = load_rewards(config.rewards)
     ranks = join_ranks(config.model)
+    refuse_seen_videos(config)
     check_sampler(config.sampler, ranks)
     progress = progress if progress and ranks.is_first else SilentProgress()
     with readable_write_errors(config.output):  # checked before the work, not after it

@@ -27,7 +27,7 @@ from longrl_trainer.rewards.registry import WeightedReward, judged_types, load_r
 from longrl_trainer.runs.folder import Run
 from longrl_trainer.runs.judging import open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay
-from longrl_trainer.runs.stopwatch import Stopwatch
+from longrl_trainer.runs.step_meter import Stopwatch
 from longrl_trainer.training.opening import open_engine
 from longrl_trainer.training.ranks import Ranks
 from mrsp_engine.families.base import Policy

@@ -83,7 +83,9 @@ def iter_split(data: DataSection) -> Iterator[tuple[int, QuestionRecord]]:
             yield number, record
     if is_empty:
         raise TrainerUsageError(
-            f"{data.dataset} has no questions in the split {data.split!r}; set another `data.split`"
+            f"{data.dataset} has no questions in the split {data.split!r}; set another `data.split`, or build the "
+            f"dataset again with --replace and a larger share (`--splits.{data.split.replace('_', '-')}`): no question "
+            "is asked for anew"
         )
 
 

@@ -18,7 +18,7 @@ from longrl_trainer.questions.step_media import count_frames_encoded, open_step
 from longrl_trainer.rewards.registry import WeightedReward
 from longrl_trainer.rl.groups import RolloutGroup, choose_groups, judge_groups
 from longrl_trainer.rl.temporal_contrast import TemporalContrast, contrast_groups
-from longrl_trainer.runs.stopwatch import Stopwatch
+from longrl_trainer.runs.step_meter import Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.ranks import Ranks
 from mrsp_engine.encoding.step_media import StepMedia

@@ -1,6 +1,7 @@
 """A run's folder: its settings, its progress, and its results.
 
     settings.json    the resolved settings with their history, and digests of the run's inputs (`settings`)
+    seen_videos.json the videos that it shows, and those of the run that its model comes from
     metrics.jsonl    one line per step, and first one of step 0 if it is evaluated (in GRPO also rollouts.jsonl)
     rewards/         files of rewards that keep some, such as a judge's answers
     questions.json   how many questions were kept, and which were dropped and why
@@ -10,8 +11,7 @@
     result.json      written last: the run is finished (logs/, if there is one, belongs to `longrl launch`)
 
 Started again with the same settings, a run continues or, if finished, only reports its result. With a larger number of
-steps it continues from its last checkpoint, finished or not. One process at a time owns the folder. With several ranks
-the first one owns it and writes everything, and the others see the same folder.
+steps it continues from its last checkpoint, finished or not. One process, the first rank, owns it and writes all.
 """
 
 import logging

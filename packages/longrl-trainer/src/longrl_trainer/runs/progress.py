@@ -5,7 +5,15 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class ProgressTask(Protocol):
@@ -45,7 +53,7 @@ class SilentProgress:
 
 
 class RichProgress:
-    """Bars with counts, time and a note, on the standard error stream unless told otherwise."""
+    """Bars with counts, time spent and left, and a note, on the standard error stream unless told otherwise."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -58,6 +66,7 @@ class RichProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", style="dim"),
         )
         with Progress(*columns, console=self._console) as bars:

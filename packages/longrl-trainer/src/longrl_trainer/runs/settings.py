@@ -30,8 +30,8 @@ from longvideo_reason_data.ownership import OWNER_NAME, own_folder
 
 _logger = logging.getLogger(__name__)
 
-SETTINGS_NAME = "settings.json"
-_WRITTEN_AT_THE_START = frozenset({SETTINGS_NAME, "questions.json"})
+SETTINGS_NAME, SEEN_NAME = "settings.json", "seen_videos.json"
+_WRITTEN_AT_THE_START = frozenset({SETTINGS_NAME, SEEN_NAME, "questions.json"})
 _KINDS: Mapping[str, type] = {"stage": str, "settings": dict, "inputs": dict, "places": dict, "changes": list}
 
 

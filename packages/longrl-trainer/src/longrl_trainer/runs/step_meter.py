@@ -4,8 +4,10 @@ Counters are read before and after; what isn't known is left out. The figures ar
 part of what a run computes, and depend on the machine, on what was prefetched, and on where a run was continued.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -21,6 +23,20 @@ ROLLOUT, UPDATE = "rollout", "update"
 """The stages in which the sampler and the trainer compute."""
 PASSING = frozenset({"seconds", "padding_fraction", "tokens_per_second", "utilisation", "store", "moved_bytes"})
 """What the journal says of a step that depends on machine and ranks, and on where a run was continued."""
+
+
+class Stopwatch:
+    """Seconds spent in named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        """Add the block's time to `stage`."""
+        started = perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

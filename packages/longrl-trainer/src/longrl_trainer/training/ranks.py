@@ -150,7 +150,13 @@ ALONE = Ranks()
 
 
 def choose_device(model: ModelSection) -> str:
-    """Device of the trainer: "cpu" or "cuda"."""
+    """Device of the trainer: "cpu" or "cuda".
+
+    Raises:
+        TrainerUsageError: The recipe wants a GPU, and there is none.
+    """
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise TrainerUsageError('model.device="cuda": torch finds no GPU here; expected "auto" or "cpu"')
     if model.device != "auto":
         return model.device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,8 @@
 """The command `build`: its options. The implementation is loaded when it is called."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -12,6 +12,10 @@ from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.generation.settings import BuildSettings, Engine
 from longvideo_reason_data.records.folder import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from longvideo_reason_data.generation.plan import BuildPlan
+    from longvideo_reason_data.generation.sources import SourceVideo
 
 
 def build(
@@ -28,6 +32,8 @@ def build(
     benchmarks: tuple[Path, ...] = (),
     filters: FilterSettings = FilterSettings(),  # noqa: B008 - tyro shows it as the default
     settings: Annotated[BuildSettings, tyro.conf.arg(name="")] = BuildSettings(),  # noqa: B008 - tyro shows it as the default
+    estimate: bool = False,
+    replace: bool = False,
     follow_links: bool = False,
 ) -> None:
     """Turn video files into a dataset with the help of a language model.
@@ -40,9 +46,13 @@ def build(
     is used without them. The videos are hard-linked into OUTPUT/videos, or copied when OUTPUT is on another disk.
 
     Every answer of the model is saved in OUTPUT/responses.jsonl before it is used. After an interruption, start the
-    same command again: answered requests are not repeated. The API key is read from OPENAI_API_KEY.
+    same command again: answered requests are not repeated. Before the first request an estimate of calls, tokens, cost
+    and time is printed. The API key is read from OPENAI_API_KEY.
 
     Example: longvideo-data build --videos films --output dataset --base-url http://localhost:8000/v1 --model my-model
+
+    Example: longvideo-data build --videos films --output dataset --base-url http://localhost:8000/v1 --model my-model
+    --prompt-price 0.4 --completion-price 1.6 --estimate
 
     Example: longvideo-data build --videos a.mp4 b.mkv --output dataset --base-url http://localhost:8000/v1
     --model reasoner --captioner seer --judge reasoner --segments scenes --questions.quotas.temporal 3 --max-cost 20
@@ -67,6 +77,8 @@ def build(
             Parquet.
         filters: How questions are answered, and what is kept.
         settings: Other settings.
+        estimate: Only print the estimate; nothing is sent or written.
+        replace: Build anew where a dataset was built with other settings; answers of models stay.
         follow_links: Follow links in the output, and those that are subtitles, which may lead anywhere; without it they
             are refused.
     """
@@ -74,8 +86,10 @@ def build(
     from longvideo_reason_data.filtering.by_answers import FilterModels
     from longvideo_reason_data.filtering.evaluation_sets import read_evaluation_set
     from longvideo_reason_data.pipeline.build import build as build_dataset
+    from longvideo_reason_data.pipeline.build import make_plan, probe_videos
     from longvideo_reason_data.pipeline.filter import filter_folder
     from longvideo_reason_data.pipeline.losses import refuse_empty
+    from longvideo_reason_data.pipeline.workload import estimate_build
     from longvideo_reason_data.prompts.templates import ANSWERING_PROMPTS, load_prompts
     from longvideo_reason_data.records.folder import DROPPED_NAME
     from longvideo_reason_data.records.notes import DroppedNote, read_notes
@@ -85,7 +99,7 @@ def build(
             folders.follow_links(folder)
     # What the filters don't support is refused before anything is paid.
     models = FilterModels(answerer=captioner or model, judge=judge, policy=policy)
-    load_prompts(prompts, ANSWERING_PROMPTS)
+    answering = load_prompts(prompts, ANSWERING_PROMPTS)
     for path in benchmarks:
         read_evaluation_set(path)
     if filter == "answers" and judge is None and settings.questions.open_ended_share > 0:
@@ -94,6 +108,17 @@ def build(
             f"--questions.open-ended-share {share:g}: answers to open questions need a judge; "
             "give --judge, another model than the captioner, or --filter none"
         )
+    prices = settings.model_prices(models.answerer, model, judge, policy)
+
+    def look_ahead(sources: "Sequence[SourceVideo]", plan: "BuildPlan") -> None:
+        asked = filters if filter == "answers" else None
+        found = estimate_build(sources, plan, models=models, filters=asked, answering=answering, prices=prices)
+        print("\n".join(found.lines()), flush=True)
+
+    if estimate:
+        plan = make_plan(settings, prompts, model=model, captioner=captioner)
+        look_ahead(probe_videos(videos, output, plan), plan)
+        return
     manifest = build_dataset(
         videos,
         output,
@@ -103,6 +128,8 @@ def build(
         prompts_folder=prompts,
         settings=settings,
         engine=engine,
+        replace=replace,
+        look_ahead=look_ahead,
     )
     _print_built(output, manifest)
     num_questions, num_kept = manifest["input"]["questions"], manifest["kept"]["questions"]
@@ -116,7 +143,7 @@ def build(
         models=models,
         settings=filters,
         client=settings,
-        prices=settings.model_prices(models.answerer, model, judge, policy),
+        prices=prices,
         evaluation_sets=benchmarks,
         prompts_folder=prompts,
         seed=settings.seed,

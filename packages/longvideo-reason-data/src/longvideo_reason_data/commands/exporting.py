@@ -11,6 +11,7 @@ def export(
     to: Literal["hf", "jsonl", "trl", "verl", "easyr1"],
     output: Path | None = None,
     video_root: str | None = None,
+    force: bool = False,
     follow_links: bool = False,
 ) -> None:
     """Write a dataset in another layout, with a dataset card, ready to be published or trained on.
@@ -28,6 +29,7 @@ def export(
         output: Folder to write; by default exports/LAYOUT in the dataset's folder.
         video_root: Location of the dataset's folder for the trainer; then videos aren't copied. Without it, paths of
             videos are relative to the output, and a trainer finds them if it is started there.
+        force: Replace an earlier export in that folder.
         follow_links: Follow links in the dataset, which may lead anywhere; without it they are refused.
     """
     from longrl_files import folders
@@ -37,7 +39,7 @@ def export(
     if follow_links:
         folders.follow_links(dataset)
     folder = output or dataset / "exports" / to
-    counts = export_dataset(dataset, folder, to, video_root=video_root)
+    counts = export_dataset(dataset, folder, to, video_root=video_root, force=force)
     print(f"{folder}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
     if LAYOUTS[to].names_media and video_root is None:
         print(

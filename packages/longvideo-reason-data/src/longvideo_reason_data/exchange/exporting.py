@@ -37,7 +37,9 @@ DATA_NAME = "data"
 _ROWS_PER_GROUP = 1000
 
 
-def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root: str | None = None) -> dict[str, int]:
+def export_dataset(
+    dataset: Path, output: Path, name: LayoutName, *, video_root: str | None = None, force: bool = False
+) -> dict[str, int]:
     """Write a dataset in another layout.
 
     Args:
@@ -46,6 +48,7 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
         name: The layout.
         video_root: Location of the dataset's folder for the program that reads the export. If given, no media are
             copied; otherwise they are, with paths relative to `output`.
+        force: Replace an earlier export there; nothing else is ever replaced.
 
     Returns:
         The number of questions in each split.
@@ -60,7 +63,10 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
             f"--video-root {video_root}: the layout {name} keeps videos inside its folder; omit this option"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output}: already exists; remove it or choose another folder with --output")
+        if not force:
+            raise UsageError(f"{output}: already exists; replace it with --force, or choose another --output")
+        if not (output / VIDEOS_LIST_NAME).is_file() or not (output / DATA_NAME).is_dir():
+            raise UsageError(f"{output}: isn't an export, so --force doesn't replace it; choose another --output")
     if output.parent.parent == dataset:
         ForeignFolder(dataset, error=DataError).names(output.parent.name)  # no link to elsewhere
     records = read_dataset(dataset)
@@ -87,8 +93,12 @@ def export_dataset(dataset: Path, output: Path, name: LayoutName, *, video_root:
         card = write_card(dataset.resolve().name, records, read_manifest(dataset), files=files, layout=layout.name)
         write_text_atomic(temporary / CARD_NAME, card)
         if output.exists():
-            output.rmdir()
-        temporary.rename(output)
+            replaced = temporary.with_name(f"{temporary.name}.old")
+            output.rename(replaced)
+            temporary.rename(output)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(output)
     except OSError as error:
         raise DataError(f"{output}: can't be written ({error.strerror or error}); choose another --output") from error
     finally:

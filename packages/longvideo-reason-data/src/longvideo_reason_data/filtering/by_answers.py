@@ -2,7 +2,13 @@
 
 Free checks come first (`longvideo_reason_data.filtering.by_words`). Then each question is answered under one condition
 after the other, until its answers cause it to be dropped: most unsuitable questions cost eight short requests without
-frames. Kept questions are answered under all conditions, and their records have the results.
+frames. Conditions that can't drop a question under the thresholds are asked only if they are named, and last. Kept
+questions are answered under all that are asked, and their records have the results.
+
+Of a dropped question it is known why it was dropped first; what it would have got under the conditions behind is not,
+so it may have other faults that its reason doesn't name. The cheap conditions come first: without frames, with one, the
+reasoning and the descriptions alone, then many frames. The evidence isn't asked before the full video although it has
+fewer frames: neither drops a question alone, as the better of the two counts, and ambiguity is that of both together.
 """
 
 import asyncio
@@ -32,14 +38,14 @@ from longvideo_reason_data.records.record import QuestionRecord, Split, list_med
 
 _Result = TypeVar("_Result")
 
-# Conditions that are measured together before the question is judged again; cheap and decisive ones first.
-_PHASES = (
+# Conditions that are measured together before the question is judged again; cheap ones first.
+_DECIDING = (
     (Condition.BLIND,),
     (Condition.SINGLE_FRAME,),
-    (Condition.FULL, Condition.EVIDENCE),
     (Condition.REASONING,),
+    (Condition.CAPTIONS,),
+    (Condition.FULL, Condition.EVIDENCE),
     (Condition.ROLLOUTS,),
-    (Condition.CAPTIONS, Condition.FEW_FRAMES, Condition.SCRAMBLED),
 )
 
 
@@ -169,7 +175,7 @@ class QuestionFilter:
         verdict: Verdict | None = None
         if not record.options and self._judge is None:
             verdict = Verdict(reason=Reason.UNMEASURED, detail="an open question needs a judge; set --judge")
-        for phase in _PHASES:
+        for phase in self._phases():
             if verdict is not None:
                 break
             outcomes = await asyncio.gather(
@@ -187,12 +193,19 @@ class QuestionFilter:
         self.on_question()
         return record.model_copy(update={"pass_rates": tuple(rates)}), verdict
 
+    def _phases(self) -> list[tuple[Condition, ...]]:
+        """The conditions in the order in which they are asked; those that decide nothing come last, all together."""
+        only_measured = self.settings.asked_conditions - self.settings.deciding_conditions
+        deciding = [tuple(one for one in phase if one not in only_measured) for phase in _DECIDING]
+        return [*deciding, tuple(one for one in Condition if one in only_measured)]
+
     def _asks(self, condition: Condition, record: QuestionRecord) -> bool:
         if condition is Condition.REASONING:
-            return self._judge is not None and bool(record.reasoning) and bool(record.options)
+            has_reasoning = bool(record.reasoning) and bool(record.options)
+            return self._judge is not None and has_reasoning and self.settings.asks_reasoning
         if condition is Condition.ROLLOUTS:
             return self.models.policy is not None and record.split is Split.TRAIN_RL
-        return condition in self.settings.conditions
+        return condition in self.settings.asked_conditions
 
     async def _measure_under(
         self, condition: Condition, record: QuestionRecord, pictures: Sequence[VideoPictures]

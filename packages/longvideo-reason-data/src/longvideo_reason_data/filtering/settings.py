@@ -53,7 +53,9 @@ class FilterSettings(BaseModel):
     """Settings of the filters that have a default.
 
     Attributes:
-        conditions: Conditions under which questions are answered; decisive ones come first, whatever the order here.
+        conditions: Conditions under which questions are answered; by default those that can drop a question under the
+            thresholds. Named ones are measured whether they decide or not; decisive ones come first, whatever the order
+            here.
         num_samples: Answers per question and condition; the options are rotated by one position for each.
         num_judge_samples: Answers of the judge per reasoning.
         num_rollouts: Answers of the policy per question.
@@ -70,15 +72,7 @@ class FilterSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    conditions: tuple[Condition, ...] = (
-        Condition.BLIND,
-        Condition.SINGLE_FRAME,
-        Condition.FULL,
-        Condition.EVIDENCE,
-        Condition.CAPTIONS,
-        Condition.FEW_FRAMES,
-        Condition.SCRAMBLED,
-    )
+    conditions: tuple[Condition, ...] | None = None
     num_samples: Number = 8
     num_judge_samples: Number = 4
     num_rollouts: Number = 8
@@ -94,7 +88,7 @@ class FilterSettings(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        others = {Condition.REASONING, Condition.ROLLOUTS}.intersection(self.conditions)
+        others = {Condition.REASONING, Condition.ROLLOUTS}.intersection(self.conditions or ())
         if others:
             raise ValueError(
                 f"conditions names {', '.join(sorted(others))}, which are measured with a judge and a policy; name "
@@ -106,3 +100,24 @@ class FilterSettings(BaseModel):
                 f"({self.num_rollouts})"
             )
         return self
+
+    @property
+    def asked_conditions(self) -> frozenset[Condition]:
+        """The conditions that are asked for, apart from those of a judge and a policy."""
+        return self.deciding_conditions if self.conditions is None else frozenset(self.conditions)
+
+    @property
+    def deciding_conditions(self) -> frozenset[Condition]:
+        """Those of them that can drop a question; a share of right answers is never above 1."""
+        limits = {
+            Condition.BLIND: self.thresholds.max_blind_rate,
+            Condition.SINGLE_FRAME: self.thresholds.max_single_frame_rate,
+            Condition.CAPTIONS: self.thresholds.max_captions_rate,
+        }
+        never = {condition for condition, most in limits.items() if most >= 1}
+        return frozenset({*limits, Condition.FULL, Condition.EVIDENCE} - never)
+
+    @property
+    def asks_reasoning(self) -> bool:
+        """Whether a judge's answers from the reasoning can drop a question."""
+        return self.thresholds.min_reasoning_rate > 0

@@ -10,6 +10,9 @@ from longvideo_reason_data.records.medium import MediumKind, RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition
 from longvideo_reason_data.records.record import QuestionRecord, Split
 
+LEAST_HELD_OUT = 100
+"""With fewer questions than this the standard error of an accuracy is above five points."""
+
 
 def describe_dataset(folder: Path) -> dict[str, Any]:
     """Count what a dataset holds, with a thousand of its questions in memory at a time.
@@ -73,10 +76,34 @@ class DatasetFigures:
             "open_questions": self._num_open,
             "evidence_seconds": round(self._evidence_seconds, 3),
             "reasoning_words": self._num_reasoning_words,
+            "notes": note_splits(self._counts["split"], Counter(self._splits.values())),
             "pass_rates": self._rates.describe(),
             "licenses": _sorted(self._counts["license"]),
             "dataset_hash": self._hash.hexdigest() if self._hash.is_in_order else _hash_in_order(folder),
         }
+
+
+def note_splits(questions: Mapping[str, int], media: Mapping[str, int]) -> list[str]:
+    """Say which splits are empty, and whether too little is held out to measure with.
+
+    Args:
+        questions: Number of questions by split.
+        media: Number of videos and images by split.
+    """
+    notes = [
+        f"no questions in {split}; give it a larger share (--splits.{split.value.replace('_', '-')}), or add videos"
+        for split in Split
+        if not questions.get(split)
+    ]
+    held_out = questions.get(Split.HELD_OUT, 0)
+    if 0 < held_out < LEAST_HELD_OUT:
+        error = 0.5 / held_out**0.5
+        notes.append(
+            f"{held_out} questions about {media.get(Split.HELD_OUT, 0)} videos are held out: an accuracy near 50 % has "
+            f"a standard error of {error:.0%} or more, so only differences above {2 * error:.0%} can be seen; "
+            f"{LEAST_HELD_OUT} questions are a beginning"
+        )
+    return notes
 
 
 def _hash_in_order(folder: Path) -> str:

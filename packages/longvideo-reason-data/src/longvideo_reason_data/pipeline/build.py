@@ -7,7 +7,7 @@ build that is killed and restarted requests only what was never answered and end
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,16 @@ from longvideo_reason_data.media.scenes import detector_version
 from longvideo_reason_data.ownership import own_folder
 from longvideo_reason_data.pipeline.assembly import assemble
 from longvideo_reason_data.pipeline.local import generate_here
-from longvideo_reason_data.pipeline.manifest import Accounts, make_manifest
+from longvideo_reason_data.pipeline.manifest import Accounts, find_other_setting, make_manifest
 from longvideo_reason_data.pipeline.progress import BuildProgress
 from longvideo_reason_data.prompts.templates import load_prompts
-from longvideo_reason_data.records.folder import MANIFEST_NAME, RECORDS_NAME, SHARDS_NAME
+from longvideo_reason_data.records.folder import MANIFEST_NAME, RECORDS_NAME, SHARDS_NAME, read_manifest
 from longvideo_reason_data.records.record import check_version
 
 _NUM_PROBES = 4  # files probed in parallel
+
+LookAhead = Callable[[Sequence[SourceVideo], BuildPlan], None]
+"""What is told of a build when its videos are known, before anything is asked."""
 
 
 def build(
@@ -48,6 +51,8 @@ def build(
     prompts_folder: Path | None = None,
     settings: BuildSettings | None = None,
     engine: Engine = "local",
+    replace: bool = False,
+    look_ahead: LookAhead = lambda sources, plan: None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Build a dataset from video files, or continue one.
@@ -61,33 +66,66 @@ def build(
         prompts_folder: Prompts to use instead of this package's.
         settings: Everything else.
         engine: Where videos are read and questions are generated: in this process, or by Ray Data on a cluster.
+        replace: Replace a dataset that was built with other settings; the answers of models stay in any case.
+        look_ahead: Called before the first request.
         console: Where progress is shown; by default standard error.
 
     Returns:
         The manifest, as it is written.
 
     Raises:
-        UsageError: When there is nothing to build from, the settings are invalid, or another process is using the
-            folder.
+        UsageError: When there is nothing to build from, the settings are invalid, the folder has a dataset that was
+            built with others, or another process is using it.
         DataError: When no video can be read, the server can't be used, or the output can't be written.
     """
     settings = settings or BuildSettings()
+    settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
+    check_access(base_url)
+    plan = make_plan(settings, prompts_folder, model=model, captioner=captioner)
+    settings = plan.settings
+    tools = {"decoder": decoder_version(settings.decoder)}
+    if settings.segments == "scenes":
+        tools["scenes"] = detector_version()
+    paths = _find_outside(videos, output)
+    with own_folder(output):
+        _refuse_foreign(output)
+        if not replace:
+            _refuse_other_settings(output, plan)
+        return _build(paths, output, base_url, plan, engine, tools, look_ahead, console)
+
+
+def make_plan(settings: BuildSettings, prompts_folder: Path | None, *, model: str, captioner: str | None) -> BuildPlan:
+    """Make the plan of a build; see `build`.
+
+    Raises:
+        UsageError: When a folder that is named isn't there, or a prompt in it is wrong.
+    """
     if settings.subtitles is not None:
         if not settings.subtitles.is_dir():
             raise UsageError(f"{settings.subtitles}: no such folder; expected subtitles, set --subtitles")
         settings = settings.model_copy(update={"subtitles": settings.subtitles.absolute()})
-    settings.model_prices(captioner or model, model)  # a limit on the cost without prices is refused at once
-    check_access(base_url)
-    plan = BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
-    tools = {"decoder": decoder_version(settings.decoder)}
-    if settings.segments == "scenes":
-        tools["scenes"] = detector_version()
+    return BuildPlan(settings=settings, prompts=load_prompts(prompts_folder), model=model, captioner=captioner or model)
+
+
+def probe_videos(videos: Sequence[Path], output: Path, plan: BuildPlan) -> list[SourceVideo]:
+    """Look at the videos of a build without writing anything.
+
+    Raises:
+        UsageError: When there are none.
+        DataError: When none can be read.
+    """
+    found = list(_probe(_find_outside(videos, output), plan, "local"))
+    sources = {source.digest: source for source in found if isinstance(source, SourceVideo)}
+    if not sources:
+        raise DataError(f"none of the {len(found)} videos can be read; the first: {found[0]}")
+    return list(sources.values())
+
+
+def _find_outside(videos: Sequence[Path], output: Path) -> list[Path]:
     paths = [path for path in find_videos(videos) if not path.resolve().is_relative_to(output.resolve())]
     if not paths:
         raise UsageError("no videos given outside of the output folder; expected files or folders")
-    with own_folder(output):
-        _refuse_foreign(output)
-        return _build(paths, output, base_url, plan, engine, tools, console)
+    return paths
 
 
 def _build(
@@ -97,12 +135,14 @@ def _build(
     plan: BuildPlan,
     engine: Engine,
     tools: Mapping[str, str],
+    look_ahead: LookAhead,
     console: Console | None,
 ) -> dict[str, Any]:
     """Build in a folder that this process owns."""
     settings = plan.settings
     with BuildProgress(console) as progress:
         sources, dropped = _collect_videos(paths, output, plan, engine, progress)
+        look_ahead(sources, plan)
         shards = ShardFolder(output, plan.config_digests["questions"])
         spent, num_resumed = _generate(sources, plan, shards, output, base_url, engine, progress)
     accounts = Accounts()
@@ -144,6 +184,16 @@ def _refuse_foreign(output: Path) -> None:
     if not (output / SHARDS_NAME).is_dir():
         raise UsageError(
             f"{output}: contains a dataset that wasn't made by a build; choose another folder for --output"
+        )
+
+
+def _refuse_other_settings(output: Path, plan: BuildPlan) -> None:
+    """Refuse to replace a dataset by one that other settings make of the same videos."""
+    difference = find_other_setting(read_manifest(output), plan) if (output / RECORDS_NAME).exists() else None
+    if difference is not None:
+        raise UsageError(
+            f"{output}: the dataset there was built with other settings: {difference}; give --replace to build it anew "
+            "(paid answers stay), or choose another --output"
         )
 
 

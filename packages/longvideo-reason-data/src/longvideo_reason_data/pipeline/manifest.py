@@ -1,13 +1,19 @@
 """What went into a build, what was dropped and why: at every stage kept + dropped = input."""
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from longrl_files.messages import visible
 from longvideo_reason_data.generation.plan import STAGES, BuildPlan
+from longvideo_reason_data.generation.settings import BuildSettings
 from longvideo_reason_data.generation.shards import Dropped
 from longvideo_reason_data.language_model.session import Spent
+from longvideo_reason_data.language_model.settings import ClientSettings
+
+_WITHOUT_EFFECT = {*ClientSettings.model_fields, "captioner_prompt_price", "captioner_completion_price", "subtitles"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,3 +89,38 @@ def make_manifest(
         "settings": plan.settings.model_dump(mode="json"),
         "dataset_hash": dataset_hash,
     }
+
+
+def find_other_setting(manifest: Mapping[str, Any], plan: BuildPlan) -> str | None:
+    """Say in which setting a build differs from the one that a manifest is of; None if it makes the same of a video.
+
+    Args:
+        manifest: Of the dataset that is there.
+        plan: The build to come.
+    """
+    settings = cast(dict[str, Any], manifest.get("settings") or {})
+    now = plan.settings.model_dump(mode="json")
+    models = {"reasoner": plan.model, "captioner": plan.captioner}
+    pairs = [("models", manifest.get("models", models), models)]
+    pairs += [
+        (name, settings[name], now[name])
+        for name in BuildSettings.model_fields
+        if name in settings and name not in _WITHOUT_EFFECT
+    ]
+    for name, old, new in pairs:
+        for difference in _differences(old, new, name):
+            return difference
+    stage = cast(dict[str, Any], manifest.get("stages") or {}).get("questions") or {}
+    digest = stage.get("config_digest")
+    if digest is not None and digest != plan.config_digests["questions"]:
+        return "the prompts were others, or the version of this package"
+    return None
+
+
+def _differences(old: object, new: object, name: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        was, now = cast(dict[str, Any], old), cast(dict[str, Any], new)
+        for key in was.keys() & now.keys():
+            yield from _differences(was[key], now[key], f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name} was {visible(json.dumps(old), 40)} and is now {visible(json.dumps(new), 40)}"

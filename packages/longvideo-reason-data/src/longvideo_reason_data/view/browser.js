@@ -267,8 +267,30 @@ function timeline(video, evidence, suffix) {
       words.append(caption === undefined ? "[" + span(from, to) + "] " + text + " " : text);
       if (said) words.append(make("q", {}, said));
     });
+    play.hidden = video.kind === "image";
+    play.textContent = "Play " + span(start, end);
+    shown = [start, end];
+    if (player) playShown();
     state.show = start + "-" + end + suffix;
     writeAddress();
+  }
+
+  // The file itself is read only when somebody wants to see it.
+  let player = null, shown = [0, video.seconds];
+  const play = make("button", { type: "button", class: "play", hidden: true, onclick: () => {
+    if (!player) {
+      player = make("video", { controls: true, src: data.root + "/" + video.path.split("/").map(encodeURIComponent).join("/") });
+      player.addEventListener("timeupdate", () => { if (shown && player.currentTime >= shown[1]) { player.pause(); shown = null; } });
+      player.addEventListener("error", () => player.replaceWith(make("p", { class: "quiet" }, "This browser can't play " + video.path + ".")));
+      play.after(player);
+    }
+    playShown();
+  } }, "Play");
+
+  function playShown() {
+    const start = () => { player.currentTime = shown[0]; player.play().catch(() => {}); };
+    if (player.readyState) start();
+    else player.addEventListener("loadedmetadata", start, { once: true });
   }
 
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => {
@@ -285,7 +307,12 @@ function timeline(video, evidence, suffix) {
     make("div", { class: "legend", "aria-hidden": "true" },
       segmentButtons.length ? make("span", {}, make("i", { class: "a" }), "segments") : null,
       make("span", {}, make("i", { class: "b" }), "evidence"), make("span", {}, make("i", { class: "c" }), "shown")),
-    words);
+    words, play);
+  if (evidence.length) {
+    shown = evidence[0].slice(0, 2);
+    play.hidden = false;
+    play.textContent = "Play " + span(...shown);
+  }
   return { figure, show };
 }
 
@@ -342,8 +369,11 @@ function showDetail() {
   article.scrollTop = 0;
   if (state.view === "about") return article.replaceChildren(...about());
   const tell = (words) => article.replaceChildren(make("p", { class: "empty" }, words));
-  if (!found[chosen]) return tell(numUnsearched ? "Nothing yet." : state.view === "dropped" && !VIEWS.dropped.items.length
-    ? "Nothing was dropped, or the dataset doesn't say what." : "Nothing matches. Change the words or the filters.");
+  if (!found[chosen] && !VIEWS[state.view].items.length) return tell(state.view === "dropped"
+    ? "Nothing was dropped, or the dataset doesn't say what." : VIEWS.dropped.items.length
+      ? "No question was kept. " + plural(VIEWS.dropped.items.length, "dropped item") + " with the reasons: under Dropped, at the top."
+      : "There are no questions, and the dataset doesn't say why.");
+  if (!found[chosen]) return tell(numUnsearched ? "Nothing yet." : "Nothing matches. Change the words or the filters.");
   const item = whole(state.view, found[chosen], showDetail), media = mediaOf(item || {}, showDetail);
   if (!item || media.includes(null)) return tell("Loading…");
   if (isPartMissing && (item === found[chosen] || media.some((medium) => !medium.path)))

@@ -5,16 +5,19 @@ in parts beside it (`longvideo_reason_data.view.parts`).
 
 Data can't leave its place: it stands as JSON in an element that no browser runs, with every `<` escaped, and the script
 puts it on the page as text only. A content security policy allows this very script and style and nothing else, so that
-even a mistake there would not run what a dataset says, and nothing can be fetched. With parts, what this
+even a mistake there would not run what a dataset says, and nothing can be fetched but the dataset's own videos, when
+somebody plays them. With parts, what this
 script itself adds to the page may run too, and that is parts only.
 """
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from longvideo_reason_data.atomic_files import write_text_atomic
 from longvideo_reason_data.view.contents import DatasetContents
@@ -52,7 +55,7 @@ def write_page(dataset: Path, output: Path, *, most_thumbnails: int = MOST_THUMB
     if contents.is_at_most(MOST_QUESTIONS_INSIDE, MOST_BYTES_INSIDE):
         page: dict[str, Any] = {"questions": list(contents.questions()), "dropped": list(contents.dropped())}
         page |= {"media": list(_pictured(contents, dataset, most_thumbnails)), "num_dropped": len(page["dropped"])}
-        page |= contents.describe_rest()
+        page |= contents.describe_rest() | {"root": _address_of(dataset, output)}
         write_text_atomic(output, render_page(page))
         remove_other_parts(output, None)
         return page
@@ -62,12 +65,17 @@ def write_page(dataset: Path, output: Path, *, most_thumbnails: int = MOST_THUMB
         parts.write("dropped", dropped.follow(contents.dropped()))
         parts.write("media", _pictured(contents, dataset, most_thumbnails))
         page = {"questions": questions.as_json(), "dropped": dropped.as_json(), "num_dropped": len(dropped)}
-        page |= contents.describe_rest()
+        page |= contents.describe_rest() | {"root": _address_of(dataset, output)}
         folder = parts.keep()
         page["parts"] = {"folder": folder, "size": ITEMS_PER_PART}
         write_text_atomic(output, render_page(page))
     remove_other_parts(output, folder)
     return page
+
+
+def _address_of(dataset: Path, output: Path) -> str:
+    """The dataset's folder as the page names it, to play a video when somebody wants to see it."""
+    return quote(Path(os.path.relpath(dataset.resolve(), output.resolve().parent)).as_posix())
 
 
 def _pictured(contents: DatasetContents, dataset: Path, most_thumbnails: int) -> Iterator[dict[str, Any]]:
@@ -80,7 +88,9 @@ def render_page(contents: dict[str, Any]) -> str:
     """Put contents into the page."""
     page, style, script = (_read(name) for name in ("browser.html", "browser.css", "browser.js"))
     allowed = _allow(script) + (" 'strict-dynamic'" if "parts" in contents else "")
-    policy = f"default-src 'none'; img-src data:; style-src {_allow(style)}; script-src {allowed}"
+    policy = (
+        f"default-src 'none'; img-src data:; media-src file: 'self'; style-src {_allow(style)}; script-src {allowed}"
+    )
     parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": escape_json(contents)}
     first, *rest = page.split("{{")
     pieces = [first]

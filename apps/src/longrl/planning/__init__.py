@@ -1,0 +1,1 @@
+"""From what the planner finds to what a recipe says."""
