@@ -20,7 +20,8 @@ __all__ = ["RECIPE_NAMES", "FootagePlaces", "write_recipes"]
 
 SFT_NAME, GRPO_NAME, EVALUATE_NAME = RECIPE_NAMES = ("sft.toml", "grpo.toml", "evaluate.toml")
 SMALL_PARAMETERS = 1e8
-"""Models below learn from scratch, with larger steps."""
+"""Models below learn from scratch: with larger steps, and more of them."""
+SMALL_EPOCHS = 20
 QUESTIONS_PER_ROW = 4
 GRPO_EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 10, 500
 
@@ -147,7 +148,7 @@ def _sft(places: FootagePlaces, footage: Footage, machine: Machine, fitting: Fit
     settings: dict[str, Value] = {
         "output": str(places.sft),
         "dtype": machine.dtype,
-        "epochs": 2,
+        "epochs": SMALL_EPOCHS if is_small else 2,
         "rows_per_step": max(1, min(16 if machine.is_gpu else 4, num_videos)),
         "questions_per_row": QUESTIONS_PER_ROW,
         "learning_rate": peak,

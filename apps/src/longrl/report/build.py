@@ -17,6 +17,7 @@ from longrl.report.templates import list_settings, open_templates
 from longrl.run_files import read_object
 from longrl_files.messages import visible
 from longrl_trainer.durable import write_json, write_text
+from longvideo_reason_data.inspection.statistics import LEAST_HELD_OUT
 
 REPORT_NAME, SUMMARY_NAME = "report.html", "report.json"
 TEMPLATE_NAME = "report.html.jinja"
@@ -65,6 +66,7 @@ def render_page(run: RunData, summary: dict[str, Any], cards: list[Any]) -> str:
         loss_chart=figures.loss_chart(run),
         frames_chart=figures.frames_chart(run, summary),
         gap_chart=figures.gap_chart(run),
+        least_held_out=LEAST_HELD_OUT,
     )
 
 
