@@ -146,6 +146,7 @@ def test_a_question_with_one_unreadable_medium_is_dropped_and_the_file_named(
     album: Album, folder: Path, server: Any
 ) -> None:
     (folder / "images" / "blue.jpg").write_bytes(b"no picture")
+    server.reply = lambda body: "<answer>A</answer>"
     filtered = run(folder, server.base_url, *album.values(), captions={})
     lost = {
         item.record.question_id: item.verdict for item in filtered.dropped if item.verdict.reason == "video_unreadable"
