@@ -104,6 +104,7 @@ def test_a_changed_prompt_asks_anew(server: Any, films: Path, tmp_path: Path) ->
         captioner="seer",
         prompts_folder=tmp_path / "prompts",
         settings=QUICK,
+        replace=True,
     )
     # Six questions of that skill and their rewrites; captions and the other skills don't depend on this prompt.
     assert manifest["calls"]["made"] == 12
