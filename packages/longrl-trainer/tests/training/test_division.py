@@ -20,9 +20,9 @@ from mrsp_engine.attention.split import AttentionSettings
 from mrsp_engine.distributed.process_groups import SequenceGroup
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.layout import Branch, GroupLengths, PackedLayout
-from mrsp_engine.planner.checkpoints import MODELS
 from mrsp_engine.planner.hardware import HARDWARE
 from mrsp_engine.planner.memory import Strategy
+from mrsp_engine.planner.published import MODELS
 from mrsp_engine.prompts import Prompt
 from mrsp_engine.rows import PromptGroup
 

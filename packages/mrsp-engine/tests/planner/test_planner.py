@@ -15,7 +15,7 @@ from mrsp_engine.encoding.frame_budget import FrameBudget
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families import load_policy
 from mrsp_engine.layout import GroupLengths, PackedLayout
-from mrsp_engine.planner.checkpoints import MODELS, find_shape, read_shape
+from mrsp_engine.planner.checkpoints import find_shape, read_shape
 from mrsp_engine.planner.costs import (
     OTHER_TOKENS,
     Sizes,
@@ -27,6 +27,7 @@ from mrsp_engine.planner.costs import (
 )
 from mrsp_engine.planner.hardware import find_accelerator, recognise_accelerator
 from mrsp_engine.planner.memory import Strategy, activation_bytes, memory_by_part
+from mrsp_engine.planner.published import MODELS
 from mrsp_engine.planner.search import PlanRequest, StepPlan, plan_step
 from mrsp_engine.planner.shapes import LinearShape
 from mrsp_engine.planner.videos import PlannedVideo

@@ -12,7 +12,8 @@ from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
 from mrsp_engine.errors import UnfitMediumError
 from mrsp_engine.families import load_policy
-from mrsp_engine.planner.checkpoints import MODELS, read_shape
+from mrsp_engine.planner.checkpoints import read_shape
+from mrsp_engine.planner.published import MODELS
 from mrsp_engine.planner.videos import PlannedVideo, count_as_qwen
 from mrsp_engine.testing.fixtures import NoiseVideo
 from mrsp_engine.tiny.families import build_tiny, create_tiny_vila

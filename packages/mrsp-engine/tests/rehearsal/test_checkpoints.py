@@ -17,7 +17,11 @@ from mrsp_engine.testing.fixtures import NoiseVideo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", ["Qwen2-VL-2B", "Qwen2.5-VL-7B", "Qwen3-VL-8B", "Qwen2.5-7B", "LongVILA-R1-7B", "NVILA-Lite-8B"]
+    "model",
+    [
+        *("Qwen2-VL-2B", "Qwen2.5-VL-7B", "Qwen3-VL-8B", "Qwen2.5-7B", "Qwen3-1.7B", "LongVILA-R1-7B"),
+        *("NVILA-Lite-8B", "NVILA-8B-Video", "Qwen2.5-Omni-7B"),
+    ],
 )
 def test_a_model_without_weights_has_the_published_sizes(model: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"

@@ -92,8 +92,10 @@ def without_progress_bars() -> Generator[None]:
 
 
 @contextmanager
-def _without_reports() -> Generator[None]:
-    """Keep transformers from printing a table of mismatched weights; they are refused in one line."""
+def without_reports() -> Generator[None]:
+    """Keep transformers from printing what is no concern of a user, such as a table of weights that don't fit and are
+    refused in one line.
+    """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -160,7 +162,7 @@ def load_model(
             settings = GenerationConfig.from_pretrained(str(folder), local_files_only=True, **places)
             cast(Any, unread[-1]).generation_config = settings
             return unread[-1]
-    with refuse_broken(folder, model_type), without_progress_bars(), _without_reports():
+    with refuse_broken(folder, model_type), without_progress_bars(), without_reports():
         model, report = cast(
             tuple[Any, dict[str, Any]],
             model_class.from_pretrained(

@@ -1,6 +1,5 @@
 """The shapes of checkpoints: of published ones by name, of any other supported one from its config.json."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,15 +7,15 @@ from longrl_files.messages import visible
 from mrsp_engine.attention.heads import AttentionHeads
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
-from mrsp_engine.families.qwen.frame_sizes import QwenFrames
 from mrsp_engine.families.qwen.processor_files import VIDEO_DEFAULTS, read_frames
-from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, MediaSyntax, VilaConfig
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, TOWER_FOLDER, VilaConfig
 from mrsp_engine.families.vila.frame_sizes import VilaFrames
+from mrsp_engine.planner.published import MODELS
 from mrsp_engine.planner.shapes import LinearShape, ModelShape, VisionShape
-from mrsp_engine.planner.videos import QwenVideos, VilaVideos, count_as_qwen, token_counter
+from mrsp_engine.planner.videos import QwenVideos, VilaVideos, token_counter
 from mrsp_engine.rotary import language_section, longest_context
 
-__all__ = ["MODELS", "find_shape", "read_shape"]
+__all__ = ["find_shape", "read_shape"]
 
 _JOINED_PER_SIDE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
 """Neighbours along an edge that VILA's projectors concatenate; other projectors concatenate none."""
@@ -25,141 +24,6 @@ _WRITES_TIMES = ("qwen3_vl", "qwen3_5")
 """Types of models whose videos have a time, as text, before every pair of frames."""
 _GATED = ("qwen3_5",)
 """Types of models in which the output of attention has a gate."""
-
-
-def _qwen2_5_vision(intermediate_size: int) -> VisionShape:
-    return VisionShape(
-        width=1280,
-        intermediate_size=intermediate_size,
-        depth=32,
-        patch_size=14,
-        num_linears=3,
-        window_patches=64,
-        full_share=4 / 32,
-        videos=_qwen_videos(14, 3136, 12845056, positions_per_second=2.0),
-    )
-
-
-def _qwen2_vision() -> VisionShape:
-    return VisionShape(width=1280, intermediate_size=5120, depth=32, patch_size=14)
-
-
-def _qwen3_vision(width: int, intermediate_size: int, depth: int) -> VisionShape:
-    return VisionShape(
-        width=width,
-        intermediate_size=intermediate_size,
-        depth=depth,
-        patch_size=16,
-        levels=4,
-        videos=_qwen_videos(16, 4096, 25165824, is_third=True),
-    )
-
-
-def _qwen_videos(
-    patch_size: int,
-    min_pixels: int,
-    max_pixels: int,
-    *,
-    is_third: bool = False,
-    positions_per_second: float | None = None,
-) -> QwenVideos:
-    frames = QwenFrames(
-        patch_size=patch_size,
-        merge_size=2,
-        frames_per_group=2,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        is_whole_video=is_third,
-    )
-    return QwenVideos(
-        frames=frames,
-        writes_times=is_third,
-        positions_per_second=positions_per_second,
-        count_tokens=count_as_qwen,
-    )
-
-
-def _siglip(merge_size: int) -> VisionShape:
-    syntax = MediaSyntax(start="", end="\n", pool=(1, 1, 1))
-    frames = VilaFrames(rows_per_side=-(-(448 // 14) // merge_size), syntax=syntax)
-    return VisionShape(
-        width=1152,
-        intermediate_size=4304,
-        depth=27,
-        patch_size=14,
-        merge_size=merge_size,
-        frames_per_group=1,
-        fixed_size=448,
-        extra_tokens=1,
-        videos=VilaVideos(frames=frames, edge=448, count_tokens=count_as_qwen),
-    )
-
-
-def _shape(
-    name: str,
-    sizes: tuple[int, int, int, int, int, int],
-    vocab_size: int,
-    max_positions: int,
-    vision: VisionShape | None = None,
-    *,
-    is_tied: bool = False,
-) -> ModelShape:
-    hidden_size, num_layers, query, key, channels, intermediate_size = sizes
-    return ModelShape(
-        name=name,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        heads=AttentionHeads(query=query, key=key, channels=channels),
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
-        is_tied=is_tied,
-        max_positions=max_positions,
-        vision=vision,
-    )
-
-
-_QWEN2_7B = (3584, 28, 28, 4, 128, 18944)
-MODELS = {
-    shape.name: shape
-    for shape in (
-        _shape("Qwen2-VL-2B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, _qwen2_vision(), is_tied=True),
-        _shape("Qwen2-VL-7B", _QWEN2_7B, 152064, 32768, _qwen2_vision()),
-        _shape("Qwen2-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768, _qwen2_vision()),
-        _shape("Qwen2.5-VL-3B", (2048, 36, 16, 2, 128, 11008), 151936, 128000, _qwen2_5_vision(3420), is_tied=True),
-        _shape("Qwen2.5-VL-7B", _QWEN2_7B, 152064, 128000, _qwen2_5_vision(3420)),
-        _shape("Qwen2.5-VL-32B", (5120, 64, 40, 8, 128, 27648), 152064, 128000, _qwen2_5_vision(3456)),
-        _shape("Qwen2.5-VL-72B", (8192, 80, 64, 8, 128, 29568), 152064, 128000, _qwen2_5_vision(3456)),
-        _shape(
-            "Qwen3-VL-2B", (2048, 28, 16, 8, 128, 6144), 151936, 262144, _qwen3_vision(1024, 4096, 24), is_tied=True
-        ),
-        _shape(
-            "Qwen3-VL-4B", (2560, 36, 32, 8, 128, 9728), 151936, 262144, _qwen3_vision(1024, 4096, 24), is_tied=True
-        ),
-        _shape("Qwen3-VL-8B", (4096, 36, 32, 8, 128, 12288), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
-        _shape("Qwen3-VL-32B", (5120, 64, 64, 8, 128, 25600), 151936, 262144, _qwen3_vision(1152, 4304, 27)),
-        replace(
-            _shape(
-                "Qwen3.5-27B",
-                (5120, 64, 24, 4, 256, 17408),
-                248320,
-                262144,
-                replace(_qwen3_vision(1152, 4304, 27), levels=1),
-            ),
-            is_gated=True,
-            linear=LinearShape(num_layers=48, key_heads=16, value_heads=48, key_channels=128, value_channels=128),
-        ),
-        _shape("LongVILA-R1-7B", _QWEN2_7B, 151651, 262144, _siglip(2)),
-        _shape("NVILA-Lite-8B", _QWEN2_7B, 151651, 32768, _siglip(3)),
-        _shape("Qwen2.5-0.5B", (896, 24, 14, 2, 64, 4864), 151936, 32768, is_tied=True),
-        _shape("Qwen2.5-1.5B", (1536, 28, 12, 2, 128, 8960), 151936, 32768, is_tied=True),
-        _shape("Qwen2.5-3B", (2048, 36, 16, 2, 128, 11008), 151936, 32768, is_tied=True),
-        _shape("Qwen2.5-7B", _QWEN2_7B, 152064, 32768),
-        _shape("Qwen2.5-14B", (5120, 48, 40, 8, 128, 13824), 152064, 32768),
-        _shape("Qwen2.5-32B", (5120, 64, 40, 8, 128, 27648), 152064, 32768),
-        _shape("Qwen2.5-72B", (8192, 80, 64, 8, 128, 29568), 152064, 32768),
-    )
-}
-"""As in the published config.json of each; `-Instruct` and an owner before the name are accepted too."""
 
 
 def find_shape(model: str) -> ModelShape:

@@ -1,5 +1,6 @@
 """The search for settings that fit: the fastest of all divisions and memory strategies, or a clear refusal."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -20,7 +21,7 @@ from mrsp_engine.planner.memory import Strategy, memory_by_part, rollout_bytes
 from mrsp_engine.planner.shapes import ModelShape
 from mrsp_engine.planner.videos import PlannedVideo
 
-__all__ = ["PlanRequest", "StepPlan", "plan_step"]
+__all__ = ["STRATEGIES", "PlanRequest", "StepPlan", "plan_step"]
 
 USABLE_SHARE = 0.92
 """Usable share of a device's memory; the rest is lost to fragmentation."""
@@ -59,6 +60,7 @@ class PlanRequest:
         prompts_per_step: Questions per step.
         num_videos: Videos in the dataset, for the size of the store.
         kl: Where the divergence from a reference counts, if it does.
+        strategies: How memory may be saved, from the simplest on.
     """
 
     shape: ModelShape
@@ -73,6 +75,7 @@ class PlanRequest:
     prompts_per_step: int = 1
     num_videos: int = 1
     kl: KlPlace = "none"
+    strategies: Sequence[Strategy] = STRATEGIES
 
     def __post_init__(self) -> None:
         for name in ("num_devices", "group_size", "response_tokens", "prompts_per_step", "num_videos", "frame_pixels"):
@@ -139,7 +142,7 @@ def plan_step(request: PlanRequest) -> StepPlan:
     candidates: list[tuple[float, int, Strategy, dict[str, float], dict[str, float]]] = []
     smallest: dict[str, float] = {}
     for ranks in (n for n in range(1, request.num_devices + 1) if request.num_devices % n == 0):
-        for strategy in STRATEGIES:
+        for strategy in request.strategies:
             held = _held(request, sizes, ranks, strategy, 1)
             if not smallest or sum(held.values()) < sum(smallest.values()):
                 smallest = held

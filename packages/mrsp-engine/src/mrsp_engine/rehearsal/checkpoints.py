@@ -13,16 +13,21 @@ from typing import Any, cast
 from longrl_files.json_text import parse_json
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
+from mrsp_engine.families.checkpoints import without_reports
 from mrsp_engine.families.vila.config import LANGUAGE_FOLDER, PROJECTOR_FOLDER, TOWER_FOLDER
 from mrsp_engine.planner.checkpoints import find_shape
 from mrsp_engine.planner.shapes import ModelShape, VisionShape
+from mrsp_engine.planner.videos import VilaVideos
 from mrsp_engine.tiny.published import write_published
+from mrsp_engine.tiny.qwen2_5_omni import create_tiny_qwen2_5_omni
 
 __all__ = ["write_without_weights"]
 
 _PARTS = (LANGUAGE_FOLDER, TOWER_FOLDER, PROJECTOR_FOLDER)
 _PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
+_OMNI = "qwen2_5_omni"
 _KIND_OF_TYPE = {
+    "qwen2_5_omni": _OMNI,
     "qwen2_5_vl": "qwen2_5_vl_7b",
     "qwen2_vl": "qwen2_vl_2b",
     "qwen3_5": "qwen3_5_27b",
@@ -38,10 +43,24 @@ _KIND_OF_NAME = {
     "Qwen2-VL": "qwen2_vl_2b",
     "Qwen3-VL": "qwen3_vl_8b",
     "Qwen3.5": "qwen3_5_27b",
+    "Qwen3": "qwen3_8b",
+    "Qwen2.5-Omni": _OMNI,
     "Qwen2.5": "qwen2_5_7b",
     "LongVILA": "longvila_r1_7b",
     "NVILA-Lite": "nvila_lite_2b",
+    "NVILA-8B": "longvila_r1_7b",
 }
+"""The first name that a model's begins with counts."""
+_ID_ENDINGS = ("_token_id", "_token_index")
+_OMNI_AUDIO_TOWER = {
+    "d_model": 1280,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "encoder_layers": 32,
+    "num_mel_bins": 128,
+}
+_OMNI_PROCESSOR = {"min_pixels": 3136, "max_pixels": 12845056, "feature_size": 128}
+"""The same in both sizes of Qwen2.5-Omni."""
 _CHANNELS_PER_VISION_HEAD = {14: 80, 16: 64}
 """Channels of a vision tower's head, by the patch size that tells the series apart."""
 
@@ -66,7 +85,7 @@ def write_without_weights(model: str, folder: Path, *, num_layers: int | None = 
                 f"{source}: models of type {model_type!r} can't be rehearsed; expected one of "
                 f"{', '.join(sorted(_KIND_OF_TYPE))}"
             )
-        write_published(_KIND_OF_TYPE[model_type], folder)
+        _write_kind(_KIND_OF_TYPE[model_type], folder)
         for path in _configurations(folder):
             name = str(path.relative_to(folder))
             _change(path, lambda values, name=name: _with_values(values, checkpoint.read(name)))
@@ -81,7 +100,7 @@ def write_without_weights(model: str, folder: Path, *, num_layers: int | None = 
             raise EngineUsageError(
                 f"model {model!r}: can't be rehearsed by its name; set a folder with its config.json"
             )
-        write_published(kind, folder)
+        _write_kind(kind, folder)
         for path in _configurations(folder):
             _change(path, lambda values, place=path.parent.name: _with_shape(values, shape, place))
     if (folder / TOWER_FOLDER).is_dir():
@@ -91,6 +110,15 @@ def write_without_weights(model: str, folder: Path, *, num_layers: int | None = 
     if num_layers is not None:
         for path in _configurations(folder):
             _change(path, lambda values: _with_fewer_layers(values, num_layers))
+
+
+def _write_kind(kind: str, folder: Path) -> None:
+    if kind == _OMNI:
+        with without_reports():  # about the ids of the parts that speak, which aren't used
+            create_tiny_qwen2_5_omni(folder)
+        _change(folder / _PROCESSOR_FILES[0], lambda values: values | _OMNI_PROCESSOR)
+    else:
+        write_published(kind, folder)
 
 
 def _configurations(folder: Path) -> list[Path]:
@@ -111,9 +139,9 @@ def _fit_frames(tower: Path) -> None:
 
 def _with_values(values: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, Any]:
     """The real values, with the ids of tokens of the given ones."""
-    changed = {name: value for name, value in values.items() if name.endswith("_token_id")}
+    changed = {name: value for name, value in values.items() if name.endswith(_ID_ENDINGS)}
     for name, value in real.items():
-        if name.endswith("_token_id"):
+        if name.endswith(_ID_ENDINGS):
             continue
         section = values.get(name)
         changed[name] = _with_values(section, value) if isinstance(section, dict) and isinstance(value, dict) else value
@@ -128,8 +156,16 @@ def _with_shape(values: dict[str, Any], shape: ModelShape, place: str) -> dict[s
     if place == PROJECTOR_FOLDER:
         return values
     changed = dict(values)
+    if "thinker_config" in values:
+        return changed | {"thinker_config": _with_shape(values["thinker_config"], shape, place)}
     if "vision_config" in values and shape.vision is not None:
         changed["vision_config"] = _with_vision(values["vision_config"], shape, shape.vision)
+    if "audio_config" in values:
+        changed["audio_config"] = values["audio_config"] | _OMNI_AUDIO_TOWER | {"output_dim": shape.hidden_size}
+    if shape.vision is not None and isinstance(shape.vision.videos, VilaVideos):
+        pool = shape.vision.videos.frames.syntax.pool
+        if pool != (1, 1, 1):
+            changed["video_encoder"] = {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [list(pool)]}
     if "text_config" in values:
         changed["text_config"] = _with_language(values["text_config"], shape)
         return changed | {"tie_word_embeddings": shape.is_tied}
@@ -209,7 +245,7 @@ def _siglip_sizes(vision: VisionShape) -> dict[str, Any]:
 
 def _with_fewer_layers(values: dict[str, Any], num_layers: int) -> dict[str, Any]:
     changed = dict(values)
-    for name in ("text_config", "vision_config"):
+    for name in ("thinker_config", "text_config", "vision_config"):
         if name in values:
             changed[name] = _with_fewer_layers(values[name], num_layers)
     if "num_hidden_layers" in values:
