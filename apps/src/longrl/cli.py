@@ -25,10 +25,10 @@ from longrl.commands import watch as watch_command
 from longrl.cpu_settings import settle_on_processor
 from longrl.errors import AppError, AppUsageError
 from longrl.tiny_model import TinyModelSettings, build_tiny_model
-from longrl_files.messages import error_line
+from longrl_files.messages import LINE_CHARACTERS, error_line, visible
 from longrl_files.regular_files import read_bounded
 from longrl_trainer.config.sections import FrameSettings
-from longrl_trainer.errors import TrainerError
+from longrl_trainer.errors import SignalledError, TrainerError
 from longvideo_reason_data.endings import end_quietly
 from longvideo_reason_data.errors import DataError
 from mrsp_engine.errors import EngineError
@@ -249,6 +249,9 @@ def _run(arguments: list[str] | None) -> int:
                 args=arguments,
                 config=(tyro.conf.EnumChoicesFromValues,),
             )
+    except SignalledError as error:
+        print(visible(str(error), LINE_CHARACTERS), file=sys.stderr)
+        return error.exit_code
     except (AppError, TrainerError, EngineError, DataError) as error:
         _say(str(error) or type(error).__name__)
         return error.exit_code

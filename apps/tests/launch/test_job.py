@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from longrl.cli import main
+from longrl.commands.launch import announce
 from longrl.errors import AppError
 from longrl.launch.job import NodeAddress
 from longrl.launch.logs import RankLogs, last_lines, make_logs
@@ -52,6 +53,9 @@ def test_torchruns_lines_are_printed_and_nothing_is_started(capsys, tmp_path, mo
         (["--nodes", "2", "--address", "a:1", "--node-rank", "2"], "--node-rank 2 with --nodes 2: expected 0 to 1"),
         (["--gpus", "0"], "--gpus 0: expected 1 or more"),
         (["--slurm", "--sbatch", "not an option"], "--sbatch 'not an option': expected NAME=VALUE"),
+        (["--slurm", "--sbatch", "p=gpu"], "--sbatch 'p=gpu': expected NAME=VALUE with the long name of an option"),
+        (["--slurm", "--sbatch", "cpus_per_task=8"], "--sbatch 'cpus_per_task=8': expected NAME=VALUE"),
+        (["--slurm", "--sbatch", "Time=1:00:00"], "--sbatch 'Time=1:00:00': expected NAME=VALUE"),
         (["--sbatch", "time=1:00:00"], "--sbatch time=1:00:00: expected with --slurm; add it, or omit --sbatch"),
         (["--slurm", "--warning-seconds", "-4"], "--warning-seconds -4: expected 1 or more"),
         (["--steps", "0"], "--steps 0: expected greater than or equal to 1"),
@@ -76,6 +80,18 @@ def test_recipes_that_are_not_started_so(recipe, words, capsys):
     assert main(["launch", str(RECIPES / recipe), "--gpus", "2", "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(("processes", "is_warned"), [(1, False), (64, True)])
+def test_what_is_started_is_said_at_once_and_too_many_ranks_for_the_processor_too(
+    processes, is_warned, make_job, capsys, monkeypatch
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    announce(make_job(processes=processes))
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.endswith("sft.toml: 1 rank on the CPU" if processes == 1 else "sft.toml: 64 ranks on the CPU")
+    assert [line.partition(":")[0] for line in others] == ["warning"] * is_warned
+    assert not is_warned or "--gpus 64 with --device cpu, and 2 processor cores here" in others[0]
 
 
 STAND_INS = {

@@ -117,9 +117,12 @@ def test_two_nodes_are_stopped_killed_and_end(folder):
     nodes[0].send_signal(signal.SIGUSR1)  # one node is enough, since ranks agree to stop
     codes, outputs = end_of(nodes)
     assert codes == [75, 75], outputs
+    assert outputs[0].splitlines()[0] == "longrl sft sft.toml: 2 ranks on the CPU of each of 2 nodes"
+    assert "looking at what is there, before anything is started (--no-preflight leaves that out)" in outputs[0]
+    assert "started 2 ranks, which now load what they need; all they say is in " in outputs[0]
     assert "node 1 (" in outputs[0]
     assert "all-reduce over gloo: 2 ranks, " in outputs[0]
-    assert "[rank 0] error: run: stopped by SIGUSR1 after step" in outputs[0]
+    assert "[rank 0] run: stopped by SIGUSR1 after step" in outputs[0]
     assert outputs[0].splitlines()[-1] == "saved and stopped; the same command goes on from there"
     done = steps_in(folder)[-1]
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == [f"step-{done:06d}"]

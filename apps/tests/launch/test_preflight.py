@@ -1,5 +1,6 @@
 """The look before a start: everything that is wrong is one line each, and nothing is said where nothing is."""
 
+import json
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from longrl.errors import AppError, AppUsageError
 from longrl.launch import link as links
+from longrl.launch.finished import describe_finished
 from longrl.launch.job import NodeAddress
 from longrl.launch.link import LifeWatch, NodeLink
 from longrl.launch.preflight.exchange import describe_findings, run_trial
@@ -24,6 +27,8 @@ from longrl.launch.preflight.shared_folders import SharedFolders
 from longrl.launch.start import start_job
 from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.resources import PROBE_BYTES
+from longrl_trainer.runs.settings import describe_run, write_settings
+from longvideo_reason_data.records.record import iter_records, write_records
 
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
 RECIPE = """
@@ -64,6 +69,59 @@ def test_all_that_is_wrong_is_told_at_once(make_job, checkpoint, dataset):
         assert problem.startswith("node 0 (")
         assert words in problem
         assert "\n" not in problem
+
+
+def test_missing_files_are_counted_and_the_first_few_named(make_job, dataset):
+    (record,) = iter_records(dataset / "records.parquet")
+    media = [record.media[0].model_copy(update={"path": f"videos/{name}.mp4"}) for name in "abcdef"]
+    records = [
+        record.model_copy(update={"question_id": str(number), "media": (one,)}) for number, one in enumerate(media * 2)
+    ]
+    write_records(dataset / "records.parquet", records)
+    (problem,) = check_node(make_job(), NO_GPU)
+    assert f"{dataset}: 5 of its 6 files are missing or can't be opened: " in problem
+    assert all(f"{name}.mp4: no such file" in problem for name in "bcd")
+    assert problem.endswith("; and 2 more")
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_5_omni"])
+def test_a_family_that_hears_no_films_is_told_before_the_start(make_job, checkpoint, dataset, family):
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": family}))
+    data = {"dataset": str(dataset), "split": "train_sft", "num_frames": 4, "sound": True}
+    problems = check_node(make_job(data=data), NO_GPU)
+    line = "data.sound=true: no package here lets a model of type qwen2_5_vl hear films; set it to false"
+    assert [problem.startswith(line) for problem in problems] == ([] if family == "qwen2_5_omni" else [True])
+
+
+@pytest.mark.parametrize("place", [".", "llm"])
+def test_a_checkpoint_without_a_tokenizer_is_told(make_job, checkpoint, place):
+    (checkpoint / place).mkdir(exist_ok=True)
+    tokenizer = checkpoint / place / "tokenizer.json"
+    if place == "llm":
+        (checkpoint / "tokenizer.json").rename(tokenizer)
+    assert check_node(make_job(), NO_GPU) == []
+    tokenizer.unlink()
+    (problem,) = check_node(make_job(), NO_GPU)
+    assert "has no tokenizer (expected tokenizer.json, or vocab.json and merges.txt); download it again" in problem
+    for name in ("vocab.json", "merges.txt"):
+        (checkpoint / place / name).write_text("{}")
+    assert check_node(make_job(), NO_GPU) == []
+
+
+def test_a_finished_run_is_said_to_be_finished_and_a_longer_one_is_not(make_job, tmp_path, capsys):
+    job = make_job()
+    job.output.mkdir()
+    write_settings(job.output, describe_run("sft", job.config, model=job.config.model, data=job.config.data))
+    assert describe_finished(job) is None
+    (job.output / "result.json").write_text("{}")
+    assert start_job(job) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{job.output}: this run is finished, so nothing is started; set more --epochs")
+    assert not job.logs.exists()
+    longer = make_job().config.model_copy(update={"epochs": 2})
+    assert describe_finished(replace(job, config=longer)) is None
+    quieter = make_job().config.model_copy(update={"checkpoint_every_steps": 2})
+    assert describe_finished(replace(job, config=quieter)) is not None
 
 
 def test_nothing_is_started_when_something_is_wrong(make_job, checkpoint, tmp_path, capsys):
@@ -283,6 +341,8 @@ def test_a_node_whose_torchrun_waits_for_the_first_one_ends_all_the_same(cause, 
     finally:
         node.kill()
     assert node.returncode == (75 if cause == "a signal" else 3), said
+    asked = "SIGTERM came: the ranks are asked to save and stop, by SIGUSR1"
+    assert (asked in said.splitlines()) == (cause == "a signal")
     assert ("port 5 is in use" in said) == (cause != "a signal")
     assert "Traceback" not in said
 

@@ -18,7 +18,7 @@ from longrl.errors import AppUsageError
 if TYPE_CHECKING:
     from longrl.launch.job import LaunchJob
 
-__all__ = ["COMMANDS", "HELP", "doctor"]
+__all__ = ["COMMANDS", "HELP", "announce", "doctor"]
 
 TORCH_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
@@ -77,6 +77,8 @@ def launch(arguments: Sequence[str]) -> None:
     if options.slurm:
         _launch_on_slurm(job, options)
         return
+    if not options.print:
+        announce(job)
     level = os.environ.get(TORCH_LOG_LEVEL)
     os.environ[TORCH_LOG_LEVEL] = level or "ERROR"  # torch reads it when it is loaded; broken connections fill a screen
     from longrl.launch.start import describe_start, start_job
@@ -87,6 +89,27 @@ def launch(arguments: Sequence[str]) -> None:
         print("\n".join(describe_start(job)))
         return
     sys.exit(start_job(job, looks_first=options.preflight, rehearses=options.rehearse))
+
+
+def announce(job: "LaunchJob") -> None:
+    """Say what is being started, before libraries are loaded for it, and what will be slow."""
+    from longrl.launch.job import count_ranks
+
+    where = "the CPU" if job.device == "cpu" else f"{job.processes} GPU{'' if job.processes == 1 else 's'}"
+    nodes = f" of each of {job.num_nodes} nodes" if job.num_nodes > 1 else ""
+    print(
+        f"longrl {job.command} {job.recipe}: {count_ranks(job.num_ranks)} on {where}{nodes}",
+        file=sys.stderr,
+        flush=True,
+    )
+    num_cores = len(os.sched_getaffinity(0))
+    if job.device == "cpu" and job.processes > num_cores:
+        print(
+            f"warning: --gpus {job.processes} with --device cpu, and {num_cores} processor cores here: ranks will wait "
+            f"for each other, and each holds a model; expected --gpus {num_cores} or less",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def read_job(recipe: Path, options: LaunchOptions, overrides: Sequence[str]) -> "LaunchJob":

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from longrl.errors import AppUsageError
 from longrl_trainer.config.recipes import load_recipe
+from longrl_trainer.errors import TrainerUsageError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -38,7 +39,7 @@ def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT],
     """Read the recipe, if one is given, and let the options override it."""
     description = f"{(model.__doc__ or '').strip()}\n\nExample: {example}"
     if has_recipe(arguments):
-        default = load_recipe(Path(arguments[0]), model)
+        default = _load_recipe(command, Path(arguments[0]), model)
         prog, options = f"longrl {command} {arguments[0]}", arguments[1:]
     else:
         default = tyro.MISSING
@@ -61,6 +62,35 @@ def resolve_config(command: str, arguments: Sequence[str], model: type[ConfigT],
             raise AppUsageError(describe_invalid_options(invalid, model, options)) from None
         print(messages.getvalue(), end="", file=sys.stderr)
         raise
+
+
+def _load_recipe(command: str, path: Path, model: type[ConfigT]) -> ConfigT:
+    """Read a command's recipe; one that is right for another command is said to be of that."""
+    try:
+        return load_recipe(path, model)
+    except TrainerUsageError:
+        if path.is_file():
+            other = _other_command(command, path)
+            if other is not None:
+                raise AppUsageError(
+                    f"{path}: this looks like a recipe of `longrl {other}`, not of `longrl {command}`; start it with "
+                    "that"
+                ) from None
+        raise
+
+
+def _other_command(command: str, path: Path) -> str | None:
+    """The command, if it is another one, by which the recipe can be read."""
+    from longrl.stages import command_of, model_of, read_tables
+
+    try:
+        tables = read_tables(path)
+        other = command_of(tables)
+        if other != "quickstart":
+            load_recipe(path, model_of(other, tables))
+    except TrainerUsageError:
+        return None
+    return other if other != command else None
 
 
 def describe_invalid_options(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from longrl.errors import AppError, AppUsageError
+from longrl.launch.job import count_ranks
 from longrl.sizes import read_bytes
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ _CURES = {
 def _describe(findings: "Findings") -> list[str]:
     facts = findings.facts
     lines = [
-        f"{findings.stage.name}: {len(findings.ranks)} ranks, {facts.sequence_ranks} to a row, weights "
-        f"{'sharded' if facts.is_sharded else 'whole on each'}; {facts.num_rows} rows of {facts.layout.total} tokens, "
-        f"{facts.prompt_tokens} of them prompt",
+        f"{findings.stage.name}: {count_ranks(len(findings.ranks))}, {facts.sequence_ranks} to a row, weights "
+        f"{'sharded' if facts.is_sharded else 'whole on each'}; {facts.num_rows} "
+        f"row{'' if facts.num_rows == 1 else 's'} of {facts.layout.total} tokens, {facts.prompt_tokens} of them prompt",
         *([] if facts.too_long is None else [f"training drops such a question: {facts.too_long}"]),
         "",
         f"{'rank':>4} {'peak':>9}  in stage: place, and its parts in GB",

@@ -172,6 +172,13 @@ class NodeAgent:
                 number = hearing.recv(1)[0]
                 if number in (signal.SIGINT, signal.SIGTERM, self._stop_signal):
                     break
+        if number not in (signal.SIGINT, self._stop_signal):
+            asked = "to save and stop" if self._job.saves else "to stop"
+            print(
+                f"{signal.Signals(number).name} came: the ranks are asked {asked}, by {self._stop_signal.name}",
+                file=sys.stderr,
+                flush=True,
+            )
         while not self._has_ended.is_set():
             if number != signal.SIGINT:
                 _send(self._stop_signal)

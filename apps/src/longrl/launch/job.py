@@ -11,7 +11,7 @@ from longrl.stages import CommandName, RecipeConfig
 from longrl_trainer.config.benchmarks import BenchmarkConfig
 from longrl_trainer.durable import LOGS_NAME
 
-__all__ = ["DeviceName", "LaunchJob", "NodeAddress", "read_address"]
+__all__ = ["DeviceName", "LaunchJob", "NodeAddress", "count_ranks", "python_command", "read_address"]
 
 DeviceName = Literal["cuda", "cpu"]
 
@@ -152,6 +152,11 @@ class LaunchJob:
     @property
     def _writes_folder(self) -> bool:
         return self.command in SAVING or isinstance(self.config, BenchmarkConfig)
+
+
+def count_ranks(number: int) -> str:
+    """The number of ranks, in words that fit it."""
+    return f"{number} rank{'' if number == 1 else 's'}"
 
 
 def python_command(arguments: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The script with which Slurm starts a job on its nodes, warns it before its time is up, and queues it again."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ __all__ = ["SCRIPT_NAME", "submit", "write_script"]
 SCRIPT_NAME = "launch.sbatch"
 SUBMIT = "sbatch"
 PATIENCE_SECONDS = 120.0
+OPTION_NAME = re.compile("[a-z]{2,}(-[a-z]+)*")
 
 
 def write_script(job: LaunchJob, options: Sequence[str], warning_seconds: int) -> str:
@@ -46,8 +48,11 @@ def write_script(job: LaunchJob, options: Sequence[str], warning_seconds: int) -
         chosen["signal"] = f"{job.stop_signal.removeprefix('SIG')}@{warning_seconds}"
     for option in options:
         name, _, value = option.lstrip("-").partition("=")
-        if not name.replace("-", "").isalnum() or not option.isprintable():
-            raise AppUsageError(f"--sbatch {visible(option, 60)!r}: expected NAME=VALUE, such as time=12:00:00")
+        if not OPTION_NAME.fullmatch(name) or not option.isprintable():
+            raise AppUsageError(
+                f"--sbatch {visible(option, 60)!r}: expected NAME=VALUE with the long name of an option of sbatch "
+                "(small letters and hyphens), such as time=12:00:00 or cpus-per-task=8"
+            )
         chosen[name] = value
     directives = [f"#SBATCH --{name}{'=' + value if value else ''}" for name, value in chosen.items()]
     command = shlex.join(python_command(["-m", "longrl", *job.launch_arguments()]))

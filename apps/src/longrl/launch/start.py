@@ -8,7 +8,8 @@ from types import FrameType
 
 from longrl.errors import AppError
 from longrl.launch.agent import STOPPED, NodeAgent, rank_environment
-from longrl.launch.job import LaunchJob, python_command
+from longrl.launch.finished import describe_finished
+from longrl.launch.job import LaunchJob, count_ranks, python_command
 from longrl.launch.link import NodeLink
 from longrl.launch.logs import make_logs
 from longrl.launch.preflight.nodes import run_preflight
@@ -31,6 +32,10 @@ def start_job(job: LaunchJob, *, looks_first: bool = True, rehearses: bool = Fal
     Raises:
         AppError: The nodes don't find each other, or the logs can't be written.
     """
+    finished = describe_finished(job)
+    if finished is not None:
+        _say(finished)
+        return 0
     # Asked to stop while there is nothing to save yet.
     before = signal.signal(signal.Signals[job.stop_signal], _stop_before) if job.saves else None
     try:
@@ -50,6 +55,8 @@ def _start(job: LaunchJob, link: NodeLink, *, looks_first: bool, rehearses: bool
     is_first = job.node_rank == 0
     start = str(link.exchange("start", datetime.now().strftime("%Y%m%d-%H%M%S"))[0])
     if looks_first:
+        if is_first:
+            _say("looking at what is there, before anything is started (--no-preflight leaves that out)")
         found = run_preflight(job, link, start, rehearses=rehearses)
         if is_first:
             for line in found.lines:
@@ -60,7 +67,7 @@ def _start(job: LaunchJob, link: NodeLink, *, looks_first: bool, rehearses: bool
             return _end_before(len(found.problems), is_first=is_first)
     logs = make_logs(job.logs, start)
     if is_first:
-        _say(f"{job.num_ranks} ranks; all they say is in {logs}")
+        _say(f"started {count_ranks(job.num_ranks)}, which now load what they need; all they say is in {logs}")
     code, failure = NodeAgent(job, link, logs).run()
     if failure is not None:
         tells = is_first or failure.get("node") == job.node_rank or "is_gone" in failure

@@ -22,6 +22,7 @@ PACKAGES = (
     *("peft", "accelerate", "diffusers", "av", "torchcodec", "decord", "ray"),
 )
 PER_LINE = 4
+LOOKED_AT = "(packages only; `longrl launch` looks at checkpoint, data, memory and disk before it starts)"
 
 
 def examine(recipe: Path | None) -> tuple[list[str], bool]:
@@ -38,14 +39,14 @@ def examine(recipe: Path | None) -> tuple[list[str], bool]:
     """
     gpus = find_gpus()
     has_gpus = bool(gpus.gpus)
-    lines = [*_versions(), "", *_machine(gpus), "", "work"]
+    lines = [*_versions(), "", *_machine(gpus), "", f"work {LOOKED_AT}"]
     needed = (BASIC,) if recipe is None else _kinds_in(recipe)
     lines += _rows(((kind.name, (kind,)) for kind in WORK), has_gpus=has_gpus)
     if find_version("flash-attn") is None and has_gpus:
         lines.append(f"  {'attention by flash-attn':<44} not installed; torch's own kernels are used")
     recipes = sorted(RECIPES_FOLDER.glob("*.toml")) if recipe is None else [recipe]
     if recipes:
-        lines += ["", "recipes"]
+        lines += ["", f"recipes {LOOKED_AT}"]
         lines += _rows(((path.stem, _kinds_in(path)) for path in recipes), has_gpus=has_gpus)
     return lines, all(what_is_missing(kind, has_gpus=has_gpus) is None for kind in needed)
 
@@ -87,5 +88,5 @@ def _rows(kinds_by_name: Iterable[tuple[str, tuple[KindOfWork, ...]]], *, has_gp
     rows: list[str] = []
     for name, kinds in kinds_by_name:
         missing = [words for kind in kinds if (words := what_is_missing(kind, has_gpus=has_gpus)) is not None]
-        rows.append(f"  {name:<44} {'missing: ' + '; '.join(missing) if missing else 'ready'}")
+        rows.append(f"  {name:<44} {'missing: ' + '; '.join(missing) if missing else 'packages are there'}")
     return rows

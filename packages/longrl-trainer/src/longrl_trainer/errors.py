@@ -19,3 +19,7 @@ class StoppedError(TrainerError):
     """A run ended before it was done, at a signal or for want of a judge, and can go on; EX_TEMPFAIL of sysexits.h."""
 
     exit_code: ClassVar[int] = 75
+
+
+class SignalledError(StoppedError):
+    """A run has saved its state and ended because a signal asked for it, which is no failure."""

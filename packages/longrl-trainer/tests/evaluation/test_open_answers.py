@@ -58,6 +58,10 @@ def server():
         yield judge
 
 
+NO_HABITS = {"num_attempts": 6, "first_wait_seconds": 1.0, "patience_seconds": 900.0}
+"""The defaults of what the tests set for every judge."""
+
+
 @pytest.fixture
 def configure(world, tmp_path):
     exam = tmp_path / "exam"
@@ -149,6 +153,8 @@ def test_what_is_wrong_with_a_judge_is_one_line_before_a_model_is_loaded(server,
     monkeypatch.setattr("longrl_trainer.evaluation.benchmark.open_policy", lambda *_: pytest.fail("loaded"))
     with pytest.raises(TrainerUsageError, match=r"test: judge\.model is missing; set it too"):
         configure(server, model=None)
+    with pytest.raises(TrainerUsageError, match=r"test: judge\.max_cost=1\.0 without a judge; set judge\.base_url and"):
+        configure(server, model=None, base_url=None, max_cost=1.0, **NO_HABITS)
     with pytest.raises(TrainerUsageError, match=r"^judge: judge\.base_url 'nowhere': not an address"):
         evaluate_benchmark(configure(server, base_url="nowhere"))
     with pytest.raises(TrainerUsageError, match=r"^judge: judge\.max_cost 1: the prices aren't known"):

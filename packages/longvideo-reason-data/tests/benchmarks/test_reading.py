@@ -147,6 +147,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     write_layout(tmp_path, "questions")
     (tmp_path / "exam.csv").write_text("question\nWhat?\n")
     (tmp_path / "other.jsonl").write_text('{"question": "What?", "answer": "x"}\n')
+    columns = "expected columns video_path or video or videos, question or problem or query, answer or solution or "
+    assert columns in refusal("questions", tmp_path, "other.jsonl")
     assert "2 tables, exam.jsonl, other.jsonl; set the one to read with --table" in refusal("questions", tmp_path)
     assert "other.jsonl: row 1: no field 'video_path' or 'video'" in refusal("questions", tmp_path, "other.jsonl")
     with pytest.raises(DataError, match="leads out of the folder"):

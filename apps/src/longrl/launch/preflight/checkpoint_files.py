@@ -11,21 +11,24 @@ from safetensors import SafetensorError, safe_open
 from longrl_files.messages import visible
 from mrsp_engine.errors import EngineError
 from mrsp_engine.families.checkpoint_folder import MOST_VOCABULARY_BYTES, CheckpointFolder
+from mrsp_engine.families.vila.config import LANGUAGE_FOLDER
 
 __all__ = ["find_checkpoint_problems"]
 
 CONFIGURATIONS = ("config.json", "model_index.json")
+TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
 INDEX_SUFFIX = ".safetensors.index.json"
 CURE = "download it again, or set `model.folder`"
 MOST_NAMED = 3
 
 
-def find_checkpoint_problems(folder: Path, *, allow_pickle_weights: bool) -> list[str]:
+def find_checkpoint_problems(folder: Path, *, allow_pickle_weights: bool, needs_tokenizer: bool = True) -> list[str]:
     """What is missing or damaged in a checkpoint of one folder, or of parts in folders directly below it.
 
     Args:
         folder: The checkpoint.
         allow_pickle_weights: Whether the recipe accepts weights in pickles, which aren't looked into.
+        needs_tokenizer: Whether it is a language model's, which is of no use without a tokenizer.
     """
     if not folder.is_dir():
         return [f"{folder}: there is no such folder; expected a checkpoint, set `model.folder`"]
@@ -43,7 +46,17 @@ def find_checkpoint_problems(folder: Path, *, allow_pickle_weights: bool) -> lis
         return [str(error)]
     if not any(num_files for num_files, _ in found) and not problems and not allow_pickle_weights:
         problems.append(f"{folder}: has no file of weights (*.safetensors); {CURE}")
+    if needs_tokenizer:
+        problems += _check_tokenizer(checkpoint.part(LANGUAGE_FOLDER) if LANGUAGE_FOLDER in names else checkpoint)
     return problems
+
+
+def _check_tokenizer(language: CheckpointFolder) -> list[str]:
+    names = set(language.files.names())
+    if any(files <= names for files in TOKENIZERS):
+        return []
+    expected = ", or ".join(" and ".join(sorted(files, reverse=True)) for files in TOKENIZERS)
+    return [f"{language.path}: has no tokenizer (expected {expected}); {CURE}"]
 
 
 def _is_part(path: Path) -> bool:

@@ -3,7 +3,7 @@
 Every finding is one line: what was found, what was expected, what to change. All are collected; none ends the look.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +14,17 @@ from longrl.launch.preflight.checkpoint_files import find_checkpoint_problems
 from longrl.machine.gpus import GpuReport
 from longrl.machine.resources import find_unwritable, free_disk_bytes, free_memory_bytes
 from longrl_files.folders import ForeignFolder
+from longrl_files.messages import visible
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerError, TrainerUsageError
+from longrl_trainer.questions.media import hearing_families
 from longrl_trainer.runs.settings import SETTINGS_NAME, list_names
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.record import Split, iter_records
 from mrsp_engine.embeddings.store import EmbeddingStore
 from mrsp_engine.errors import EngineError
+from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 from mrsp_engine.planner.checkpoints import find_shape
 
 __all__ = ["StateBytes", "check_node", "expected_state"]
@@ -34,6 +37,7 @@ LEAST_DRIVERS = {"12": 525, "13": 580}
 STATE_ITEM_BYTES = 12
 """A trained weight in float32 and its two moments."""
 LEAST_DISK_BYTES = 2**30
+MOST_NAMED = 3
 
 
 class StateBytes:
@@ -159,25 +163,59 @@ def _check_disk(job: LaunchJob) -> Iterator[str]:
 
 def _check_model(job: LaunchJob) -> Iterator[str]:
     model = job.config.model
-    allow = isinstance(model, ModelSection) and model.allow_pickle_weights
+    is_language_model = isinstance(model, ModelSection)
+    allow = is_language_model and model.allow_pickle_weights
     if getattr(job.config, "step", None) is None:  # else a run's folder, whose checkpoint is exported
-        yield from find_checkpoint_problems(model.folder, allow_pickle_weights=allow)
+        yield from find_checkpoint_problems(model.folder, allow_pickle_weights=allow, needs_tokenizer=is_language_model)
 
 
 def _check_data(job: LaunchJob) -> Iterator[str]:
-    """The first question of the split, and its files; those of prompts, or the folder of a benchmark."""
+    """The questions of the split and their files; those of prompts, or the folder of a benchmark."""
     data = getattr(job.config, "data", None)
     if isinstance(data, DataSection):
-        record = next((one for one in iter_records(records_path(data)) if one.split == Split(data.split)), None)
-        if record is None:
+        paths = [
+            [medium.path for medium in record.media]
+            for record in iter_records(records_path(data))
+            if record.split == Split(data.split)
+        ]
+        if not paths:
             yield f"{data.dataset}: has no questions in the split {data.split!r}; set another `data.split`"
         elif not getattr(job.config, "blind", False):
-            for medium in record.media:
-                ForeignFolder(data.dataset, error=TrainerUsageError).open(medium.path).close()
+            yield from _check_media(data.dataset, dict.fromkeys(path for of_one in paths for path in of_one))
+            yield from _check_hearing(job, data)
     for name in ("prompts", "held_out_prompts", "path"):
         place = getattr(job.config, name, None)
         if isinstance(place, Path) and not place.exists():
             yield f"{place}: there is no such file or folder; set `{name}`"
+
+
+def _check_media(dataset: Path, paths: Collection[str]) -> Iterator[str]:
+    """Whether the files can be opened; one line, however many can't."""
+    folder, lacking = ForeignFolder(dataset, error=TrainerUsageError), list[str]()
+    for path in paths:
+        try:
+            folder.open(path).close()
+        except TrainerUsageError as error:
+            lacking.append(str(error))
+    if len(lacking) == 1:
+        yield lacking[0]
+    elif lacking:
+        shown, others = "; ".join(lacking[:MOST_NAMED]), len(lacking) - MOST_NAMED
+        more = f"; and {others} more" if others > 0 else ""
+        yield f"{dataset}: {len(lacking)} of its {len(paths)} files are missing or can't be opened: {shown}{more}"
+
+
+def _check_hearing(job: LaunchJob, data: DataSection) -> Iterator[str]:
+    """Whether a model hears films, if it is to; those can of which a package opens the media."""
+    model = job.config.model
+    if not data.sound or not (model.folder / "config.json").is_file():
+        return
+    model_type = str(CheckpointFolder(model.folder).read("config.json").get("model_type"))
+    if model_type not in hearing_families():
+        yield (
+            f"data.sound=true: no package here lets a model of type {visible(model_type, 60)} hear films; set it to "
+            "false, or another `model.folder`"
+        )
 
 
 def _check_store(job: LaunchJob) -> Iterator[str]:

@@ -25,7 +25,7 @@ from longrl_omni.generation.config.recipes import GenerateGrpoConfig
 from longrl_omni.generation.policies.trained_weights import AVERAGE, TrainedWeights
 from longrl_trainer.config.effects import Effect, named_settings
 from longrl_trainer.durable import readable_write_errors, remove_partial, write_json
-from longrl_trainer.errors import StoppedError, TrainerError, TrainerUsageError
+from longrl_trainer.errors import SignalledError, TrainerError, TrainerUsageError
 from longrl_trainer.runs.digests import digest_of
 from longrl_trainer.runs.interruption import StopSignals
 from longrl_trainer.runs.journal import JsonLines
@@ -111,7 +111,7 @@ class GenerationRun:
         """Begin to save the state if it is time to.
 
         Raises:
-            StoppedError: A signal arrived; the state is saved.
+            SignalledError: A signal arrived; the state is saved.
             TrainerError: The state before couldn't be saved.
         """
         if score is not None:
@@ -125,7 +125,7 @@ class GenerationRun:
         self._saver.start(optimizer.state_tensors() | weights.average_tensors(), state)
         if received is not None:
             self._saver.wait()
-            raise StoppedError(
+            raise SignalledError(
                 f"{self.folder}: stopped by {received} after step {step}, which is saved; start it again to continue"
             )
 

@@ -41,6 +41,12 @@ class JudgeSection(JudgeLimits):
         if (self.base_url is None) != (self.model is None):
             lacking = "model" if self.model is None else "base_url"
             raise ValueError(f"judge.{lacking} is missing; set it too, or omit the judge")
+        limits = JudgeLimits.model_fields
+        limit = next((name for name, field in limits.items() if getattr(self, name) != field.default), None)
+        if self.base_url is None and limit is not None:
+            raise ValueError(
+                f"judge.{limit}={getattr(self, limit)} without a judge; set judge.base_url and judge.model, or omit it"
+            )
         return self
 
     @property
@@ -58,7 +64,10 @@ class BenchmarkConfig(Section):
     the `best`. Its model is exported into a folder beside the output meanwhile.
     """
     benchmark: str
-    """Name of the benchmark, such as videomme, or questions for any table of questions."""
+    """Name of the benchmark, such as videomme; or questions, for any table (Parquet, JSON, JSON lines, CSV or TSV) with
+    a column `video` or `video_path`, one `question`, `problem` or `query`, and one `answer` or `solution`: a text, the
+    letter of an option or its index. Options may be in a column `options`, in columns of their own, or in the question.
+    """
     path: Annotated[Path, Effect.PLACE]
     """Folder of the benchmark: its tables, videos and subtitles, as they were published."""
     table: str | None = None

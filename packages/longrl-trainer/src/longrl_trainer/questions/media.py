@@ -127,6 +127,11 @@ class ImageMedium:
         return (PlannedMedium(video=known, plan=encoder.plan_image(known)),)
 
 
+def hearing_families() -> frozenset[str]:
+    """The families that may hear films: those whose media another package opens; the trainer only sees them."""
+    return frozenset(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+
+
 def opener_for(policy: Policy, kind: MediumKind) -> OpenMedium:
     """How files of a kind are opened for a policy: images as images, others as its family specifies, or as videos."""
     if kind is MediumKind.IMAGE:

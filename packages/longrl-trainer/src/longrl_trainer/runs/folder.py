@@ -26,7 +26,7 @@ from longrl_trainer.config.effects import Difference, Effect
 from longrl_trainer.config.sections import DataSection, ModelSection
 from longrl_trainer.config.stages import TrainingConfig
 from longrl_trainer.durable import readable_write_errors, remove_partial, write_json
-from longrl_trainer.errors import StoppedError, TrainerUsageError
+from longrl_trainer.errors import SignalledError, TrainerUsageError
 from longrl_trainer.runs.exchange_watch import ExchangeWatch
 from longrl_trainer.runs.interruption import StopSignals
 from longrl_trainer.runs.journal import JsonLines, steps_in
@@ -107,7 +107,7 @@ class Run:
             accuracy: Of the model as it is now, on held-out questions; None if it wasn't evaluated.
 
         Raises:
-            StoppedError: A signal arrived at one of the ranks; the state is saved.
+            SignalledError: A signal arrived at one of the ranks; the state is saved.
             TrainerError: The state before couldn't be saved.
         """
         self._watch.step = step + 1
@@ -121,7 +121,7 @@ class Run:
             self._begin_saving(step, policy, optimizer, accuracy)
         if received is not None:
             self._saver.wait()
-            raise StoppedError(
+            raise SignalledError(
                 f"{self.folder}: stopped by {received} after step {step}, which is saved; start it again to continue"
             )
 

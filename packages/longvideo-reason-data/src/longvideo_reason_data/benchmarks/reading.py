@@ -16,7 +16,7 @@ from longvideo_reason_data.benchmarks.layouts import BenchmarkLayout, SeriesRule
 from longvideo_reason_data.benchmarks.media_names import MediaNames
 from longvideo_reason_data.benchmarks.question_rows import UnfitRowError, read_question_row, read_subtitle_name
 from longvideo_reason_data.benchmarks.questions import Benchmark, BenchmarkQuestion
-from longvideo_reason_data.benchmarks.rows import questions_of
+from longvideo_reason_data.benchmarks.rows import QUESTION_FIELDS, questions_of
 from longvideo_reason_data.errors import DataError, UsageError
 from longvideo_reason_data.media.containers import VIDEO_SUFFIXES
 from longvideo_reason_data.tables import ROW_KEY, TABLE_SUFFIXES, Row, read_rows
@@ -24,6 +24,7 @@ from longvideo_reason_data.tables import ROW_KEY, TABLE_SUFFIXES, Row, read_rows
 SUBTITLE_SUFFIXES = frozenset({".srt", ".vtt", ".ass", ".ssa", ".json", ".jsonl"})
 SERIES_SIZE = 4
 """Questions in a group of Video-MME-v2."""
+MOST_COLUMN_NAMES = 3
 MOST_FLAWED = 0.02
 """Largest share of questions without a possible answer; published tables have a few in a thousand."""
 
@@ -120,7 +121,9 @@ def _read_table(name: str, layout: BenchmarkLayout, files: _Files, table: str) -
             try:
                 question = read_question_row(layout, item)
             except UnfitRowError as error:
-                message = f"{files.folder.root / table}: row {number}: {error}; expected the layout of {name}"
+                message = (
+                    f"{files.folder.root / table}: row {number}: {error}; expected {_describe_layout(name, layout)}"
+                )
                 raise UsageError(message) from error
             counts[question.video] += 1
             numbered = f"{PurePosixPath(table).stem}/{question.video}/{counts[question.video]}"
@@ -131,6 +134,14 @@ def _read_table(name: str, layout: BenchmarkLayout, files: _Files, table: str) -
                 video_file=files.videos.find(question.video, table=table),
                 subtitle_file=files.subtitles.find(subtitle, table=table) if subtitle else None,
             )
+
+
+def _describe_layout(name: str, layout: BenchmarkLayout) -> str:
+    """What a table has to have; of a published one its name says it."""
+    if name != "questions":
+        return f"the layout of {name}"
+    columns = [" or ".join(names[:MOST_COLUMN_NAMES]) for names in (layout.video, QUESTION_FIELDS, layout.answer)]
+    return f"columns {', '.join(columns)}, and options if there are any"
 
 
 def _complete_series(layout: BenchmarkLayout, questions: list[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
