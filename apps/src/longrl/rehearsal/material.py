@@ -76,11 +76,11 @@ def write_record(index: int, split: str, *, reasoning: str) -> QuestionRecord:
 
 
 class AlternatingReward:
-    """1 and 0 in turn, so that every group has something to learn."""
+    """1 and 0 in turn, so that every group has something to learn, on whatever ranks its responses are judged."""
 
     def judge(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        """See `longrl_trainer.rewards.base.BatchReward`."""
-        return [RewardResult(value=float(place % 2), status=RewardStatus.OK) for place in range(len(requests))]
+        """See `longrl_trainer.rewards.base.BatchReward`; a response's text is its reward."""
+        return [RewardResult(value=float(request.response_text), status=RewardStatus.OK) for request in requests]
 
 
 @dataclass(slots=True, eq=False)
@@ -110,10 +110,12 @@ class RehearsedSampler:
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout] | Refusal]:
         """See `RolloutEngine.generate`."""
-        response = Rollout(
-            token_ids=(1,) * sampling.max_tokens, logprobs=(0.0,) * sampling.max_tokens, text="", finished=True
-        )
-        return [[response] * sampling.num_samples for _ in prompts]
+        tokens, logprobs = (1,) * sampling.max_tokens, (0.0,) * sampling.max_tokens
+        responses = [
+            Rollout(token_ids=tokens, logprobs=logprobs, text=str(place % 2), finished=True)
+            for place in range(sampling.num_samples)
+        ]
+        return [list(responses) for _ in prompts]
 
     def update_weights(self, policy: WeightSource) -> None:
         """See `RolloutEngine.update_weights`; takes the memory again and one weight after the other."""

@@ -93,9 +93,7 @@ def without_progress_bars() -> Generator[None]:
 
 @contextmanager
 def without_reports() -> Generator[None]:
-    """Keep transformers from printing what is no concern of a user, such as a table of weights that don't fit and are
-    refused in one line.
-    """
+    """Keep transformers from printing what no user has to know, such as weights that are refused in one line."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -132,6 +132,18 @@ MODELS = {
         _shape("Qwen2.5-Omni-7B", _QWEN2_7B, 152064, 32768, _qwen2_5_vision(3420, positions_per_second=25.0)),
         replace(
             _shape(
+                "Qwen3.5-2B",
+                (2048, 24, 8, 2, 256, 6144),
+                248320,
+                262144,
+                replace(_qwen3_vision(1024, 4096, 24), levels=1),
+                is_tied=True,
+            ),
+            is_gated=True,
+            linear=LinearShape(num_layers=18, key_heads=16, value_heads=16, key_channels=128, value_channels=128),
+        ),
+        replace(
+            _shape(
                 "Qwen3.5-4B",
                 (2560, 32, 16, 4, 256, 9216),
                 248320,
