@@ -1,9 +1,12 @@
 """Every shipped recipe parses, and mistakes in a quickstart recipe are reported clearly."""
 
+import json
 from pathlib import Path
 
 import pytest
+from recipe_models import training_recipes
 
+from longrl.cli import main
 from longrl.commands.recipes import resolve_config
 from longrl.errors import AppUsageError
 from longrl.pictures.config import PICTURES_RECIPE
@@ -14,6 +17,7 @@ from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longrl_trainer.errors import TrainerUsageError
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "recipes.json"
 TINY_RECIPE = Path(__file__).parent / "tiny_quickstart.toml"
 MODELS = {
     "generate_grpo": GenerateGrpoConfig,
@@ -25,6 +29,23 @@ MODELS = {
 TRAINING_RECIPES = sorted(
     path for path in RECIPES_FOLDER.glob("*.toml") if path not in (QUICKSTART_RECIPE, PICTURES_RECIPE)
 )
+
+
+@pytest.mark.parametrize("path", training_recipes(), ids=lambda path: path.stem)
+def test_the_head_of_a_recipe_says_what_was_found_for_it(path):
+    """The figures of `benchmarks/recipes.py`; a recipe that it doesn't know, or that doesn't fit, isn't shipped."""
+    rows = json.loads(RESULTS.read_text())["rows"]
+    head = path.read_text().partition("\n\n")[0]
+    found = {name: row for name, row in rows.items() if name.split()[0] == path.stem}
+    assert found
+    for row in found.values():
+        is_rehearsed = "peak_gb" in row
+        memory = row["peak_gb"] if is_rehearsed else row["predicted_gb"]
+        assert memory <= row["gpu_memory_gb"]
+        assert f"{row['gpu_memory_gb']} GB" in head
+        assert f"{memory:.1f} GB ({'rehearsed' if is_rehearsed else 'predicted'})" in head
+        assert f"{row['predicted_seconds']:.0f} s" in head
+        assert not is_rehearsed or row["step"]["too_long"] is None
 
 
 def test_recipes_are_found():
@@ -80,6 +101,32 @@ def test_a_wrong_option_is_named_with_its_section(tmp_path, options, message):
     with pytest.raises(AppUsageError) as refused:
         resolve_config("grpo", [str(recipe), *options], GrpoConfig, example="")
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "other"),
+    [
+        ("sft", "qwen2_5_vl_3b_grpo", "grpo"),
+        ("grpo", "qwen2_5_vl_3b_sft", "sft"),
+        ("grpo", "qwen2_5_vl_3b_evaluate", "evaluate"),
+        ("generate", "sd3_5_medium_generate_grpo", "generate-grpo"),
+        ("sft", "quickstart", "quickstart"),
+    ],
+)
+def test_a_recipe_of_another_command_is_said_to_be_that(command, recipe, other, capsys):
+    path = RECIPES_FOLDER / f"{recipe}.toml"
+    assert main([command, str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: {path}: this looks like a recipe of `longrl {other}`, not of `longrl {command}`; start it with that"
+    )
+
+
+def test_a_misspelt_recipe_is_of_its_own_command(tmp_path, capsys):
+    recipe = tmp_path / "sft.toml"
+    recipe.write_text((RECIPES_FOLDER / "qwen2_5_vl_3b_sft.toml").read_text().replace("epochs", "epoch"))
+    assert main(["sft", str(recipe)]) == 2
+    assert "epoch: unknown key; did you mean 'epochs'?" in capsys.readouterr().err
 
 
 def test_the_quickstart_asks_enough_held_out_questions(tmp_path):

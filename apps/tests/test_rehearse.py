@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_models import model_in, training_recipes
 
 from longrl.cli import main
+from longrl.rehearsal.request import RehearsedVideos, StepLimits, read_stages
+from longrl.rehearsal.run import rehearse as rehearse_stage
 from longrl_trainer.config.recipes import load_recipe
+from longrl_trainer.config.sections import ParallelSection
 from longrl_trainer.config.stages import GrpoConfig
 from mrsp_engine.layout import GroupLengths, PackedLayout
-from mrsp_engine.planner.checkpoints import MODELS
 from mrsp_engine.planner.costs import SCORING_STAGES, forward_operations
+from mrsp_engine.planner.published import MODELS
 from mrsp_engine.tiny.published import write_published
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -35,7 +39,11 @@ def rehearse(tmp_path: Path, recipe: str, *options: str, exit_status: int = 0) -
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", ["qwen2_5_vl_3b_sft.toml", "qwen2_5_vl_3b_grpo.toml"])
 def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str) -> None:
-    found = rehearse(tmp_path, recipe, "--model", THREE, "--gpus", "2")
+    """Here without recomputation, after whose first layer the gradients of a model of one layer aren't all there."""
+    text = (RECIPES / recipe).read_text()
+    assert 'activation_checkpointing = "recompute"\n' in text
+    (tmp_path / recipe).write_text(text.replace('activation_checkpointing = "recompute"\n', ""))
+    found = rehearse(tmp_path, str(tmp_path / recipe), "--model", THREE, "--gpus", "2")
     assert {"ranks", "collectives", "same_order", "flops", "planned"} <= found.keys()
     assert found["same_order"]
     assert [rank["rank"] for rank in found["ranks"]] == [0, 1]
@@ -53,6 +61,43 @@ def test_shipped_recipes_are_rehearsed_on_two_ranks(tmp_path: Path, recipe: str)
     errors = found["planned_errors"]
     assert errors.keys() >= {"weights", "optimizer", "gradients", "gathered weights", "activations"}
     assert all(abs(error) <= 0.1 for error in errors.values()), errors
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", training_recipes(), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_rehearsed(recipe: Path) -> None:
+    """One rank, and few layers: of both kinds where a model has two. At full depth: `benchmarks/recipes.py`."""
+    model = model_in(recipe)
+    (stage,) = read_stages(recipe, model.published)
+    shape, changes = MODELS[model.published], {"parallel": ParallelSection()}
+    if shape.linear:  # in chunks, one after the other, which takes long
+        changes |= {"data": stage.config.data.model_copy(update={"num_frames": 8}), "max_response_tokens": 64}
+    stage = replace(stage, config=stage.config.model_copy(update=changes))
+    found = rehearse_stage(
+        stage,
+        num_ranks=1,
+        memory_bytes=80e9,
+        videos=RehearsedVideos(height=720, width=1280, seconds=None if stage.config.data.num_frames else 3600, fps=30),
+        limits=StepLimits(num_layers=4 if shape.linear else 1, num_rows=1, response_tokens=64),
+    )
+    (rank,) = found.ranks
+    assert found.facts.too_long is None or "8192_frames" in recipe.stem  # unless the checkpoint pools frames
+    assert rank.peaks["update"].parts["activations"] > 0
+    if isinstance(stage.config, GrpoConfig):
+        assert rank.peaks["sync"].parts["sampler"] > stage.config.sampler.memory_bytes
+    assert found.facts.num_frames == (0 if shape.vision is None else stage.config.data.num_frames or 3600)
+
+
+@pytest.mark.long
+def test_every_rank_learns_even_if_each_judges_one_response_of_a_question(tmp_path: Path) -> None:
+    """As on eight ranks with eight responses; a group of equal rewards would be computed by none."""
+    recipe = tmp_path / "recipe.toml"
+    text = (RECIPES / "qwen2_5_vl_3b_grpo.toml").read_text()
+    recipe.write_text(text.replace("group_size = 8", "group_size = 2"))
+    found = rehearse(tmp_path, str(recipe), "--model", THREE, "--gpus", "2", "--rows", "2")
+    first, second = (rank["flops"]["update"] for rank in found["ranks"])
+    assert first == second > 1e12
+    assert all(rank["stages"]["update"]["parts"]["gradients"] > 0 for rank in found["ranks"])
 
 
 @pytest.mark.long

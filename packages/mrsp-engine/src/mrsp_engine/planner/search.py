@@ -21,7 +21,7 @@ from mrsp_engine.planner.memory import Strategy, memory_by_part, rollout_bytes
 from mrsp_engine.planner.shapes import ModelShape
 from mrsp_engine.planner.videos import PlannedVideo
 
-__all__ = ["STRATEGIES", "PlanRequest", "StepPlan", "plan_step"]
+__all__ = ["RESIDENT_PARTS", "STRATEGIES", "PlanRequest", "StepPlan", "plan_step"]
 
 USABLE_SHARE = 0.92
 """Usable share of a device's memory; the rest is lost to fragmentation."""
