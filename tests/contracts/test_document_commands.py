@@ -18,6 +18,7 @@ from longrl.cli import main as longrl
 from longrl.commands import benchmark, store
 from longrl.commands.evaluation import names_benchmark
 from longrl.commands.recipes import resolve_config
+from longrl.footage.start import start
 from longrl.stages import RECIPES_FOLDER, command_of, model_of, read_tables
 from longrl_omni.generation.config.recipes import GenerateConfig, GenerateGrpoConfig
 from longrl_trainer.config.benchmarks import BenchmarkConfig
@@ -122,6 +123,8 @@ def check(program: str, arguments: list[str]) -> None:
     elif command in RECIPE_MODELS:
         model = BenchmarkConfig if command == "evaluate" and names_benchmark(rest) else RECIPE_MODELS[command]
         resolve_config(command, rest, model, example="")
+    elif command == "start":
+        parse({"start": start}, arguments)
     elif command in NESTED:
         parse({function.__name__: function for function in NESTED[command]}, rest)
     else:

@@ -35,7 +35,7 @@ EVALUATE = [
 ]
 LOOK = [
     *("launch", "{recipe}", "--gpus", "999", "--model.folder", "{model}", "--model.store", "{store}"),
-    *("--data.dataset", "{dataset}", "--output", "{output}/sft"),
+    *("--data.dataset", "{dataset}", "--output", "{output}/look"),
 ]
 """Nothing is started, since no machine has as many GPUs, but everything is looked at."""
 MOST_PROBLEMS = 8
@@ -43,6 +43,7 @@ REHEARSE = [
     *("rehearse", "{recipe}", "--model", "{model}", "--gpus", "1", "--layers", "1", "--rows", "1"),
     *("--response-tokens", "4"),
 ]
+INIT = ["init", "{dataset}", "--model", "{model}", "--output", "{output}/init"]
 ON_CHECKPOINTS = {
     "encode": ENCODE,
     "sft": SFT,
@@ -50,9 +51,10 @@ ON_CHECKPOINTS = {
     "evaluate": EVALUATE,
     "launch": LOOK,
     "rehearse": REHEARSE,
+    "init": INIT,
     "plan": ["plan", "--model", "{model}", "--num-frames", "4", "--gpus", "1"],
 }
-READING_SIZES = ("plan", "rehearse")
+READING_SIZES = ("plan", "rehearse", "init")
 NOT_REHEARSED = ("tokenizer", "chat_template", "generation_config", ".safetensors", "pytorch_model", ".py")
 """Files that a rehearsal doesn't look for."""
 TRAINED_FROM = ("records", "shards", "videos")
@@ -176,6 +178,6 @@ def test_training_on_datasets(name: str, sound: Path, fill: Words, run_longrl: R
     before, whole = (snapshot(dataset), snapshot(outside)), snapshot(sound / "dataset")
     changed = {path for path in {*before[0], *whole} if before[0].get(path) != whole.get(path)}
     matters = any(path.startswith(TRAINED_FROM) for path in changed)
-    for words in (SFT, GRPO, EVALUATE, LOOK) if matters else (EVALUATE,):
+    for words in (SFT, GRPO, EVALUATE, LOOK, INIT) if matters else (EVALUATE, INIT):
         require(words, run_longrl(fill(words, dataset=dataset)))
     assert (snapshot(dataset), snapshot(outside)) == before

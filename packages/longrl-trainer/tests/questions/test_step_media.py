@@ -90,10 +90,9 @@ def test_a_reference_sees_what_the_policy_sees_until_that_moves(started, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-@pytest.mark.parametrize("part", [pytest.param("projector", marks=pytest.mark.long), "all"])
-def test_vllm_sees_the_vision_of_every_step(started, tmp_path, part):
+def test_vllm_sees_the_vision_of_every_step(started, tmp_path):
     config = started.grpo(
-        tmp_path / "run", **GRPO, steps=3, train_vision=part, sampler__engine="vllm", model__store=tmp_path / "store"
+        tmp_path / "run", **GRPO, steps=3, train_vision="all", sampler__engine="vllm", model__store=tmp_path / "store"
     )
     result = train_grpo(config)
     check_run(config, result.model_folder, result.logprob_gap_mean_abs, started.model)

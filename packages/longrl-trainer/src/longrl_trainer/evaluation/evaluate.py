@@ -1,8 +1,7 @@
 """Accuracy of a model on one split, with what is needed to interpret it.
 
-In addition to the accuracy the result has chance, the best constant letter, the share of responses without a readable
-answer (they count as wrong), the questions that had to be dropped, a standard error that accounts for questions about
-one video not being independent, and every response. Answers are judged by rewards, as in training.
+Beside the accuracy the result has chance, the best constant letter, the share of unreadable answers (they are wrong),
+the dropped questions, a standard error clustered by video, and every response. Rewards judge answers, as in training.
 """
 
 from collections import Counter
@@ -258,9 +257,9 @@ def summarise(
     scores = [score.total for score in judge_responses(rewards, requests, ranks)]
     parsed = [parse_response(rollout.text, record.options) for record, rollout in answered]
     judged = [(record, score) for (record, _), score in zip(answered, scores, strict=True) if score is not None]
+    values, by_skill = [score for _, score in judged], dict[str, list[float]]()
     if not judged:
         raise TrainerError(f"none of the {len(answered)} answers could be judged; check the rewards' verifiers")
-    by_skill: dict[str, list[float]] = {}
     for record, score in judged:
         by_skill.setdefault(str(record.skill), []).append(score)
     letters = Counter(record.answer for record, _ in judged if record.options)
@@ -281,11 +280,11 @@ def summarise(
         for (record, rollout), answer, score in zip(answered, parsed, scores, strict=True)
     ]
     return EvaluationResult(
-        accuracy=mean([score for _, score in judged]),
+        accuracy=mean(values),
         accuracy_standard_error=clustered_standard_error(
-            [score for _, score in judged], [connected[record.digests[0]] for record, _ in judged]
+            values, [connected[record.digests[0]] for record, _ in judged]
         ),
-        accuracy_by_skill={skill: mean(values) for skill, values in sorted(by_skill.items())},
+        accuracy_by_skill={skill: mean(of_skill) for skill, of_skill in sorted(by_skill.items())},
         unparsed_rate=mean([answer.status is not ParseStatus.OK for answer in parsed]),
         well_formed_rate=mean([answer.well_formed and not one for answer, one in zip(parsed, holds, strict=True)]),
         finished_rate=mean([rollout.finished for _, rollout in answered]),
