@@ -44,6 +44,10 @@ REHEARSE = [
     *("--response-tokens", "4"),
 ]
 INIT = ["init", "{dataset}", "--model", "{model}", "--output", "{output}/init"]
+TINY_MODEL = [
+    *("tiny-model", "--output", "{output}/tiny", "--dataset", "{dataset}", "--hidden-size", "64"),
+    *("--num-heads", "2", "--num-key-value-heads", "1", "--num-layers", "1", "--vocabulary-size", "512"),
+]
 ON_CHECKPOINTS = {
     "encode": ENCODE,
     "sft": SFT,
@@ -178,6 +182,6 @@ def test_training_on_datasets(name: str, sound: Path, fill: Words, run_longrl: R
     before, whole = (snapshot(dataset), snapshot(outside)), snapshot(sound / "dataset")
     changed = {path for path in {*before[0], *whole} if before[0].get(path) != whole.get(path)}
     matters = any(path.startswith(TRAINED_FROM) for path in changed)
-    for words in (SFT, GRPO, EVALUATE, LOOK, INIT) if matters else (EVALUATE, INIT):
+    for words in (SFT, GRPO, EVALUATE, LOOK, INIT, TINY_MODEL) if matters else (EVALUATE, INIT):
         require(words, run_longrl(fill(words, dataset=dataset)))
     assert (snapshot(dataset), snapshot(outside)) == before

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from damages import DAMAGES, Damage, text
 from hostile_datasets import ESCAPES, fill_outside
-from hostile_runs import Run, require_orderly, snapshot
+from hostile_runs import Ending, Run, require_orderly, snapshot
 from tiny_pipelines import write_tiny_pipeline
 
 from longrl_omni.generation.pictures.model import create_pictures_policy
@@ -35,6 +35,21 @@ prompts = "prompts.txt"
 folder = "model"
 [sampling]
 steps = 2
+"""
+TRAINING_RECIPE = """
+output = "output"
+prompts = "prompts.txt"
+steps = 1
+prompts_per_step = 1
+group_size = 2
+learning_rate = 1e-3
+window_steps = 1
+[model]
+folder = "model"
+[rewards]
+jpeg_size = 1.0
+[sampling]
+steps = 3
 """
 
 
@@ -100,29 +115,33 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     create_pictures_policy(seed=0).save(root / "pictures")
     (root / "prompts.txt").write_text(PROMPT + "\n")
     (root / "letters.txt").write_text("a b\n")  # few tokens
-    (root / "recipe.toml").write_text(RECIPE)
+    (root / "generate.toml").write_text(RECIPE)
+    (root / "generate-grpo.toml").write_text(TRAINING_RECIPE)
     return root
 
 
-Draw = Callable[..., list[str]]
+COMMANDS = ("generate", "generate-grpo")
+Draw = Callable[..., Ending]
 
 
 @pytest.fixture
-def draw(sound: Path, tmp_path: Path) -> Draw:
-    """The command, with some places changed."""
+def draw(sound: Path, tmp_path: Path, run_longrl: Run) -> Draw:
+    """Run a command with some places changed."""
 
-    def words(*, model: Path = sound / "model", prompts: Path = sound / "letters.txt") -> list[str]:
-        places = ["--model.folder", model, "--prompts", prompts, "--output", tmp_path / "output"]
-        return ["generate", str(sound / "recipe.toml"), *map(str, places)]
+    def run(command: str, *, model: Path = sound / "model", prompts: Path = sound / "letters.txt") -> Ending:
+        places = ["--model.folder", model, "--prompts", prompts, "--output", tmp_path / command]
+        ending = run_longrl([command, str(sound / f"{command}.toml"), *map(str, places)])
+        require_orderly(ending)
+        return ending
 
-    return words
+    return run
 
 
 @pytest.mark.parametrize(("model", "prompts"), [("model", "letters.txt"), ("pictures", "prompts.txt")])
-def test_sound_ones_pass(model: str, prompts: str, sound: Path, draw: Draw, run_longrl: Run) -> None:
-    ending = run_longrl(draw(model=sound / model, prompts=sound / prompts))
-    require_orderly(ending)
-    assert ending.status == 0, ending
+def test_sound_ones_pass(model: str, prompts: str, sound: Path, draw: Draw) -> None:
+    for command in COMMANDS:
+        ending = draw(command, model=sound / model, prompts=sound / prompts)
+        assert ending.status == 0, ending
 
 
 @pytest.mark.parametrize(
@@ -135,7 +154,6 @@ def test_pipelines(
     damage: Damage,
     sound: Path,
     draw: Draw,
-    run_longrl: Run,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -144,19 +162,19 @@ def test_pipelines(
     fill_outside(outside)
     damage(model / name, outside)
     before = snapshot(model), snapshot(outside)
-    ending = run_longrl(draw(model=model))
-    require_orderly(ending)
-    assert ending.status != 0 or request.node.callspec.id in HARMLESS, ending
+    for command in COMMANDS:
+        ending = draw(command, model=model)
+        assert ending.status != 0 or request.node.callspec.id in HARMLESS, (command, ending)
     assert (snapshot(model), snapshot(outside)) == before
 
 
 @pytest.mark.parametrize("name", PROMPT_FILES)
-def test_prompts(name: str, sound: Path, draw: Draw, run_longrl: Run, tmp_path: Path) -> None:
+def test_prompts(name: str, sound: Path, draw: Draw, tmp_path: Path) -> None:
     prompts, outside = tmp_path / "prompts.txt", tmp_path / "outside"
     shutil.copy(sound / "prompts.txt", prompts)
     fill_outside(outside)
     PROMPT_FILES[name](prompts, outside)
-    ending = run_longrl(draw(model=sound / "pictures", prompts=prompts))
-    require_orderly(ending)
-    # A file that the user names may itself be a link.
-    assert (ending.status == 0) == (name == "a link"), ending
+    for command in COMMANDS:
+        ending = draw(command, model=sound / "pictures", prompts=prompts)
+        # A file that the user names may itself be a link.
+        assert (ending.status == 0) == (name == "a link"), (command, ending)

@@ -91,6 +91,8 @@ RUN_FILES: dict[str, tuple[str, ...]] = {
 }
 """What is damaged, in each kind of run. How SFT goes on with a damaged run is in the trainer's own tests."""
 
+QUICKSTART = ["quickstart", "--recipe", str(Path(__file__).parents[2] / "apps" / "tests" / "tiny_quickstart.toml")]
+
 
 class Runs:
     """Finished runs to be copied, and the commands that read them.
@@ -181,3 +183,28 @@ def test_the_page_of_a_sound_run_is_looked_at(runs: Runs, run_longrl: Run) -> No
     require_orderly(ending)
     assert ending.status == 0
     assert "is_evidence" in ending.output, ending  # frames of a group
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory, run_longrl: Run) -> Path:
+    """The folder of a finished quickstart."""
+    folder = tmp_path_factory.mktemp("quickstart") / "output"
+    ending = run_longrl([*QUICKSTART, "--output", str(folder)])
+    assert ending.status == 0, ending
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["stages/evaluate-sft.json", "evaluations/sft/4-frames.json", "sft/metrics.jsonl"])
+def test_a_quickstart_with_a_damaged_file(
+    name: str, damage: str, quickstart: Path, run_longrl: Run, tmp_path: Path
+) -> None:
+    output, outside = tmp_path / "output", tmp_path / "outside"
+    shutil.copytree(quickstart, output)
+    fill_outside(outside)
+    DAMAGES[damage](output / name, outside)
+    before = snapshot(outside)
+    ending = run_longrl([*QUICKSTART, "--output", str(output)])
+    # It says which stages it does again, and why.
+    require_orderly(ending, most_lines=12)
+    assert snapshot(outside) == before

@@ -2,15 +2,15 @@
 
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from longrl.machine.gpus import GpuReport, find_gpus
 from longrl.machine.packages import find_version
 from longrl.machine.resources import free_disk_bytes, free_memory_bytes
 from longrl.machine.work import BASIC, PICTURES, SAMPLING, WORK, KindOfWork, kinds_of, what_is_missing
-from longrl.pictures.config import load_pictures
-from longrl.quickstart.config import load_quickstart
 from longrl.stages import RECIPES_FOLDER, command_of, model_of, read_tables
 from longrl_trainer.config.recipes import load_recipe
 
@@ -76,12 +76,21 @@ def _kinds_in(recipe: Path) -> tuple[KindOfWork, ...]:
     tables = read_tables(recipe)
     command = command_of(tables)
     if command == "quickstart":
-        if "world" in tables:
-            load_quickstart(recipe, output=Path(), seed=0)
-            return (BASIC, SAMPLING)
-        load_pictures(recipe, output=Path(), seed=0)
-        return (BASIC, PICTURES)
+        with suppress(ModuleNotFoundError):  # the rows tell what is missing
+            _check_quickstart(recipe, tables)
+        return (BASIC, SAMPLING if "world" in tables else PICTURES)
     return tuple(kinds_of(load_recipe(recipe, model_of(command, tables))))
+
+
+def _check_quickstart(recipe: Path, tables: Mapping[str, Any]) -> None:
+    if "world" in tables:
+        from longrl.quickstart.config import load_quickstart
+
+        load_quickstart(recipe, output=Path(), seed=0)
+    else:
+        from longrl.pictures.config import load_pictures
+
+        load_pictures(recipe, output=Path(), seed=0)
 
 
 def _rows(kinds_by_name: Iterable[tuple[str, tuple[KindOfWork, ...]]], *, has_gpus: bool) -> list[str]:

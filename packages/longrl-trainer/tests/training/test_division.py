@@ -176,6 +176,7 @@ def test_only_what_can_be_in_host_memory_is_kept_there(
     device: str, sharding: dict[str, Any], num_ranks: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")  # in place of a GPU
     config = sft(sharding=sharding, model={"folder": Path("model"), "device": device})
     ranks = ALONE if num_ranks == 1 else place(0, num_ranks)
     with nullcontext() if expected is None else pytest.raises(TrainerUsageError, match=expected):

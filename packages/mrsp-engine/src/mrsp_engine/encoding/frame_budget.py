@@ -1,4 +1,4 @@
-"""User limits on a video beyond those of the checkpoint's processor: pixels per frame, embeddings per video.
+"""Limits on a video beyond those of the checkpoint's processor: the user's, and what is encoded at a time.
 
 Plain numbers, without torch: the planner and the encoder use the same limits.
 """
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from mrsp_engine.errors import EngineUsageError, UnfitMediumError
 
-__all__ = ["UNLIMITED", "FrameBudget"]
+__all__ = ["PIXELS_PER_STRETCH", "UNLIMITED", "FrameBudget"]
+
+PIXELS_PER_STRETCH = 2**26
+"""Maximum number of pixels decoded and encoded at a time, as the tower sees them; a group with more is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

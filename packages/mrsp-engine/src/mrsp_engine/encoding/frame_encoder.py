@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mrsp_engine.embeddings.key import EmbeddingKey, StoredContent, encoder_fingerprint
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.embeddings.store import EmbeddingStore
-from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
+from mrsp_engine.encoding.frame_budget import PIXELS_PER_STRETCH, UNLIMITED, FrameBudget
 from mrsp_engine.encoding.plan import EncodingPlan, FrameLayout
 from mrsp_engine.encoding.video import Video
 from mrsp_engine.errors import EngineError, EngineUsageError, UnfitMediumError
@@ -44,8 +44,8 @@ __all__ = [
 ContentChoice = StoredContent | Literal["smaller"]
 """What the store keeps for a medium; `"smaller"` is embeddings or frames, whichever take fewer bytes."""
 
-FRAMES_PER_STRETCH, PIXELS_PER_STRETCH = 64, 2**26
-"""Maximum number of frames, unless one group has more, and of their pixels, decoded and encoded at a time."""
+FRAMES_PER_STRETCH = 64
+"""Maximum number of frames decoded and encoded at a time, unless one group has more."""
 
 
 class FrameEncoder(ABC):

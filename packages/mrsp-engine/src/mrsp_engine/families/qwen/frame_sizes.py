@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrsp_engine.encoding.frame_budget import UNLIMITED, FrameBudget
-from mrsp_engine.errors import UnfitMediumError
+from mrsp_engine.encoding.frame_budget import PIXELS_PER_STRETCH, UNLIMITED, FrameBudget
+from mrsp_engine.errors import EngineUsageError, UnfitMediumError
 
 __all__ = ["QwenFrames", "middle_seconds", "seconds_per_group", "write_time"]
 
@@ -34,6 +34,9 @@ class QwenFrames:
         is_whole_video: Whether these limits count the pixels of all frames together.
         is_resized: Whether frames are resized at all; otherwise their sides must be multiples of a merged patch.
         capped_tokens: Maximum tokens of a whole video, if the processor limits frames by it.
+
+    Raises:
+        EngineUsageError: Even the smallest frames would be too large to be encoded.
     """
 
     patch_size: int
@@ -44,6 +47,13 @@ class QwenFrames:
     is_whole_video: bool = False
     is_resized: bool = True
     capped_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_pixels > PIXELS_PER_STRETCH:
+            raise EngineUsageError(
+                f"the checkpoint's processor enlarges frames to {self.min_pixels:,} pixels, expected at most "
+                f"{PIXELS_PER_STRETCH:,}; correct its min_pixels or size"
+            )
 
     @property
     def factor(self) -> int:

@@ -54,6 +54,8 @@ class QwenVisionEncoder(FrameEncoder):
         self._images: Any = processor.image_processor
         settings = {"video": self._videos.to_dict(), "image": self._images.to_dict()}
         super().__init__(self._tower, family, settings, projector=("merger.", "deepstack_merger_list."))
+        for modality in settings:
+            self._frames(modality)  # refuses impossible sizes now, before a video is read
 
     @staticmethod
     def tower_of(model: Any) -> Any:
