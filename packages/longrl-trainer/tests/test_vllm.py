@@ -80,7 +80,7 @@ def test_sft_grpo_and_evaluation_about_several_media_with_vllm(album, tmp_path):
     assert [line["prompts_refused"] for line in lines] == [{}] * 3
     assert sum(line["gradient_norm"] > 0 for line in lines) >= 1
     assert result.logprob_gap_mean_abs <= 1e-5
-    options = {"model__folder": result.model_folder, "max_response_tokens": 24}
+    options = {"model__folder": result.model_folder, "max_response_tokens": 24, "allow_seen_videos": True}
     by_vllm = evaluate(album.evaluation(tmp_path / "vllm.json", sampler__engine="vllm", **options))
     plainly = evaluate(album.evaluation(tmp_path / "plain.json", **options))
     assert by_vllm.count == 10

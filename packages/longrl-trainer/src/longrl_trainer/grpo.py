@@ -41,7 +41,6 @@ from longrl_trainer.rl.update import PolicyUpdate
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.judging import REWARDS_NAME, open_rewards
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
-from longrl_trainer.runs.seen_videos import note_seen_videos
 from longrl_trainer.runs.step_meter import StepMeter, Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
@@ -103,7 +102,6 @@ def train_grpo(
     refuse_unknown_targets(config.model.folder, config.lora)
     refuse_single_groups(config)
     with open_run("grpo", config, model=config.model, data=config.data, ranks=ranks) as run:
-        note_seen_videos(config, ranks)
         result = run.result or _train(config, run, rewards, policy, engine, progress, ranks)
         return GrpoResult(model_folder=run.model_folder, **result)
 

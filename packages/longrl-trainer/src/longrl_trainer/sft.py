@@ -34,7 +34,6 @@ from longrl_trainer.questions.question import Question
 from longrl_trainer.questions.step_media import count_frames_encoded, open_step, storing
 from longrl_trainer.runs.folder import Run, open_run
 from longrl_trainer.runs.progress import ProgressDisplay, SilentProgress
-from longrl_trainer.runs.seen_videos import note_seen_videos
 from longrl_trainer.runs.step_meter import StepMeter, Stopwatch
 from longrl_trainer.seeds import derive_seed
 from longrl_trainer.training.adapter_targets import refuse_unknown_targets
@@ -93,7 +92,6 @@ def train_sft(
     refuse_unknown_targets(config.model.folder, config.lora)
     progress = progress if progress and ranks.is_first else SilentProgress()
     with open_run("sft", config, model=config.model, data=config.data, ranks=ranks) as run:
-        note_seen_videos(config, ranks)
         result = run.result or _train(config, run, policy, engine, progress, ranks)
         return SftResult(model_folder=run.model_folder, **result)
 

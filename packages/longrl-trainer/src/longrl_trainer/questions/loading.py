@@ -21,6 +21,7 @@ from longrl_trainer.questions.order import QuestionOrder
 from longrl_trainer.questions.question import DroppedQuestion, DropReason, Question, QuestionSet
 from longrl_trainer.runs.folder import Run
 from longrl_trainer.runs.progress import ProgressDisplay
+from longrl_trainer.runs.seen_videos import note_seen_videos
 from longrl_trainer.training.ranks import ALONE, Ranks
 from longvideo_reason_data.question_types import QuestionType
 from longvideo_reason_data.records.record import QuestionRecord
@@ -65,6 +66,8 @@ def open_feed(
     lengths = PromptLengths(policy, data, LengthLimit.of(policy, sampler), response_tokens)
     candidates = Candidates(data, rules, recorded.excluded)
     recorded.compare(candidates)
+    if not settings.is_blind:
+        note_seen_videos(run.folder, policy.folder, candidates.media, ranks)
     return QuestionFeed(
         replace(settings, data=data), policy, candidates, order(candidates), lengths, run, recorded, progress, ranks
     )

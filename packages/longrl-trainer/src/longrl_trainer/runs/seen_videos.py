@@ -5,30 +5,38 @@ Datasets grow, are merged and split anew; a video that was trained on may so com
 in its name.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from longrl_trainer.config.sections import DataSection, records_path
-from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
+from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.settings import SEEN_NAME, read_object
 from longrl_trainer.training.ranks import Ranks
+from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import Split, iter_records
 
 __all__ = ["note_seen_videos", "refuse_seen_videos"]
 
 
-def note_seen_videos(config: SftConfig | GrpoConfig, ranks: Ranks) -> None:
+def note_seen_videos(run: Path, model: Path, shown: Iterable[Sequence[RecordMedium]], ranks: Ranks) -> None:
     """Write the videos that a run shows into its folder, once; all ranks call this together.
+
+    Args:
+        run: The run's folder.
+        model: The folder of the model that it begins with.
+        shown: The media of its questions.
+        ranks: The processes of the run.
 
     Raises:
         TrainerUsageError: The note of the run before was written by something else.
     """
-    run, model = config.output, config.model.folder
 
     def note() -> None:
-        if not config.blind and not (run / SEEN_NAME).exists():
-            write_json(run / SEEN_NAME, {"videos": _read_seen(model) | _videos_of(config.data)})
+        if not (run / SEEN_NAME).exists():
+            videos = {medium.digest: medium.path for of_question in shown for medium in of_question}
+            write_json(run / SEEN_NAME, {"videos": _read_seen(model) | videos})
 
     ranks.ask_first(note)
 
