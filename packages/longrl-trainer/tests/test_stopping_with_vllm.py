@@ -1,4 +1,4 @@
-"""A run with vLLM that is stopped and started again; in a file of its own, so that another worker takes it."""
+"""A run with vLLM that is stopped and started again."""
 
 import importlib.util
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from longrl_trainer.grpo import train_grpo
 from longrl_trainer.runs.progress import SilentProgress
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
