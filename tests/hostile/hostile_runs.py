@@ -126,6 +126,8 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def _serve(module: str, loaded: Sequence[str]) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # some libraries print when they are loaded
     for name in (module, *loaded):
         import_module(name)
     for line in sys.stdin:
@@ -135,10 +137,11 @@ def _serve(module: str, loaded: Sequence[str]) -> None:
         child = os.fork()
         if child == 0:
             _become(module, request["arguments"], request["folder"])
-        print(json.dumps(_wait(child)), flush=True)
+        answer = _wait(child)
         for name in modules.read_text().split() if modules.exists() else ():
             with suppress(Exception):
                 import_module(name)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _become(module: str, arguments: Sequence[str], folder: str) -> None:

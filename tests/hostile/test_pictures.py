@@ -39,6 +39,9 @@ steps = 2
 TRAINING_RECIPE = """
 output = "output"
 prompts = "prompts.txt"
+held_out_prompts = "prompts.txt"
+held_out_reward = "colourfulness"
+evaluation_samples = 1
 steps = 1
 prompts_per_step = 1
 group_size = 2
@@ -130,6 +133,7 @@ def draw(sound: Path, tmp_path: Path, run_longrl: Run) -> Draw:
 
     def run(command: str, *, model: Path = sound / "model", prompts: Path = sound / "letters.txt") -> Ending:
         places = ["--model.folder", model, "--prompts", prompts, "--output", tmp_path / command]
+        places += [] if command == "generate" else ["--held-out-prompts", prompts]
         ending = run_longrl([command, str(sound / f"{command}.toml"), *map(str, places)])
         require_orderly(ending)
         return ending

@@ -27,7 +27,7 @@ def digest_of(path: Path, setting: str, *, outside: Sequence[Path] = ()) -> str:
         outside: Folders that are not part of the checkpoint, wherever they are.
 
     Raises:
-        TrainerUsageError: The path doesn't exist, or is a checkpoint larger than this machine's memory.
+        TrainerUsageError: The path doesn't exist, or is larger than this machine's memory.
     """
     if not path.exists():
         raise TrainerUsageError(f"{path} does not exist; set {setting} to an existing place")
@@ -37,6 +37,7 @@ def digest_of(path: Path, setting: str, *, outside: Sequence[Path] = ()) -> str:
         return _digest_files(path, files)
     digest = hashlib.sha256()
     with open_regular(path, error=TrainerUsageError) as stream:
+        _require_memory(path, os.fstat(stream.fileno()).st_size, setting)
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
@@ -49,12 +50,12 @@ def digest_of_uppermost_files(folder: Path) -> str:
 
 
 def _require_memory(path: Path, num_bytes: int, setting: str) -> None:
-    """Refuse a checkpoint that can't be loaded here before all of it is read."""
+    """Refuse what can't be loaded here before all of it is read."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if num_bytes > memory_bytes:
         raise TrainerUsageError(
-            f"{path}: its files have {num_bytes / 1e9:,.1f} GB, and this machine has {memory_bytes / 1e9:,.1f} GB of "
-            f"memory; set {setting} to a smaller model"
+            f"{path}: has {num_bytes / 1e9:,.1f} GB, and this machine has {memory_bytes / 1e9:,.1f} GB of memory; set "
+            f"{setting} to something smaller"
         )
 
 

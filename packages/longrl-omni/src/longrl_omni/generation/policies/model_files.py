@@ -122,9 +122,10 @@ def _build(kind: Any, folder: Path) -> nn.Module:
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder under a temporary name, then give it its name."""
+    """Write a folder under a temporary name, then give it its name; libraries are quiet about it."""
     partial = make_partial(folder)
-    write(partial)
+    with quiet_libraries():
+        write(partial)
     publish(partial, folder)
 
 
