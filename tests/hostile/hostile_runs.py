@@ -31,6 +31,8 @@ MAX_MEMORY_BYTES = 2**30
 MAX_LINE_CHARACTERS = 400
 SERVING = ("watch",)
 """Commands that go on until they are interrupted."""
+LOADED_ONCE = ("longrl", "longvideo_reason_data", "mrsp_engine", "transformers.models")
+"""What is loaded for later runs as well: nothing that starts threads, which a fork would lack."""
 ADDRESS = "http://127.0.0.1:"
 
 
@@ -139,6 +141,8 @@ def _serve(module: str, loaded: Sequence[str]) -> None:
             _become(module, request["arguments"], request["folder"])
         answer = _wait(child)
         for name in modules.read_text().split() if modules.exists() else ():
+            if not name.startswith(LOADED_ONCE):
+                continue
             with suppress(Exception):
                 import_module(name)
         print(json.dumps(answer), file=answers, flush=True)
