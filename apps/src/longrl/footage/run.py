@@ -21,6 +21,7 @@ from longrl.quickstart.embedding_plans import encode_splits
 from longrl.quickstart.run import EVALUATIONS, count_records
 from longrl.quickstart.shared_sampler import SharedSampler
 from longrl.report.build import REPORT_NAME, SUMMARY_NAME, build_report, source_digest
+from longrl.report.run_data import FOOTAGE_STAGES, TRAINING_STAGES
 from longrl_trainer.config.effects import result_settings
 from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import write_text
@@ -34,17 +35,7 @@ from mrsp_engine.rollout.base import RolloutEngine
 __all__ = ["STAGE_NAMES", "DatasetStage", "run_footage"]
 
 CONFIG_NAME = "config.json"
-STAGE_NAMES = (
-    "build",
-    "encode",
-    "evaluate-untrained",
-    "sft",
-    "evaluate-sft",
-    "grpo",
-    "evaluate-grpo",
-    "evaluate-blind",
-    "report",
-)
+STAGE_NAMES = (*FOOTAGE_STAGES, *TRAINING_STAGES, "report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,6 +103,22 @@ def _shape(
     )
 
 
+def _hybrid(
+    name: str,
+    sizes: tuple[int, int, int, int, int, int],
+    vision: VisionShape,
+    *,
+    value_heads: int,
+    is_tied: bool = False,
+) -> ModelShape:
+    """Qwen3.5: three in four layers keep a state, and the tower gives one level."""
+    linear = LinearShape(
+        num_layers=sizes[1] * 3 // 4, key_heads=16, value_heads=value_heads, key_channels=128, value_channels=128
+    )
+    shape = _shape(name, sizes, 248320, 262144, replace(vision, levels=1), is_tied=is_tied)
+    return replace(shape, is_gated=True, linear=linear)
+
+
 _QWEN2_7B = (3584, 28, 28, 4, 128, 18944)
 MODELS = {
     shape.name: shape
@@ -130,41 +146,11 @@ MODELS = {
             _qwen2_5_vision(3420, positions_per_second=25.0),
         ),
         _shape("Qwen2.5-Omni-7B", _QWEN2_7B, 152064, 32768, _qwen2_5_vision(3420, positions_per_second=25.0)),
-        replace(
-            _shape(
-                "Qwen3.5-2B",
-                (2048, 24, 8, 2, 256, 6144),
-                248320,
-                262144,
-                replace(_qwen3_vision(1024, 4096, 24), levels=1),
-                is_tied=True,
-            ),
-            is_gated=True,
-            linear=LinearShape(num_layers=18, key_heads=16, value_heads=16, key_channels=128, value_channels=128),
+        _hybrid("Qwen3.5-2B", (2048, 24, 8, 2, 256, 6144), _qwen3_vision(1024, 4096, 24), value_heads=16, is_tied=True),
+        _hybrid(
+            "Qwen3.5-4B", (2560, 32, 16, 4, 256, 9216), _qwen3_vision(1024, 4096, 24), value_heads=32, is_tied=True
         ),
-        replace(
-            _shape(
-                "Qwen3.5-4B",
-                (2560, 32, 16, 4, 256, 9216),
-                248320,
-                262144,
-                replace(_qwen3_vision(1024, 4096, 24), levels=1),
-                is_tied=True,
-            ),
-            is_gated=True,
-            linear=LinearShape(num_layers=24, key_heads=16, value_heads=32, key_channels=128, value_channels=128),
-        ),
-        replace(
-            _shape(
-                "Qwen3.5-27B",
-                (5120, 64, 24, 4, 256, 17408),
-                248320,
-                262144,
-                replace(_qwen3_vision(1152, 4304, 27), levels=1),
-            ),
-            is_gated=True,
-            linear=LinearShape(num_layers=48, key_heads=16, value_heads=48, key_channels=128, value_channels=128),
-        ),
+        _hybrid("Qwen3.5-27B", (5120, 64, 24, 4, 256, 17408), _qwen3_vision(1152, 4304, 27), value_heads=48),
         _shape("LongVILA-R1-7B", _QWEN2_7B, 151651, 262144, _siglip(2)),
         _shape("NVILA-Lite-8B", _QWEN2_7B, 151651, 32768, _siglip(3)),
         _shape("NVILA-8B-Video", _QWEN2_7B, 151651, 32768, _siglip(2, pool_frames=8)),
