@@ -67,3 +67,13 @@ def test_nothing_is_reached_through_a_link(folder: OwnFolder) -> None:
         folder.remove_tree(name)
     assert folder.names() == []
     assert outside(folder) == before
+
+
+def test_a_folder_that_is_there_is_not_listed(folder: OwnFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.make_folder("ab")
+
+    def listed(_: object) -> None:
+        pytest.fail("takes long with many files")
+
+    monkeypatch.setattr("os.scandir", listed)
+    folder.make_folder("ab")

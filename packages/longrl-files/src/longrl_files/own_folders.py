@@ -8,6 +8,7 @@ real one, a new file is always created, and removing a link removes only the lin
 import os
 import shutil
 import stat
+from contextlib import suppress
 from typing import BinaryIO
 
 from longrl_files.folders import ForeignFolder
@@ -32,7 +33,9 @@ class OwnFolder(ForeignFolder):
             with self._parent(name) as (parent, last):
                 os.mkdir(last, dir_fd=parent)
         except FileExistsError:
-            self.names(name)
+            # Opened, not listed: it is asked for before every file, and may have a hundred thousand of them.
+            with suppress(FileNotFoundError), self._folder(name):
+                pass
 
     def create(self, name: str) -> BinaryIO:
         """Make a new, empty file and open it to be written.
