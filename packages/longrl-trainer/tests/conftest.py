@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from longrl_trainer.sft import train_sft
 from longvideo_reason_data.records.answers import format_prompt, format_response
 from longvideo_reason_data.records.medium import MediumKind, RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
+from mrsp_engine.embeddings.store import EmbeddingStore
+from mrsp_engine.rollout.base import RolloutEngine
 from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (235, 235, 235)}
@@ -103,6 +106,19 @@ class World:
             "sampler": {"engine": "transformers"},
         }
         return parse_config(_with(values, changes), EvaluateConfig, source="test")
+
+    @contextmanager
+    def vllm(self) -> Generator[RolloutEngine]:
+        """One sampler for several runs: starting it takes longer than any of them."""
+        from mrsp_engine.rollout.vllm.engine import VllmRolloutEngine
+
+        engine = VllmRolloutEngine(
+            self.model, EmbeddingStore(self.folder / "embeddings"), max_model_len=256, memory_bytes=32 * 1024**2
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()
 
     def _values(self, output: Path, split: str) -> dict[str, Any]:
         return {

@@ -176,14 +176,15 @@ def test_ranks_with_spread_weights_measure_what_one_process_measures(started, tm
 def test_vllm_answers_as_plain_sampling_does_and_samples_on_as_if_nothing_had_been_asked(started, tmp_path):
     options = {"steps": 4, "max_response_tokens": 24, "learning_rate": 1e-2, "sampler__engine": "vllm"}
     asked, without = (started.grpo(tmp_path / name, **options, **more) for name, more in (("1", ASKED), ("2", {})))
-    train_grpo(asked)
-    train_grpo(without)
+    by_vllm = started.sft(tmp_path / "vllm", epochs=1, sampler__engine="vllm", **ASKED)
+    plainly = started.sft(tmp_path / "plain", epochs=1, sampler__engine="transformers", **ASKED)
+    with started.vllm() as engine:
+        train_grpo(asked, engine=engine)
+        train_grpo(without, engine=engine)
+        train_sft(by_vllm, engine=engine)
     mine, others = weights_of(asked), weights_of(without)
     assert all(mine[name].equal(others[name]) for name in others)
 
-    by_vllm = started.sft(tmp_path / "vllm", epochs=1, sampler__engine="vllm", **ASKED)
-    plainly = started.sft(tmp_path / "plain", epochs=1, sampler__engine="transformers", **ASKED)
-    train_sft(by_vllm)
     train_sft(plainly)
     assert lines_of(by_vllm) == lines_of(plainly)
     assert list(accuracies(by_vllm)) == [0, 2]
