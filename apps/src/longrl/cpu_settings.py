@@ -9,7 +9,7 @@ import sys
 
 SPIN_COUNT = 1000
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # numbers of glibc's `mallopt` parameters
-KEPT_BYTES = 2**30
+KEPT_BYTES = 2**28
 LARGEST_REUSED_BYTES = 2**25  # the maximum that glibc accepts
 
 

@@ -12,7 +12,6 @@ continue from its partial output.
 
 import hashlib
 import json
-import resource
 import threading
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from time import monotonic
 from typing import Any
 
 from longrl.errors import AppUsageError
+from longrl.process_memory import memory_bytes, return_memory
 from longrl.run_files import find_kind, find_object
 from longrl_files.own_folders import OwnFolder
 from longrl_trainer.config.recipes import first_difference
@@ -171,6 +171,7 @@ class Pipeline:
     def _work(self, stage: Stage, begun: dict[str, Any]) -> FinishedStage:
         with _heartbeat(self._begun_path(stage.name), begun):
             result = _plain(stage.run())
+            return_memory()
         finished = FinishedStage(
             format_version=FORMAT_VERSION,
             name=stage.name,
@@ -256,11 +257,6 @@ def measure(path: Path, *, apart_from: Sequence[Path] = ()) -> dict[str, int]:
     return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
 
 
-def peak_memory_bytes() -> int:
-    """Peak memory of this process, plus the highest peak of its finished children."""
-    return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
 @contextmanager
 def _heartbeat(path: Path, begun: dict[str, Any]) -> Generator[None]:
     """Keep writing the time spent so far to disk while the block runs, because after a kill it is too late."""
@@ -269,7 +265,7 @@ def _heartbeat(path: Path, begun: dict[str, Any]) -> Generator[None]:
 
     def note() -> None:
         begun["seconds"] = seconds_before + monotonic() - started
-        begun["peak_memory_bytes"] = max(peak_before, peak_memory_bytes())
+        begun["peak_memory_bytes"] = max(peak_before, begun["peak_memory_bytes"], memory_bytes())
 
     def beat() -> None:
         while not stopped.wait(HEARTBEAT_SECONDS):

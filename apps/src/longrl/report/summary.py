@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from longrl.pipeline import peak_memory_bytes
+from longrl.process_memory import memory_bytes
 from longrl.report.run_data import RunData
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
@@ -69,7 +69,7 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
         "reward": [step["reward"] for step in run.grpo_steps],
         "logprob_gap": grpo["logprob_gap"],
         "parameters": count_parameters(run.folder / "grpo" / "model"),
-        "peak_memory_bytes": max(peak_memory_bytes(), *(stage.peak_memory_bytes for stage in run.stages.values())),
+        "peak_memory_bytes": max(memory_bytes(), *(stage.peak_memory_bytes for stage in run.stages.values())),
         **environment,
     }
 
