@@ -22,6 +22,8 @@ CONTRACT = {
     "videos": int,
     "encodes": int,
     "accuracy": dict,
+    "accuracy_on_rl_questions": dict,
+    "gain_of_grpo": dict,
     "accuracy_by_skill": dict,
     "accuracy_by_frames": dict,
     "unparsed_rate": float,
@@ -47,6 +49,8 @@ def test_report_json_keeps_its_contract(finished):
     assert set(summary["logprob_gap"]) == {"mean_abs", "max_abs"}
     assert set(summary["accuracy_by_frames"]) == {"2", "4"}
     assert summary["accuracy_by_frames"]["4"] == summary["accuracy"]["grpo"]
+    for found in summary["accuracy_on_rl_questions"].values():
+        assert set(found) == {"accuracy", "standard_error", "questions"}
     assert len(summary["reward"]) == 2
     assert summary["videos"] == 7
     assert summary["questions"]["held_out"] == 4
@@ -64,6 +68,21 @@ def test_every_video_is_encoded_once_for_every_plan_of_frames(finished):
     assert finished.summary()["encodes"] == 9
     store = EmbeddingStore(finished.folder / "embeddings")
     assert store.stats().entries == store.counters.encodes == 9
+
+
+@pytest.mark.slow
+def test_the_models_before_and_after_grpo_are_asked_the_same_of_its_questions(finished):
+    answers = [
+        json.loads((finished.folder / f"evaluations/{name}/train-rl.json").read_text()) for name in ("sft", "grpo")
+    ]
+    asked = [[item["question_id"] for item in answer["items"]] for answer in answers]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 3
+    assert all(question_id.startswith("train_rl") for question_id in asked[0])
+    for name, answer in zip(("sft", "grpo"), answers, strict=True):
+        found = finished.summary()["accuracy_on_rl_questions"][name]
+        assert found["accuracy"] == answer["accuracy"]
+        assert found["standard_error"] == answer["accuracy_standard_error"]
 
 
 @pytest.mark.slow

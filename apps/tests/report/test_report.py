@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -26,7 +27,11 @@ from longrl.report.charts import (
     smooth,
     step_axis,
 )
+from longrl.report.figures import describe_gain
+from longrl.report.learning_curve import draw_learning_curve, variance_of_groups
 from longrl.report.rollouts import choose_items, choose_responses
+from longrl.report.run_data import read_run
+from longrl.report.summary import compare_models
 from longrl.report.thumbnails import choose_frames
 
 
@@ -76,6 +81,11 @@ def test_the_page_shows_what_was_measured(finished):
     assert page.count('<svg class="chart"') == 4
     for name in ("grpo", "sft", "untrained", "constant", "blind"):
         assert f"{summary['accuracy'][name]:.1%}" in page
+    for found in summary["accuracy_on_rl_questions"].values():
+        assert f"{found['accuracy']:.1%}" in page
+    assert describe_gain(summary["gain_of_grpo"]["held_out"]) in page
+    assert "9 encodes: every video once" in page
+    assert "for the held-out videos are also 2" in page
     assert f"{summary['parameters']:,}" in page
     assert 'class="evidence"' in page
 
@@ -104,6 +114,54 @@ def test_a_rewritten_report_keeps_the_machine_and_the_times_of_the_run(finished,
     (folder / "report.json").write_text(json.dumps(summary))
     assert build_report(folder)["versions"]["torch"] == "1.2.3"
     assert build_report(folder)["seconds"]["grpo"] == summary["seconds"]["grpo"]
+
+
+@pytest.mark.slow
+def test_a_run_without_answers_to_its_rl_questions_still_has_a_report(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (folder / "evaluations" / "sft" / "train-rl.json").unlink()
+    summary = build_report(folder)
+    assert summary["accuracy_on_rl_questions"] == {}
+    assert set(summary["gain_of_grpo"]) == {"held_out"}
+    assert "Questions that GRPO trains on" not in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_learning_curve_has_every_step_their_mean_and_the_noise_of_a_step(finished):
+    run = read_run(finished.folder)
+    steps = [{"step": step, "accuracy": 0.4 + 0.2 * (step % 2), "groups": 4} for step in range(1, 61)]
+    groups = [
+        {"options": ["x", "y"], "answer": "A", "responses": [{"parsed": letter} for letter in letters]}
+        for letters in ("AA", "BB", "AB")
+    ]
+    learning = draw_learning_curve(replace(run, grpo_steps=steps, rollouts=groups))
+    assert learning.num_steps_in_mean == 7
+    assert learning.standard_error == pytest.approx((0.25 / 4) ** 0.5)
+    assert learning.chart.count('class="dot plain"') == 60
+    assert learning.chart.count('class="line ') == 1
+    assert learning.chart.count('class="band ') == 1
+    assert [name in learning.chart for name in (">before<", ">after<")] == [True, True]
+    open_questions = [step | {"accuracy": None} for step in steps]
+    assert draw_learning_curve(replace(run, grpo_steps=open_questions)) is None
+    assert draw_learning_curve(replace(run, grpo_steps=steps, rollouts=[])).standard_error is None
+
+
+@pytest.mark.slow
+def test_two_models_are_compared_question_by_question(finished):
+    """The error is that of the differences, with questions about one video together."""
+    records = read_run(finished.folder).records
+    names = {video: [name for name in records if name.startswith(f"held_out-{video}")] for video in ("00000", "00001")}
+    first, second = names["00000"], names["00001"]
+    assert len(first) == len(second) == 2
+
+    def answered(*scores):
+        items = zip([*first, *second], scores, strict=True)
+        return {"items": [{"question_id": name, "score": score} for name, score in items]}
+
+    gain = compare_models(answered(0.0, 0.0, 1.0, 0.0), answered(1.0, 1.0, 1.0, 0.0), records)
+    assert gain == {"accuracy": 0.5, "standard_error": pytest.approx(2**0.5 / 4)}
+    assert compare_models(answered(0.0, 0.0, 1.0, 0.0), answered(1.0, 1.0, 1.0, None), records)["accuracy"] == 2 / 3
 
 
 @pytest.mark.slow
@@ -249,6 +307,25 @@ def test_shown_responses_are_the_best_and_worst_of_the_first_and_last_step():
     shown = [(group["step"], place) for group, place in choose_responses(groups)]
     assert shown == [(1, 1), (1, 2), (3, 0), (3, 1)]
     assert choose_responses([]) == []
+
+
+def test_the_noise_of_a_step_is_that_of_its_questions():
+    def group(answers, options=("x", "y")):
+        return {"options": options, "answer": "A", "responses": [{"parsed": answer} for answer in answers]}
+
+    assert variance_of_groups([group("AAAA"), group("BBBB")]) == 0.5
+    assert variance_of_groups([group("AB"), group("BA"), group(["x"], options=())]) == 0.0
+    assert variance_of_groups([group("AAAA")]) is None
+
+
+def test_a_band_goes_along_the_line_and_back():
+    series = Series(label="", points=[(1, 1.0), (3, 1.0)], band=[0.5, 1.0])
+    chart = line_chart("x", [series], step_axis(3), linear_axis("y", 0, 2))
+    heights = [float(height) for height in re.search(r'class="band accent" d="(.*?)Z"', chart)[1].split()[1::2]]
+    middle = float(re.search(r'class="line accent" d="M[\d.]+ ([\d.]+)', chart)[1])
+    distances = [middle - height for height in heights]
+    assert distances == pytest.approx([distances[0], 2 * distances[0], -2 * distances[0], -distances[0]], abs=0.2)
+    assert distances[0] > 10
 
 
 def test_units_are_readable():

@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
-import subprocess
 import threading
 import urllib.error
 import urllib.request
 from http.client import HTTPConnection
 
 import pytest
+from chromium import Chromium
 from watched_journals import make_group, write_run
 
 from longrl.watch.page import MOST_GROUPS, write_page
@@ -19,8 +18,6 @@ from longrl_trainer.runs.journal import JsonLines
 from longvideo_reason_data.records.record import Split, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.world import WorldSettings
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
@@ -116,18 +113,7 @@ def test_frames_of_a_question_are_shown_with_their_times(tmp_path):
 
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
-    if BROWSER is None:
-        pytest.skip("no Chromium here")
-    profile = tmp_path_factory.mktemp("profile")
-    switches = ["headless", "no-sandbox", "disable-gpu", "enable-logging=stderr", "virtual-time-budget=4000"]
-
-    def open_page(address):
-        line = [BROWSER, *(f"--{switch}" for switch in switches), f"--user-data-dir={profile}", "--dump-dom", address]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
-        assert "CONSOLE" not in done.stderr
-        return re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
-
-    return open_page
+    return Chromium(tmp_path_factory.mktemp("profile")).open
 
 
 @pytest.mark.slow

@@ -61,6 +61,8 @@ class EvaluationSection(Section):
     """Sampling temperature: 1 measures the trained policy itself; 0 selects its most probable tokens."""
     limit: int | None = Field(default=None, ge=1)
     """Ask at most this many questions."""
+    train_rl_limit: int = Field(default=400, ge=1)
+    """Before and after GRPO, also ask at most this many of the questions that it trains on, spread over all of them."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -108,6 +110,11 @@ class QuickstartConfig(Section):
             dtype=self.grpo.dtype,
             sampler=self.grpo.sampler,
         )
+
+    def rl_questions_config(self, model_folder: Path, output: Path) -> EvaluateConfig:
+        """One evaluation on the questions that GRPO trains on."""
+        config = self.evaluation_config(model_folder, output, num_frames=self.main_frames)
+        return config.model_copy(update={"data": self.grpo.data, "limit": self.evaluation.train_rl_limit})
 
     def data_in_use(self) -> list[DataSection]:
         """Every split with every number of frames that any stage uses for it."""

@@ -20,6 +20,7 @@ from longrl.quickstart.config import QuickstartConfig, shaping_settings
 from longrl.quickstart.embedding_plans import count_plans, encode_splits
 from longrl.quickstart.shared_sampler import SharedSampler
 from longrl.report.build import REPORT_NAME, SUMMARY_NAME, build_report, source_digest
+from longrl.report.run_data import RL_QUESTIONS_NAME
 from longrl.tiny_model import build_tiny_model
 from longrl_trainer.config.recipes import save_config
 from longrl_trainer.questions.frames import plan_frames
@@ -64,6 +65,7 @@ class Quickstart:
         config = self.config
         asking = shaping_settings(config.evaluation_config(self.output, self.output, num_frames=1))
         del asking["data"]["num_frames"]
+        on_rl_questions = {"train_rl_limit": config.evaluation.train_rl_limit}
         main, frame_counts = config.main_frames, list(config.evaluation.num_frames)
         trained, final = config.sft.output / "model", config.grpo.output / "model"
         return [
@@ -98,7 +100,7 @@ class Quickstart:
                 outputs=("sft",),
                 run=self.train_sft,
             ),
-            self._evaluation_stage("sft", trained, asking, after="sft", frames=[main]),
+            self._evaluation_stage("sft", trained, asking | on_rl_questions, after="sft", frames=[main]),
             Stage(
                 name="grpo",
                 settings=shaping_settings(config.grpo),
@@ -106,7 +108,7 @@ class Quickstart:
                 outputs=("grpo",),
                 run=self.train_grpo,
             ),
-            self._evaluation_stage("grpo", final, asking, after="grpo", frames=frame_counts),
+            self._evaluation_stage("grpo", final, asking | on_rl_questions, after="grpo", frames=frame_counts),
             self._evaluation_stage("blind", final, asking, after="grpo", frames=[main]),
             Stage(
                 name="report",
@@ -195,25 +197,35 @@ class Quickstart:
         self, name: str, model_folder: Path, asking: Mapping[str, Any], *, after: str, frames: list[int]
     ) -> Stage:
         blind = name == "blind"
+        with_rl_questions = "train_rl_limit" in asking
         return Stage(
             name=f"evaluate-{name}",
             settings={**asking, "blind": blind, "num_frames": frames},
             after=(after,),
             outputs=(f"{EVALUATIONS}/{name}",),
-            run=lambda: self._evaluate(name, model_folder, frames, blind=blind),
+            run=lambda: self._evaluate(name, model_folder, frames, blind=blind, with_rl_questions=with_rl_questions),
         )
 
-    def _evaluate(self, name: str, model_folder: Path, frames: list[int], *, blind: bool) -> Mapping[str, Any]:
-        """Evaluate the held-out questions, once per missing number of frames."""
+    def _evaluate(
+        self, name: str, model_folder: Path, frames: list[int], *, blind: bool, with_rl_questions: bool
+    ) -> Mapping[str, Any]:
+        """Do the evaluations that are missing: one for each number of frames, and that on the questions of GRPO."""
         from longrl_trainer.evaluation.evaluate import evaluate
         from longrl_trainer.training.opening import open_policy
 
+        folder = self.output / EVALUATIONS / name
+        asked = [
+            self.config.evaluation_config(
+                model_folder, folder / f"{num_frames}-frames.json", num_frames=num_frames, blind=blind
+            )
+            for num_frames in frames
+        ]
+        if with_rl_questions:
+            asked.append(self.config.rl_questions_config(model_folder, folder / RL_QUESTIONS_NAME))
         policy = open_policy(self.config.grpo.model.model_copy(update={"folder": model_folder}), self.config.grpo.dtype)
         policy.freeze_vision()
-        for num_frames in frames:
-            output = self.output / EVALUATIONS / name / f"{num_frames}-frames.json"
-            if not output.exists():
-                config = self.config.evaluation_config(model_folder, output, num_frames=num_frames, blind=blind)
+        for config in asked:
+            if not config.output.exists():
                 evaluate(config, policy, engine=self.sampler.open(), progress=self.progress)
         return {}
 

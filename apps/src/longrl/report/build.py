@@ -10,6 +10,7 @@ from jinja2 import UndefinedError
 
 from longrl.errors import AppUsageError
 from longrl.report import figures
+from longrl.report.learning_curve import draw_learning_curve
 from longrl.report.rollouts import choose_cards
 from longrl.report.run_data import RunData, read_run
 from longrl.report.summary import describe_environment, summarise_run
@@ -62,6 +63,9 @@ def render_page(run: RunData, summary: dict[str, Any], cards: list[Any]) -> str:
         accuracy_bars=figures.accuracy_bars(summary),
         skill_bars=figures.skill_bars(summary),
         time_bars=figures.time_bars(summary["seconds"]),
+        gain_bars=figures.gain_bars(summary),
+        encodes=figures.describe_encodes(run, summary["encodes"]),
+        learning=draw_learning_curve(run),
         reward_chart=figures.reward_chart(run),
         loss_chart=figures.loss_chart(run),
         frames_chart=figures.frames_chart(run, summary),

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 264
-LEFT, RIGHT, TOP, BOTTOM = 46, 84, 32, 42
+LEFT, RIGHT, TOP, BOTTOM = 52, 84, 32, 42  # margins; those at the sides grow with their texts
 LEAST_LABEL_DISTANCE = 15.0
+GAP = 7  # between the plot and a text beside it
+CHARACTER_WIDTH = 9.5  # a wide one, at the largest size in the style sheet
 
 Point = tuple[float, float]
 
@@ -27,6 +29,8 @@ class Series:
         style: `accent`, `plain` or `faint`.
         has_dots: Mark every point.
         errors: Half the length of the error bar of every point; none if empty.
+        band: Half the width of a band around the line at every point; none if empty.
+        is_joined: Draw the line; otherwise only points.
     """
 
     label: str
@@ -34,6 +38,8 @@ class Series:
     style: str = "accent"
     has_dots: bool = False
     errors: Sequence[float] = ()
+    band: Sequence[float] = ()
+    is_joined: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,32 +78,88 @@ class Axis:
 
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, rules: Sequence[Rule] = ()) -> Markup:
     """Draw a chart; `title` is the text for screen readers."""
+    names = [*(line.label for line in series), *(rule.label for rule in rules)]
+    plot = _Plot(x=x, y=y, left=_margin([text for _, text in y.ticks], LEFT), right=WIDTH - _margin(names, RIGHT))
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *_horizontal_grid(y),
-        *_horizontal_ticks(x),
+        *plot.draw_axes(),
     ]
-    parts += [_across("rule", _y(y, rule.value)) for rule in rules]
-    labels: list[tuple[float, str, str]] = [(_y(y, rule.value), rule.label, "plain") for rule in rules]
+    parts += [plot.draw_across("rule", rule.value) for rule in rules]
+    labels: list[tuple[float, str, str]] = [(plot.place_y(rule.value), rule.label, "plain") for rule in rules]
     for line in series:
-        points = [(_x(x, at), _y(y, value)) for at, value in line.points if math.isfinite(value)]
+        points = [plot.place(point) for point in line.points if math.isfinite(point[1])]
         if not points:
             continue
         for (at, value), error in zip(line.points, line.errors, strict=False):
-            across = f'x1="{_x(x, at):.1f}" x2="{_x(x, at):.1f}"'
-            along = f'y1="{_y(y, value - error):.1f}" y2="{_y(y, value + error):.1f}"'
-            parts.append(f'<line class="error {line.style}" {across} {along}/>')
-        path = " ".join(f"{'M' if index == 0 else 'L'}{px:.1f} {py:.1f}" for index, (px, py) in enumerate(points))
-        parts.append(f'<path class="line {line.style}" d="{path}"/>')
+            (across, low), (_, high) = plot.place((at, value - error)), plot.place((at, value + error))
+            parts.append(
+                f'<line class="error {line.style}" x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+            )
+        if line.band:
+            parts.append(f'<path class="band {line.style}" d="{plot.outline_band(line)}Z"/>')
+        if line.is_joined:
+            parts.append(f'<path class="line {line.style}" d="{_path(points)}"/>')
         if line.has_dots or len(points) == 1:
-            parts += [f'<circle class="dot {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="3.2"/>' for px, py in points]
+            radius = 3.2 if line.is_joined else 2.2
+            parts += [
+                f'<circle class="dot {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}"/>' for px, py in points
+            ]
         if line.label:
             labels.append((points[-1][1], line.label, line.style))
     parts += [
-        f'<text class="label {style}" x="{WIDTH - RIGHT + 7}" y="{place + 4:.1f}">{escape(text)}</text>'
+        f'<text class="label {style}" x="{plot.right + GAP:.1f}" y="{place + 4:.1f}">{escape(text)}</text>'
         for place, text, style in keep_apart(labels)
     ]
     return Markup("".join(parts) + "</svg>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plot:
+    """Where the axes are in the drawing; texts are beside them."""
+
+    x: Axis
+    y: Axis
+    left: float
+    right: float
+
+    def place(self, point: Point) -> Point:
+        return self.left + self.x.place(point[0]) * (self.right - self.left), self.place_y(point[1])
+
+    def place_y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - self.y.place(value) * (HEIGHT - TOP - BOTTOM)
+
+    def draw_axes(self) -> list[str]:
+        parts = [f'<text class="axis" x="0" y="16">{escape(self.y.label)}</text>']
+        for value, text in self.y.ticks:
+            parts.append(self.draw_across("grid", value))
+            beside = f'x="{self.left - GAP:.1f}" y="{self.place_y(value) + 4:.1f}"'
+            parts.append(f'<text class="tick end" {beside}>{escape(text)}</text>')
+        for value, text in self.x.ticks:
+            across = self.place((value, self.y.low))[0]
+            parts.append(f'<text class="tick middle" x="{across:.1f}" y="{HEIGHT - BOTTOM + 17}">{escape(text)}</text>')
+        parts.append(f'<text class="axis end" x="{self.right:.1f}" y="{HEIGHT - 5}">{escape(self.x.label)}</text>')
+        return parts
+
+    def draw_across(self, style: str, value: float) -> str:
+        place = f'y1="{self.place_y(value):.1f}" y2="{self.place_y(value):.1f}"'
+        return f'<line class="{style}" x1="{self.left:.1f}" x2="{self.right:.1f}" {place}/>'
+
+    def outline_band(self, line: Series) -> str:
+        """Its upper edge, and back along the lower one."""
+        upper, lower = (
+            [self.place((at, value + sign * width)) for (at, value), width in zip(line.points, line.band, strict=True)]
+            for sign in (1, -1)
+        )
+        return _path([*upper, *reversed(lower)])
+
+
+def _margin(texts: Sequence[str], least: float) -> float:
+    """Room for the longest of the texts beside the plot, at the size that they have on a narrow screen."""
+    return max(least, GAP + CHARACTER_WIDTH * max((len(text) for text in texts), default=0))
+
+
+def _path(points: Sequence[Point]) -> str:
+    return " ".join(f"{'M' if index == 0 else 'L'}{px:.1f} {py:.1f}" for index, (px, py) in enumerate(points))
 
 
 def linear_axis(label: str, low: float, high: float, *, is_share: bool = False, num_ticks: int = 4) -> Axis:
@@ -166,36 +228,6 @@ def keep_apart(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, st
         places[index] = min(places[index], limit)
         limit = places[index] - LEAST_LABEL_DISTANCE
     return [(place, text, style) for place, (_, text, style) in zip(places, ordered, strict=True)]
-
-
-def _horizontal_grid(y: Axis) -> list[str]:
-    parts = [f'<text class="axis" x="0" y="12">{escape(y.label)}</text>']
-    for value, text in y.ticks:
-        place = _y(y, value)
-        parts.append(_across("grid", place))
-        parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{place + 4:.1f}">{escape(text)}</text>')
-    return parts
-
-
-def _horizontal_ticks(x: Axis) -> list[str]:
-    parts = [
-        f'<text class="tick middle" x="{_x(x, value):.1f}" y="{HEIGHT - BOTTOM + 17}">{escape(text)}</text>'
-        for value, text in x.ticks
-    ]
-    parts.append(f'<text class="axis end" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}">{escape(x.label)}</text>')
-    return parts
-
-
-def _across(style: str, place: float) -> str:
-    return f'<line class="{style}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'
-
-
-def _x(axis: Axis, value: float) -> float:
-    return LEFT + axis.place(value) * (WIDTH - LEFT - RIGHT)
-
-
-def _y(axis: Axis, value: float) -> float:
-    return HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
 
 
 def _percent(value: float, step: float) -> str:

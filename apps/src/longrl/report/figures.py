@@ -104,6 +104,51 @@ def skill_bars(summary: dict[str, Any]) -> list[tuple[str, list[Bar]]]:
     ]
 
 
+def gain_bars(summary: dict[str, Any]) -> list[tuple[str, list[Bar]]]:
+    """Accuracy before and after GRPO, on questions that it trains on and on those that it doesn't."""
+    held_out = {name: (summary["accuracy"][name], summary["accuracy_standard_error"][name]) for name in ("sft", "grpo")}
+    trained = {
+        name: (found["accuracy"], found["standard_error"])
+        for name, found in summary["accuracy_on_rl_questions"].items()
+    }
+    titles = (
+        ("rl_questions", "Questions that GRPO trains on", trained),
+        ("held_out", "Questions about unseen videos", held_out),
+    )
+    return [
+        (
+            f"{title}: {describe_gain(summary['gain_of_grpo'][name])}",
+            [
+                Bar(
+                    label=label,
+                    value=f"{found[model][0]:.1%}",
+                    share=found[model][0],
+                    error=found[model][1],
+                    style="accent" if model == "grpo" else "plain",
+                )
+                for model, label in (("sft", "Before GRPO"), ("grpo", "After GRPO"))
+            ],
+        )
+        for name, title, found in titles
+        if found
+    ]
+
+
+def describe_gain(gain: dict[str, float]) -> str:
+    """A difference of two accuracies in points, with its standard error."""
+    text = f"{100 * gain['accuracy']:+.1f} ± {100 * gain['standard_error']:.1f} points"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def describe_encodes(run: RunData, num_encodes: int) -> str:
+    """What the number of encodes counts: a video counts once for each number of frames that it is shown at."""
+    more = [num_frames for num_frames in run.grpo_by_frames if num_frames != run.num_frames]
+    words = f"{num_encodes} encodes: every video once for each number of frames that it is shown with"
+    if not more:
+        return words
+    return f"{words}, which for the held-out videos are also {' and '.join(map(str, more))}"
+
+
 def time_bars(seconds: dict[str, float]) -> list[Bar]:
     """Seconds per stage, in order."""
     longest = max(value for name, value in seconds.items() if name != "total") or 1.0

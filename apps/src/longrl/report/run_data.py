@@ -9,7 +9,7 @@ from typing import Any
 
 from longrl.errors import AppUsageError
 from longrl.pipeline import STAGES_NAME, FinishedStage, read_finished
-from longrl.run_files import read_object
+from longrl.run_files import find_object, read_object
 from longrl_trainer.runs.journal import read_json_lines, steps_in
 from longvideo_reason_data.records.record import QuestionRecord, read_records
 
@@ -26,6 +26,8 @@ TRAINING_STAGES = (
 QUICKSTART_STAGES = ("world", "model")
 FOOTAGE_STAGES = ("build",)
 """What comes before them with one's own videos."""
+RL_QUESTIONS_NAME = "train-rl.json"
+"""In the folders of evaluations before and after GRPO: the answers to questions that GRPO trains on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class RunData:
     blind: dict[str, Any]
     grpo_by_frames: dict[int, dict[str, Any]]
     """The final model at every number of frames, ascending."""
+    on_rl_questions: dict[str, dict[str, Any]]
+    """`sft` and `grpo` on the same questions of GRPO's training; empty if they weren't asked."""
     sft_steps: list[dict[str, Any]]
     grpo_steps: list[dict[str, Any]]
     rollouts: list[dict[str, Any]]
@@ -101,11 +105,17 @@ def read_run(folder: Path) -> RunData:
         grpo=by_frames[main],
         blind=read_object(folder, _evaluation("blind", main)),
         grpo_by_frames=by_frames,
+        on_rl_questions=_read_rl_questions(folder),
         sft_steps=steps_in(read_json_lines(folder / "sft" / "metrics.jsonl")),
         grpo_steps=steps_in(read_json_lines(folder / "grpo" / "metrics.jsonl")),
         rollouts=read_json_lines(folder / "grpo" / "rollouts.jsonl"),
         records={record.question_id: record for record in read_records(folder / "dataset" / "records.parquet")},
     )
+
+
+def _read_rl_questions(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {name: find_object(folder, f"evaluations/{name}/{RL_QUESTIONS_NAME}") for name in ("sft", "grpo")}
+    return {name: values for name, values in found.items() if values is not None} if all(found.values()) else {}
 
 
 def _main_frames(config: dict[str, Any]) -> int:

@@ -2,12 +2,16 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from longrl.process_memory import memory_bytes
 from longrl.report.run_data import RunData
+from longrl_trainer.evaluation.scoring.statistics import clustered_standard_error, mean
+from longvideo_reason_data.records.record import QuestionRecord
+from longvideo_reason_data.records.splits import connect_media
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
 
 PACKAGES = (
@@ -57,6 +61,22 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
             "blind": run.blind["accuracy_standard_error"],
             **{name: evaluation["accuracy_standard_error"] for name, evaluation in models.items()},
         },
+        "accuracy_on_rl_questions": {
+            name: {
+                "accuracy": evaluation["accuracy"],
+                "standard_error": evaluation["accuracy_standard_error"],
+                "questions": evaluation["count"],
+            }
+            for name, evaluation in run.on_rl_questions.items()
+        },
+        "gain_of_grpo": {
+            "held_out": compare_models(run.sft, run.grpo, run.records),
+            **(
+                {"rl_questions": compare_models(run.on_rl_questions["sft"], run.on_rl_questions["grpo"], run.records)}
+                if run.on_rl_questions
+                else {}
+            ),
+        },
         "accuracy_by_skill": run.grpo["accuracy_by_skill"],
         "accuracy_by_skill_and_model": {name: value["accuracy_by_skill"] for name, value in models.items()},
         "accuracy_by_frames": {
@@ -72,6 +92,24 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
         "peak_memory_bytes": max(memory_bytes(), *(stage.peak_memory_bytes for stage in run.stages.values())),
         **environment,
     }
+
+
+def compare_models(
+    before: dict[str, Any], after: dict[str, Any], records: Mapping[str, QuestionRecord]
+) -> dict[str, float]:
+    """How much more a model gets right than another on the same questions, with the standard error of this difference.
+
+    Questions that one of them wasn't asked, or that couldn't be judged, are left out.
+    """
+    scores = [
+        {item["question_id"]: item["score"] for item in evaluation["items"] if item["score"] is not None}
+        for evaluation in (before, after)
+    ]
+    common = [question_id for question_id in scores[0] if question_id in scores[1]]
+    connected = connect_media(records[question_id].digests for question_id in common)
+    differences = [scores[1][question_id] - scores[0][question_id] for question_id in common]
+    clusters = [connected[records[question_id].digests[0]] for question_id in common]
+    return {"accuracy": mean(differences), "standard_error": clustered_standard_error(differences, clusters)}
 
 
 def describe_environment() -> dict[str, Any]:
