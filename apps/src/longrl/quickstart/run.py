@@ -4,6 +4,7 @@ Every part is the same as on a large machine; only the world and the model are s
 of stages; each entry states what affects it and what it writes.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,9 +44,20 @@ def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console:
         pipeline.require_own({stage.name for stage in stages})
         save_config(config, config.output)
         try:
-            return [pipeline.run(stage) for stage in stages][-1].result
+            pipeline.run(stages[0])
+            offer_page(config.output, console)
+            return [pipeline.run(stage) for stage in stages[1:]][-1].result
         finally:
             quickstart.sampler.close()
+
+
+def offer_page(output: Path, console: Console) -> None:
+    """Say how to watch in the browser, once there is something to see."""
+    program = "uv run --no-sync longrl" if "UV" in os.environ else "longrl"
+    line = (
+        f"  to see the videos now, and the training as it goes on, type in another terminal: {program} watch {output}"
+    )
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class Quickstart:

@@ -37,7 +37,7 @@ STAGE_TITLES = {
     "grpo": "GRPO",
     "evaluate-grpo": "Evaluate after GRPO",
     "evaluate-blind": "Evaluate without video",
-    "report": "Write this report",
+    "report": "Write the report",
 }
 
 

@@ -1,11 +1,10 @@
-"use strict";
 const content = JSON.parse(document.getElementById("content").textContent);
 const isFile = "state" in content;
 const NO_RESPONSES = {
   "sft": "Imitation draws no responses.",
   "generate-grpo": "This run draws pictures; held-out ones are in its folder, in pictures/.",
 };
-const run = { edition: "", isFinished: false, steps: [], panels: [], groups: [] };
+const run = { edition: "", isFinished: false, steps: [], panels: [], groups: [], stages: [], names: [], name: "", chosen: "" };
 const main = document.querySelector("main");
 const LOOK_SECONDS = 2;
 const ROWS_AT_ONCE = 100;
@@ -169,17 +168,16 @@ function showResponse(response, number) {
 }
 
 function showGroup(group) {
-  const film = (group.frames ?? []).map((frame) => element("li", { className: frame.is_evidence ? "evidence" : "" },
-    element("img", { src: frame.source, alt: "" }), `${frame.seconds.toFixed(1)} s`));
-  const options = (group.options ?? []).map((option, number) => `${"ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]}. ${option}`);
+  const frames = group.frames ?? [];
+  const options = group.options ?? [];
   const isWeighted = (group.prompt_weight ?? 1) !== 1;
   const shownParts = [
     element("p", {}, element("a", { href: "#responses", textContent: "All responses" }), ` · step ${group.step} · ${group.skill} · ${group.question_id}`),
     element("h2", { textContent: group.question }),
-    options.length ? element("p", { textContent: options.join("  ") }) : null,
+    options.length ? element("p", { textContent: listOptions(options) }) : null,
     element("p", { textContent: `Right: ${group.answer}` }),
     isWeighted ? element("p", { textContent: `Better than with shuffled frames: weight ${shown(group.prompt_weight)}` }) : null,
-    film.length ? element("ul", { className: "film" }, ...film)
+    frames.length ? filmStrip(frames)
       : element("p", { className: "note", textContent: `No frames: ${group.frames_missing}` }),
     element("div", { className: "responses" }, ...group.responses.map(showResponse)),
   ];
@@ -188,7 +186,7 @@ function showGroup(group) {
 
 async function readGroup(id) {
   if (!isFile) {
-    const answer = await fetch(`groups/${encodeURIComponent(id)}`);
+    const answer = await fetch(`groups/${encodeURIComponent(id)}?${new URLSearchParams({ run: run.name })}`);
     return answer.ok ? answer.json() : null;
   }
   const group = content.groups[id];
@@ -207,8 +205,9 @@ function showSettings(values, prefix = "") {
 async function show() {
   const [view, query] = location.hash.slice(1).split("?");
   const filter = new URLSearchParams(query ?? "");
-  main.dataset.view = view || "curves";
-  if (view === "responses") showRows(filter);
+  main.dataset.view = view || (content.is_pipeline && !run.names.length ? "overview" : "curves");
+  if (main.dataset.view === "overview") await showOverview();
+  else if (view === "responses") showRows(filter);
   else if (view === "settings") main.replaceChildren(element("table", {}, element("tbody", {}, ...showSettings(content.settings))));
   else if (view === "group") {
     const group = await readGroup(filter.get("id"));
@@ -218,33 +217,45 @@ async function show() {
 }
 
 function take(state) {
-  if (state.edition !== run.edition) Object.assign(run, { edition: state.edition, steps: [], groups: [] });
-  const isNew = state.steps.length > 0 || state.groups.length > 0;
+  const isOther = state.edition !== run.edition;
+  if (isOther) Object.assign(run, { edition: state.edition, steps: [], groups: [] });
+  if (content.is_pipeline) {
+    Object.assign(run, { name: state.run, names: state.runs, stages: state.stages, hasReport: state.has_report });
+    Object.assign(content, { stage: state.stage, settings: state.settings });
+    showRuns();
+  }
+  const isNew = isOther || state.steps.length > 0 || state.groups.length > 0;
   run.steps.push(...state.steps);
   run.groups.push(...state.groups);
   run.panels = state.panels;
   run.isFinished = state.is_finished;
   const last = run.steps.length ? `step ${run.steps.at(-1).step}` : "no step yet";
-  document.querySelector(".status").textContent = `${content.stage}, ${last}, ${run.isFinished ? "finished" : isFile ? "not finished" : "going on or stopped"}`;
+  document.querySelector(".status").textContent = content.is_pipeline && !run.name ? "no training has begun yet" : `${content.stage}, ${last}, ${run.isFinished ? "finished" : isFile ? "not finished" : "going on or stopped"}`;
   return isNew;
 }
 
 async function look() {
+  await lookNow();
+  setTimeout(look, LOOK_SECONDS * 1000);
+}
+
+async function lookNow() {
   try {
-    const query = new URLSearchParams({ edition: run.edition, steps: run.steps.length, groups: run.groups.length });
+    const query = new URLSearchParams({ run: run.chosen, edition: run.edition, steps: run.steps.length, groups: run.groups.length });
     const answer = await fetch(`state?${query}`);
     if (!answer.ok) throw new Error(await answer.text());
     const isNew = take(await answer.json());
-    // What somebody reads or types in stays as it is; the curves are drawn anew.
-    if (isNew && (main.dataset.view ?? "curves") === "curves") showCurves();
+    // What somebody reads or types in stays as it is; curves and stages are drawn anew.
+    const view = main.dataset.view ?? "curves";
+    if (view === "overview" || (isNew && view === "curves")) await show();
   } catch (error) {
     document.querySelector(".status").textContent = `not up to date: ${error.message}`;
   }
-  setTimeout(look, LOOK_SECONDS * 1000);
 }
 
 async function begin() {
   document.querySelector("h1").textContent = content.name;
+  document.querySelector("nav .overview").hidden = !content.is_pipeline;
   addEventListener("hashchange", show);
   if (isFile) take(content.state);
   else await look();

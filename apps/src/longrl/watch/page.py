@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from longrl.report.templates import open_templates
+from longrl.watch.watched_pipeline import WatchedPipeline
 from longrl.watch.watched_run import WatchedRun
 from longrl_trainer.durable import write_text
 
+SCRIPT_NAMES = ("overview.js", "page.js")
 MOST_GROUPS = 2000
 MOST_QUESTIONS_WITH_FRAMES = 100
 
 
-def live_page(run: WatchedRun) -> str:
+def live_page(run: WatchedRun | WatchedPipeline) -> str:
     """Write the page that asks a server for what it shows."""
+    if isinstance(run, WatchedPipeline):
+        return _render({"name": run.folder.resolve().name, "is_pipeline": True, "stage": "", "settings": {}})
     return _render({"name": run.folder.resolve().name, "stage": run.stage, "settings": run.settings})
 
 
@@ -57,7 +61,7 @@ def write_page(run: WatchedRun, path: Path) -> None:
 
 
 def _render(content: dict[str, Any]) -> str:
-    script = files("longrl.watch").joinpath("page.js").read_text(encoding="utf-8")
+    script = "".join(files("longrl.watch").joinpath(name).read_text(encoding="utf-8") for name in SCRIPT_NAMES)
     style = files("longrl.watch").joinpath("page.css").read_text(encoding="utf-8")
     # Within a script element only `<` could end it.
     data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")

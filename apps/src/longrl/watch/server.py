@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from longrl.errors import AppError, AppUsageError
 from longrl.watch.page import live_page
+from longrl.watch.watched_pipeline import WatchedPipeline
 from longrl.watch.watched_run import WatchedRun
 from longrl_files.messages import visible
 from longrl_trainer.errors import TrainerError
@@ -21,14 +22,14 @@ MOST_QUERY_CHARACTERS = 1000
 
 
 class WatchServer(ThreadingHTTPServer):
-    """The server of one run.
+    """The server of one run, or of the runs of a pipeline.
 
     Args:
-        run: The run.
+        run: The run or pipeline.
         port: Port to listen on; 0 takes a free one.
 
     Attributes:
-        run: The run.
+        run: The run or pipeline.
         lock: Held while its files are read: they are followed from where the last look ended.
 
     Raises:
@@ -37,7 +38,7 @@ class WatchServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, run: WatchedRun, port: int) -> None:
+    def __init__(self, run: WatchedRun | WatchedPipeline, port: int) -> None:
         self.run = run
         self.lock = Lock()
         try:
@@ -75,7 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif where.path == "/state":
             self._answer_json(lambda: self._state(where.query))
         elif where.path.startswith("/groups/"):
-            self._answer_json(lambda: self.server.run.group(unquote(where.path.removeprefix("/groups/"))))
+            self._answer_json(lambda: self._group(unquote(where.path.removeprefix("/groups/")), where.query))
+        elif where.path == "/films":
+            self._answer_json(self._films)
         else:
             self._answer(HTTPStatus.NOT_FOUND, b"nothing here", "text/plain")
 
@@ -83,10 +86,23 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing about single requests on the terminal."""
 
     def _state(self, query: str) -> dict[str, object]:
-        asked = {name: values[0] for name, values in parse_qs(query).items()}
+        asked = _read_query(query)
         counts = [asked.get(name, "0") for name in ("steps", "groups")]
         num_steps, num_groups = (int(count) if count.isascii() and count.isdigit() else 0 for count in counts)
-        return self.server.run.state(edition=asked.get("edition", ""), num_steps=num_steps, num_groups=num_groups)
+        run, edition = self.server.run, asked.get("edition", "")
+        if isinstance(run, WatchedPipeline):
+            chosen = asked.get("run", "")
+            return run.state(run=chosen, edition=edition, num_steps=num_steps, num_groups=num_groups)
+        return run.state(edition=edition, num_steps=num_steps, num_groups=num_groups)
+
+    def _group(self, group_id: str, query: str) -> dict[str, object] | None:
+        run = self.server.run
+        if isinstance(run, WatchedPipeline):
+            return run.group(group_id, _read_query(query).get("run", ""))
+        return run.group(group_id)
+
+    def _films(self) -> dict[str, object] | None:
+        return self.server.run.films() if isinstance(self.server.run, WatchedPipeline) else None
 
     def _answer_json(self, make: Callable[[], dict[str, object] | None]) -> None:
         try:
@@ -96,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.CONFLICT, visible(str(error)).encode(), "text/plain; charset=utf-8")
             return
         if made is None:
-            self._answer(HTTPStatus.NOT_FOUND, b"no such group", "text/plain")
+            self._answer(HTTPStatus.NOT_FOUND, b"nothing here", "text/plain")
         else:
             self._answer(HTTPStatus.OK, json.dumps(made, allow_nan=False).encode(), "application/json")
 
@@ -108,3 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(body)
+
+
+def _read_query(query: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(query).items()}
