@@ -162,35 +162,6 @@ def evaluate(recipe: Folder | None = None) -> None:
     raise NotImplementedError(f"{recipe}: handled by recipe_commands")
 
 
-def report(run: Folder) -> None:
-    """Write report.html: of a quickstart what it has shown, of any other run its curves and responses.
-
-    Of a quickstart also report.json is written. The page of a run is that of `longrl watch`, as one file.
-
-    Example: longrl report quickstart
-
-    Example: longrl report runs/grpo
-
-    Args:
-        run: The folder of a quickstart, or the `output` of `longrl sft`, `longrl grpo` or
-            `longrl generate-grpo`.
-    """
-    from longrl.pipeline import STAGES_NAME
-    from longrl.report.build import REPORT_NAME, build_report
-
-    if (run / STAGES_NAME / "captions.json").exists():
-        again = f"longrl quickstart --world pictures --output {run}"
-        raise AppUsageError(f"{run}: a quickstart of the world of pictures, which writes its report itself: `{again}`")
-    if (run / STAGES_NAME).is_dir():
-        build_report(run)
-    else:
-        from longrl.watch.page import write_page
-        from longrl.watch.watched_run import WatchedRun
-
-        write_page(WatchedRun(run), run / REPORT_NAME)
-    print(run / REPORT_NAME)
-
-
 COMMANDS = {
     "quickstart": pipeline_commands.quickstart,
     "start": pipeline_commands.start_help,
@@ -204,7 +175,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "compare": evaluation_commands.compare,
     "export": export_command.export,
-    "report": report,
+    "report": watch_command.report,
     "watch": watch_command.watch,
     "store": store_command.store,
     "plan": plan_command.plan,
