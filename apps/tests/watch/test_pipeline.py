@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -82,19 +83,35 @@ def test_before_any_training_there_are_stages_and_frames(pipeline):
     assert shown["model"] == ("begun", 1.5)
     assert shown["grpo"] == ("waiting", None)
     assert list(shown)[-1] == "report"
-    films = watched.films()["films"]
+    found = watched.films()
+    assert found["are_final"]
+    films = found["films"]
     assert len({film["skill"] for film in films}) == len(films) >= 3
     assert len({film["frames"][0]["source"] for film in films}) == len(films)
     assert all(len(film["frames"]) == 8 for film in films)
 
 
-def test_there_are_no_frames_before_the_records(pipeline):
+def test_while_videos_are_rendered_the_first_ones_are_shown_without_questions(pipeline):
     (pipeline / "dataset" / "records.parquet").unlink()
-    assert WatchedPipeline(pipeline).films() == {"films": [], "films_missing": ""}
-    (pipeline / "dataset" / "records.parquet").write_text("nonsense")
+    videos = sorted((pipeline / "dataset" / "videos").iterdir())
+    for video in videos[2:]:
+        video.rename(video.with_name(f".{video.name}.part"))
     found = WatchedPipeline(pipeline).films()
-    assert found["films"] == []
-    assert "records.parquet" in found["films_missing"]
+    assert [(film["question"], len(film["frames"])) for film in found["films"]] == [("", 8), ("", 8)]
+    assert not found["are_final"]
+    shutil.rmtree(pipeline / "dataset")
+    assert WatchedPipeline(pipeline).films() == {"films": [], "are_final": False, "problem": ""}
+
+
+def test_a_damaged_dataset_is_told_in_the_place_of_the_frames(pipeline):
+    for name in ("videos/000-broken.mp4", "records.parquet"):
+        records = pipeline / "dataset" / "records.parquet"
+        records.unlink()
+        (pipeline / "dataset" / name).write_text("nonsense")
+        found = WatchedPipeline(pipeline).films()
+        assert (found["films"], found["are_final"]) == ([], False)
+        assert name.rpartition("/")[2] in found["problem"]
+        records.touch()
 
 
 def test_the_latest_run_is_shown_unless_one_is_chosen(pipeline):

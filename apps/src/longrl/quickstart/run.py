@@ -5,6 +5,7 @@ of stages; each entry states what affects it and what it writes.
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,20 +44,18 @@ def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console:
         stages = quickstart.create_stages()
         pipeline.require_own({stage.name for stage in stages})
         save_config(config, config.output)
+        offer_page(config.output, console)
         try:
-            pipeline.run(stages[0])
-            offer_page(config.output, console)
-            return [pipeline.run(stage) for stage in stages[1:]][-1].result
+            return [pipeline.run(stage) for stage in stages][-1].result
         finally:
             quickstart.sampler.close()
 
 
 def offer_page(output: Path, console: Console) -> None:
-    """Say how to watch in the browser, once there is something to see."""
+    """Say how to watch in the browser: the first videos are there in a moment."""
     program = "uv run --no-sync longrl" if "UV" in os.environ else "longrl"
-    line = (
-        f"  to see the videos now, and the training as it goes on, type in another terminal: {program} watch {output}"
-    )
+    command = f"{program} watch {shlex.quote(str(output))}"
+    line = f"  to see the videos, and then the training, type in another terminal: {command}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longvideo_reason_data.media.video_file import sample_frames
+from longvideo_reason_data.media.image_file import FramesFile
+from longvideo_reason_data.media.video_file import VideoFile, sample_frames
 from longvideo_reason_data.records.medium import open_medium
 from longvideo_reason_data.records.record import QuestionRecord
 
@@ -38,12 +39,25 @@ def draw_thumbnails(dataset: Path, record: QuestionRecord, num_frames: int) -> l
     ]
 
 
+def draw_video(path: Path) -> list[Thumbnail]:
+    """Up to eight evenly spread frames of a video that there is no question about.
+
+    Raises:
+        DataError: It can't be read.
+    """
+    video = VideoFile.open(path)
+    return _read_thumbnails(video, sample_frames(video, num_frames=MOST_FRAMES), set())
+
+
 def _draw(dataset: Path, record: QuestionRecord, place: int, num_frames: int, most: int) -> list[Thumbnail]:
     """The frames of one of the record's media."""
     video = open_medium(dataset, record.media[place])
     seen = sample_frames(video, num_frames=num_frames)
     evidence = {index for index in seen if is_evidence(record, float(video.timestamps[index]), place)}
-    chosen = choose_frames(seen, evidence, most)
+    return _read_thumbnails(video, choose_frames(seen, evidence, most), evidence)
+
+
+def _read_thumbnails(video: FramesFile, chosen: Sequence[int], evidence: set[int]) -> list[Thumbnail]:
     frames = video.read(chosen)
     return [
         Thumbnail(seconds=float(video.timestamps[index]), source=_data_uri(frame), is_evidence=index in evidence)

@@ -21,24 +21,29 @@ function showStages() {
 }
 
 function showFilm(film) {
+  if (!film.question) return element("section", {}, filmStrip(film.frames));
   return element("section", {}, element("h2", { textContent: film.question }),
     film.options.length ? element("p", { textContent: listOptions(film.options) }) : null,
     element("p", { className: "terms", textContent: `${film.skill} · right: ${film.answer}` }), filmStrip(film.frames));
 }
 
+function describeFilms({ films, are_final: areFinal, problem }) {
+  if (problem) return problem;
+  if (areFinal) return "Some of the videos, each with a question about it; outlined frames show what the question is about.";
+  return films.length ? "The first videos; the questions follow when all are there." : "The videos appear here as soon as they are there.";
+}
+
 async function showOverview() {
   const drawn = main.querySelector(".stages");
-  if (drawn && run.films?.films.length) {
+  if (drawn && run.areFilmsFinal) {
     drawn.replaceWith(showStages());
     return;
   }
   const answer = await fetch("films");
-  run.films = answer.ok ? await answer.json() : { films: [], films_missing: await answer.text() };
+  const found = answer.ok ? await answer.json() : { films: [], problem: await answer.text() };
   if (main.dataset.view !== "overview") return; // somebody went on meanwhile
-  const words = run.films.films.length
-    ? "Some of the videos, each with a question about it; outlined frames show what the question is about."
-    : run.films.films_missing || "The videos appear here as soon as they are there.";
-  main.replaceChildren(showStages(), element("p", { className: "note", textContent: words }), ...run.films.films.map(showFilm));
+  run.areFilmsFinal = found.are_final;
+  main.replaceChildren(showStages(), element("p", { className: "note", textContent: describeFilms(found) }), ...found.films.map(showFilm));
 }
 
 // Links to the runs that have begun; the page follows the latest one until somebody chooses.

@@ -14,7 +14,7 @@ from longrl.pipeline import STAGES_NAME
 from longrl.report.build import REPORT_NAME
 from longrl.report.figures import STAGE_TITLES
 from longrl.report.run_data import FOOTAGE_STAGES, QUICKSTART_STAGES, TRAINING_STAGES
-from longrl.report.thumbnails import MOST_FRAMES, draw_thumbnails
+from longrl.report.thumbnails import MOST_FRAMES, draw_thumbnails, draw_video
 from longrl.run_files import find_object
 from longrl.watch.watched_run import WatchedRun
 from longrl_files.folders import ForeignFolder
@@ -32,6 +32,7 @@ PIPELINES = {
 """The stages of every pipeline, by the first of them."""
 RUN_NAMES = ("sft", "grpo", "rl")
 """Stages that are runs of training, in order; also the names of their folders."""
+VIDEOS = "dataset/videos"
 MOST_FILMS = 4
 
 
@@ -80,14 +81,22 @@ class WatchedPipeline:
         return self._open(run)[1].group(group_id) if run in self._list_runs() else None
 
     def films(self) -> dict[str, Any]:
-        """Give some frames of a few videos, each with a question about it; none before the dataset is there."""
+        """Give some frames of a few videos, each with a question about it; without, as long as they are rendered."""
         dataset = self.folder / "dataset"
         try:
-            is_there = self._files.has(f"dataset/{RECORDS_NAME}")
-            chosen = choose_questions(iter_records(dataset / RECORDS_NAME)) if is_there else []
-            return {"films": [_describe_film(dataset, record) for record in chosen], "films_missing": ""}
+            if self._files.has(f"dataset/{RECORDS_NAME}"):
+                chosen = choose_questions(iter_records(dataset / RECORDS_NAME))
+                return {
+                    "films": [_describe_film(dataset, record) for record in chosen],
+                    "are_final": True,
+                    "problem": "",
+                }
+            videos = self._files.names(VIDEOS) if self._files.has(VIDEOS) else []
+            complete = [name for name in videos if not name.startswith(".")][:MOST_FILMS]
+            films = [_describe_video(self._files.path(f"{VIDEOS}/{name}")) for name in complete]
+            return {"films": films, "are_final": False, "problem": ""}
         except (DataError, OSError) as error:
-            return {"films": [], "films_missing": str(error)}
+            return {"films": [], "are_final": False, "problem": str(error)}
 
     def _list_stages(self) -> list[dict[str, Any]]:
         """Every stage with its time so far, and whether it waits, goes on (or was stopped), or is finished."""
@@ -154,3 +163,8 @@ def _describe_film(dataset: Path, record: QuestionRecord) -> dict[str, Any]:
         "skill": str(record.skill),
         "frames": [asdict(frame) for frame in draw_thumbnails(dataset, record, MOST_FRAMES)],
     }
+
+
+def _describe_video(path: Path) -> dict[str, Any]:
+    frames = [asdict(frame) for frame in draw_video(path)]
+    return {"question": "", "options": [], "answer": "", "skill": "", "frames": frames}
