@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from longrl_trainer.config.recipes import parse_config
 from longrl_trainer.config.stages import SftConfig
 from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Skill, Split, write_records
+
+sys.path.insert(0, str(Path(__file__).parent))  # for modules that several tests share
 
 MakeJob = Callable[..., LaunchJob]
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]

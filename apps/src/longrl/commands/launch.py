@@ -32,6 +32,8 @@ Example: longrl launch RECIPE --nodes 2 --gpus 8 --node-rank 0 --address node1:2
 
 Example: longrl launch RECIPE --nodes 4 --gpus 8 --slurm --sbatch time=24:00:00 partition=gpu exclusive mem=0
 
+Example: longrl launch RECIPE --nodes 4 --gpus 8 --ray   (on a machine of a Ray cluster)
+
 Example: longrl launch RECIPE --nodes 2 --gpus 8 --address node1:29500 --print
 
 Example: longrl launch RECIPE --device cpu --gpus 2
@@ -57,6 +59,9 @@ class LaunchOptions:
     is up, saves, and is queued again."""
     sbatch: tuple[str, ...] = ()
     """With --slurm: further options of sbatch, such as time=24:00:00 partition=gpu cpus-per-task=64."""
+    ray: bool = False
+    """Run on the Ray cluster that this machine belongs to (RAY_ADDRESS): Ray Train starts a launcher on each of --nodes
+    machines as soon as they have the GPUs free. Recipe and run have to lie where all machines see them."""
     warning_seconds: int = 600
     """With --slurm: how long before the end of its time the run is warned; longer than a step and a checkpoint take."""
     print: bool = False
@@ -76,6 +81,9 @@ def launch(arguments: Sequence[str]) -> None:
     job = read_job(recipe, options, overrides)
     if options.slurm:
         _launch_on_slurm(job, options)
+        return
+    if options.ray:
+        _launch_on_ray(job, options)
         return
     if not options.print:
         announce(job)
@@ -125,6 +133,12 @@ def read_job(recipe: Path, options: LaunchOptions, overrides: Sequence[str]) -> 
 
     if options.sbatch and not options.slurm:
         raise AppUsageError(f"--sbatch {' '.join(options.sbatch)}: expected with --slurm; add it, or omit --sbatch")
+    if options.ray:
+        wrong = {"--slurm": options.slurm, "--address": options.address, "--node-rank": options.node_rank}
+        for option in (name for name, value in wrong.items() if value):
+            raise AppUsageError(
+                f"{option} with --ray: expected without, since Ray finds machines itself; omit one of both"
+            )
     tables = read_tables(recipe)
     command = command_of(tables)
     example = f"longrl launch {recipe} --gpus 8"
@@ -137,7 +151,7 @@ def read_job(recipe: Path, options: LaunchOptions, overrides: Sequence[str]) -> 
             reason = "there are none" if found is None or found.problem is None else found.problem
             raise AppUsageError(f"--gpus: no GPU is seen here ({reason}); set the number, or --device cpu")
     address = options.address
-    if options.slurm:  # the script finds it out
+    if options.slurm or options.ray:  # found out where it is started
         address = address or "first-node:29500"
     return LaunchJob(
         recipe=recipe,
@@ -173,6 +187,19 @@ def _launch_on_slurm(job: "LaunchJob", options: LaunchOptions) -> None:
         return
     path, answer = submit(script, job)
     print(f"{path}: {answer or 'written; no sbatch is installed here, so submit it where there is one'}")
+
+
+def _launch_on_ray(job: "LaunchJob", options: LaunchOptions) -> None:
+    chosen = {"--no-preflight": not options.preflight, "--rehearse": options.rehearse}
+    extra = tuple(name for name, is_chosen in chosen.items() if is_chosen)
+    if not options.print:
+        print(f"longrl {job.command} {job.recipe}: joining the Ray cluster", file=sys.stderr, flush=True)
+    from longrl.launch.ray_cluster.driver import RayStart, describe_ray_start
+
+    if options.print:
+        print("\n".join(describe_ray_start(job, extra)))
+        return
+    sys.exit(RayStart(job, extra).run())
 
 
 def describe_launch(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
