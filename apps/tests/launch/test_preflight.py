@@ -142,6 +142,16 @@ def test_a_folder_of_something_else_is_left_alone(make_job, dataset, capsys):
     assert "is a file, expected a folder; choose another `output`" in problem
 
 
+def test_what_other_nodes_write_for_a_look_makes_no_folder_one_of_something_else(make_job):
+    job = make_job()
+    shared = SharedFolders(job, "start")
+    for folder in (job.folder, job.config.model.store):
+        folder.mkdir()
+    shared.write()
+    assert len(list(job.folder.iterdir())) == 1
+    assert check_node(job, NO_GPU) == []
+
+
 @pytest.mark.parametrize("name", ["config.json", "folder"])
 def test_a_folder_that_is_no_checkpoint(make_job, checkpoint, name):
     if name == "folder":

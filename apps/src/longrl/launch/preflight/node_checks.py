@@ -38,6 +38,8 @@ STATE_ITEM_BYTES = 12
 """A trained weight in float32 and its two moments."""
 LEAST_DISK_BYTES = 2**30
 MOST_NAMED = 3
+OWN_FILES = ".longrl-"
+"""How the names of files begin that looks write into folders and remove again, and that other nodes may see."""
 
 
 class StateBytes:
@@ -137,8 +139,12 @@ def _check_output(job: LaunchJob) -> Iterator[str]:
     """Nothing may be written into a folder of something else, not even logs."""
     if job.folder.exists() and not job.folder.is_dir():
         yield f"{job.folder} is a file, expected a folder; choose another `output`"
-    elif job.saves and job.output.is_dir() and (names := list_names(job.output)) and SETTINGS_NAME not in names:
+    elif job.saves and job.output.is_dir() and (names := _names(job.output)) and SETTINGS_NAME not in names:
         yield f"{job.output} is not empty and contains no run of this trainer; choose another `output`"
+
+
+def _names(folder: Path) -> set[str]:
+    return {name for name in list_names(folder) if not name.startswith(OWN_FILES)}
 
 
 def _check_disk(job: LaunchJob) -> Iterator[str]:
@@ -221,7 +227,7 @@ def _check_hearing(job: LaunchJob, data: DataSection) -> Iterator[str]:
 def _check_store(job: LaunchJob) -> Iterator[str]:
     model = job.config.model
     if isinstance(model, ModelSection):
-        if model.store.is_dir():
+        if model.store.is_dir() and _names(model.store):
             EmbeddingStore(model.store, is_read_only=True)  # nothing is written into a folder of something else
         unwritable = find_unwritable(model.store)
         if unwritable is not None:
