@@ -108,7 +108,7 @@ def test_what_one_node_lacks_is_a_line_each_and_nothing_is_started(tmp_path, sta
     problems = [line.removeprefix("error: ") for line in first.splitlines() if line.startswith("error: ")]
     expected = (
         "1 GPUs are seen, expected --gpus 2; lower it, or look at CUDA_VISIBLE_DEVICES",
-        "run: can't be written (No space left on device); expected room for the run, free some space",
+        f"{tmp_path}/run: can't be written (No space left on device); expected room for the run, free some space",
         "model: has neither config.json nor model_index.json; expected a checkpoint, set `model.folder`",
         f"{tmp_path}/run: what node 0 writes there doesn't show up within 15 s; put `output` on a file system",
         f"{tmp_path}/embeddings: what node 0 writes there doesn't show up within 15 s; put `model.store` on",

@@ -86,11 +86,13 @@ def _other_command(command: str, path: Path) -> str | None:
     try:
         tables = read_tables(path)
         other = command_of(tables)
+        if other == command:
+            return None
         if other != "quickstart":
             load_recipe(path, model_of(other, tables))
     except TrainerUsageError:
         return None
-    return other if other != command else None
+    return other
 
 
 def describe_invalid_options(

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from longrl_files.regular_files import reason_of
+from longrl_trainer.durable import LOOK_PREFIX
 
 __all__ = ["existing_folder", "find_unwritable", "free_disk_bytes", "free_memory_bytes"]
 
@@ -56,7 +57,7 @@ def existing_folder(folder: Path) -> Path:
 def find_unwritable(folder: Path) -> str | None:
     """Write and remove a file in a folder, or in the nearest one above it; why that fails, if it does."""
     place = existing_folder(folder)
-    probe = place / f".longrl-probe-{os.uname().nodename}-{os.getpid()}"
+    probe = place / f"{LOOK_PREFIX}probe-{os.uname().nodename}-{os.getpid()}"
     try:
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:

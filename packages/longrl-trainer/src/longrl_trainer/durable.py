@@ -19,6 +19,8 @@ from longrl_trainer.errors import TrainerError
 PARTIAL_MARK = ".partial-"
 LOGS_NAME = "logs"
 """What a launcher keeps of the processes' output, in a run's folder before the run is there."""
+LOOK_PREFIX = ".longrl-"
+"""How the names of files begin that a launcher's look writes and removes again; other nodes may see them meanwhile."""
 LINK_CURE = "remove it, or choose another folder"
 _PARTIAL = re.compile(rf".+{re.escape(PARTIAL_MARK)}\d+(?:-retired)?")
 

@@ -17,9 +17,10 @@ from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
 from longrl_trainer.config.stages import GrpoConfig, SftConfig
+from longrl_trainer.durable import LOOK_PREFIX
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.questions.media import hearing_families
-from longrl_trainer.runs.settings import SETTINGS_NAME, list_names
+from longrl_trainer.runs.settings import refuse_other_contents
 from longvideo_reason_data.errors import DataError
 from longvideo_reason_data.records.record import Split, iter_records
 from mrsp_engine.embeddings.store import EmbeddingStore
@@ -38,8 +39,6 @@ STATE_ITEM_BYTES = 12
 """A trained weight in float32 and its two moments."""
 LEAST_DISK_BYTES = 2**30
 MOST_NAMED = 3
-OWN_FILES = ".longrl-"
-"""How the names of files begin that looks write into folders and remove again, and that other nodes may see."""
 
 
 class StateBytes:
@@ -139,12 +138,8 @@ def _check_output(job: LaunchJob) -> Iterator[str]:
     """Nothing may be written into a folder of something else, not even logs."""
     if job.folder.exists() and not job.folder.is_dir():
         yield f"{job.folder} is a file, expected a folder; choose another `output`"
-    elif job.saves and job.output.is_dir() and (names := _names(job.output)) and SETTINGS_NAME not in names:
-        yield f"{job.output} is not empty and contains no run of this trainer; choose another `output`"
-
-
-def _names(folder: Path) -> set[str]:
-    return {name for name in list_names(folder) if not name.startswith(OWN_FILES)}
+    elif job.saves and job.output.is_dir():
+        refuse_other_contents(job.output)
 
 
 def _check_disk(job: LaunchJob) -> Iterator[str]:
@@ -227,7 +222,7 @@ def _check_hearing(job: LaunchJob, data: DataSection) -> Iterator[str]:
 def _check_store(job: LaunchJob) -> Iterator[str]:
     model = job.config.model
     if isinstance(model, ModelSection):
-        if model.store.is_dir() and _names(model.store):
+        if model.store.is_dir() and any(not path.name.startswith(LOOK_PREFIX) for path in model.store.iterdir()):
             EmbeddingStore(model.store, is_read_only=True)  # nothing is written into a folder of something else
         unwritable = find_unwritable(model.store)
         if unwritable is not None:

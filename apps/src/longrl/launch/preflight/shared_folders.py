@@ -7,6 +7,7 @@ from time import monotonic, sleep
 from longrl.launch.job import LaunchJob
 from longrl.machine.resources import existing_folder
 from longrl_trainer.config.sections import ModelSection
+from longrl_trainer.durable import LOOK_PREFIX
 
 __all__ = ["SharedFolders"]
 
@@ -27,7 +28,7 @@ class SharedFolders:
         self._folders = {"output": job.folder}
         if isinstance(model, ModelSection):
             self._folders["model.store"] = model.store
-        self._name = f".longrl-shared-{start}"
+        self._name = f"{LOOK_PREFIX}shared-{start}"
 
     def write(self) -> None:
         """Write the files; a folder that can't be written is another check's finding."""

@@ -33,12 +33,12 @@ from longrl_trainer.runs.journal import JsonLines, steps_in
 from longrl_trainer.runs.settings import (
     describe_run,
     find_changes,
-    list_names,
     log_changes,
     own_run_folder,
     read_object,
     read_settings,
     refuse_following,
+    refuse_other_contents,
     with_whole_model,
     write_settings,
 )
@@ -239,10 +239,7 @@ class Run:
         """Load what exists: the result, or the checkpoint and the journals up to it; and a changed length."""
         saved = read_settings(self.folder)
         if saved is None:
-            if list_names(self.folder):
-                raise TrainerUsageError(
-                    f"{self.folder} is not empty and contains no run of this trainer; choose another `output`"
-                )
+            refuse_other_contents(self.folder)
             write_settings(self.folder, saved := described)
         saved = with_whole_model(self.folder, saved, described)
         changes = find_changes(self.folder, saved, described, config)

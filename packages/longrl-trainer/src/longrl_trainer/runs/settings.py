@@ -23,7 +23,7 @@ from longrl_trainer.config.effects import Difference, Effect, find_differences, 
 from longrl_trainer.config.recipes import first_difference
 from longrl_trainer.config.sections import DataSection, ModelSection, records_path
 from longrl_trainer.config.stages import TrainingConfig
-from longrl_trainer.durable import LINK_CURE, LOGS_NAME, PARTIAL_MARK, write_json
+from longrl_trainer.durable import LINK_CURE, LOGS_NAME, LOOK_PREFIX, PARTIAL_MARK, write_json
 from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.runs.digests import digest_of, digest_of_uppermost_files
 from longvideo_reason_data.ownership import OWNER_NAME, own_folder
@@ -104,8 +104,20 @@ def own_run_folder(folder: Path) -> Generator[None]:
 
 
 def list_names(folder: Path) -> set[str]:
-    """What a folder holds, but for unfinished files, the mark of its owner, and a launcher's logs."""
-    return {path.name for path in folder.iterdir() if PARTIAL_MARK not in path.name} - {OWNER_NAME, LOGS_NAME}
+    """What a folder holds, but for unfinished files, the mark of its owner, and a launcher's logs and look."""
+    names = {path.name for path in folder.iterdir()} - {OWNER_NAME, LOGS_NAME}
+    return {name for name in names if PARTIAL_MARK not in name and not name.startswith(LOOK_PREFIX)}
+
+
+def refuse_other_contents(folder: Path) -> None:
+    """Refuse a folder of something else than a run.
+
+    Raises:
+        TrainerUsageError: It has other files, and no settings of a run.
+    """
+    names = list_names(folder)
+    if names and SETTINGS_NAME not in names:
+        raise TrainerUsageError(f"{folder} is not empty and contains no run of this trainer; choose another `output`")
 
 
 def with_whole_model(folder: Path, saved: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
