@@ -22,6 +22,7 @@ QUIET = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Give the address of a cluster of two nodes with one processor each."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # of 15 by default, at which nothing runs on a busy machine
     pytest.importorskip("ray.train")
     from ray.cluster_utils import Cluster
 

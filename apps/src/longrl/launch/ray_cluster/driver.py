@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections import deque
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
@@ -30,6 +31,7 @@ __all__ = ["RayStart", "describe_ray_start"]
 ADDRESS = "RAY_ADDRESS"
 CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 0.3
+MOST_WORDS = 20
 END_SECONDS = 90.0
 """How long the other nodes may take when one has ended badly; their launchers end their ranks within less."""
 PASSED_ON = (
@@ -68,6 +70,7 @@ class RayStart:
         self._error: BaseException | None = None
         self._codes: dict[int, int] = {}
         self._has_started = False
+        self._words: dict[int, deque[str]] = {}
         try:
             _check_room(job, self._ray.nodes())
         except AppUsageError:
@@ -154,16 +157,21 @@ class RayStart:
             self._error = error
 
     def _show(self, news: NodeNews) -> None:
-        """Show what the launchers said: the first node's words as they are, the others' with its number."""
+        """Show what the first node's launcher said, and keep the last words of the others, which mostly repeat it."""
         self._codes = news.codes
         for node, (stream, line) in news.lines:
             self._has_started = True
-            prefix = "" if node == 0 else f"[node {node}] "
-            print(prefix + visible(line, 399), file=sys.stdout if stream == "out" else sys.stderr, flush=True)
+            if node == 0:
+                print(visible(line, 399), file=sys.stdout if stream == "out" else sys.stderr, flush=True)
+            else:
+                self._words.setdefault(node, deque(maxlen=MOST_WORDS)).append(f"[node {node}] {visible(line, 399)}")
 
     def _judge(self) -> int:
         """The status of the failure that the launchers told each other."""
         job = self._job
+        for node in sorted(self._words):
+            if self._codes.get(node) != self._codes.get(0):
+                _say("\n".join(self._words[node]))
         silent = [str(node) for node in range(job.num_nodes) if node not in self._codes]
         code = next((self._codes[node] for node in sorted(self._codes) if self._codes[node]), 0)
         if self._asked and code in (128 + signal.Signals[job.stop_signal], 0) and (code or silent):

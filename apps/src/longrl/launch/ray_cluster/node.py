@@ -67,12 +67,16 @@ def run_node(config: Mapping[str, NodeOrder]) -> None:
     import torch.distributed as dist
 
     order, node = config["order"], int(os.environ["RANK"])
-    problem = None if Path(order.folder).is_dir() else f"{order.folder}: there is no such folder; start in a shared one"
+    problem = None
+    if not Path(order.folder).is_dir():
+        problem = (
+            f"node {node} ({socket.gethostname()}): {order.folder}: there is no such folder; start in a shared one"
+        )
     found: list[Any] = [None] * order.num_nodes
     dist.all_gather_object(found, (_free_port(), problem))
-    if any(one for _, one in found):
-        lines = [("err", error_line(f"node {node} ({socket.gethostname()}): {problem}"))] if problem else []
-        ray.get(order.mailbox.tell.remote(node, lines))
+    problems = [one for _, one in found if one is not None]
+    if problems:
+        ray.get(order.mailbox.tell.remote(node, [("err", error_line(one)) for one in problems]))
         ray.get(order.mailbox.end.remote(node, 1))
         return
     host = os.environ["MASTER_ADDR"]
