@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from two_nodes import SIZES, Nodes, stop_kill_and_end, write_tiny_run
+from two_nodes import SIZES, Nodes, has_networks, stop_kill_and_end, write_tiny_run
 
 
 def free_port() -> int:
@@ -40,6 +40,7 @@ def start_nodes(folder: Path, *options: str) -> Nodes:
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
+@pytest.mark.skipif(has_networks(), reason="two nodes with networks of their own are, in test_namespaces.py")
 def test_two_nodes_are_stopped_killed_and_end(tmp_path):
     write_tiny_run(tmp_path)
     stop_kill_and_end(tmp_path, lambda *options: start_nodes(tmp_path, *options), host=socket.gethostname())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -37,6 +38,16 @@ num_frames = 2
 """
 STEPS_PER_EPOCH = 1
 SIZES = ["--device", "cpu", "--gpus", "1", "--nodes", "2"]
+
+
+def has_networks() -> bool:
+    """Whether networks of their own can be made here, for nodes further apart than on one loopback."""
+    if shutil.which("ip") is None or shutil.which("unshare") is None:
+        return False
+    probe = f"longrl-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "delete", probe], capture_output=True, check=False)
+    return made.returncode == 0
 
 
 def write_tiny_run(folder: Path) -> None:
@@ -99,7 +110,12 @@ def find_rank(folder: Path, rank: int) -> int:
 
 
 def stop_kill_and_end(
-    folder: Path, start: Callable[..., Nodes], *, host: str, stop: signal.Signals = signal.SIGUSR1
+    folder: Path,
+    start: Callable[..., Nodes],
+    *,
+    host: str,
+    stop: signal.Signals = signal.SIGUSR1,
+    is_killed: bool = True,
 ) -> None:
     """Each start is the same command; only the length differs at last, and what needn't be looked at again.
 
@@ -108,6 +124,7 @@ def stop_kill_and_end(
         start: Starts `longrl launch sft.toml` with further options.
         host: The name of the second node's machine.
         stop: The signal to stop it with.
+        is_killed: Whether a rank is killed in between.
     """
     nodes = start()
     wait_for(lambda: len(steps_in(folder)) >= 2, nodes)
@@ -125,7 +142,21 @@ def stop_kill_and_end(
     done = steps_in(folder)[-1]
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == [f"step-{done:06d}"]
 
-    nodes = start("--no-preflight")
+    if is_killed:
+        kill_a_rank(folder, start("--no-preflight"), host=host, done=done)
+    epochs = -(-(done + 2) // STEPS_PER_EPOCH)
+    codes, outputs = end_of(start("--no-preflight", "--epochs", str(epochs)))
+    assert set(codes) == {0}, outputs
+    assert steps_in(folder) == list(range(1, epochs * STEPS_PER_EPOCH + 1))
+    assert (folder / "run" / "result.json").exists()
+    starts = sorted((folder / "run" / "logs").iterdir())
+    assert [sorted(path.name for path in one.iterdir()) for one in starts] == [
+        ["rank-0.err", "rank-0.out", "rank-1.err", "rank-1.out"]
+    ] * (2 + is_killed)
+
+
+def kill_a_rank(folder: Path, nodes: Nodes, *, host: str, done: int) -> None:
+    """Kill the rank of the second node after a step; all end soon and say why."""
     wait_for(lambda: steps_in(folder)[-1] > done, nodes)
     killed = time.monotonic()
     os.kill(find_rank(folder, 1), signal.SIGKILL)
@@ -135,13 +166,3 @@ def stop_kill_and_end(
     for output in outputs:
         assert f"rank 1 on node 1 ({host}) was killed by SIGKILL" in output
         assert "Traceback" not in output
-
-    epochs = -(-(done + 2) // STEPS_PER_EPOCH)
-    codes, outputs = end_of(start("--no-preflight", "--epochs", str(epochs)))
-    assert set(codes) == {0}, outputs
-    assert steps_in(folder) == list(range(1, epochs * STEPS_PER_EPOCH + 1))
-    assert (folder / "run" / "result.json").exists()
-    starts = sorted((folder / "run" / "logs").iterdir())
-    assert [sorted(path.name for path in one.iterdir()) for one in starts] == [
-        ["rank-0.err", "rank-0.out", "rank-1.err", "rank-1.out"]
-    ] * 3
