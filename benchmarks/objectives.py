@@ -76,7 +76,8 @@ def _train(
     training = _training(config, name, folder, steps)
     if name == ALONE:
         untrained = training.model.model_copy(update={"folder": config.sft.model.folder})
-        training = training.model_copy(update={"model": untrained})
+        # Without imitation hardly any answer is rewarded, and a run may end in a step without any.
+        training = training.model_copy(update={"model": untrained, "min_reward_share": 0.0})
     result = train_grpo(training, engine=quickstart.sampler.open(), progress=progress)
     asked = config.evaluation_config(result.model_folder, folder / _name(config), num_frames=config.main_frames)
     return _evaluate(asked, quickstart, progress)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longrl_trainer.config.stages import GrpoConfig
-from longrl_trainer.errors import TrainerUsageError
+from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.grpo import train_grpo
 from longrl_trainer.objectives.base import build_objective
 from longrl_trainer.objectives.terms import temporal_weight
@@ -35,7 +35,7 @@ from longrl_trainer.training.optimizer import Optimizer
 from longrl_trainer.training.scoring import RowScoring
 from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.step_media import StepMedia
-from mrsp_engine.rollout.base import Rollout
+from mrsp_engine.rollout.base import Refusal, RefusalReason, Rollout
 from mrsp_engine.rollout.transformers import TransformersRolloutEngine
 from mrsp_engine.testing.fixtures import run_on_ranks
 
@@ -246,8 +246,33 @@ class SeededByPrompt(TransformersRolloutEngine):
 def train(values: str) -> None:
     config = GrpoConfig.model_validate_json(values)
     policy, sampled = (open_policy(config.model, config.dtype) for _ in range(2))
-    sampled.store = policy.store
     train_grpo(config, policy=policy, engine=SeededByPrompt(sampled))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", ["frozen", "all"])
+def test_a_sampler_of_the_callers_has_a_store_of_its_own(started, tmp_path, vision):
+    options = {"objective": "t_grpo", "steps": 1, "prompts_per_step": 4, "train_vision": vision}
+    config = started.grpo(tmp_path / "run", **options)
+    train_grpo(config, engine=TransformersRolloutEngine(open_policy(config.model, config.dtype)))
+    (line,) = lasting(config)
+    assert (line["temporal"]["prompts"], line["prompts_refused"]) == (4, {})
+
+
+class RefusesShuffledFrames(TransformersRolloutEngine):
+    """Lacks the embeddings of shuffled videos, of which half as many responses are asked for."""
+
+    def generate(self, prompts, sampling):
+        if sampling.num_samples == 2:
+            return [Refusal(reason=RefusalReason.EMBEDDING_UNUSABLE, message="it is gone") for _ in prompts]
+        return super().generate(prompts, sampling)
+
+
+@pytest.mark.slow
+def test_shuffled_frames_that_the_sampler_always_refuses_are_not_passed_over(started, tmp_path):
+    config = started.grpo(tmp_path / "run", objective="t_grpo", steps=1, prompts_per_step=4)
+    with pytest.raises(TrainerError, match="the sampler refused every question with shuffled frames: it is gone"):
+        train_grpo(config, engine=RefusesShuffledFrames(open_policy(config.model, config.dtype)))
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -265,3 +266,17 @@ def test_a_full_disk_is_one_line_and_the_embeddings_stay_in_memory(tmp_path: Pat
     assert on_disk == (3 if kind == "small file system" else 0)
     assert (encodes, left_over) == (8, 0)
     assert "(host_bytes)" in refusal
+
+
+def test_loans_are_seen_by_other_stores_of_the_folder_in_this_thread_and_no_longer_than_they_last(tmp_path):
+    lender, other, elsewhere = (EmbeddingStore(tmp_path / name) for name in ("a", "a", "b"))
+    lent, own = torch.ones(2, 3), torch.zeros(2, 3)
+    with lender.lend({KEY.digest: lent}):
+        assert other.get(KEY) is lent
+        assert elsewhere.get(KEY) is None
+        with other.lend({KEY.digest: own}):
+            assert (other.get(KEY) is own, lender.get(KEY) is lent) == (True, True)
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(other.get, KEY).result() is None
+            assert thread.submit(lender.get, KEY).result() is lent
+    assert other.get(KEY) is None

@@ -127,6 +127,9 @@ def contrast_groups(
 
     Returns:
         All groups, the contrasts of those that were asked in both orders, and prompts that the sampler refused.
+
+    Raises:
+        TrainerError: The sampler refused all of them.
     """
     shuffled = {
         place: [_shuffle(medium, config, step, group, number) for number, medium in enumerate(group.question.media)]
@@ -151,6 +154,9 @@ def contrast_groups(
         for place, question, outcome in zip(shuffled, asked, outcomes, strict=True)
         if not isinstance(outcome, Refusal)
     ]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    if refused and not answered:
+        raise TrainerError(f"the sampler refused every question with shuffled frames: {refused[0].message}")
     shares = _judge(answered, rewards, ranks, find_control_tokens(policy))
     weighed, contrasts = list(groups), list[TemporalContrast]()
     for place, share in shares.items():
@@ -160,7 +166,7 @@ def contrast_groups(
             weight = temporal_weight(ordered, share, bonus=config.parts.temporal_weight, margin=config.temporal_margin)
             weighed[place] = replace(group, prompt_weight=weight)
             contrasts.append(TemporalContrast(ordered=ordered, shuffled=share, weight=weight))
-    return weighed, contrasts, [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    return weighed, contrasts, refused
 
 
 def can_shuffle(medium: MediaReference) -> bool:

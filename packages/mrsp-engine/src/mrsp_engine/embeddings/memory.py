@@ -1,12 +1,14 @@
-"""Embeddings in memory: up to a number of bytes, keeping the most recently used."""
+"""Embeddings in memory: up to a number of bytes, keeping the most recently used; and such as are lent for a while."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Generator, Hashable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["MemoryTier"]
+__all__ = ["Loans", "MemoryTier"]
 
 
 class MemoryTier:
@@ -45,3 +47,42 @@ class MemoryTier:
     def _forget(self, name: Hashable) -> None:
         tensor = self._tensors.pop(name, None)
         self.num_bytes -= 0 if tensor is None else tensor.nbytes
+
+
+class _LentHere(threading.local):
+    """What stores have lent in this thread, by folder; ranks may be threads of one process."""
+
+    def __init__(self) -> None:
+        self.by_folder: dict[Path, dict[str, Tensor]] = {}
+
+
+_lent_here = _LentHere()
+
+
+class Loans:
+    """Tensors that stand in for entries of a store for a while.
+
+    Args:
+        folder: That of the store; other stores of this folder see its loans too, in the thread in which they were made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._own: dict[str, Tensor] = {}
+
+    def find(self, digest: str) -> Tensor | None:
+        """What stands in for an entry: of this store's own loans, or else of another's."""
+        found = self._own.get(digest)
+        return _lent_here.by_folder.get(self._folder, {}).get(digest) if found is None else found
+
+    @contextmanager
+    def lend(self, tensors: Mapping[str, Tensor]) -> Generator[None]:
+        """Let tensors stand in for the entries of their digests within a `with` block."""
+        own_before, before = self._own, _lent_here.by_folder.get(self._folder, {})
+        self._own = {**own_before, **tensors}
+        _lent_here.by_folder[self._folder] = {**before, **tensors}
+        try:
+            yield
+        finally:
+            self._own = own_before
+            _lent_here.by_folder[self._folder] = before

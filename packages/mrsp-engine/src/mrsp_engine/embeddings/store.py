@@ -24,7 +24,7 @@ from mrsp_engine.embeddings.entry_folder import DIGESTS_NAME
 from mrsp_engine.embeddings.key import EmbeddingKey
 from mrsp_engine.embeddings.limits import StoreLimits
 from mrsp_engine.embeddings.lookups import StoreLookups
-from mrsp_engine.embeddings.memory import MemoryTier
+from mrsp_engine.embeddings.memory import Loans, MemoryTier
 from mrsp_engine.errors import EngineError
 
 __all__ = ["EmbeddingStore", "StoreCounters", "StoreLimits", "StoreStats"]
@@ -74,7 +74,7 @@ class EmbeddingStore:
         self.digests = FileDigests(folder / DIGESTS_NAME, is_read_only=is_read_only)
         self._host = MemoryTier(self.limits.host_bytes)
         self._device = MemoryTier(self.limits.device_bytes)
-        self._live: dict[str, Tensor] = {}
+        self._loans = Loans(folder)
         self.lookups = StoreLookups()
         self._hits = 0
         self._kept_in_memory = 0
@@ -167,17 +167,16 @@ class EmbeddingStore:
 
     @contextmanager
     def lend(self, tensors: Mapping[str, Tensor]) -> Generator[None]:
-        """Let tensors stand in for entries of their digests within a `with` block, gradients included."""
-        before = self._live
-        self._live = {**before, **tensors}
-        try:
+        """Let tensors stand in for entries of their digests within a `with` block, gradients included.
+
+        In the same thread they also do in other stores of the folder, such as that of a sampler opened by the caller.
+        """
+        with self._loans.lend(tensors):
             yield
-        finally:
-            self._live = before
 
     def lends(self, key: EmbeddingKey | str) -> bool:
         """Whether a tensor of `lend` stands in for this embedding."""
-        return _digest(key) in self._live
+        return self._loans.find(_digest(key)) is not None
 
     def stats(self) -> StoreStats:
         """Number and size of the entries on disk."""
@@ -210,10 +209,10 @@ class EmbeddingStore:
     def holds(self, key: EmbeddingKey | str) -> bool:
         """Whether the embedding is in this process's memory."""
         digest = _digest(key)
-        return digest in self._live or self._host.get(digest) is not None
+        return self._loans.find(digest) is not None or self._host.get(digest) is not None
 
     def _find(self, digest: str, rows: tuple[int, int] | None, device: torch.device | None) -> Tensor | None:
-        live = self._live.get(digest)
+        live = self._loans.find(digest)
         if live is not None:
             found = live if rows is None else _cut(live, rows, digest)
         else:
