@@ -106,7 +106,7 @@ class Opening:
         """Questions about as many videos, and how these are encoded."""
         data = resolve_frames(config.data, config.model.folder)
         words = " a" * self.limits.response_tokens
-        tokens = len(policy.tokenizer.encode(words, add_special_tokens=False))
+        tokens = len(policy.tokenise(words))
         reasoning = words[: len(words) * self.limits.response_tokens // max(1, tokens)]
         videos: list[PlannedMedium] = []
         questions: list[Question] = []

@@ -286,8 +286,7 @@ def response_ids(policy: Policy, record: QuestionRecord, config: SftConfig) -> t
     answer = record.answer
     if config.answer_form == "text" and record.options:
         answer = record.options[LETTERS.index(record.answer)]
-    response = policy.tokenizer.encode(format_response(record.reasoning, answer), add_special_tokens=False)
-    return (*response, policy.end_token_ids[0])
+    return (*policy.tokenise(format_response(record.reasoning, answer)), policy.end_token_ids[0])
 
 
 def count_scored_tokens(group: PromptGroup) -> int:

@@ -139,7 +139,7 @@ class LongRlModel(lmms):
             context, continuation, doc_to_visual, doc_id, task, split = request.args
             text = continuation if isinstance(continuation, str) else continuation(self.task_dict[task][split][doc_id])
             prompt = self._prompt(context, doc_to_visual, doc_id, task, split)
-            token_ids = tuple(self._policy.tokenizer.encode(text, add_special_tokens=False))
+            token_ids = self._policy.tokenise(text)
             with torch.no_grad():
                 scores = score_branches(self._policy, prompt, [Branch(token_ids=token_ids)])
             (greedy,) = self._sampler.generate([prompt], SamplingSettings(temperature=0.0, max_tokens=len(token_ids)))

@@ -96,6 +96,10 @@ class Policy(ABC):
         """
 
     @abstractmethod
+    def tokenise(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text by itself, without special ones; those of short texts are remembered."""
+
+    @abstractmethod
     def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
         """Lay out one user turn (media first, then `text`) followed by the start of the assistant's turn."""
 

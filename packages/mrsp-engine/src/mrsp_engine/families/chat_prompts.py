@@ -7,6 +7,7 @@ tokens of that, and a rule for what replaces them once its embedding is known.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ TURN_START = "<|im_start|>"
 LONGEST_TEMPLATE_TEXT = 1 << 20
 MOST_REPETITIONS = 8
 """Of a text by the template that writes it."""
+NUM_REMEMBERED, LONGEST_REMEMBERED = 8192, 2048
+"""Texts whose tokens are kept, and the characters of the longest: every epoch asks for the same short ones."""
 
 
 class ChatPrompts:
@@ -52,6 +55,8 @@ class ChatPrompts:
         self._media = dict(media)
         self._positions = positions
         self._lengths: dict[tuple[MediaReference, ...], int] = {}
+        self._remembered_text = lru_cache(NUM_REMEMBERED)(self._tokenise)
+        self._remembered_turn = lru_cache(NUM_REMEMBERED)(self._tokenise_turn)
         self._turn_start_id = cast(int, tokenizer.convert_tokens_to_ids(TURN_START))
         added = cast(dict[int, Any], tokenizer.added_tokens_decoder)
         placeholders = {tokens.placeholder_id for tokens in self._media.values()}
@@ -61,6 +66,10 @@ class ChatPrompts:
             if token.special or index in placeholders or index >= num_embedded
         )
         self._try_template()
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text by itself."""
+        return self._tokenise(text) if len(text) > LONGEST_REMEMBERED else self._remembered_text(text)
 
     def build(self, text: str, media: Sequence[MediaReference], system: str | None) -> Prompt:
         """Build one user turn, media first, and the opening of the assistant's turn."""
@@ -98,6 +107,10 @@ class ChatPrompts:
 
     def _written_ids(self, text: str, media: Sequence[MediaReference], system: str | None) -> tuple[int, ...]:
         """The tokens as the template writes them, before media are expanded."""
+        is_long = len(text) + len(system or "") > LONGEST_REMEMBERED
+        return (self._tokenise_turn if is_long else self._remembered_turn)(text, tuple(media), system)
+
+    def _tokenise_turn(self, text: str, media: tuple[MediaReference, ...], system: str | None) -> tuple[int, ...]:
         for content in (text, system or ""):
             found = next((token for token in self._reserved if token in content), None)
             if found is not None:
@@ -112,7 +125,10 @@ class ChatPrompts:
                 f"the chat template writes {len(rendered):,} characters for a text of {len(text):,}, expected at most "
                 f"{longest:,}; set another model folder"
             )
-        return tuple(cast(list[int], self._tokenizer(rendered, add_special_tokens=False)["input_ids"]))
+        return self._tokenise(rendered)
+
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        return tuple(cast(list[int], self._tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         try:

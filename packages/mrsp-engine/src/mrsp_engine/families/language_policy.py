@@ -104,6 +104,10 @@ class LanguagePolicy(Policy):
         """See `Policy.encode_image`."""
         return self._require_encoder("image").refer_image(image, self.store)
 
+    def tokenise(self, text: str) -> tuple[int, ...]:
+        """See `Policy.tokenise`."""
+        return self._prompts.tokens(text)
+
     def build_prompt(self, text: str, media: Sequence[MediaReference], *, system: str | None = None) -> Prompt:
         """See `Policy.build_prompt`."""
         return self._prompts.build(text, media, system)
@@ -130,8 +134,8 @@ class LanguagePolicy(Policy):
         if not prompt.media:
             return embeddings
         stored = torch.cat([self._stored(medium, embeddings.shape[1]) for medium in prompt.media])
-        places = torch.cat([tokens for _, tokens in self._tokens_of_media(prompt)])
-        return embeddings.index_copy(0, places.to(self.device), stored.to(embeddings))
+        places = torch.cat([tokens for _, tokens in self._tokens_of_media(prompt)]).to(self.device)
+        return embeddings.index_copy(0, places, stored.to(embeddings))
 
     def embed_rows(self, prompt: Prompt, tokens: Tensor) -> Tensor:
         """See `Policy.embed_rows`; of each medium, only the rows that these tokens represent are read."""
@@ -140,13 +144,11 @@ class LanguagePolicy(Policy):
         is_media = self._stand_for_media(expanded_ids)
         token_ids = expanded_ids.masked_fill(is_media, 0)[chosen]
         embeddings = self.embed_tokens(token_ids.to(self.device))  # [T, D]
-        stored: list[Tensor] = []
-        places: list[Tensor] = []
+        stored, places = list[Tensor](), list[Tensor]()
         for medium, own_tokens in self._tokens_of_media(prompt):
             places.append(torch.nonzero(torch.isin(chosen, own_tokens)).squeeze(1))
             own = torch.searchsorted(own_tokens, chosen[places[-1]])  # rows of this medium
-            # Rows gathered by all ranks with gradients: the backward pass must visit them even on a rank that uses
-            # none.
+            # Rows that ranks gather with gradients: the backward pass must visit them even where none are used.
             nothing = [(0, 0)] if self.store.lends(medium.key) else []
             stored += [self._stored(medium, embeddings.shape[1], run) for run in _runs(own) or nothing]
         if not stored:
