@@ -159,6 +159,7 @@ def test_from_a_folder_of_videos_to_a_report_killed_in_between(longrl, model, fi
     assert len(set(asked)) == len(asked)  # nothing was paid twice, but what was under way at the kill
     summary = json.loads((output / "report.json").read_text())
     assert set(summary["accuracy"]) == {"chance", "constant", "blind", "untrained", "sft", "grpo"}
+    assert set(summary["accuracy_on_rl_questions"]) == {"sft", "grpo"}
     assert summary["videos"] == 6
     page = (output / "report.html").read_text()
     assert "your own videos" in page

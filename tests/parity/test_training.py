@@ -168,19 +168,19 @@ CASES = [
 ]
 ZERO_CASES = [
     *(
-        replace(case, sharding=kind, dtype="float32", num_steps=10)
+        replace(case, sharding=kind, dtype="float32")
         for kind in ("zero2", "zero3")
         for case in (
-            TrainingCase(stage="sft", num_ranks=2),
+            TrainingCase(stage="sft", num_ranks=2, num_steps=10),
             TrainingCase(stage="sft", family=TIED, sequence_ranks=2),
             TrainingCase(stage="sft", data="one group", family=TIED),
             TrainingCase(stage="sft", num_ranks=2, shares_prompt=False, activations="recompute"),
             TrainingCase(stage="sft", data="videos", family=SEEING, num_ranks=2, sequence_ranks=2),
             TrainingCase(stage="sft", has_adapters=True, num_ranks=2, family=TIED),
-            TrainingCase(stage="grpo"),
+            TrainingCase(stage="grpo", num_steps=10),
             TrainingCase(stage="grpo", data="nothing to learn", num_ranks=2),
             TrainingCase(stage="grpo with a reference", data="one group", num_ranks=2, family=TIED),
-            TrainingCase(stage="grpo with a reference", has_adapters=True, sequence_ranks=2),
+            TrainingCase(stage="grpo with a reference", has_adapters=True, sequence_ranks=2, num_steps=10),
             TrainingCase(stage="sft", num_ranks=2, family=TIED, logit_bytes=9000),
             TrainingCase(stage="sft", num_ranks=2, offload="optimizer"),
             TrainingCase(stage="sft", num_ranks=2, family=HYBRID, sequence_ranks=2),

@@ -17,11 +17,12 @@ from longrl.footage.config import FootageConfig, load_footage
 from longrl.footage.material import examine_footage, examine_machine
 from longrl.footage.recipes import RECIPE_NAMES, FootagePlaces, write_recipes
 from longrl.pipeline import Pipeline, Stage, open_pipeline
+from longrl.quickstart.config import TRAIN_RL_LIMIT
 from longrl.quickstart.embedding_plans import encode_splits
 from longrl.quickstart.run import EVALUATIONS, count_records
 from longrl.quickstart.shared_sampler import SharedSampler
 from longrl.report.build import REPORT_NAME, SUMMARY_NAME, build_report, source_digest
-from longrl.report.run_data import FOOTAGE_STAGES, TRAINING_STAGES
+from longrl.report.run_data import FOOTAGE_STAGES, RL_QUESTIONS_NAME, TRAINING_STAGES
 from longrl_trainer.config.effects import result_settings
 from longrl_trainer.config.stages import EvaluateConfig
 from longrl_trainer.durable import write_text
@@ -36,6 +37,8 @@ __all__ = ["STAGE_NAMES", "DatasetStage", "run_footage"]
 
 CONFIG_NAME = "config.json"
 STAGE_NAMES = (*FOOTAGE_STAGES, *TRAINING_STAGES, "report")
+AROUND_GRPO = ("sft", "grpo")
+"""Models that are asked GRPO's own questions too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,8 @@ class FootageRun:
 
     def _evaluation_stage(self, name: str, model: Path, *, after: str) -> Stage:
         settings = result_settings(self.config.evaluate) | {"blind": name == "blind"}
+        if name in AROUND_GRPO:
+            settings |= {"train_rl": result_settings(self.config.grpo.data), "train_rl_limit": TRAIN_RL_LIMIT}
         return Stage(
             name=f"evaluate-{name}",
             settings={key: value for key, value in settings.items() if key not in ("model", "output")},
@@ -200,17 +205,25 @@ class FootageRun:
         )
 
     def _evaluate(self, name: str, model: Path) -> Mapping[str, Any]:
-        """Evaluate the held-out questions."""
+        """Evaluate the held-out questions, and around GRPO some of those that it trains on."""
         from longrl_trainer.evaluation.evaluate import evaluate
         from longrl_trainer.training.opening import open_policy
 
-        recipe = self.config.evaluate
-        output = self.places.output / EVALUATIONS / name / f"{self.config.num_frames}-frames.json"
+        recipe, folder = self.config.evaluate, self.places.output / EVALUATIONS / name
         section = recipe.model.model_copy(update={"folder": model})
         policy = open_policy(section, recipe.dtype)
         policy.freeze_vision()
-        config: EvaluateConfig = recipe.model_copy(
-            update={"model": section, "output": output, "blind": name == "blind", "step": None}
+        held_out: EvaluateConfig = recipe.model_copy(
+            update={
+                "model": section,
+                "output": folder / f"{self.config.num_frames}-frames.json",
+                "blind": name == "blind",
+                "step": None,
+            }
         )
-        result = evaluate(config, policy, engine=self._engine(), progress=self.progress)
+        result = evaluate(held_out, policy, engine=self._engine(), progress=self.progress)
+        on_rl_questions = folder / RL_QUESTIONS_NAME
+        if name in AROUND_GRPO and not on_rl_questions.exists():
+            changes = {"data": self.config.grpo.data, "output": on_rl_questions, "limit": TRAIN_RL_LIMIT}
+            evaluate(held_out.model_copy(update=changes), policy, engine=self._engine(), progress=self.progress)
         return {"accuracy": result.accuracy, "questions": result.questions}

@@ -19,6 +19,8 @@ from longvideo_reason_data.records.record import Split
 from longvideo_reason_data.timeline.world import WorldSettings
 
 QUICKSTART_RECIPE = RECIPES_FOLDER / "quickstart.toml"
+TRAIN_RL_LIMIT = 400
+"""Questions of GRPO's training that are asked before and after it."""
 
 
 class WorldSection(WorldSettings):
@@ -61,7 +63,7 @@ class EvaluationSection(Section):
     """Sampling temperature: 1 measures the trained policy itself; 0 selects its most probable tokens."""
     limit: int | None = Field(default=None, ge=1)
     """Ask at most this many questions."""
-    train_rl_limit: int = Field(default=400, ge=1)
+    train_rl_limit: int = Field(default=TRAIN_RL_LIMIT, ge=1)
     """Before and after GRPO, also ask at most this many of the questions that it trains on, spread over all of them."""
 
     @model_validator(mode="after")

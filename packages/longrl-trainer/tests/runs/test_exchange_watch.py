@@ -107,7 +107,6 @@ ANSWERS = {
 @pytest.mark.parametrize(
     ("fault", "sequence_ranks"),
     [
-        ("sleeping", 1),
         ("sleeping", 3),
         ("leaving", 1),
         ("killed", 1),
