@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 import urllib.error
 import urllib.request
 from http.client import HTTPConnection
@@ -12,28 +11,11 @@ from chromium import Chromium
 from watched_journals import make_group, write_run
 
 from longrl.watch.page import MOST_GROUPS, write_page
-from longrl.watch.server import WatchServer
 from longrl.watch.watched_run import WatchedRun
 from longrl_trainer.runs.journal import JsonLines
 from longvideo_reason_data.records.record import Split, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.world import WorldSettings
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(folder):
-        server = WatchServer(WatchedRun(folder), 0)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def ask(server, path):
@@ -43,7 +25,7 @@ def ask(server, path):
 
 def test_the_server_gives_the_page_what_is_new_and_each_group(tmp_path, serve):
     write_run(tmp_path / "run", num_steps=2)
-    server = serve(tmp_path / "run")
+    server = serve(WatchedRun(tmp_path / "run"))
     assert "<main>" in ask(server, "")
     state = json.loads(ask(server, "state"))
     assert len(state["steps"]) == 2
@@ -60,7 +42,7 @@ def test_the_server_gives_the_page_what_is_new_and_each_group(tmp_path, serve):
 
 def test_only_this_machine_can_ask_and_only_by_its_name(tmp_path, serve):
     write_run(tmp_path / "run", num_steps=1)
-    server = serve(tmp_path / "run")
+    server = serve(WatchedRun(tmp_path / "run"))
     assert server.server_address[0] == "127.0.0.1"
     for host, status in (("evil.example", 403), (f"localhost:{server.server_port}", 200)):
         connection = HTTPConnection("127.0.0.1", server.server_port)
@@ -73,7 +55,7 @@ def test_a_damaged_run_is_told_on_the_page(tmp_path, serve):
     write_run(tmp_path / "run", num_steps=1)
     (tmp_path / "run" / "metrics.jsonl").write_text("{nonsense\n")
     with pytest.raises(urllib.error.HTTPError, match="409") as caught:
-        ask(serve(tmp_path / "run"), "state")
+        ask(serve(WatchedRun(tmp_path / "run")), "state")
     assert "is not a journal of this trainer" in caught.value.read().decode()
 
 
@@ -148,7 +130,7 @@ def test_a_browser_says_where_the_pictures_of_a_run_are(tmp_path, browse):
 @pytest.mark.slow
 def test_a_browser_follows_a_served_run(tmp_path, browse, serve):
     write_run(tmp_path / "run", num_steps=3, is_evaluated=True)
-    server = serve(tmp_path / "run")
+    server = serve(WatchedRun(tmp_path / "run"))
     page = browse(server.address)
     rewards, _, evaluation = page.split("<figure>")[1:4]
     assert page.count("<figure>") == 5

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import threading
 import urllib.error
 import urllib.request
 
@@ -12,7 +11,6 @@ from chromium import Chromium
 from watched_journals import add_steps, write_run
 
 from longrl.errors import AppUsageError
-from longrl.watch.server import WatchServer
 from longrl.watch.watched_pipeline import WatchedPipeline, watch_folder
 from longrl.watch.watched_run import WatchedRun
 from longvideo_reason_data.records.record import Split
@@ -48,22 +46,6 @@ def pipeline(tmp_path, world):
             (folder / "dataset" / path.relative_to(world)).parent.mkdir(exist_ok=True)
             os.link(path, folder / "dataset" / path.relative_to(world))
     return folder
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(watched):
-        server = WatchServer(watched, 0)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_folder_is_watched_as_what_it_is(pipeline):
