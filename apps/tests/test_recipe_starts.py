@@ -24,7 +24,7 @@ from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Split, write_records
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "longrl-omni" / "tests" / "generation"))
-from tiny_pipelines import write_tiny_pipeline
+from tiny_pipelines import write_tiny_flux, write_tiny_pipeline
 
 pytestmark = pytest.mark.long
 NUM_STEPS, NUM_FRAMES, RATE = 2, 8, 16_000
@@ -162,11 +162,14 @@ def test_every_shipped_recipe_makes_steps(recipe: Path, request: pytest.FixtureR
     elif command in ("sft", "grpo", "evaluate"):
         start(recipe, command, output, request, tmp_path)
     elif command == "generate-grpo":
-        write_tiny_pipeline(tmp_path / "pipeline")
+        write_generator = write_tiny_flux if recipe.stem.startswith("flux") else write_tiny_pipeline
+        write_generator(tmp_path / "pipeline")
         (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
         places = ("--model.folder", tmp_path / "pipeline", "--prompts", tmp_path / "prompts.txt", "--output", output)
         held_out = ("--held-out-prompts", tmp_path / "prompts.txt", "--evaluation-samples", 1)
         small = ("--steps", NUM_STEPS, "--prompts-per-step", 1, "--group-size", 2, "--sampling.samples-per-pass", 2)
+        if "height" in read_tables(recipe)["sampling"]:
+            small += ("--sampling.height", 16, "--sampling.width", 16)
         assert run(command, recipe, *places, *held_out, *map(str, small)) == 0
         assert len((output / "metrics.jsonl").read_text().splitlines()) == NUM_STEPS
     else:

@@ -146,6 +146,10 @@ def test_the_pipeline_is_trained_with_guidance_and_adapters_and_loads_again(
         for old, new in zip(before.transformer.parameters(), after.transformer.parameters(), strict=True)
     ]
     assert any(changed)
+    before.pipeline.load_lora_weights(config.output / "adapter")
+    noise = torch.randn(1, *before.latent_shape, generator=torch.Generator().manual_seed(4))
+    adapted, merged = (policy.predict(noise, torch.ones(1), policy.encode([PROMPTS[0]])) for policy in (before, after))
+    torch.testing.assert_close(adapted, merged, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

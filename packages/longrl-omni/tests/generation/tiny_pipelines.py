@@ -1,4 +1,4 @@
-"""A Stable Diffusion 3 pipeline of a few thousand weights, in the published layout."""
+"""Pipelines of a few thousand weights, in their published layouts: Stable Diffusion 3 and FLUX.1."""
 
 import json
 from pathlib import Path
@@ -75,5 +75,58 @@ def write_tiny_pipeline(folder: Path) -> None:
             T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
         ),
         tokenizer_3=tokenizer,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def write_tiny_flux(folder: Path) -> None:
+    """Write a FLUX.1 of random weights, with all parts of the published `dev`."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    tokenizer = build_tokenizer(folder.parent / "letters")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    pipeline = FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=True,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(
+            T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
+        ),
+        tokenizer_2=tokenizer,
     )
     pipeline.save_pretrained(folder)

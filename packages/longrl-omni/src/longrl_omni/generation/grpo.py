@@ -132,6 +132,8 @@ def _train(
         **{name: run.read_evaluations()[name] for name in (BEFORE, AFTER)},
         "rewards": [line["reward"] for line in journal],
         "held_out_rewards": [line["held_out_reward"] for line in journal],
+    if config.lora.rank is not None:
+        policy.save_adapters(run.folder / "adapter")
         "ratio_error": max((line["ratio_error"] for line in journal), default=0.0),
         "prompts_encoded": policy.num_encoded,
     }

@@ -12,14 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
-from longrl_omni.generation.policies.model_files import admit_pipeline
+from longrl_omni.generation.policies.model_files import admit_pipeline, save_folder
 from longrl_omni.generation.prompts import read_prompts
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 
@@ -36,6 +36,8 @@ class GenerationPolicy(ABC):
     """
 
     transformer: nn.Module
+    has_guidance_input = False
+    """Whether guidance is an input of the network, and needs no second pass with an empty prompt."""
 
     def __init__(self) -> None:
         self._encodings: dict[str, Encoding] = {}
@@ -66,6 +68,14 @@ class GenerationPolicy(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model in the layout that it was loaded from."""
+
+    def save_adapters(self, folder: Path) -> None:
+        """Write what adapters learned by itself, before it is merged, as a file that diffusers can load."""
+
+        def write(partial: Path) -> None:
+            cast(Any, self.transformer).save_lora_adapter(partial)
+
+        save_folder(folder, write)
 
     def refusal_of(self, prompt: str) -> str | None:
         """Why the model can't be asked for this; None if it can. A model of free text takes any prompt."""

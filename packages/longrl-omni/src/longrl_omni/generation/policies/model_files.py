@@ -5,30 +5,25 @@ Pipelines are downloaded, and diffusers opens whatever it finds in their folders
 `mrsp_engine.families.checkpoint_folder` does for language models, and no part is built that is larger than its weights.
 """
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from longrl_files.folders import ForeignFolder
 from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
+from longrl_omni.generation.model_parts import WEIGHTS, load_part, quiet_libraries, refuse_large_network
 from longrl_trainer.durable import make_partial, publish
-from longrl_trainer.errors import TrainerError, TrainerUsageError
-from mrsp_engine.errors import EngineError
+from longrl_trainer.errors import TrainerUsageError
 from mrsp_engine.families.checkpoint_folder import MOST_VOCABULARY_BYTES, CheckpointFolder
 
 INDEX_NAME = "model_index.json"
 """The file by which diffusers' pipelines, and models of this package, say what they are."""
 _LIBRARIES = ("diffusers", "transformers")
-_WEIGHTS, _WEIGHT_INDEX = ".safetensors", ".safetensors.index"
-_MOST_LAYERS_UNASKED = 64
-_TIED = 2
-"""A weight that two layers share is counted twice in a network and once in a file."""
+_WEIGHT_INDEX = ".safetensors.index"
 
 
 def admit_pipeline(folder: Path) -> dict[str, Any]:
@@ -56,7 +51,7 @@ def admit_pipeline(folder: Path) -> dict[str, Any]:
             raise TrainerUsageError(f"`model.folder` = {folder}: {visible(name, 80)} is no JSON object")
         if place.suffix == ".json" and _WEIGHT_INDEX in place.name:
             part.indexed(place.name)
-        elif place.suffix == _WEIGHTS:
+        elif place.suffix == WEIGHTS:
             part.count_in(place.name)
     return read_index(folder)
 
@@ -95,30 +90,13 @@ def refuse_large_part(folder: Path, kind: Any) -> None:
 
     Args:
         folder: Of the network.
-        kind: The network's class in diffusers or transformers. It is built on torch's meta device, where nothing takes
-            memory.
+        kind: The network's class in diffusers or transformers.
 
     Raises:
         TrainerError: It is larger, or can't be built.
     """
-    checkpoint = CheckpointFolder(folder)
     with load_part(folder.parent, folder.name):
-        config = checkpoint.read("config.json")
-        num_weights = sum(checkpoint.count_in(name) for name in checkpoint.files.names() if name.endswith(_WEIGHTS))
-        for name, value in config.items():
-            # Each layer has weights, so more of them than weights only take time to build.
-            if "layers" in name and isinstance(value, int) and value > max(num_weights // 1000, _MOST_LAYERS_UNASKED):
-                raise ValueError(f"{visible(name, 40)} = {value}, but its files have only {num_weights:,} weights")
-        with torch.device("meta"):
-            asked = sum(tensor.numel() for tensor in _build(kind, folder).state_dict().values())
-        if asked > _TIED * num_weights:
-            raise ValueError(f"config.json asks for {asked:,} weights, but its files have {num_weights:,}")
-
-
-def _build(kind: Any, folder: Path) -> nn.Module:
-    if hasattr(kind, "from_config"):  # diffusers
-        return kind.from_config(kind.load_config(folder, local_files_only=True))
-    return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        refuse_large_network(folder, kind)
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -127,43 +105,6 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
     with quiet_libraries():
         write(partial)
     publish(partial, folder)
-
-
-@contextmanager
-def load_part(folder: Path, part: str) -> Generator[None]:
-    """Turn whatever a library raises for a broken folder (many kinds of exceptions) into a line that names the part.
-
-    Raises:
-        TrainerError: Something was raised within the block.
-    """
-    try:
-        with quiet_libraries():
-            yield
-    except (TrainerError, EngineError, ImportError):
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise TrainerError(f"`model.folder` = {folder}: {part} can't be loaded ({visible(reason, 160)})") from error
-
-
-@contextmanager
-def quiet_libraries() -> Generator[None]:
-    """Keep diffusers and transformers from writing bars and remarks of their own; their settings are restored."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, verbosity, had_bars in before:
-            library.set_verbosity(verbosity)
-            if had_bars:
-                library.enable_progress_bar()
 
 
 def refuse_other_settings(settings: SamplingSection, **expected: float) -> None:

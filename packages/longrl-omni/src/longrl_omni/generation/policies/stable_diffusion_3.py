@@ -14,22 +14,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_omni.generation.policies.base import Encoding, GenerationPolicy
-from longrl_omni.generation.policies.model_files import (
-    load_part,
-    quiet_libraries,
-    read_index,
-    refuse_large_parts,
-    save_folder,
+from longrl_omni.generation.policies.model_files import quiet_libraries, save_folder
+from longrl_omni.generation.policies.pipelines import (
+    TIME_SCALE,
+    choose_edges,
+    load_pipeline,
+    refuse_long_prompt,
+    save_pipeline_adapters,
 )
 from longrl_omni.generation.policies.schedules import check_levels
 from longrl_trainer.errors import TrainerUsageError
 
-TIME_SCALE = 1000.0
-"""The time embedding sees noise levels times this."""
-MOST_PROMPT_TOKENS = 2**20
 T5_TOKENS = 256
 """Of a prompt that T5 reads; the other two encoders always read a long prompt's first 77 tokens only."""
 
@@ -49,17 +46,14 @@ class StableDiffusion3Policy(GenerationPolicy):
         super().__init__()
         self.pipeline = pipeline
         self.transformer = cast(nn.Module, pipeline.transformer)
-        for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-            if part is not None:
-                part.requires_grad_(False)
-        scale, default = pipeline.vae_scale_factor, pipeline.default_sample_size * pipeline.vae_scale_factor
-        unit = scale * pipeline.patch_size
-        self._edges: list[int] = []
-        for name, size in (("height", sampling.height or default), ("width", sampling.width or default)):
-            most = pipeline.transformer.config.pos_embed_max_size * unit
-            if size % unit or size > most:
-                raise TrainerUsageError(f"sampling.{name} = {size}: expected a multiple of {unit} up to {most}")
-            self._edges.append(size // scale)
+        scale, unit = pipeline.vae_scale_factor, pipeline.vae_scale_factor * pipeline.patch_size
+        height, width = choose_edges(
+            sampling,
+            default=pipeline.default_sample_size * scale,
+            unit=unit,
+            most=pipeline.transformer.config.pos_embed_max_size * unit,
+        )
+        self._edges = height // scale, width // scale
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -80,17 +74,12 @@ class StableDiffusion3Policy(GenerationPolicy):
         return levels
 
     def refusal_of(self, prompt: str) -> str | None:
-        """See `GenerationPolicy.refusal_of`: the encoder that reads most would cut it, and diffusers only logs that."""
+        """See `GenerationPolicy.refusal_of`."""
         pipeline = self.pipeline
         tokenizer, most = pipeline.tokenizer_3, T5_TOKENS
         if pipeline.text_encoder_3 is None:
             tokenizer, most = pipeline.tokenizer, pipeline.tokenizer_max_length
-        with quiet_libraries():
-            num_tokens = len(tokenizer(prompt)["input_ids"])
-        if num_tokens <= most:
-            return None
-        start = visible(prompt, 40)
-        return f"the prompt {start} has {num_tokens} tokens, expected at most {most}, which the model reads; shorten it"
+        return refuse_long_prompt(prompt, tokenizer, most=most)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Sequence[Encoding]:
         """See `GenerationPolicy.encode_prompts`."""
@@ -119,6 +108,10 @@ class StableDiffusion3Policy(GenerationPolicy):
     def save(self, folder: Path) -> None:
         """See `GenerationPolicy.save`."""
         save_folder(folder, self.pipeline.save_pretrained)
+
+    def save_adapters(self, folder: Path) -> None:
+        """See `GenerationPolicy.save_adapters`."""
+        save_pipeline_adapters(self.pipeline, folder)
 
 
 def sd3_velocity(
@@ -153,19 +146,5 @@ class StableDiffusion3Family:
         """Load a pipeline from a folder in diffusers' layout, with weights in safetensors."""
         from diffusers import StableDiffusion3Pipeline
 
-        index = read_index(folder)
-        refuse_large_parts(folder, index)
-        # diffusers takes parts that were saved as absent, such as the largest text encoder, for missing.
-        absent = dict.fromkeys(name for name, part in index.items() if part == [None, None])
-        with load_part(folder, "the pipeline"):
-            pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent
-            )
-        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-            tokenizer = getattr(pipeline, name)
-            # transformers stands a huge number for a length that isn't configured, at which its own code overflows.
-            if tokenizer is not None and tokenizer.model_max_length > MOST_PROMPT_TOKENS:
-                raise TrainerUsageError(
-                    f"`model.folder` = {folder}: {name} has no model_max_length; expected 77 or 512"
-                )
+        pipeline = load_pipeline(folder, StableDiffusion3Pipeline, dtype=dtype)
         return StableDiffusion3Policy(pipeline.to(device), settings)

@@ -155,7 +155,7 @@ def replay_step(policy: GenerationPolicy, batch: SampledBatch, kept: KeptStep) -
 def guided_velocity(
     policy: GenerationPolicy, latents_BL: Tensor, levels: float | Tensor, encoding: Encoding, *, guidance: float
 ) -> Tensor:
-    """The velocity [B, L], with classifier-free guidance (arXiv 2207.12598, eq. 6) where it isn't 1.
+    """The velocity [B, L], with classifier-free guidance (arXiv 2207.12598, eq. 6) where it isn't 1 or the network's.
 
     Args:
         policy: The model.
@@ -167,7 +167,7 @@ def guided_velocity(
     num_samples = len(latents_BL)
     levels_B = torch.as_tensor(levels, dtype=latents_BL.dtype, device=latents_BL.device).expand(num_samples)
     velocity_BL = policy.predict(latents_BL, levels_B, encoding)
-    if guidance == 1.0:
+    if guidance == 1.0 or policy.has_guidance_input:
         return velocity_BL
     empty_BL = policy.predict(latents_BL, levels_B, policy.encode([""] * num_samples))
     return empty_BL + guidance * (velocity_BL - empty_BL)
