@@ -65,7 +65,7 @@ def test_a_name_stands_for_the_published_parts_and_a_part_counts_more(make_confi
     [
         (
             {"rewards": {"beauty": 1.0}},
-            "rewards.beauty: there is no such reward; installed: accuracy, checker, colourfulness",
+            "rewards.beauty: there is no such reward; installed: accuracy, aesthetics, checker",
         ),
         ({"rewards": {"jpeg_size": {"weight": 1.0, "quality": 200}}}, "rewards.jpeg_size.quality: Input should be"),
         ({"rewards": {"math:sqrt": 1.0}}, "functions judge texts"),

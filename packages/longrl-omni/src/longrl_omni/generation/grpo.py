@@ -64,8 +64,9 @@ def train_generation(
         progress: Where to show progress.
     """
     rewards = load_picture_rewards(config.rewards)
-    held_out = load_picture_rewards({config.held_out_reward: 1.0})
-    rewards = [*rewards, WeightedReward(name=config.held_out_reward, reward=held_out[0].reward, weight=0.0)]
+    if config.held_out_reward not in config.rewards:
+        (held_out,) = load_picture_rewards({config.held_out_reward: 1.0})
+        rewards = [*rewards, WeightedReward(name=held_out.name, reward=held_out.reward, weight=0.0)]
     with open_generation_run(config) as run:
         result = run.result or _train(config, run, rewards, policy, progress or SilentProgress())
         return GenerateGrpoResult(model_folder=run.model_folder, **result)

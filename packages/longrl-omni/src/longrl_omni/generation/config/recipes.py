@@ -82,7 +82,7 @@ class GenerateGrpoConfig(AlgorithmSettings):
     """Reward names and their weights; one with settings of its own has a table, `[rewards.NAME]`, with its `weight`."""
     held_out_reward: str
     """A reward that is not trained, and is logged beside the trained ones in every step: when it falls while they rise,
-    they are being exploited.
+    they are being exploited. One with settings of its own has a table, `[rewards.NAME]`, with the weight 0.
     """
     steps: Annotated[int, Effect.LENGTH] = Field(ge=1)
     """Steps of sampling and updating."""
@@ -136,6 +136,10 @@ class GenerateGrpoConfig(AlgorithmSettings):
                 f'sampling.guidance_in_training=false with algorithm="{self.algorithm}": expected true, because a '
                 "reverse algorithm trains what was sampled; set it, or sampling.guidance to 1"
             )
-        if self.held_out_reward in self.rewards:
-            raise ValueError(f"held_out_reward={self.held_out_reward!r}: expected one that is not among the rewards")
+        entry = self.rewards.get(self.held_out_reward, 0.0)
+        if entry if isinstance(entry, float | int) else entry["weight"]:
+            raise ValueError(
+                f"held_out_reward={self.held_out_reward!r}: expected one that is not among the rewards, or has the "
+                "weight 0 there"
+            )
         return self
