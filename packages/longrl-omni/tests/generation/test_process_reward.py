@@ -73,7 +73,7 @@ def requests(*prompts: str) -> list[PictureRequest]:
 def test_pictures_arrive_as_bytes_and_numbers_come_back(load: Any) -> None:
     rewards = load("scorer:brightness")
     for _ in range(2):
-        assert judge_pictures(rewards, requests("a", "b", "ü")).totals() == [1.0, 2.0, 3.0]
+        assert judge_pictures(rewards, requests("a", "ü", "")).totals() == [1.0, 2.0, 3.0]
     rewards = load("scorer:lies_to_longrl")
     assert judge_pictures(rewards, requests("a")).totals() == [0.0]
 

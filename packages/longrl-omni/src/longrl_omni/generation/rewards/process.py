@@ -4,13 +4,12 @@ The environment needs numpy and safetensors, and a function
 
     def judge(prompts: list[str], pictures: list[numpy.ndarray]) -> list[float | None]
 
-of pictures as bytes [H, W, 3]. They go through a pipe as JSON and safetensors, never as a pickle, and only numbers come
-back. A picture at which the function raises, or for which it returns None or no finite number, isn't judged, which
-isn't 0; where it raises for several pictures it is asked about each by itself. A process that ends, or doesn't answer
-in time, ends the run in one line, with the last line that it wrote; the run can be continued.
+of pictures as bytes [H, W, 3]. They go through a pipe as safetensors, never as a pickle, and numbers come back as JSON.
+A picture at which the function raises, or for which it returns None or no finite number, isn't judged, which isn't 0;
+where it raises for several pictures it is asked about each by itself. A process that ends, or doesn't answer in time,
+ends the run in one line, with the last line that it wrote; the run can be continued.
 """
 
-import json
 import math
 import os
 import selectors
@@ -23,8 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
+from torch import Tensor
 
 from longrl_files.json_text import UnfitJsonError, parse_json
 from longrl_files.messages import visible
@@ -98,11 +99,13 @@ class ProcessReward:
         Raises:
             TrainerError: The process ended, or didn't answer as it should.
         """
-        pictures = {str(number): as_bytes(request.picture) for number, request in enumerate(requests)}
-        prompts = json.dumps({"prompts": [request.prompt for request in requests]}).encode()
+        tensors: dict[str, Tensor] = {}
+        for number, request in enumerate(requests):
+            tensors[f"{number}.prompt"] = torch.tensor(list(request.prompt.encode()), dtype=torch.uint8)
+            tensors[f"{number}.picture"] = as_bytes(request.picture)
+        message = save(tensors)
         try:
-            for message in (prompts, save(pictures)):
-                cast(IO[bytes], self._process.stdin).write(len(message).to_bytes(8, "little") + message)
+            cast(IO[bytes], self._process.stdin).write(len(message).to_bytes(8, "little") + message)
             cast(IO[bytes], self._process.stdin).flush()
         except OSError:
             raise self._failed("ended") from None

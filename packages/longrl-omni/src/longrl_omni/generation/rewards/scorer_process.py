@@ -3,8 +3,7 @@
 This file is run by its path with the interpreter of that environment, so it imports nothing but the standard library,
 numpy and safetensors, and no other module of this package. Requests come through standard input, replies go through
 what was standard output; whatever the function prints goes to standard error. Every message is a length in eight bytes,
-the lowest first, and so many bytes; a request is two of them, JSON with the prompts and then the pictures in
-safetensors; a reply is one, JSON.
+the lowest first, and so many bytes: of a request safetensors with `N.prompt` in UTF-8 and `N.picture`, of a reply JSON.
 """
 
 import importlib
@@ -35,13 +34,11 @@ def main(name: str) -> int:
         write_message(replies, {"failure": _describe(error)})
         return 1
     write_message(replies, {"ready": True})
-    while (text := read_message(sys.stdin.buffer)) is not None:
-        tensors = read_message(sys.stdin.buffer)
-        if tensors is None:
-            break
-        prompts: list[str] = json.loads(text)["prompts"]
-        pictures = load(tensors)
-        write_message(replies, answer(judge, prompts, [pictures[str(number)] for number in range(len(prompts))]))
+    while (request := read_message(sys.stdin.buffer)) is not None:
+        tensors = load(request)
+        numbers = range(len(tensors) // 2)
+        prompts = [tensors[f"{number}.prompt"].tobytes().decode() for number in numbers]
+        write_message(replies, answer(judge, prompts, [tensors[f"{number}.picture"] for number in numbers]))
     return 0
 
 
