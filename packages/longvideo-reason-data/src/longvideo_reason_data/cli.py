@@ -37,6 +37,7 @@ def timeline(
     scenes: int | None = None,
     frames_per_second: int = 4,
     questions_per_video: int = 8,
+    sound: bool = False,
 ) -> None:
     """Render a seeded world to video files and ask questions about it.
 
@@ -52,6 +53,8 @@ def timeline(
         scenes: Scenes in each video; by default one for every eight seconds.
         frames_per_second: Frame rate of the videos.
         questions_per_video: Maximum number of questions per video.
+        sound: Let a tone sound during each scene, and ask what happens meanwhile; most questions then need pictures and
+            sound.
     """
     from longvideo_reason_data.timeline.dataset import write_timeline_dataset
     from longvideo_reason_data.timeline.world import WorldSettings
@@ -63,9 +66,9 @@ def timeline(
     if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} - {"videos", OWNER_NAME}):
         raise UsageError(f"{output}: already exists; remove it or choose another folder with --output")
     if scenes is None:
-        settings = WorldSettings.of_length(seconds, frames_per_second=frames_per_second)
+        settings = WorldSettings.of_length(seconds, frames_per_second=frames_per_second, sound=sound)
     else:
-        settings = WorldSettings(seconds=seconds, num_scenes=scenes, frames_per_second=frames_per_second)
+        settings = WorldSettings(seconds=seconds, num_scenes=scenes, frames_per_second=frames_per_second, sound=sound)
     shares = count_videos(videos, SplitFractions())
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:

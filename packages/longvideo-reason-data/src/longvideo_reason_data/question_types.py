@@ -1,4 +1,4 @@
-"""What kinds of questions there are: by the skill that they test, and by how an answer is compared with the right one.
+"""What kinds of questions there are: by skill, by the senses that they need, and by how answers are compared.
 
 Independent of how answers are found in a response (`longvideo_reason_data.records.answers`) and of how they are scored.
 """
@@ -13,6 +13,17 @@ class Skill(StrEnum):
     GOAL = "goal"
     SPATIAL = "spatial"
     PLOT = "plot"
+
+
+class Senses(StrEnum):
+    """What of a film a question is about."""
+
+    PICTURE = "picture"
+    """It can be answered without its sound."""
+    SOUND = "sound"
+    """It can be answered without its pictures."""
+    BOTH = "both"
+    """Neither is enough."""
 
 
 class QuestionType(StrEnum):

@@ -28,7 +28,7 @@ from longvideo_reason_data.parquet_rows import (
     read_parquet_metadata,
     read_parquet_rows,
 )
-from longvideo_reason_data.question_types import QuestionType, Skill
+from longvideo_reason_data.question_types import QuestionType, Senses, Skill
 from longvideo_reason_data.records.answers import LETTERS
 from longvideo_reason_data.records.medium import MAX_TEXT_CHARACTERS, NonEmpty, RecordMedium
 from longvideo_reason_data.records.pass_rates import Condition, PassRate
@@ -85,7 +85,8 @@ class QuestionRecord(BaseModel):
 
     The media are shown in their order, before the question; the same one may be shown twice. A choice question has four
     different options and a letter as its answer; an open-ended one has no options, and free text unless `answer_type`
-    says otherwise. `pass_rates` record how models answered it, if measured; at most one per condition.
+    says otherwise. `senses` say whether it needs the pictures of a film, its sound or both, if that is known.
+    `pass_rates` record how models answered it, if measured; at most one per condition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,6 +100,7 @@ class QuestionRecord(BaseModel):
     options: tuple[NonEmpty, ...]
     answer: NonEmpty
     answer_type: QuestionType | None = None
+    senses: Senses | None = None
     evidence: tuple[Interval, ...]
     reasoning: Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)]
     demonstration: Demonstration = Demonstration.WATCHED

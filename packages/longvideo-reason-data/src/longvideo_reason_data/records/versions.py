@@ -4,7 +4,8 @@
 | 2 | one video, as `video_path`, `video_digest`, `video_duration_seconds` | a guess is marked in `source` |
 | 3 | any number of `media` | `demonstration` |
 
-Files of version 3 may lack `answer_type`, which is null where the options say enough. A file of version 2 is read as if
+Files of version 3 may lack `answer_type`, which is null where the options say enough, and `senses`, which is null where
+it isn't known. A file of version 2 is read as if
 it had the current version; files are only written in the current version. The content of a record doesn't depend on the
 format, so neither does its digest: a record that version 2 can represent is digested in that format. The content of
 rows is not checked here.
@@ -55,6 +56,7 @@ RECORDS_SCHEMA = pa.schema(
         pa.field("options", pa.list_(pa.string()), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
         pa.field("answer_type", pa.string()),
+        pa.field("senses", pa.string()),
         pa.field("evidence", pa.list_(_INTERVAL_TYPE), nullable=False),
         pa.field("reasoning", pa.string(), nullable=False),
         pa.field("demonstration", pa.string(), nullable=False),
@@ -68,6 +70,8 @@ RECORDS_SCHEMA = pa.schema(
 _SOURCE = "timeline world"
 _GUESSED_SOURCE = "timeline world, hasty demonstration"
 _VIDEO_NAMES = ("path", "digest", "duration_seconds")
+_LATER_NAMES = ("answer_type", "senses")
+"""Columns that came after version 3, and may be missing in its files."""
 
 Row = dict[str, Any]
 
@@ -86,11 +90,11 @@ def upgrade_row(row: Row) -> Row:
 def digested_row(row: Row) -> Row:
     """The row from which a record's digest is computed: of version 2 if that can represent it, else the row itself.
 
-    A type of answer that isn't stated leaves no trace in it.
+    A type of answer and senses that aren't stated leave no trace in it.
     """
-    if row["answer_type"] is not None:
+    row = {name: value for name, value in row.items() if value is not None or name not in _LATER_NAMES}
+    if not row.keys().isdisjoint(_LATER_NAMES):
         return row
-    row = {name: value for name, value in row.items() if name != "answer_type"}
     is_guess = row["demonstration"] == "guessed"
     if [medium["kind"] for medium in row["media"]] != ["video"] or (is_guess and row["source"] != _SOURCE):
         return row

@@ -83,10 +83,11 @@ def write_timeline_dataset(
 
 
 def _digest(world: World) -> str:
-    drawn = json.dumps(
-        [RENDERING_VERSION, world.settings.model_dump(), world.shapes, [asdict(scene) for scene in world.scenes]]
-    )
-    return hashlib.sha256(drawn.encode()).hexdigest()
+    settings = world.settings.model_dump(exclude={"sound"})
+    drawn: list[object] = [RENDERING_VERSION, settings, world.shapes, [asdict(scene) for scene in world.scenes]]
+    if world.pitches:
+        drawn.append(world.pitches)
+    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
 
 
 def _render(jobs: list[tuple[World, Path]], progress: Progress | None) -> dict[str, str]:
@@ -147,6 +148,7 @@ def _records(
             question=question.question,
             options=question.options,
             answer=question.answer,
+            senses=question.senses,
             evidence=question.evidence,
             reasoning=question.reasoning,
             source=SOURCE,

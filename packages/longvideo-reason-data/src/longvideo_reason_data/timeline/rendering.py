@@ -1,7 +1,7 @@
-"""Draws a world, frame by frame, into a real video file.
+"""Draws a world, frame by frame, into a real video file, with its sound if it has one.
 
-Frames are drawn and encoded one at a time, so that a two-hour world takes no more memory than a short one. The module
-doesn't decide what happens; it only renders it.
+Frames are drawn and encoded one at a time, and sound with them, so that a two-hour world takes no more memory than a
+short one. The module doesn't decide what happens; it only renders it.
 """
 
 import math
@@ -11,10 +11,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from longvideo_reason_data.atomic_files import atomic_path
+from longvideo_reason_data.timeline.tones import SAMPLE_RATE, render_tones
 from longvideo_reason_data.timeline.world import Action, Scene, World
 
 PALETTE = {
@@ -33,6 +36,7 @@ RADIUS = 0.1
 PAIR_OFFSET = 0.115
 WALK_FRACTION = 0.12
 OVERSAMPLING = 2
+AUDIO_FRAME_SAMPLES = 1024  # of AAC
 
 
 def draw_frame(world: World, time_seconds: float) -> NDArray[np.uint8]:
@@ -59,7 +63,9 @@ def render_frames(world: World) -> Iterator[NDArray[np.uint8]]:
 
 
 def write_video(world: World, path: Path) -> None:
-    """Encode the world as H.264 in an MP4 file, streamed to disk; the file appears complete or not at all.
+    """Encode the world as H.264 and AAC in an MP4 file, streamed to disk; the file appears complete or not at all.
+
+    Without sound it has no second track.
 
     Raises:
         DataError: When the file can't be written.
@@ -74,10 +80,50 @@ def write_video(world: World, path: Path) -> None:
         # The macroblock tree of x264 reads memory that it never wrote, so one story could give two files.
         keyframe_interval = str(settings.frames_per_second * 8)
         stream.options = {"preset": "veryfast", "crf": "18", "g": keyframe_interval, "mbtree": "0"}
-        for picture in render_frames(world):
+        track = SoundTrack(container, world) if world.pitches else None
+        for number, picture in enumerate(render_frames(world), start=1):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(frame))
+            if track is not None:
+                track.write_until(number / settings.frames_per_second)
         container.mux(stream.encode(None))
+        if track is not None:
+            track.finish()
+
+
+class SoundTrack:
+    """The AAC track of a file that is being written, one channel."""
+
+    def __init__(self, container: OutputContainer, world: World) -> None:
+        stream = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        assert isinstance(stream, AudioStream)
+        stream.codec_context.thread_count = 1
+        self._container = container
+        self._stream = stream
+        self._blocks = render_tones(world, AUDIO_FRAME_SAMPLES)
+        self._num_samples = 0
+
+    def write_until(self, seconds: float) -> None:
+        """Write what sounds up to a time, in whole frames of the codec."""
+        while self._num_samples < seconds * SAMPLE_RATE and self._write_block():
+            pass
+
+    def finish(self) -> None:
+        """Write the rest."""
+        while self._write_block():
+            pass
+        self._container.mux(self._stream.encode(None))
+
+    def _write_block(self) -> bool:
+        block_N = next(self._blocks, None)
+        if block_N is None:
+            return False
+        frame = av.AudioFrame.from_ndarray(block_N[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE, self._num_samples
+        frame.time_base = Fraction(1, SAMPLE_RATE)
+        self._container.mux(self._stream.encode(frame))
+        self._num_samples += len(block_N)
+        return True
 
 
 def _draw_scene(canvas: ImageDraw.ImageDraw, size: int, world: World, scene: Scene, time_seconds: float) -> None:

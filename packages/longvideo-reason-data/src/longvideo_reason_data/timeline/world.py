@@ -2,8 +2,11 @@
 
 A cast of coloured shapes plays one scene after another on a stage with named places: somebody waits, two meet, one
 takes a parcel and later brings it to another. Between scenes the stage is empty, so that a viewer with too few frames
-misses a part of the story. A world is a list of scenes with exact times; it is independent of pixels (`rendering`) and
-questions (`questions`).
+misses a part of the story. A world is a list of scenes with exact times; it is independent of pixels (`rendering`),
+samples (`tones`) and questions (`questions`).
+
+Where there is sound, a tone sounds as long as each scene lasts. Pitches and places are then drawn by turns, apart from
+each other and from what happens: who wants to know where somebody comes at a tone has to hear and to see.
 
 The same settings describe twenty seconds or two hours: scenes are drawn one after another from one seed.
 """
@@ -19,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "diamond")
 PLACES = ("garden", "market", "harbour", "mill")
+PITCHES = ("deep", "middle", "high", "shrill")
 CHAPTER_SCENES = 5
 
 
@@ -54,6 +58,7 @@ class WorldSettings(BaseModel):
     scene_seconds: float = Field(
         default=3.0, gt=0.5, allow_inf_nan=False, description="Duration of a scene; shorter is harder."
     )
+    sound: bool = Field(default=False, description="A tone sounds during each scene, and questions are about it too.")
 
     @classmethod
     def of_length(cls, seconds: float, **others: Any) -> Self:
@@ -120,12 +125,16 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A story: the name it was drawn from, its settings, the shape of each colour and the scenes in order."""
+    """A story: the name it was drawn from, its settings, the shape of each colour and the scenes in order.
+
+    `pitches` has the pitch of every scene's tone, and is empty without sound.
+    """
 
     name: str
     settings: WorldSettings
     shapes: dict[str, str]
     scenes: tuple[Scene, ...]
+    pitches: tuple[str, ...] = ()
 
     @property
     def characters(self) -> tuple[str, ...]:
@@ -145,6 +154,8 @@ def create_world(name: str, settings: WorldSettings) -> World:
     actions: list[tuple[Action, str, str | None]] = []
     while len(actions) < settings.num_scenes:
         actions += _draw_chapter(generator, people, min(CHAPTER_SCENES, settings.num_scenes - len(actions)))
+    pitches = _draw_by_turns(f"pitches {name}", PITCHES, settings.num_scenes) if settings.sound else ()
+    places = _draw_by_turns(f"places {name}", PLACES, settings.num_scenes) if settings.sound else ()
     slot_seconds = settings.seconds / settings.num_scenes
     scenes: list[Scene] = []
     for index, (action, actor, partner) in enumerate(actions):
@@ -157,10 +168,10 @@ def create_world(name: str, settings: WorldSettings) -> World:
                 action=action,
                 actor=actor,
                 partner=partner,
-                place=generator.choice(PLACES),
+                place=places[index] if places else generator.choice(PLACES),
             )
         )
-    return World(name=name, settings=settings, shapes=shapes, scenes=tuple(scenes))
+    return World(name=name, settings=settings, shapes=shapes, scenes=tuple(scenes), pitches=pitches)
 
 
 def _draw_chapter(
@@ -178,3 +189,15 @@ def _draw_chapter(
         chapter[taken] = (Action.TAKE, carrier, None)
         chapter[brought] = (Action.BRING, carrier, receiver)
     return chapter
+
+
+def _draw_by_turns(name: str, values: tuple[str, ...], num_scenes: int) -> tuple[str, ...]:
+    """A value for every scene, none twice in a chapter before all have been there."""
+    generator = random.Random(name)
+    drawn: list[str] = []
+    while len(drawn) < num_scenes:
+        num_further = max(0, CHAPTER_SCENES - len(values))
+        chapter = [*generator.sample(values, len(values)), *generator.choices(values, k=num_further)]
+        length = min(CHAPTER_SCENES, num_scenes - len(drawn))
+        drawn += generator.sample(chapter[:length], length)
+    return tuple(drawn)
