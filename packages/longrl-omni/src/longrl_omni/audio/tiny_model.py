@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -24,6 +23,7 @@ from longrl_omni.audio.audio_file import SAMPLE_RATE
 from longrl_omni.audio.qwen2_audio import save_model
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
+from mrsp_engine.tiny.hearing import make_varied_sounds
 from mrsp_engine.tiny.language import LanguageSizes, generation_config, language_settings
 from mrsp_engine.tiny.tokenizer import DEFAULT_SYSTEM, train_tokenizer
 
@@ -153,7 +153,7 @@ def _calibrate(model: Any, extractor: WhisperFeatureExtractor, audio: AudioSizes
     projector = model.model.multi_modal_projector.linear
     torch.nn.init.normal_(projector.weight, std=1 / math.sqrt(projector.in_features))
     torch.nn.init.zeros_(projector.bias)
-    sounds = [sound.numpy() for sound in _varied_sounds(audio.window_seconds * SAMPLE_RATE, num_sounds=24)]
+    sounds = [sound.numpy() for sound in make_varied_sounds(audio.window_seconds * SAMPLE_RATE, num_sounds=24)]
     features = extractor(sounds, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
     tokens_SD = projector(model.model.audio_tower(features).last_hidden_state).flatten(0, 1).double()
     mean_D = tokens_SD.mean(dim=0)
@@ -161,17 +161,3 @@ def _calibrate(model: Any, extractor: WhisperFeatureExtractor, audio: AudioSizes
     factor = float(f"{audio.token_scale / (tokens_SD - mean_D).pow(2).mean().sqrt().item():.3g}")
     projector.weight.mul_(factor)
     projector.bias.copy_((-mean_D * factor).round(decimals=3))
-
-
-def _varied_sounds(num_samples: int, *, num_sounds: int) -> Tensor:
-    """Sounds that change four times a second between silence, noise and tones: [num_sounds, num_samples]."""
-    segment = SAMPLE_RATE // 4
-    num_segments = -(-num_samples // segment)
-    time = torch.arange(segment) / SAMPLE_RATE
-    pitch = 80.0 * 2 ** (torch.rand(num_sounds, num_segments, 3, 1) * 6.0)
-    loudness = torch.rand(num_sounds, num_segments, 3, 1).square()
-    tones = (loudness * torch.sin(2 * math.pi * pitch * time)).sum(2)
-    noise = torch.randn(num_sounds, num_segments, segment) * torch.rand(num_sounds, num_segments, 1).square()
-    is_heard = (torch.rand(num_sounds, num_segments, 2, 1) > 0.4).float()
-    sounds = 0.3 * (tones * is_heard[:, :, 0] + 0.3 * noise * is_heard[:, :, 1])
-    return sounds.reshape(num_sounds, -1)[:, :num_samples]

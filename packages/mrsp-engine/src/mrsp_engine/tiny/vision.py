@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Qwen2VLVideoProcessor
 
-__all__ = ["calibrate_vision", "make_vision_matter", "patches_of_pictures", "patches_of_videos"]
+__all__ = ["calibrate_vision", "make_vision_matter", "patches_of_pictures", "patches_of_videos", "whiten"]
 
 
 WHITENING_FLOOR = 1e-3  # directions weaker than this share of the strongest are noise and stay small
@@ -31,15 +31,21 @@ def calibrate_vision(tower: nn.Module, scale: float, patches_SP: Tensor, grid_th
     merger = cast(Any, tower).merger
     for linear in (merger.mlp[0], merger.mlp[2]):
         nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
-    tokens_SD = cast(Any, tower)(patches_SP, grid_thw=grid_thw).pooler_output.double()
+    whiten(merger.mlp[2], scale, cast(Any, tower)(patches_SP, grid_thw=grid_thw).pooler_output)
+
+
+@torch.no_grad()
+def whiten(last: nn.Linear, scale: float, tokens_SD: Tensor) -> None:
+    """Change a tower's last layer so that these tokens of it are centred, white and of the given size."""
+    tokens_SD = tokens_SD.double()
     mean_D = tokens_SD.mean(dim=0)
     centred_SD = tokens_SD - mean_D
     variances_D, directions_DD = torch.linalg.eigh(centred_SD.T @ centred_SD / len(centred_SD))
     floor = WHITENING_FLOOR * variances_D.max()
     whiten_DD = directions_DD @ torch.diag((variances_D.clamp(min=0.0) + floor).rsqrt()) @ directions_DD.T
     whiten_DD *= scale / (centred_SD @ whiten_DD).pow(2).mean().sqrt()
-    merger.mlp[2].weight.copy_(whiten_DD.T @ merger.mlp[2].weight.double())
-    merger.mlp[2].bias.copy_((merger.mlp[2].bias.double() - mean_D) @ whiten_DD)
+    last.weight.copy_(whiten_DD.T @ last.weight.double())
+    last.bias.copy_((last.bias.double() - mean_D) @ whiten_DD)
 
 
 def patches_of_videos(processor: Qwen2VLVideoProcessor, videos: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mrsp_engine.errors import EngineUsageError
 from mrsp_engine.families.checkpoints import require_empty, write_checkpoint
+from mrsp_engine.tiny.published.qwen2_5_omni import QWEN_OMNI_KINDS, write_qwen_omni
 from mrsp_engine.tiny.published.qwen2_vl import QWEN2_VL_KINDS, write_qwen2_vl
 from mrsp_engine.tiny.published.qwen3_5 import QWEN3_5_KINDS, write_qwen3_5
 from mrsp_engine.tiny.published.qwen3_vl import QWEN3_VL_KINDS, write_qwen3_vl
@@ -22,6 +23,7 @@ __all__ = ["PUBLISHED_KINDS", "write_published"]
 
 PUBLISHED_KINDS: Mapping[str, Callable[[Path, int], None]] = {
     **{kind: partial(write_qwen_text, kind) for kind in QWEN_TEXT_KINDS},
+    **{kind: partial(write_qwen_omni, kind) for kind in QWEN_OMNI_KINDS},
     **{kind: partial(write_qwen2_vl, kind) for kind in QWEN2_VL_KINDS},
     **{kind: partial(write_qwen3_5, kind) for kind in QWEN3_5_KINDS},
     **{kind: partial(write_qwen3_vl, kind) for kind in QWEN3_VL_KINDS},

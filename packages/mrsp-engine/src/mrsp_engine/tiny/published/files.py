@@ -5,7 +5,7 @@ Everything is written like transformers 4 wrote it. The module is independent of
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,8 @@ class PublishedTokenizer:
     Args:
         specials: The special tokens.
         plain: The added tokens after them that are not special.
+        corpus: Texts on which it is trained.
+        vocabulary_size: Upper bound of the number of tokens before the added ones, and of 8 more.
 
     Attributes:
         ids: Every added token's id.
@@ -99,8 +101,10 @@ class PublishedTokenizer:
         *,
         specials: Sequence[str] = (*SPECIAL_TOKENS, *FURTHER_TOKENS),
         plain: Sequence[str] = PLAIN_TOKENS,
+        corpus: Iterable[str] = CORPUS,
+        vocabulary_size: int = VOCABULARY_SIZE,
     ) -> None:
-        trained = train_tokenizer(CORPUS, VOCABULARY_SIZE, 32768)
+        trained = train_tokenizer(corpus, vocabulary_size, 32768)
         self._content: dict[str, Any] = json.loads(trained.backend_tokenizer.to_str())
         vocabulary: dict[str, int] = self._content["model"]["vocab"]
         ordinary = {token: index for token, index in vocabulary.items() if token not in SPECIAL_TOKENS}

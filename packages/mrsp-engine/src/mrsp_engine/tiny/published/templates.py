@@ -1,6 +1,8 @@
 """Chat templates that behave like the published ones, in our own words."""
 
-__all__ = ["QWEN_TEXT_TEMPLATE", "QWEN_VL_TEMPLATE", "VILA_TEMPLATE"]
+from mrsp_engine.tiny.tokenizer import DEFAULT_SYSTEM
+
+__all__ = ["QWEN_OMNI_TEMPLATE", "QWEN_TEXT_TEMPLATE", "QWEN_VL_TEMPLATE", "VILA_TEMPLATE"]
 
 QWEN_TEXT_TEMPLATE = """\
 {%- if messages[0]['role'] == 'system' %}
@@ -46,3 +48,31 @@ VILA_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """Text only."""
+
+QWEN_OMNI_TEMPLATE = """\
+{%- if messages[0].role != 'system' -%}
+{{- '<|im_start|>system\\n@SYSTEM@<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' or 'image' in part -%}
+<|vision_bos|><|IMAGE|><|vision_eos|>
+{%- elif part.type == 'audio' or 'audio' in part -%}
+<|audio_bos|><|AUDIO|><|audio_eos|>
+{%- elif part.type == 'video' or 'video' in part -%}
+<|vision_bos|><|VIDEO|><|vision_eos|>
+{%- elif 'text' in part -%}
+{{- part.text -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+""".replace("@SYSTEM@", DEFAULT_SYSTEM)
