@@ -83,7 +83,26 @@ TRAINED_CASES = [
     for exchange, shares_prompt in (("gather", True), ("ring", False))
 ]
 """A trained tower, on ranks of which some own no token of a medium but still receive its gradient."""
-CORNERS = [*MANY_HEADS_CASES, *TRAINED_CASES]
+FILM_CASES = [
+    ParityCase(
+        family="qwen2_5_omni",
+        branches=branches,
+        media="a heard film",
+        split=split,
+        shares_prompt=shares_prompt,
+        vision=vision,
+        memory=memory,
+    )
+    for branches, split, shares_prompt, vision, memory in (
+        ("uneven", (1, 1, "gather"), True, "stored", "kept"),
+        ("uneven", (2, 1, "ring"), True, "encoded", "checkpointed"),
+        ("uneven", (3, 1, "gather"), False, "stored", "offloaded"),
+        ("two groups", (2, 2, "gather"), True, "stored", "kept"),
+        ("two groups", (4, 2, "ring"), True, "trained", "kept"),
+    )
+]
+"""Rows of pictures and of sound lie between each other, and what divides a row among ranks lies inside of the film."""
+CORNERS = [*MANY_HEADS_CASES, *TRAINED_CASES, *FILM_CASES]
 MOST_RANKS = 8
 SECONDS_PER_CASE = 50.0
 

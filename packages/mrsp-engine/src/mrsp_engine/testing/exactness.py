@@ -23,22 +23,26 @@ from torch import Tensor, nn
 from mrsp_engine.attention.split import AttentionSettings, Exchange
 from mrsp_engine.distributed.collectives import sum_gradients
 from mrsp_engine.distributed.process_groups import SequenceGroup
+from mrsp_engine.embeddings.reference import MediaReference
 from mrsp_engine.encoding.frame_encoder import FrameEncoder
 from mrsp_engine.encoding.parallel import PlannedMedium, UnusableMedium, encode_live, encode_media
-from mrsp_engine.errors import EngineError
+from mrsp_engine.errors import EngineError, EngineUsageError
 from mrsp_engine.families.base import Policy
 from mrsp_engine.families.language_policy import LanguagePolicy
+from mrsp_engine.families.qwen.qwen2_5_omni import Qwen25OmniPolicy
 from mrsp_engine.layout import Branch
 from mrsp_engine.logprobs import score_groups
 from mrsp_engine.rows import PromptGroup
-from mrsp_engine.testing.fixtures import NoiseVideo
+from mrsp_engine.testing.fixtures import NoiseSound, NoiseVideo
 
 LOSS_TOLERANCE = 1e-10
 GRADIENT_TOLERANCE = 1e-9
 """As a share of the norm of all gradients together."""
 
 QUESTION = "Which shape left first?\nA. red circle\nB. blue square"
-Media = Literal["no media", "one video", "videos and an image"]
+Media = Literal["no media", "one video", "videos and an image", "a heard film"]
+SEEN_MEDIA: tuple[Media, ...] = ("no media", "one video", "videos and an image")
+"""For every family that sees; a film is heard by few."""
 Vision = Literal["stored", "encoded", "trained"]
 """Embeddings are already in the store, are first encoded by all ranks, or are encoded with gradients."""
 Memory = Literal["kept", "checkpointed", "offloaded"]
@@ -128,7 +132,7 @@ class ParityCase:
 def every_case(families: Mapping[str, ParityFamily]) -> Iterator[ParityCase]:
     """All combinations."""
     for name, family in families.items():
-        for branches, media in product(BRANCHES, get_args(Media) if family.is_seeing else ("no media",)):
+        for branches, media in product(BRANCHES, SEEN_MEDIA if family.is_seeing else ("no media",)):
             visions = get_args(Vision) if media != "no media" else ("stored",)
             axes = product(family.splits, (True, False), visions, get_args(Memory))
             for split, shares_prompt, vision, memory in axes:
@@ -187,6 +191,7 @@ def compute(policy: LanguagePolicy, case: ParityCase, group: SequenceGroup | Non
     """
     generator = torch.Generator().manual_seed(11)
     media: list[PlannedMedium] = []
+    sounds = [_film_sound(policy)] if case.media == "a heard film" else []
     if policy.encoder is not None:
         media = parity_media(policy.encoder, case.media)
         policy.encoder.parts.requires_grad_(case.is_vision_trained)
@@ -195,7 +200,7 @@ def compute(policy: LanguagePolicy, case: ParityCase, group: SequenceGroup | Non
     with _activations(policy, case.memory), _vision(policy, case, media, group):
         groups: list[PromptGroup] = []
         for number, lengths in enumerate(BRANCHES[case.branches]):
-            references = [] if number else [medium.plan.reference for medium in media]
+            references = [] if number else [medium.plan.reference for medium in media] + sounds
             prompt = policy.build_prompt(QUESTION, references)
             embeddings = None
             if not case.is_vision_trained:
@@ -228,6 +233,13 @@ def compute(policy: LanguagePolicy, case: ParityCase, group: SequenceGroup | Non
         for name, weight in trained.items()
     }
     return {"loss": loss.detach(), "logprobs": logprobs.detach(), "entropies": entropies} | gradients
+
+
+def _film_sound(policy: LanguagePolicy) -> MediaReference:
+    """The sound of the film, a little longer than a chunk; always stored."""
+    if not isinstance(policy, Qwen25OmniPolicy):
+        raise EngineUsageError(f"family {policy.name}: hears no films; choose other media")
+    return policy.encode_film_sound(NoiseSound(seed=5, num_samples=36_000))
 
 
 def largest_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str]:
