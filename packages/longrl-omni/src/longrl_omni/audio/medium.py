@@ -86,20 +86,21 @@ class Film:
         return self.seen.content_digest
 
     def encode(self, frames: FrameSettings) -> tuple[MediaReference | PlannedMedium, ...]:
-        """Its frames, and its sound behind them where the settings want it (`sound`).
+        """Its frames, and its sound behind them where the settings want it (`sound`), or its sound alone.
 
         Raises:
             DataError: It should be heard and has no sound, or one that can't be read.
             UnfitMediumError: The model can't accept its frames or its sound.
         """
-        shown = self.seen.encode(frames.model_copy(update={"sound": False}))
+        seen_only = frames.model_copy(update={"sound": False, "pictures": True})
+        shown = self.seen.encode(seen_only) if frames.pictures else ()
         if not frames.sound:
             return shown
         try:
             clip = AudioClip.open(self.seen.video.path, self.policy)
         except DataError as error:
             raise DataError(f"{error} (it is to be heard; set data.sound to false to have it seen only)") from error
-        return (*shown, self.policy.encode_film_sound(clip.audio))
+        return (*shown, self.policy.encode_film_sound(clip.audio)) if frames.pictures else clip.encode(frames)
 
 
 def open_film_or_recording(path: Path, policy: Policy) -> Medium:

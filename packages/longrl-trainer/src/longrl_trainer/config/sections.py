@@ -125,19 +125,23 @@ class FrameSettings(Section):
     """Films are heard too, by models that can, such as Qwen2.5-Omni; a film without a sound is then unusable, and its
     questions are dropped.
     """
+    pictures: bool = True
+    """Films are seen; without it they are only heard, as recordings are, which needs `sound`."""
     preset: PresetName | None = None
     """Values for those of these settings that aren't set: `checkpoint` for the values in the checkpoint's own files,
     `longvila_r1` and `longvila_r1_hour` for the paper's training settings.
     """
 
     @model_validator(mode="after")
-    def _counts_frames_one_way(self) -> Self:
+    def _is_consistent(self) -> Self:
         if self.num_frames is not None:
             other = next((name for name in ("fps", "min_frames", "max_frames") if getattr(self, name)), None)
             if other is not None:
                 raise ValueError(f"num_frames={self.num_frames} with {other}={getattr(self, other)}: set one of them")
         if self.min_frames is not None and self.max_frames is not None and self.min_frames > self.max_frames:
             raise ValueError(f"min_frames={self.min_frames}: expected at most max_frames={self.max_frames}")
+        if not self.pictures and not self.sound:
+            raise ValueError("pictures=false with sound=false: nothing is left of a film; set sound to true, or blind")
         return self
 
     @property
