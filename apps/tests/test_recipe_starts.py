@@ -152,12 +152,13 @@ def run(*arguments: str | Path) -> int:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_makes_steps(recipe: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     command, output = command_in(recipe), tmp_path / "run"
-    if recipe.stem == "quickstart":
-        text = make_small(recipe, SMALL_WORLD).replace("num_frames = [2, 8, 32]", "num_frames = [2, 4]")
+    if recipe.stem.startswith("quickstart"):
+        text = re.sub(r"num_frames = \[.*\]", "num_frames = [2, 4]", make_small(recipe, SMALL_WORLD))
         text, count = re.subn(r"(?<=\[grpo\.sampler\]\n).*", 'engine = "transformers"', text)
         assert count == 1
         (tmp_path / "small.toml").write_text(text)
-        assert run(command, "--recipe", tmp_path / "small.toml", "--output", output) == 0
+        world = recipe.stem.removeprefix("quickstart_") if "_" in recipe.stem else "timeline"
+        assert run(command, "--world", world, "--recipe", tmp_path / "small.toml", "--output", output) == 0
         assert (output / "report.html").is_file()
     elif command in ("sft", "grpo", "evaluate"):
         start(recipe, command, output, request, tmp_path)
@@ -173,12 +174,12 @@ def test_every_shipped_recipe_makes_steps(recipe: Path, request: pytest.FixtureR
         assert run(command, recipe, *places, *held_out, *map(str, small)) == 0
         assert len((output / "metrics.jsonl").read_text().splitlines()) == NUM_STEPS
     else:
-        world = request.getfixturevalue("pictures")
+        drawn = request.getfixturevalue("pictures")
         if command == "quickstart":
-            assert (world / "report.json").is_file()
+            assert (drawn / "report.json").is_file()
             return
-        prompts = world / "captions" / "held_out_prompts.txt"
-        places = ("--model.folder", world / "rl" / "model", "--prompts", prompts, "--output", output)
+        prompts = drawn / "captions" / "held_out_prompts.txt"
+        places = ("--model.folder", drawn / "rl" / "model", "--prompts", prompts, "--output", output)
         assert run(command, recipe, *places, "--samples-per-prompt", "1") == 0
         assert list(output.rglob("*.png"))
 

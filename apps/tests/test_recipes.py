@@ -10,7 +10,7 @@ from longrl.cli import main
 from longrl.commands.recipes import resolve_config
 from longrl.errors import AppUsageError
 from longrl.pictures.config import PICTURES_RECIPE
-from longrl.quickstart.config import QUICKSTART_RECIPE, load_quickstart
+from longrl.quickstart.config import QUICKSTART_RECIPE, SOUND_RECIPE, load_quickstart
 from longrl.stages import RECIPES_FOLDER
 from longrl_omni.generation.config.recipes import GenerateConfig, GenerateGrpoConfig
 from longrl_trainer.config.recipes import load_recipe
@@ -27,7 +27,7 @@ MODELS = {
     "evaluate": EvaluateConfig,
 }
 TRAINING_RECIPES = sorted(
-    path for path in RECIPES_FOLDER.glob("*.toml") if path not in (QUICKSTART_RECIPE, PICTURES_RECIPE)
+    path for path in RECIPES_FOLDER.glob("*.toml") if path not in (QUICKSTART_RECIPE, SOUND_RECIPE, PICTURES_RECIPE)
 )
 
 
@@ -58,14 +58,14 @@ def test_training_recipes_parse(path):
     load_recipe(path, next(model for ending, model in MODELS.items() if path.stem.endswith(f"_{ending}")))
 
 
-@pytest.mark.parametrize("path", [QUICKSTART_RECIPE, TINY_RECIPE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [QUICKSTART_RECIPE, SOUND_RECIPE, TINY_RECIPE], ids=lambda path: path.stem)
 def test_quickstart_recipes_parse_and_get_their_places(path, tmp_path):
     config = load_quickstart(path, output=tmp_path, seed=3)
     assert config.sft.seed == config.grpo.seed == 3
     assert config.grpo.model.folder == config.sft.output / "model"
     assert config.grpo.model.store == config.sft.model.store
     assert [data.split for data in config.data_in_use()][:3] == ["train_sft", "train_rl", "held_out"]
-    evaluation = config.evaluation_config(tmp_path / "model", tmp_path / "x.json", num_frames=5, blind=True)
+    evaluation = config.evaluation_config(tmp_path / "model", tmp_path / "x.json", num_frames=5, lacking="blind")
     assert (evaluation.data.split, evaluation.data.num_frames, evaluation.blind) == ("held_out", 5, True)
     assert evaluation.temperature == config.evaluation.temperature
 

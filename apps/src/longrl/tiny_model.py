@@ -1,7 +1,9 @@
 """Settings of the tiny model, which the engine builds. Imports nothing heavy, for the command line's help."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TinyModelSettings(BaseModel):
-    """Sizes of a Qwen2.5-VL that a laptop can train in minutes."""
+    """Sizes of a Qwen2.5-VL, or a Qwen2.5-Omni, that a laptop can train in minutes."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -41,6 +43,19 @@ class TinyModelSettings(BaseModel):
     """Standard deviation of the language model's initial weights."""
     vision_token_scale: float = Field(default=0.3, gt=0)
     """Size of the vision tower's tokens (root mean square)."""
+    audio_hidden_size: int | None = Field(default=None, ge=1)
+    """Width of the audio tower; with it the model is a Qwen2.5-Omni, which also hears."""
+    audio_num_heads: int = Field(default=2, ge=1)
+    """Heads of the audio tower."""
+    audio_depth: int = Field(default=2, ge=1)
+    """Layers of the audio tower."""
+    audio_token_scale: float = Field(default=0.3, gt=0)
+    """Size of the audio tower's rows (root mean square)."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether it is a Qwen2.5-Omni."""
+        return self.audio_hidden_size is not None
 
 
 def build_tiny_model(
@@ -52,10 +67,29 @@ def build_tiny_model(
     calibration_videos: Sequence[NDArray[np.uint8]] = (),
 ) -> None:
     """Write the checkpoint, with its vision tower calibrated on the given frames (uint8 [F, H, W, 3] each)."""
-    from mrsp_engine.families.checkpoints import without_progress_bars
+    from mrsp_engine.families.checkpoints import without_progress_bars, without_reports
+    from mrsp_engine.tiny.language import LanguageSizes
+    from mrsp_engine.tiny.published.qwen2_5_omni import ThinkerTowers
+    from mrsp_engine.tiny.qwen2_5_omni import create_trainable_qwen2_5_omni
     from mrsp_engine.tiny.qwen2_5_vl import create_tiny_qwen2_5_vl
 
-    with without_progress_bars():
-        create_tiny_qwen2_5_vl(
-            folder, corpus=corpus, seed=seed, calibration_videos=calibration_videos, **settings.model_dump()
-        )
+    values = settings.model_dump()
+    with without_progress_bars(), without_reports():
+        if settings.hears:
+            create_trainable_qwen2_5_omni(
+                folder,
+                corpus=corpus,
+                sizes=LanguageSizes(**{name: values[name] for name in _names_of(LanguageSizes)}),
+                towers=ThinkerTowers(**{name: values[name] for name in _names_of(ThinkerTowers) & values.keys()}),
+                seed=seed,
+                vision_token_scale=settings.vision_token_scale,
+                audio_token_scale=settings.audio_token_scale,
+                calibration_videos=calibration_videos,
+            )
+            return
+        sizes = {name: value for name, value in values.items() if not name.startswith("audio_")}
+        create_tiny_qwen2_5_vl(folder, corpus=corpus, seed=seed, calibration_videos=calibration_videos, **sizes)
+
+
+def _names_of(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind)}

@@ -100,7 +100,7 @@ def start(
         "settings": settled.model_dump(mode="json", exclude={*ClientSettings.model_fields, "subtitles"}),
     }
     from longrl.footage.run import DatasetStage, run_footage
-    from longrl.quickstart.run import print_summary
+    from longrl.quickstart.outcome import print_summary
 
     stage = DatasetStage(settings=shaping, build=build_dataset)
     summary = run_footage(places, stage, choose_progress(), Console(stderr=True))

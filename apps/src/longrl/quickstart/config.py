@@ -4,8 +4,9 @@ A recipe has all settings of training but no paths: the quickstart fills in fold
 `[grpo]` are ordinary training recipes without them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,8 +20,16 @@ from longvideo_reason_data.records.record import Split
 from longvideo_reason_data.timeline.world import WorldSettings
 
 QUICKSTART_RECIPE = RECIPES_FOLDER / "quickstart.toml"
+SOUND_RECIPE = RECIPES_FOLDER / "quickstart_sound.toml"
 TRAIN_RL_LIMIT = 400
 """Questions of GRPO's training that are asked before and after it."""
+
+Lacking = Literal["blind", "sound-off", "picture-off"]
+"""What an evaluation of the final model does without: the whole video, its sound, or its pictures."""
+_WITHOUT: Mapping[Lacking | None, Mapping[str, bool]] = {
+    "sound-off": {"sound": False},
+    "picture-off": {"pictures": False},
+}
 
 
 class WorldSection(WorldSettings):
@@ -96,15 +105,30 @@ class QuickstartConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _hears_what_sounds(self) -> Self:
+        sound = self.world.sound
+        for name, found in (
+            ("sft.data.sound", self.sft.data.sound),
+            ("grpo.data.sound", self.grpo.data.sound),
+            ("model.audio_hidden_size", self.model.hears),
+        ):
+            if found != sound:
+                raise ValueError(
+                    f"{name} {'is' if found else 'is not'} set with world.sound={str(sound).lower()}: a world with "
+                    "sound needs a model that hears and data with sound; set all of them or none"
+                )
+        return self
+
     def evaluation_config(
-        self, model_folder: Path, output: Path, *, num_frames: int, blind: bool = False
+        self, model_folder: Path, output: Path, *, num_frames: int, lacking: Lacking | None = None
     ) -> EvaluateConfig:
-        """One evaluation on the held-out videos."""
+        """One evaluation on the held-out videos, if anything is lacking without that part of them."""
         return EvaluateConfig(
             model=self.grpo.model.model_copy(update={"folder": model_folder}),
-            data=self._held_out(num_frames),
+            data=self._held_out(num_frames).model_copy(update=_WITHOUT.get(lacking, {})),
             output=output,
-            blind=blind,
+            blind=lacking == "blind",
             temperature=self.evaluation.temperature,
             max_response_tokens=self.grpo.max_response_tokens,
             limit=self.evaluation.limit,

@@ -1,7 +1,7 @@
 """Encoding ahead of use, and an independent count of what had to be encoded.
 
-The engine counts what it encoded. `count_plans` counts the different pairs of video and frames from records and files
-only, so that the two can be compared.
+The engine counts what it encoded. `count_plans` counts the different pairs of video and frames, and the sounds, from
+records and files only, so that the two can be compared.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,13 +26,17 @@ def encode_splits(policy: Policy, plans: Sequence[DataSection], progress: Progre
 
 
 def count_plans(plans: Iterable[DataSection]) -> int:
-    """Number of different (video, frames) pairs."""
+    """Number of different (video, frames) pairs, and of sounds that are heard."""
     pairs: set[tuple[str, tuple[int, ...]]] = set()
+    heard: set[str] = set()
     files: dict[str, FramesFile] = {}
     for data in plans:
         of_split = (record for record in read_records(records_path(data)) if record.split == Split(data.split))
         for digest, medium in list_media(of_split).items():
             if digest not in files:
                 files[digest] = open_medium(data.dataset, medium)
-            pairs.add((digest, plan_frames(files[digest], data)))
-    return len(pairs)
+            if data.pictures:
+                pairs.add((digest, plan_frames(files[digest], data)))
+            if data.sound:
+                heard.add(digest)
+    return len(pairs) + len(heard)

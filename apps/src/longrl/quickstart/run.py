@@ -18,11 +18,11 @@ from rich.console import Console
 from longrl.corpus import corpus_of_records
 from longrl.errors import AppError
 from longrl.pipeline import Pipeline, Stage, open_pipeline
-from longrl.quickstart.config import QuickstartConfig, shaping_settings
+from longrl.quickstart.config import Lacking, QuickstartConfig, shaping_settings
 from longrl.quickstart.embedding_plans import count_plans, encode_splits
 from longrl.quickstart.shared_sampler import SharedSampler
 from longrl.report.build import REPORT_NAME, SUMMARY_NAME, build_report, source_digest
-from longrl.report.run_data import RL_QUESTIONS_NAME
+from longrl.report.run_data import HEARING_STAGES, RL_QUESTIONS_NAME
 from longrl.tiny_model import build_tiny_model
 from longrl_trainer.config.recipes import save_config
 from longrl_trainer.questions.frames import plan_frames
@@ -34,7 +34,6 @@ from mrsp_engine.embeddings.entry_folder import DIGESTS_NAME
 
 EVALUATIONS = "evaluations"
 CALIBRATION_VIDEOS = 32
-SERVE_OPTIONS = "--dtype float32 --gpu-memory-utilization 0.5"  # on CPUs a share of main memory
 
 
 def run_quickstart(config: QuickstartConfig, progress: ProgressDisplay, console: Console) -> dict[str, Any]:
@@ -79,6 +78,7 @@ class Quickstart:
         on_rl_questions = {"train_rl_limit": config.evaluation.train_rl_limit}
         main, frame_counts = config.main_frames, list(config.evaluation.num_frames)
         trained, final = config.sft.output / "model", config.grpo.output / "model"
+        lacking: tuple[Lacking, ...] = ("blind", *(HEARING_STAGES if config.world.sound else ()))
         return [
             Stage(
                 name="world",
@@ -120,11 +120,14 @@ class Quickstart:
                 run=self.train_grpo,
             ),
             self._evaluation_stage("grpo", final, asking | on_rl_questions, after="grpo", frames=frame_counts),
-            self._evaluation_stage("blind", final, asking, after="grpo", frames=[main]),
+            *(
+                self._evaluation_stage(name, final, asking, after="grpo", frames=[main], lacking=name)
+                for name in lacking
+            ),
             Stage(
                 name="report",
                 settings={"seed": config.seed, "source": source_digest()},
-                after=("evaluate-untrained", "evaluate-sft", "evaluate-grpo", "evaluate-blind"),
+                after=tuple(f"evaluate-{name}" for name in ("untrained", "sft", "grpo", *lacking)),
                 outputs=(REPORT_NAME, SUMMARY_NAME),
                 run=self.report,
             ),
@@ -205,20 +208,26 @@ class Quickstart:
         return build_report(self.output)
 
     def _evaluation_stage(
-        self, name: str, model_folder: Path, asking: Mapping[str, Any], *, after: str, frames: list[int]
+        self,
+        name: str,
+        model_folder: Path,
+        asking: Mapping[str, Any],
+        *,
+        after: str,
+        frames: list[int],
+        lacking: Lacking | None = None,
     ) -> Stage:
-        blind = name == "blind"
         with_rl_questions = "train_rl_limit" in asking
         return Stage(
             name=f"evaluate-{name}",
-            settings={**asking, "blind": blind, "num_frames": frames},
+            settings={**asking, "lacking": lacking, "num_frames": frames},
             after=(after,),
             outputs=(f"{EVALUATIONS}/{name}",),
-            run=lambda: self._evaluate(name, model_folder, frames, blind=blind, with_rl_questions=with_rl_questions),
+            run=lambda: self._evaluate(name, model_folder, frames, lacking, with_rl_questions=with_rl_questions),
         )
 
     def _evaluate(
-        self, name: str, model_folder: Path, frames: list[int], *, blind: bool, with_rl_questions: bool
+        self, name: str, model_folder: Path, frames: list[int], lacking: Lacking | None, *, with_rl_questions: bool
     ) -> Mapping[str, Any]:
         """Do the evaluations that are missing: one for each number of frames, and that on the questions of GRPO."""
         from longrl_trainer.evaluation.evaluate import evaluate
@@ -227,7 +236,7 @@ class Quickstart:
         folder = self.output / EVALUATIONS / name
         asked = [
             self.config.evaluation_config(
-                model_folder, folder / f"{num_frames}-frames.json", num_frames=num_frames, blind=blind
+                model_folder, folder / f"{num_frames}-frames.json", num_frames=num_frames, lacking=lacking
             )
             for num_frames in frames
         ]
@@ -263,22 +272,6 @@ def count_records(records: list[QuestionRecord]) -> dict[str, Any]:
         "videos": len(list_media(records)),
         "questions": {str(split): sum(record.split is split for record in records) for split in Split},
     }
-
-
-def print_summary(output: Path, summary: Mapping[str, Any], console: Console) -> None:
-    """Print where everything is, the result and the next steps."""
-    console.print()
-    for name, accuracy in summary["accuracy"].items():
-        console.print(f"{name:<11} {accuracy:6.1%}", highlight=False)
-    console.print()
-    model = output / "grpo" / "model"
-    console.print(f"report      {output / REPORT_NAME}", soft_wrap=True, highlight=False)
-    console.print(f"checkpoint  {model}", soft_wrap=True, highlight=False)
-    console.print(
-        f"serve it    python -m vllm.entrypoints.openai.api_server --model {model} {SERVE_OPTIONS}",
-        soft_wrap=True,
-        highlight=False,
-    )
 
 
 def _advance_to(advance: Callable[..., None]) -> Callable[[int, int], None]:

@@ -62,6 +62,7 @@ def render_page(run: RunData, summary: dict[str, Any], cards: list[Any]) -> str:
         settings=list_settings(run.config),
         accuracy_bars=figures.accuracy_bars(summary),
         skill_bars=figures.skill_bars(summary),
+        senses_bars=figures.senses_bars(summary),
         time_bars=figures.time_bars(summary["seconds"]),
         gain_bars=figures.gain_bars(summary),
         encodes=figures.describe_encodes(run, summary["encodes"]),

@@ -37,6 +37,8 @@ STAGE_TITLES = {
     "grpo": "GRPO",
     "evaluate-grpo": "Evaluate after GRPO",
     "evaluate-blind": "Evaluate without video",
+    "evaluate-sound-off": "Evaluate without sound",
+    "evaluate-picture-off": "Evaluate without pictures",
     "report": "Write the report",
 }
 
@@ -80,6 +82,34 @@ def accuracy_bars(summary: dict[str, Any]) -> list[Bar]:
             style="accent" if name == "grpo" else "plain",
         )
         for name, label in labels.items()
+    ]
+
+
+def senses_bars(summary: dict[str, Any]) -> list[tuple[str, list[Bar]]]:
+    """The final model with and without sound and pictures, by what a question needs."""
+    titles = {"both": "Need pictures and sound", "sound": "Need the sound", "picture": "Need the pictures"}
+    labels = {
+        "grpo": "Seen and heard",
+        "sound-off": "Seen only",
+        "picture-off": "Heard only",
+        "blind": "Neither seen nor heard",
+    }
+    return [
+        (
+            f"{title} ({by_model['grpo']['questions']} questions)",
+            [
+                Bar(
+                    label=label,
+                    value=f"{by_model[name]['accuracy']:.1%}",
+                    share=by_model[name]["accuracy"],
+                    error=by_model[name]["standard_error"],
+                    style="accent" if name == "grpo" else "plain",
+                )
+                for name, label in labels.items()
+            ],
+        )
+        for senses, title in titles.items()
+        if (by_model := summary["accuracy_by_senses"].get(senses))
     ]
 
 

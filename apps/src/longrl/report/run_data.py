@@ -23,6 +23,8 @@ TRAINING_STAGES = (
     "evaluate-blind",
 )
 """The stages of any pipeline between its videos and the report, in order."""
+HEARING_STAGES = ("sound-off", "picture-off")
+"""Evaluations of the final model in a world with sound, beside that without the whole video."""
 QUICKSTART_STAGES = ("world", "model")
 FOOTAGE_STAGES = ("build",)
 """What comes before them with one's own videos."""
@@ -44,6 +46,8 @@ class RunData:
     blind: dict[str, Any]
     grpo_by_frames: dict[int, dict[str, Any]]
     """The final model at every number of frames, ascending."""
+    with_one_sense: dict[str, dict[str, Any]]
+    """The final model without sound and without pictures, by `HEARING_STAGES`; empty if its world has no sound."""
     on_rl_questions: dict[str, dict[str, Any]]
     """`sft` and `grpo` on the same questions of GRPO's training; empty if they weren't asked."""
     sft_steps: list[dict[str, Any]]
@@ -83,14 +87,16 @@ def read_run(folder: Path) -> RunData:
     )
     command = "start" if is_own else "quickstart"
     stages: dict[str, FinishedStage] = {}
-    for name in (*(FOOTAGE_STAGES if is_own else QUICKSTART_STAGES), *TRAINING_STAGES):
+    config = read_object(folder, "config.json")
+    senses = HEARING_STAGES if config.get("world", {}).get("sound") else ()
+    before = FOOTAGE_STAGES if is_own else QUICKSTART_STAGES
+    for name in (*before, *TRAINING_STAGES, *(f"evaluate-{name}" for name in senses)):
         stage = read_finished(folder, name)
         if stage is None:
             raise AppUsageError(
                 f"{folder}: the stage {name} isn't finished; run `longrl {command} --output {folder}` first"
             )
         stages[name] = stage
-    config = read_object(folder, "config.json")
     main = _main_frames(config)
     by_frames = {
         num_frames: read_object(folder, _evaluation("grpo", num_frames))
@@ -105,6 +111,7 @@ def read_run(folder: Path) -> RunData:
         grpo=by_frames[main],
         blind=read_object(folder, _evaluation("blind", main)),
         grpo_by_frames=by_frames,
+        with_one_sense={name: read_object(folder, _evaluation(name, main)) for name in senses},
         on_rl_questions=_read_rl_questions(folder),
         sft_steps=steps_in(read_json_lines(folder / "sft" / "metrics.jsonl")),
         grpo_steps=steps_in(read_json_lines(folder / "grpo" / "metrics.jsonl")),

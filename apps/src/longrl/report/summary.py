@@ -10,6 +10,7 @@ from typing import Any
 from longrl.process_memory import memory_bytes
 from longrl.report.run_data import RunData
 from longrl_trainer.evaluation.scoring.statistics import clustered_standard_error, mean
+from longvideo_reason_data.question_types import Senses
 from longvideo_reason_data.records.record import QuestionRecord
 from longvideo_reason_data.records.splits import connect_media
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
@@ -77,6 +78,7 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
                 else {}
             ),
         },
+        "accuracy_by_senses": compare_senses(run),
         "accuracy_by_skill": run.grpo["accuracy_by_skill"],
         "accuracy_by_skill_and_model": {name: value["accuracy_by_skill"] for name, value in models.items()},
         "accuracy_by_frames": {
@@ -92,6 +94,31 @@ def summarise_run(run: RunData, *, report_seconds: float, environment: dict[str,
         "peak_memory_bytes": max(memory_bytes(), *(stage.peak_memory_bytes for stage in run.stages.values())),
         **environment,
     }
+
+
+def compare_senses(run: RunData) -> dict[str, dict[str, dict[str, float]]]:
+    """The final model with and without sound and pictures, by the senses that questions need; empty without sound."""
+    if not run.with_one_sense:
+        return {}
+    models = {"grpo": run.grpo, **run.with_one_sense, "blind": run.blind}
+    return {
+        str(senses): {name: _accuracy_of(evaluation, senses, run.records) for name, evaluation in models.items()}
+        for senses in Senses
+        if any(run.records[item["question_id"]].senses is senses for item in run.grpo["items"])
+    }
+
+
+def _accuracy_of(evaluation: dict[str, Any], senses: Senses, records: Mapping[str, QuestionRecord]) -> dict[str, float]:
+    """Accuracy on questions that need these senses, with its standard error and their number."""
+    asked = [
+        (records[item["question_id"]], item["score"])
+        for item in evaluation["items"]
+        if item["score"] is not None and records[item["question_id"]].senses is senses
+    ]
+    connected = connect_media(record.digests for record, _ in asked)
+    scores, clusters = [score for _, score in asked], [connected[record.digests[0]] for record, _ in asked]
+    error = clustered_standard_error(scores, clusters)
+    return {"accuracy": mean(scores), "standard_error": error, "questions": len(asked)}
 
 
 def compare_models(

@@ -7,13 +7,13 @@ its run; the page follows the latest run unless somebody chose one. Only reads.
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from longrl.errors import AppUsageError
 from longrl.pipeline import STAGES_NAME
 from longrl.report.build import REPORT_NAME
 from longrl.report.figures import STAGE_TITLES
-from longrl.report.run_data import FOOTAGE_STAGES, QUICKSTART_STAGES, TRAINING_STAGES
+from longrl.report.run_data import FOOTAGE_STAGES, HEARING_STAGES, QUICKSTART_STAGES, TRAINING_STAGES
 from longrl.report.thumbnails import MOST_FRAMES, draw_thumbnails, draw_video
 from longrl.run_files import find_object
 from longrl.watch.watched_run import WatchedRun
@@ -101,6 +101,8 @@ class WatchedPipeline:
     def _list_stages(self) -> list[dict[str, Any]]:
         """Every stage with its time so far, and whether it waits, goes on (or was stopped), or is finished."""
         names = next((names for first, names in PIPELINES.items() if self._stage_files(first)), PIPELINES["world"])
+        if self._has_sound():
+            names = (*names[:-1], *(f"evaluate-{name}" for name in HEARING_STAGES), names[-1])
         return [{"name": name, "title": STAGE_TITLES.get(name, name), **self._describe_stage(name)} for name in names]
 
     def _describe_stage(self, name: str) -> dict[str, Any]:
@@ -115,6 +117,11 @@ class WatchedPipeline:
             "begun": find_object(self.folder, f"{STAGES_NAME}/{name}.started.json"),
         }
         return {status: values for status, values in found.items() if values is not None}
+
+    def _has_sound(self) -> bool:
+        """Whether it is a quickstart in a world with sound."""
+        world = (find_object(self.folder, "config.json") or {}).get("world")
+        return isinstance(world, dict) and cast(dict[str, object], world).get("sound") is True
 
     def _list_runs(self) -> list[str]:
         return [name for name in RUN_NAMES if self._files.has(f"{name}/{SETTINGS_NAME}")]
