@@ -24,7 +24,7 @@ from longvideo_reason_data.records.medium import RecordMedium
 from longvideo_reason_data.records.record import QuestionRecord, Split, write_records
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "longrl-omni" / "tests" / "generation"))
-from tiny_pipelines import write_tiny_flux, write_tiny_pipeline
+from tiny_pipelines import write_tiny_flux, write_tiny_pipeline, write_tiny_wan
 
 pytestmark = pytest.mark.long
 NUM_STEPS, NUM_FRAMES, RATE = 2, 8, 16_000
@@ -163,16 +163,22 @@ def test_every_shipped_recipe_makes_steps(recipe: Path, request: pytest.FixtureR
     elif command in ("sft", "grpo", "evaluate"):
         start(recipe, command, output, request, tmp_path)
     elif command == "generate-grpo":
-        write_generator = write_tiny_flux if recipe.stem.startswith("flux") else write_tiny_pipeline
+        is_wan = recipe.stem.startswith("wan")
+        write_generator = write_tiny_wan if is_wan else write_tiny_pipeline
+        write_generator = write_tiny_flux if recipe.stem.startswith("flux") else write_generator
         write_generator(tmp_path / "pipeline")
         (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
         places = ("--model.folder", tmp_path / "pipeline", "--prompts", tmp_path / "prompts.txt", "--output", output)
         held_out = ("--held-out-prompts", tmp_path / "prompts.txt", "--evaluation-samples", 1)
         small = ("--steps", NUM_STEPS, "--prompts-per-step", 1, "--group-size", 2, "--sampling.samples-per-pass", 2)
-        if "height" in read_tables(recipe)["sampling"]:
+        if is_wan:
+            small += ("--sampling.height", 32, "--sampling.width", 32, "--sampling.frames", 5)
+        elif "height" in read_tables(recipe)["sampling"]:
             small += ("--sampling.height", 16, "--sampling.width", 16)
         assert run(command, recipe, *places, *held_out, *map(str, small)) == 0
         assert len((output / "metrics.jsonl").read_text().splitlines()) == NUM_STEPS
+        assert len(list((output / ("clips" if is_wan else "pictures") / "after").iterdir())) == 2
+        assert (output / "adapter" / "pytorch_lora_weights.safetensors").is_file()
     else:
         drawn = request.getfixturevalue("pictures")
         if command == "quickstart":

@@ -10,6 +10,7 @@ from typing import Any
 from settings import settings_table
 
 from longrl_omni.generation.config.algorithms import ALGORITHMS, AlgorithmParts
+from longrl_omni.generation.rewards.base import kinds_judged_by, name_kind
 from longrl_trainer.config.objectives import OBJECTIVES, ObjectiveParts
 from longvideo_reason_data.benchmarks.layouts import LAYOUTS, SeriesRule
 
@@ -30,7 +31,7 @@ def list_rewards(group: str) -> str:
         types = getattr(reward, "question_types", None)
         asked = "all questions" if types is None else f"questions of type {', '.join(f'`{each}`' for each in types)}"
         if group != "longrl_trainer.rewards":
-            asked = "pictures"
+            asked = " and ".join(map(name_kind, kinds_judged_by(reward)))
         logged = " It is only logged: its weight must be 0." if getattr(reward, "is_only_logged", False) else ""
         parts.append(f"## `{entry.name}` {{ #{entry.name} }}")
         parts.append(f"For {asked}. {inspect.getdoc(reward)}{logged}")

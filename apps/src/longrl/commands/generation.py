@@ -30,9 +30,9 @@ def generate(arguments: Sequence[str]) -> None:
         example="longrl generate apps/recipes/pictures_generate.toml --samples-per-prompt 4 --output samples",
     )
     require_diffusers()
-    from longrl_omni.generation.samples import generate_pictures
+    from longrl_omni.generation.samples import generate_samples
 
-    for name, mean in generate_pictures(config).items():
+    for name, mean in generate_samples(config).items():
         print(f"{name:<12} {'not judged' if mean is None else f'{mean:.4f}'}")
     print(config.output)
 

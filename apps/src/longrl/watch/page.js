@@ -2,7 +2,7 @@ const content = JSON.parse(document.getElementById("content").textContent);
 const isFile = "state" in content;
 const NO_RESPONSES = {
   "sft": "Imitation draws no responses.",
-  "generate-grpo": "This run draws pictures; held-out ones are in its folder, in pictures/.",
+  "generate-grpo": "This run draws pictures or clips; held-out ones are in its folder, in pictures/ or clips/.",
 };
 const run = { edition: "", isFinished: false, steps: [], panels: [], groups: [], stages: [], names: [], name: "", chosen: "" };
 const main = document.querySelector("main");

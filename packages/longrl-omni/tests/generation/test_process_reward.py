@@ -12,7 +12,7 @@ import torch
 
 from longrl_omni.generation.grpo import train_generation
 from longrl_omni.generation.rewards.base import PictureRequest
-from longrl_omni.generation.rewards.judging import judge_pictures, load_picture_rewards
+from longrl_omni.generation.rewards.judging import judge_samples, load_generation_rewards
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.rewards.base import RewardStatus
 
@@ -58,7 +58,7 @@ def load(tmp_path: Path) -> Any:
 
     def of(function: str, **settings: Any) -> Any:
         table = {"weight": 1.0, "python": sys.executable, "function": function, "folder": str(tmp_path)} | settings
-        return load_picture_rewards({"process": table})
+        return load_generation_rewards({"process": table})
 
     return of
 
@@ -73,19 +73,19 @@ def requests(*prompts: str) -> list[PictureRequest]:
 def test_pictures_arrive_as_bytes_and_numbers_come_back(load: Any) -> None:
     rewards = load("scorer:brightness")
     for _ in range(2):
-        assert judge_pictures(rewards, requests("a", "ü", "")).totals() == [1.0, 2.0, 3.0]
+        assert judge_samples(rewards, requests("a", "ü", "")).totals() == [1.0, 2.0, 3.0]
     rewards = load("scorer:lies_to_longrl")
-    assert judge_pictures(rewards, requests("a")).totals() == [0.0]
+    assert judge_samples(rewards, requests("a")).totals() == [0.0]
 
 
 def test_what_cannot_be_judged_has_no_value_and_spares_the_others(load: Any) -> None:
     rewards = load("scorer:careful")
-    judged = judge_pictures(rewards, requests("a", "bad", "none", "nan", "b"))
+    judged = judge_samples(rewards, requests("a", "bad", "none", "nan", "b"))
     assert judged.totals() == [1.0, None, None, None, 5.0]
     bad = judged.results["process"][1]
     assert bad.status is RewardStatus.VERIFIER_ERROR
     assert bad.parsed == "ValueError: this prompt is bad"
-    assert judge_pictures(load("scorer:short"), requests("a", "b")).totals() == [1.0, 1.0]  # asked one by one
+    assert judge_samples(load("scorer:short"), requests("a", "b")).totals() == [1.0, 1.0]  # asked one by one
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_process_that_ends_or_hangs_is_one_line(load: Any, function: str, sett
     reward._settings = reward._settings.model_copy(update=settings)  # after it was imported, which takes longer
     process = reward._process
     with pytest.raises(TrainerError) as raised:
-        judge_pictures(rewards, requests("a"))
+        judge_samples(rewards, requests("a"))
     assert str(raised.value) == f"rewards.process: {message}" or message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert process.poll() is not None

@@ -13,9 +13,9 @@ from longrl_omni.generation.config.recipes import GenerateConfig
 from longrl_omni.generation.grpo import train_generation
 from longrl_omni.generation.policies.base import load_generation_policy
 from longrl_omni.generation.prompts import prompts_of_step, read_prompts
-from longrl_omni.generation.rewards.base import PictureRequest
-from longrl_omni.generation.rewards.judging import judge_pictures, load_picture_rewards
-from longrl_omni.generation.samples import generate_pictures
+from longrl_omni.generation.rewards.base import ClipRequest, PictureRequest
+from longrl_omni.generation.rewards.judging import judge_samples, load_generation_rewards
+from longrl_omni.generation.samples import generate_samples
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from longrl_trainer.rewards.registry import WeightedReward
 
@@ -119,14 +119,14 @@ def test_a_reward_that_fails_stops_the_run(result: Any, message: str) -> None:
     broken = WeightedReward(name="broken", reward=Broken(result), weight=1.0)
     request = PictureRequest(prompt="", picture=torch.zeros(3, 8, 8))
     with pytest.raises(TrainerError, match=f"rewards.broken: {message}"):
-        judge_pictures([broken], [request])
+        judge_samples([broken], [request])
 
 
 def test_a_simple_picture_has_a_smaller_file() -> None:
-    rewards = load_picture_rewards({"jpeg_size": {"weight": 1.0, "quality": 80}})
+    rewards = load_generation_rewards({"jpeg_size": {"weight": 1.0, "quality": 80}})
     source = torch.Generator().manual_seed(0)
     pictures = [torch.zeros(3, 32, 32), torch.rand(3, 32, 32, generator=source)]
-    judged = judge_pictures(rewards, [PictureRequest(prompt="", picture=picture) for picture in pictures])
+    judged = judge_samples(rewards, [PictureRequest(prompt="", picture=picture) for picture in pictures])
     plain, noisy = judged.totals()
     assert plain is not None
     assert noisy is not None
@@ -134,15 +134,23 @@ def test_a_simple_picture_has_a_smaller_file() -> None:
 
 
 def test_colourfulness_by_hand() -> None:
-    rewards = load_picture_rewards({"colourfulness": 1.0})
+    rewards = load_generation_rewards({"colourfulness": 1.0})
     grey, halves = torch.full((3, 4, 4), 0.5), torch.zeros(3, 4, 4)
     halves[0, :2], halves[2, 2:] = (
         1.0,
         1.0,
     )  # red above blue: red - green is 1 and 0, (red + green) / 2 - blue 0.5 and -1
-    judged = judge_pictures(rewards, [PictureRequest(prompt="", picture=picture) for picture in (grey, halves)])
+    judged = judge_samples(rewards, [PictureRequest(prompt="", picture=picture) for picture in (grey, halves)])
     expected = math.hypot(0.5, 0.75) + 0.3 * math.hypot(0.5, -0.25)
     assert judged.totals() == pytest.approx([0.0, expected])
+
+
+def test_the_colourfulness_of_a_clip_is_that_of_its_mean_frame() -> None:
+    rewards = load_generation_rewards({"colourfulness": 1.0})
+    clip = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    alone = judge_samples(rewards, [PictureRequest(prompt="", picture=frame) for frame in clip])
+    together = judge_samples(rewards, [ClipRequest(prompt="", clip=clip, frames_per_second=8.0)])
+    assert together.totals() == pytest.approx([alone.means()["colourfulness"]])
 
 
 def test_prompts_come_once_per_epoch(tmp_path: Path) -> None:
@@ -171,8 +179,8 @@ def test_pictures_are_drawn_and_judged(world: Path, tmp_path: Path) -> None:
             "sampling": {"steps": 2},
         }
     )
-    assert set(generate_pictures(config)) == {"checker"}
+    assert set(generate_samples(config)) == {"checker"}
     assert len(list(config.output.glob("*.png"))) == 6
     assert len((config.output / "samples.jsonl").read_text().splitlines()) == 6
     with pytest.raises(TrainerUsageError, match="expected no file and no folder with contents"):
-        generate_pictures(config)
+        generate_samples(config)

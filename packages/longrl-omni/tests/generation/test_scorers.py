@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longrl_omni.generation.rewards.base import PictureRequest
 from longrl_omni.generation.rewards.jpeg import as_bytes
-from longrl_omni.generation.rewards.judging import judge_pictures, load_picture_rewards
+from longrl_omni.generation.rewards.judging import judge_samples, load_generation_rewards
 from longrl_omni.generation.rewards.written_text import agreement, quoted_text
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 from mrsp_engine.errors import EngineError
@@ -51,8 +51,8 @@ def requests() -> list[PictureRequest]:
 
 
 def judge(name: str, settings: dict[str, Any], requests: list[PictureRequest]) -> list[float | None]:
-    rewards = load_picture_rewards({name: {"weight": 1.0, **settings}})
-    return judge_pictures(rewards, requests).values(name)
+    rewards = load_generation_rewards({name: {"weight": 1.0, **settings}})
+    return judge_samples(rewards, requests).values(name)
 
 
 def ask_transformers(folder: Path, requests: list[PictureRequest]) -> tuple[Tensor, Tensor, Any]:
@@ -184,7 +184,7 @@ def test_quoted_text_and_agreement() -> None:
 def test_without_an_engine_written_text_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rapidocr", None)
     with pytest.raises(TrainerUsageError, match=r"rewards.written_text needs .*: install longrl-omni\[reading\]"):
-        load_picture_rewards({"written_text": 1.0})
+        load_generation_rewards({"written_text": 1.0})
 
 
 @pytest.mark.long

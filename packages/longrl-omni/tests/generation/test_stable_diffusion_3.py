@@ -12,7 +12,7 @@ import torch
 from tiny_pipelines import write_tiny_pipeline
 
 from longrl_omni.generation.config.recipes import SamplingSection
-from longrl_omni.generation.evaluation import draw_pictures
+from longrl_omni.generation.evaluation import draw_media
 from longrl_omni.generation.grpo import train_generation
 from longrl_omni.generation.policies.base import load_generation_policy, read_prompts_for
 from longrl_omni.generation.policies.stable_diffusion_3 import StableDiffusion3Policy
@@ -113,7 +113,7 @@ def test_a_pipeline_without_its_largest_text_encoder_is_loaded_and_saved(pipelin
 def test_other_sizes(pipeline_folder: Path) -> None:
     policy = load(pipeline_folder, height=8, width=12)
     sampling = SamplingSection(steps=2)
-    _, pictures = draw_pictures(policy, PROMPTS, sampling, num_per_prompt=1, seed=0)
+    _, pictures = draw_media(policy, PROMPTS, sampling, num_per_prompt=1, seed=0)
     assert pictures.shape == (2, 3, 8, 12)
     for wrong in ({"height": 10}, {"width": 4000}):
         with pytest.raises(TrainerUsageError, match="expected a multiple of 4 up to 32"):

@@ -98,6 +98,13 @@ def test_the_first_step_of_flow_has_the_noise_scale_as_its_deviation() -> None:
     assert deviation_of(1.0, 0.9, name="flow", noise=0.7) == pytest.approx(0.7)
 
 
+def test_a_schedule_that_begins_just_below_noise_has_no_other_first_step() -> None:
+    """Wan's begins at 1 - 1e-6, where the plain formula gives 100 times as much noise as there are latents."""
+    for name, noise in STOCHASTIC:
+        at_noise, below = (deviation_of(level, 0.9, name=name, noise=noise) for level in (1.0, 1.0 - 1e-6))
+        assert below == pytest.approx(at_noise, rel=1e-4)
+
+
 @pytest.mark.parametrize(("name", "noise"), STOCHASTIC)
 def test_the_last_step_has_no_noise(name: NoiseName, noise: float) -> None:
     assert deviation_of(0.1, 0.0, name=name, noise=noise) == 0.0

@@ -1,6 +1,7 @@
-"""Pipelines of a few thousand weights, in their published layouts: Stable Diffusion 3 and FLUX.1."""
+"""Pipelines of a few thousand weights, in their published layouts: Stable Diffusion 3, FLUX.1 and Wan."""
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ def build_tokenizer(folder: Path) -> Any:
     """A CLIP tokenizer of single letters."""
     from transformers import CLIPTokenizer
 
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    letters = string.ascii_lowercase
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
@@ -128,5 +129,51 @@ def write_tiny_flux(folder: Path) -> None:
             T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
         ),
         tokenizer_2=tokenizer,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def write_tiny_wan(
+    folder: Path, *, shift: float = 3.0, boundary: float | None = None, has_token_times: bool = False
+) -> None:
+    """Write one of random weights, with all parts of a published one.
+
+    Args:
+        folder: Where.
+        shift: Of the noise levels; published are 3 for 480 lines and 5 for 720.
+        boundary: Of the noise levels of two experts, as in Wan 2.2; None for one transformer.
+        has_token_times: Whether every token has a time, as in Wan 2.2's small model.
+    """
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    tokenizer = T5Tokenizer(vocab=[*pieces, *((letter, -3.0) for letter in string.ascii_lowercase)], extra_ids=0)
+    torch.manual_seed(0)
+
+    def make_transformer() -> WanTransformer3DModel:
+        return WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            cross_attn_norm=True,
+        )
+
+    pipeline = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
+        ),
+        vae=AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+        scheduler=UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift),
+        transformer=make_transformer(),
+        transformer_2=None if boundary is None else make_transformer(),
+        boundary_ratio=boundary,
+        expand_timesteps=has_token_times,
     )
     pipeline.save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""Reinforcement learning of generation: pictures are drawn, judged and compared, and better ones become more likely.
+"""Reinforcement learning of generation: samples are drawn, judged and compared, and better ones become more likely.
 
-One step, read top to bottom in `_train`: draw G samples per prompt, let the rewards judge their pictures, compare each
-group, and minimise the objective along the reverse or the forward process. Held-out prompts are drawn before and after.
-It runs in one process.
+One step, read top to bottom in `_train`: draw G samples per prompt, let the rewards judge their pictures or clips,
+compare each group, and minimise the objective along the reverse or the forward process. Held-out prompts are drawn
+before and after. It runs in one process.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,18 @@ import torch
 
 from longrl_omni.generation.comparison import WeightedTerm, compare_samples
 from longrl_omni.generation.config.recipes import GenerateGrpoConfig
-from longrl_omni.generation.evaluation import as_requests, evaluate_pictures
-from longrl_omni.generation.picture_files import write_pictures
+from longrl_omni.generation.evaluation import as_requests, evaluate_samples, kind_of_samples
+from longrl_omni.generation.media_files import write_media
 from longrl_omni.generation.policies.base import GenerationPolicy, load_generation_policy, read_prompts_for
 from longrl_omni.generation.policies.trained_weights import TrainedWeights
 from longrl_omni.generation.prompts import prompts_of_step, read_prompts
-from longrl_omni.generation.rewards.judging import JudgedPictures, judge_pictures, load_picture_rewards
+from longrl_omni.generation.rewards.base import name_kind
+from longrl_omni.generation.rewards.judging import (
+    JudgedSamples,
+    judge_samples,
+    load_generation_rewards,
+    refuse_other_kinds,
+)
 from longrl_omni.generation.runs import GenerationRun, choose_device, open_generation_run
 from longrl_omni.generation.sampling.trajectories import SampledBatch, SamplerSettings, draw_samples
 from longrl_omni.generation.sampling.windows import NoisyWindow, choose_window
@@ -41,7 +47,7 @@ class GenerateGrpoResult:
     model_folder: Path
     num_steps: int
     before: dict[str, float | None]
-    """Mean of every reward over the held-out pictures before training."""
+    """Mean of every reward over the held-out samples before training."""
     after: dict[str, float | None]
     rewards: list[float | None]
     """Mean reward of every step."""
@@ -63,9 +69,9 @@ def train_generation(
         policy: The model of `config.model`, if it is already loaded; it is trained in place.
         progress: Where to show progress.
     """
-    rewards = load_picture_rewards(config.rewards)
+    rewards = load_generation_rewards(config.rewards)
     if config.held_out_reward not in config.rewards:
-        (held_out,) = load_picture_rewards({config.held_out_reward: 1.0})
+        (held_out,) = load_generation_rewards({config.held_out_reward: 1.0})
         rewards = [*rewards, WeightedReward(name=held_out.name, reward=held_out.reward, weight=0.0)]
     with open_generation_run(config) as run:
         result = run.result or _train(config, run, rewards, policy, progress or SilentProgress())
@@ -88,6 +94,7 @@ def _train(
         device=choose_device(config.model.device),
         settings=config.sampling,
     )
+    refuse_other_kinds(rewards, kind_of_samples(policy))
     prompts = read_prompts_for(policy, config.prompts, "prompts")
     held_out_prompts = read_prompts_for(policy, config.held_out_prompts, "held_out_prompts")
     weights = TrainedWeights(policy.transformer, config.lora, seed=config.seed, keeps_average=config.needs_average)
@@ -108,10 +115,10 @@ def _train(
             with clock("sampling"):
                 chosen = prompts_of_step(prompts, step=step, num_prompts=config.prompts_per_step, seed=config.seed)
                 batches = _draw(config, policy, weights, chosen, window, step)
-                pictures = torch.cat([policy.decode(batch.clean) for batch in batches])
+                media = torch.cat([policy.decode(batch.clean) for batch in batches])
             with clock("rewards"):
                 by_sample = [prompt for batch in batches for prompt in batch.prompts]
-                judged = judge_pictures(rewards, as_requests(by_sample, pictures))
+                judged = judge_samples(rewards, as_requests(policy, by_sample, media))
                 advantages = _compare(config, judged)
             with clock("update"):
                 learning_rate = warmup_learning_rate(step, peak=config.learning_rate, warmup_steps=config.warmup_steps)
@@ -125,6 +132,8 @@ def _train(
             run.end_step(step + 1, policy.transformer, optimizer, weights, score=measured["reward"])
 
     _evaluate(AFTER, config, run, rewards, policy, held_out_prompts)
+    if config.lora.rank is not None:
+        policy.save_adapters(run.adapter_folder)
     weights.merge()
     policy.save(run.model_folder)
     journal = run.metrics.read()
@@ -133,8 +142,6 @@ def _train(
         **{name: run.read_evaluations()[name] for name in (BEFORE, AFTER)},
         "rewards": [line["reward"] for line in journal],
         "held_out_rewards": [line["held_out_reward"] for line in journal],
-    if config.lora.rank is not None:
-        policy.save_adapters(run.folder / "adapter")
         "ratio_error": max((line["ratio_error"] for line in journal), default=0.0),
         "prompts_encoded": policy.num_encoded,
     }
@@ -154,7 +161,7 @@ def _evaluate(
     evaluations = run.read_evaluations()
     if name in evaluations:
         return
-    found = evaluate_pictures(
+    found = evaluate_samples(
         policy,
         prompts,
         config.sampling,
@@ -162,7 +169,8 @@ def _evaluate(
         num_per_prompt=config.evaluation_samples,
         seed=derive_seed(config.seed, "held-out"),
     )
-    write_pictures(found, run.folder / "pictures" / name)
+    kind = name_kind(kind_of_samples(policy))
+    write_media(list(found.media), policy.frames_per_second, run.folder / kind / name)
     run.save_evaluations(evaluations | {name: found.judged.means()})
 
 
@@ -205,7 +213,7 @@ def _draw(
     return batches
 
 
-def _compare(config: GenerateGrpoConfig, judged: JudgedPictures) -> list[float | None]:
+def _compare(config: GenerateGrpoConfig, judged: JudgedSamples) -> list[float | None]:
     terms = [
         WeightedTerm(values=judged.values(name), weight=weight) for name, weight in judged.weights.items() if weight
     ]
@@ -218,7 +226,7 @@ def _compare(config: GenerateGrpoConfig, judged: JudgedPictures) -> list[float |
     )
 
 
-def _describe(config: GenerateGrpoConfig, judged: JudgedPictures) -> dict[str, Any]:
+def _describe(config: GenerateGrpoConfig, judged: JudgedSamples) -> dict[str, Any]:
     """The rewards of a step, for the journal."""
     means = judged.means()
     totals = judged.totals()

@@ -14,7 +14,8 @@ from torch import nn
 from longrl_files.messages import visible
 from longrl_trainer.errors import TrainerError
 from mrsp_engine.errors import EngineError
-from mrsp_engine.families.checkpoint_folder import CheckpointFolder
+from mrsp_engine.families.checkpoint_folder import MOST_VOCABULARY_BYTES, CheckpointFolder
+from mrsp_engine.families.config_values import refuse_wrong_values
 
 WEIGHTS = ".safetensors"
 """How the names of files with weights end."""
@@ -36,7 +37,10 @@ def refuse_large_network(folder: Path, kind: Any) -> None:
         EngineError: A file there can't be read.
     """
     checkpoint = CheckpointFolder(folder)
-    config = checkpoint.read("config.json")
+    config = cast(dict[str, Any], checkpoint.files.read_json("config.json", max_bytes=MOST_VOCABULARY_BYTES))
+    # The patch of a network of clips has several edges, where one of a language model has one.
+    single = {name: value for name, value in config.items() if not isinstance(value, list)}
+    refuse_wrong_values(folder / "config.json", single)
     num_weights = sum(checkpoint.count_in(name) for name in checkpoint.files.names() if name.endswith(WEIGHTS))
     for name, value in _numbers(config):
         # Each layer has weights, so more of them than weights only take time to build.

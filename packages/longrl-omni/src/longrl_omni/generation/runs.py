@@ -3,7 +3,7 @@
     settings.json      the resolved settings with their history, and digests of model and prompts
     metrics.jsonl      one line per step
     checkpoints/       the state to continue from
-    pictures/          held-out pictures, before and after
+    pictures/, clips/  held-out pictures or clips, before and after
     evaluations.json   what the rewards say about them, as soon as it is known
     model/, adapter/   the final model, with what adapters learned merged, and these by themselves
     result.json        written last: the run is finished
@@ -78,6 +78,11 @@ class GenerationRun:
         """Folder of the final model."""
         return self.folder / "model"
 
+    @property
+    def adapter_folder(self) -> Path:
+        """Folder of what adapters learned."""
+        return self.folder / "adapter"
+
     def restore(self, optimizer: Optimizer, weights: TrainedWeights) -> None:
         """Continue from the checkpoint, if there is one.
 
@@ -130,7 +135,7 @@ class GenerationRun:
             )
 
     def read_evaluations(self) -> dict[str, Any]:
-        """What the rewards said about held-out pictures so far, by `before` and `after`."""
+        """What the rewards said about held-out samples so far, by `before` and `after`."""
         return read_object(self.folder, EVALUATIONS_NAME) or {}
 
     def save_evaluations(self, evaluations: Mapping[str, Any]) -> None:

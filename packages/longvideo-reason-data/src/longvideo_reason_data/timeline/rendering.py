@@ -5,7 +5,7 @@ short one. The module doesn't decide what happens; it only renders it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -70,37 +70,63 @@ def write_video(world: World, path: Path) -> None:
     Raises:
         DataError: When the file can't be written.
     """
-    settings = world.settings
-    with atomic_path(path) as unfinished, av.open(unfinished, mode="w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=settings.frames_per_second)
-        stream.width = stream.height = settings.size_pixels
+    sound = render_tones(world, AUDIO_FRAME_SAMPLES) if world.pitches else None
+    with atomic_path(path) as unfinished:
+        rate = world.settings.frames_per_second
+        encode_frames(render_frames(world), unfinished, frames_per_second=rate, sound=sound)
+
+
+def encode_frames(
+    frames: Iterable[NDArray[np.uint8]],
+    path: Path,
+    *,
+    frames_per_second: float,
+    sound: Iterator[NDArray[np.float32]] | None = None,
+) -> None:
+    """Encode frames as H.264 in an MP4 file, one at a time, and the same ones always to the same bytes.
+
+    Args:
+        frames: Arrays [height, width, 3] with even sizes, which are those of the first; at least one.
+        path: The file, whatever its suffix.
+        frames_per_second: How fast they are played.
+        sound: What is heard, in blocks as `SoundTrack` takes them; None for no second track.
+    """
+    rate = Fraction(frames_per_second).limit_denominator(1001)
+    with av.open(path, mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, settings.frames_per_second)
+        stream.time_base = 1 / rate
         stream.thread_count = 1
         # The macroblock tree of x264 reads memory that it never wrote, so one story could give two files.
-        keyframe_interval = str(settings.frames_per_second * 8)
+        keyframe_interval = str(round(frames_per_second * 8))
         stream.options = {"preset": "veryfast", "crf": "18", "g": keyframe_interval, "mbtree": "0"}
-        track = SoundTrack(container, world) if world.pitches else None
-        for number, picture in enumerate(render_frames(world), start=1):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            container.mux(stream.encode(frame))
+        track = None if sound is None else SoundTrack(container, sound)
+        for number, picture in enumerate(frames, start=1):
+            if not stream.codec_context.is_open:
+                stream.height, stream.width, _ = picture.shape
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             if track is not None:
-                track.write_until(number / settings.frames_per_second)
+                track.write_until(number / frames_per_second)
         container.mux(stream.encode(None))
         if track is not None:
             track.finish()
 
 
 class SoundTrack:
-    """The AAC track of a file that is being written, one channel."""
+    """The AAC track of a file that is being written, one channel.
 
-    def __init__(self, container: OutputContainer, world: World) -> None:
+    Args:
+        container: The file.
+        blocks: Samples, `AUDIO_FRAME_SAMPLES` at a time.
+    """
+
+    def __init__(self, container: OutputContainer, blocks: Iterator[NDArray[np.float32]]) -> None:
         stream = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         assert isinstance(stream, AudioStream)
         stream.codec_context.thread_count = 1
         self._container = container
         self._stream = stream
-        self._blocks = render_tones(world, AUDIO_FRAME_SAMPLES)
+        self._blocks = blocks
         self._num_samples = 0
 
     def write_until(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ class GenerationModelSection(Section):
     """The model that generates."""
 
     folder: Path
-    """A pipeline in diffusers' layout, or a model of the world of pictures."""
+    """A pipeline in diffusers' layout, or a tiny model of the quickstart."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Effect.NONE] = "auto"
     """Where it computes; `auto` takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -33,9 +33,11 @@ class SamplingSection(Section):
     would not begin at 1 otherwise; forward ones may leave it out.
     """
     height: int | None = Field(default=None, ge=8)
-    """Height of a picture in pixels; by default that of the model."""
+    """Height of a picture or clip in pixels; by default that of the model."""
     width: int | None = Field(default=None, ge=8)
     """Its width."""
+    frames: int | None = Field(default=None, ge=1)
+    """Frames of a clip; by default those of the model."""
     samples_per_pass: int = Field(default=64, ge=1)
     """Samples that go through the network together. Training repeats a sampler's passes in the same batches, because
     other ones round otherwise, which changes ratios by more than a published clip allows.
@@ -52,24 +54,24 @@ class GenerationLoraSection(Section):
 
 
 class GenerateConfig(Section):
-    """Draw samples of a model for prompts, and write them as PNG files."""
+    """Draw samples of a model for prompts, and write them as PNG or MP4 files."""
 
     output: Path
-    """Folder of the pictures and of `samples.jsonl`; it must not exist or be empty."""
+    """Folder of the pictures or clips and of `samples.jsonl`; it must not exist or be empty."""
     model: GenerationModelSection
     prompts: Path
     """Text file with one prompt per line."""
     samples_per_prompt: int = Field(default=1, ge=1)
-    """Pictures per prompt."""
+    """Pictures or clips per prompt."""
     seed: int = Field(default=0, ge=0)
     """Determines the noise."""
     rewards: RewardWeights = Field(default={})
-    """Rewards that judge the pictures, by name; their values are written to `samples.jsonl`."""
+    """Rewards that judge the samples, by name; their values are written to `samples.jsonl`."""
     sampling: SamplingSection = SamplingSection()
 
 
 class GenerateGrpoConfig(AlgorithmSettings):
-    """Reinforcement learning of a model that generates pictures."""
+    """Reinforcement learning of a model that generates pictures or clips."""
 
     output: Annotated[Path, Effect.PLACE]
     """Folder of this run: settings, journal, checkpoints and the final model."""
@@ -107,7 +109,7 @@ class GenerateGrpoConfig(AlgorithmSettings):
     by the mean absolute logarithm of the probability ratio, and for forward algorithms by that of the velocity.
     """
     evaluation_samples: Annotated[int, Effect.NONE] = Field(default=4, ge=1)
-    """Pictures per held-out prompt, before and after."""
+    """Pictures or clips per held-out prompt, before and after; all of them are in memory together."""
     seed: int = Field(default=0, ge=0)
     """Determines every shuffle and every noise."""
     checkpoint_every_steps: Annotated[int, Effect.NONE] = Field(default=20, ge=1)

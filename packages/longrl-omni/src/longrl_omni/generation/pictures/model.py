@@ -22,6 +22,7 @@ from torch.nn import functional
 from longrl_omni.generation.config.recipes import SamplingSection
 from longrl_omni.generation.pictures.captions import NUM_WORDS, VOCABULARY, parse_caption
 from longrl_omni.generation.pictures.drawing import EDGE
+from longrl_omni.generation.policies.adapter_files import save_network_adapters
 from longrl_omni.generation.policies.base import Encoding, GenerationPolicy
 from longrl_omni.generation.policies.model_files import (
     INDEX_NAME,
@@ -113,6 +114,10 @@ class PicturesPolicy(GenerationPolicy):
 
         save_folder(folder, write)
 
+    def save_adapters(self, folder: Path) -> None:
+        """See `GenerationPolicy.save_adapters`."""
+        save_network_adapters(folder, self.transformer)
+
 
 class PicturesFamily:
     """Loads the tiny model; see `longrl_omni.generation.policies.base.GenerationFamily`."""
@@ -123,7 +128,7 @@ class PicturesFamily:
         """Load it; the recipe may set no other size, and no guidance, since it never saw an empty caption."""
         from diffusers import SD3Transformer2DModel
 
-        refuse_other_settings(settings, height=EDGE, width=EDGE, guidance=1.0)
+        refuse_other_settings(settings, height=EDGE, width=EDGE, frames=1, guidance=1.0)
         encoder = CaptionEncoder()
         with load_part(folder, "words.safetensors"):
             encoder.load_state_dict(load_file(folder / "words.safetensors"))

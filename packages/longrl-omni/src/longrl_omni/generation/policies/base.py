@@ -1,25 +1,25 @@
 """What the loop needs of a model that generates by flow matching, whichever library it comes from.
 
-A policy turns noise into latents by following a velocity, and latents into pictures. Prompts are encoded once each and
-the result is used by all samples and all passes. Noise levels go from 1 (noise) to 0 (clean); latents at level s are
-(1 - s) clean + s noise, and the velocity is noise - clean. Latents, levels and velocities are float32, whatever the
-dtype of the network.
+A policy turns noise into latents by following a velocity, and latents into pictures or clips. Prompts are encoded once
+each and the result is used by all samples and all passes. Noise levels go from 1 (noise) to 0 (clean); latents at level
+s are (1 - s) clean + s noise, and the velocity is noise - clean. Latents, levels and velocities are float32, whatever
+the dtype of the network.
 
-Shape legend: B samples, L the shape of a sample's latents, 3 colour channels, H and W pixels.
+Shape legend: B samples, L the shape of a sample's latents, F frames of a clip, 3 colour channels, H and W pixels.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from longrl_files.messages import visible
 from longrl_omni.generation.config.recipes import SamplingSection
-from longrl_omni.generation.policies.model_files import admit_pipeline, save_folder
+from longrl_omni.generation.policies.model_files import admit_pipeline
 from longrl_omni.generation.prompts import read_prompts
 from longrl_trainer.errors import TrainerError, TrainerUsageError
 
@@ -32,10 +32,13 @@ class GenerationPolicy(ABC):
     """A model in training.
 
     Attributes:
-        transformer: The network that predicts velocities, and the only part that is trained.
+        transformer: The network that predicts velocities, and the only part that is trained; a list of several
+            that each answer for some noise levels.
+        frames_per_second: How fast clips are played; None for a model of pictures.
     """
 
     transformer: nn.Module
+    frames_per_second: float | None = None
     has_guidance_input = False
     """Whether guidance is an input of the network, and needs no second pass with an empty prompt."""
 
@@ -63,19 +66,15 @@ class GenerationPolicy(ABC):
 
     @abstractmethod
     def decode(self, latents_BL: Tensor) -> Tensor:
-        """The pictures [B, 3, H, W] of clean latents, with values from 0 to 1, in float32."""
+        """The pictures [B, 3, H, W] or clips [B, F, 3, H, W] of clean latents: from 0 to 1, float32, in host memory."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model in the layout that it was loaded from."""
 
+    @abstractmethod
     def save_adapters(self, folder: Path) -> None:
-        """Write what adapters learned by itself, before it is merged, as a file that diffusers can load."""
-
-        def write(partial: Path) -> None:
-            cast(Any, self.transformer).save_lora_adapter(partial)
-
-        save_folder(folder, write)
+        """Write the adapters by themselves, before they are merged, as diffusers loads them."""
 
     def refusal_of(self, prompt: str) -> str | None:
         """Why the model can't be asked for this; None if it can. A model of free text takes any prompt."""

@@ -1,8 +1,9 @@
-"""What policies of diffusers' pipelines have in common: loading, sizes, the length of prompts, and files of adapters.
+"""What policies of diffusers' pipelines have in common: loading, sizes, and the length of prompts.
 
 Independent of the network of a pipeline and of its latents.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,25 @@ from longrl_omni.generation.policies.model_files import (
     quiet_libraries,
     read_index,
     refuse_large_parts,
-    save_folder,
 )
 from longrl_trainer.errors import TrainerUsageError
 
 TIME_SCALE = 1000.0
 """Of the number that networks know noise levels by."""
 MOST_PROMPT_TOKENS = 2**20
-TOKENIZER_NAMES = ("tokenizer", "tokenizer_2", "tokenizer_3")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
-def load_pipeline(folder: Path, kind: Any, *, dtype: torch.dtype) -> Any:
+def load_pipeline(
+    folder: Path, kind: Any, *, dtype: torch.dtype | dict[str, torch.dtype], tokenizers: Sequence[str] = TOKENIZERS
+) -> Any:
     """A pipeline from a folder in diffusers' layout, with weights in safetensors; nothing is trained in it yet.
 
     Args:
         folder: The folder, which is admitted.
         kind: Diffusers' class.
-        dtype: Of all weights.
+        dtype: Of all weights, or of those of each part.
+        tokenizers: Whose own limits the pipeline reads.
 
     Raises:
         TrainerError: A part is missing, asks for more than its weights, or has no limit for prompts.
@@ -42,7 +45,7 @@ def load_pipeline(folder: Path, kind: Any, *, dtype: torch.dtype) -> Any:
     absent = dict.fromkeys(name for name, part in index.items() if part == [None, None])
     with load_part(folder, "the pipeline"):
         pipeline: Any = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
-    for name in TOKENIZER_NAMES:
+    for name in tokenizers:
         tokenizer = getattr(pipeline, name, None)
         # transformers stands a huge number for a length that isn't configured, at which its own code overflows.
         if tokenizer is not None and tokenizer.model_max_length > MOST_PROMPT_TOKENS:
@@ -81,22 +84,3 @@ def refuse_long_prompt(prompt: str, tokenizer: Any, *, most: int) -> str | None:
         return None
     start = visible(prompt, 40)
     return f"the prompt {start} has {num_tokens} tokens, expected at most {most}, which the model reads; shorten it"
-
-
-def save_pipeline_adapters(pipeline: Any, folder: Path) -> None:
-    """Write the adapters of the transformer as the file that `pipeline.load_lora_weights(folder)` reads.
-
-    Their scale is written with them: without it diffusers takes alpha for equal to the rank.
-    """
-    from peft.utils import get_peft_model_state_dict
-
-    network = pipeline.transformer
-
-    def write(partial: Path) -> None:
-        pipeline.save_lora_weights(
-            partial,
-            transformer_lora_layers=get_peft_model_state_dict(network),
-            transformer_lora_adapter_metadata=network.peft_config["default"].to_dict(),
-        )
-
-    save_folder(folder, write)

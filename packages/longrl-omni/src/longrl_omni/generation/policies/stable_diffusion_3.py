@@ -15,15 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from longrl_omni.generation.config.recipes import SamplingSection
+from longrl_omni.generation.policies.adapter_files import save_pipeline_adapters
 from longrl_omni.generation.policies.base import Encoding, GenerationPolicy
-from longrl_omni.generation.policies.model_files import quiet_libraries, save_folder
-from longrl_omni.generation.policies.pipelines import (
-    TIME_SCALE,
-    choose_edges,
-    load_pipeline,
-    refuse_long_prompt,
-    save_pipeline_adapters,
-)
+from longrl_omni.generation.policies.model_files import quiet_libraries, refuse_other_settings, save_folder
+from longrl_omni.generation.policies.pipelines import TIME_SCALE, choose_edges, load_pipeline, refuse_long_prompt
 from longrl_omni.generation.policies.schedules import check_levels
 from longrl_trainer.errors import TrainerUsageError
 
@@ -111,7 +106,7 @@ class StableDiffusion3Policy(GenerationPolicy):
 
     def save_adapters(self, folder: Path) -> None:
         """See `GenerationPolicy.save_adapters`."""
-        save_pipeline_adapters(self.pipeline, folder)
+        save_pipeline_adapters(folder, self.pipeline, [self.transformer])
 
 
 def sd3_velocity(
@@ -146,5 +141,6 @@ class StableDiffusion3Family:
         """Load a pipeline from a folder in diffusers' layout, with weights in safetensors."""
         from diffusers import StableDiffusion3Pipeline
 
+        refuse_other_settings(settings, frames=1)
         pipeline = load_pipeline(folder, StableDiffusion3Pipeline, dtype=dtype)
         return StableDiffusion3Policy(pipeline.to(device), settings)

@@ -25,7 +25,7 @@ class TrainedWeights:
     """What is trained of a network, and its copies.
 
     Args:
-        network: The network; afterwards only what is trained has gradients.
+        network: The network, or a list of several; afterwards only what is trained has gradients.
         lora: The recipe's adapters.
         seed: Determines the adapters' first values.
         keeps_average: Whether there is a moving average.
@@ -35,7 +35,7 @@ class TrainedWeights:
     """
 
     def __init__(self, network: nn.Module, lora: GenerationLoraSection, *, seed: int, keeps_average: bool) -> None:
-        self._network = network
+        self._parts = cast(list[Any], list(network) if isinstance(network, nn.ModuleList) else [network])
         network.requires_grad_(lora.rank is None)
         network.eval()
         if lora.rank is not None:
@@ -73,24 +73,24 @@ class TrainedWeights:
     def merge(self) -> None:
         """Merge adapters into the network, which is then an ordinary one; it is not trained afterwards."""
         if self._has_adapters:
-            network = cast(Any, self._network)
-            network.fuse_lora(safe_fusing=True)
-            network.unload_lora()
+            for part in self._parts:
+                part.fuse_lora(safe_fusing=True)
+                part.unload_lora()
 
     def _add_adapters(self, rank: int, alpha: float, seed: int) -> None:
         import peft
 
-        targets = [
-            name
-            for name, module in self._network.named_modules()
-            if isinstance(module, nn.Linear) and "blocks." in name and "norm" not in name
-        ]
-        if not targets:
-            raise TrainerUsageError(f"lora.rank={rank}: {type(self._network).__name__} has no linear layers in blocks")
-        config = peft.LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=targets)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
-            cast(Any, self._network).add_adapter(config)
+            for part in self._parts:
+                targets = [
+                    name
+                    for name, module in part.named_modules()
+                    if isinstance(module, nn.Linear) and "blocks." in name and "norm" not in name
+                ]
+                if not targets:
+                    raise TrainerUsageError(f"lora.rank={rank}: {type(part).__name__} has no linear layers in blocks")
+                part.add_adapter(peft.LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=targets))
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self._parameters.items()}

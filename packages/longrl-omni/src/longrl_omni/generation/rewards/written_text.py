@@ -9,8 +9,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rapidfuzz.distance import Levenshtein
-
 from longrl_omni.generation.rewards.base import PictureRequest
 from longrl_omni.generation.rewards.jpeg import as_bytes
 from longrl_trainer.errors import TrainerUsageError
@@ -54,5 +52,7 @@ def quoted_text(prompt: str) -> str:
 
 def agreement(text: str, wanted: str) -> float:
     """1 - Levenshtein distance / length of what is wanted, at least 0; without space and in small letters."""
+    from rapidfuzz.distance import Levenshtein
+
     text, wanted = ("".join(one.split()).casefold() for one in (text, wanted))
     return max(0.0, 1.0 - Levenshtein.distance(text, wanted) / len(wanted))

@@ -14,8 +14,9 @@ follow from v: the clean latents x0 = x - s v, and the noise e = x + (1 - s) v.
 
 `ddim` is written in the coordinates of flow matching. A model of noise e at (alpha, sigma) with alpha^2 + sigma^2 = 1
 has them after division by alpha + sigma: x / (alpha + sigma), s = sigma / (alpha + sigma). At s = 1 the coefficient of
-`flow` is infinite, and s' takes the place of s in its denominator, so that the deviation of the first step is a. The
-last step, s' = 0, is always without noise: its density would be that of pictures with noise in them.
+`flow` is infinite, and s' takes the place of s in its denominator, so that the deviation of the first step is a. So it
+is at 1 - 1e-6, where the published schedule of Wan begins and the deviation would be hundreds. The last step, s' = 0,
+is always without noise: its density would be that of pictures with noise in them.
 
 All is float32 at least, and knows neither networks nor schedulers. A log-density is summed over the elements of a
 sample, or averaged, which takes the ratio of two densities to the power 1 / number of elements. That of `cps` has no
@@ -31,6 +32,9 @@ import torch
 from torch import Tensor
 
 from longrl_omni.generation.config.algorithms import NoiseName, ReductionName
+
+ALMOST_NOISE = 1.0 - 1e-5
+"""Levels above this count as 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,7 +119,7 @@ def deviation_of(level: float, next_level: float, *, name: NoiseName, noise: flo
             return 0.0
         case "flow":
             # At level 1 the denominator is that of the next level.
-            return noise * math.sqrt(decrease * level / (1.0 - (next_level if level == 1.0 else level)))
+            return noise * math.sqrt(decrease * level / (1.0 - (next_level if level > ALMOST_NOISE else level)))
         case "dance":
             return noise * math.sqrt(decrease)
         case "cps":
