@@ -17,7 +17,14 @@ from longvideo_reason_data.records.record import Split, read_records
 from longvideo_reason_data.timeline.dataset import write_timeline_dataset
 from longvideo_reason_data.timeline.questions import create_questions, deal_letters
 from longvideo_reason_data.timeline.rendering import write_video
-from longvideo_reason_data.timeline.tones import FREQUENCIES, SAMPLE_RATE, render_tones
+from longvideo_reason_data.timeline.tones import (
+    FREQUENCIES,
+    SAMPLE_RATE,
+    WHISTLE_BEGINNING,
+    WHISTLE_END,
+    WHISTLE_FREQUENCY,
+    render_tones,
+)
 from longvideo_reason_data.timeline.world import PITCHES, PLACES, Action, WorldSettings, create_world
 
 SMALL = WorldSettings(seconds=12.0, num_scenes=4, scene_seconds=2.0, frames_per_second=2, size_pixels=64)
@@ -54,7 +61,7 @@ def test_without_sound_files_and_questions_are_what_they_were(tmp_path):
         assert tuple(record.media[0].digest[:8] for record in records) == digests
 
 
-def test_a_tone_sounds_as_long_as_its_scene_and_silence_lies_between(tmp_path):
+def test_a_tone_sounds_as_long_as_its_scene_and_a_whistle_always(tmp_path):
     world = WORLDS[0]
     write_video(world, tmp_path / "world.mp4")
     assert VideoFile.open(tmp_path / "world.mp4").frame_count == 24
@@ -63,11 +70,14 @@ def test_a_tone_sounds_as_long_as_its_scene_and_silence_lies_between(tmp_path):
     edges = [0.0, *(edge for scene in world.scenes for edge in (scene.start_seconds, scene.end_seconds)), 12.0]
     for number, (start, end) in enumerate(pairwise(edges)):
         part = heard[round((start + 0.06) * SAMPLE_RATE) : round((end - 0.06) * SAMPLE_RATE)]
-        if number % 2 == 0:
-            assert np.abs(part).max(initial=0.0) < 0.01
+        if len(part) < SAMPLE_RATE // 10:
             continue
         loudest = np.abs(np.fft.rfft(part * np.hanning(len(part)))).argmax() * SAMPLE_RATE / len(part)
-        assert loudest == pytest.approx(FREQUENCIES[world.pitches[number // 2]], abs=2.0)
+        is_pause = number % 2 == 0
+        expected = WHISTLE_FREQUENCY if is_pause else FREQUENCIES[world.pitches[number // 2]]
+        assert loudest == pytest.approx(expected, abs=6.0)
+        swollen = WHISTLE_BEGINNING * (WHISTLE_END / WHISTLE_BEGINNING) ** ((start + end) / 24)
+        assert not is_pause or np.sqrt(2 * np.square(part).mean()) == pytest.approx(swollen, rel=0.3)
     again = create_world(world.name, SOUND)
     write_video(again, tmp_path / "again.mp4")
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "world.mp4").read_bytes()

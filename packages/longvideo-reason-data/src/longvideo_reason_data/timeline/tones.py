@@ -1,6 +1,7 @@
 """The sound of a world: a tone for every scene, made block by block.
 
-Pitches lie far apart, so that a few mel bands tell them from each other. Nothing here writes files.
+Pitches lie far apart, so that a few mel bands tell them from each other. As the light fades in the pictures, a faint
+whistle swells, so that every moment of the sound tells its time. Nothing here writes files.
 
 Shape legend: N samples of a block.
 """
@@ -19,6 +20,9 @@ SAMPLE_RATE = 16_000
 FREQUENCIES = {"deep": 200.0, "middle": 600.0, "high": 1800.0, "shrill": 5400.0}
 """Names of pitches and their frequencies in hertz."""
 LOUDNESS = 0.4
+WHISTLE_FREQUENCY = 3200.0
+WHISTLE_BEGINNING, WHISTLE_END = 0.002, 0.06
+"""How loud the whistle is first and last; in between it swells by the same factor in every second."""
 FADE_SECONDS = 0.02  # without it a tone begins and ends with a click of all frequencies
 
 
@@ -31,7 +35,8 @@ def render_tones(world: World, block_samples: int) -> Iterator[NDArray[np.float3
 
 def _render_block(world: World, start: int, end: int) -> NDArray[np.float32]:
     time_N = np.arange(start, end) / SAMPLE_RATE
-    block_N = np.zeros(end - start)
+    swell_N = (WHISTLE_END / WHISTLE_BEGINNING) ** (time_N / world.settings.seconds)
+    block_N = WHISTLE_BEGINNING * swell_N * np.sin(2 * np.pi * WHISTLE_FREQUENCY * time_N)
     for scene, pitch in zip(world.scenes, world.pitches, strict=True):
         if scene.start_seconds < end / SAMPLE_RATE and start / SAMPLE_RATE < scene.end_seconds:
             block_N += _loudness(scene, time_N) * np.sin(2 * np.pi * FREQUENCIES[pitch] * time_N)
