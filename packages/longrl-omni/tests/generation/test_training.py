@@ -206,6 +206,31 @@ def test_samples_are_noised_again_over_the_whole_schedule(make_config) -> None:
     low, high = noise_again(batch, config, step=0, place=0)[::-1], noise_again(batch, config, step=0, place=0)
     assert [torch.equal(a.noise, b.noise) for a, b in zip(low[::-1], high, strict=True)] == [True, True]
     for noised in high:
+def test_the_final_model_is_the_average_of_the_weights_after_each_step_if_asked(make_config) -> None:
+    policy = create_pictures_policy(seed=0)
+    weights = TrainedWeights(
+        policy.transformer, GenerationLoraSection(), seed=0, keeps_average=False, keeps_smoothed=True
+    )
+    bias = policy.transformer.get_parameter("proj_out.bias")
+    start = float(bias[0].detach())
+    for step, decay in enumerate((0.0, 0.5, 0.75)):
+        with torch.no_grad():
+            bias[0] = start + step + 1.0
+        weights.smooth(decay=decay)
+    assert float(bias[0].detach()) == pytest.approx(start + 3.0)
+    weights.end_training()
+    assert float(bias[0].detach()) == pytest.approx(start + 0.75 * (0.5 * 1.0 + 0.5 * 2.0) + 0.25 * 3.0)
+
+    plain = train_generation(make_config(algorithm="dgpo"))
+    config = make_config(
+        algorithm="dgpo", output=plain.model_folder.parent.parent / "averaged", final_average_decay=0.9
+    )
+    averaged = train_generation(config)
+    assert averaged.rewards == plain.rewards  # samples are drawn by the weights in training
+    assert digest_of_model(config.output) != digest_of_model(plain.model_folder.parent)
+    assert averaged.after != plain.after
+
+
         assert torch.equal(noised.noise[0], noised.noise[1])  # one noise and one level per group
         assert not torch.equal(noised.noise[1], noised.noise[2])
         assert noised.levels[0] == noised.levels[1] != noised.levels[2]
@@ -233,7 +258,7 @@ class FailingProgress(SilentProgress):
 def test_an_interrupted_run_continues_and_ends_like_an_undisturbed_one(
     algorithm: str, make_config, tmp_path: Path
 ) -> None:
-    changes = {"algorithm": algorithm, "steps": 4, "checkpoint_every_steps": 2}
+    changes = {"algorithm": algorithm, "steps": 4, "checkpoint_every_steps": 2, "final_average_decay": 0.9}
     undisturbed: GenerateGrpoConfig = make_config(**changes, output=tmp_path / "undisturbed")
     expected = train_generation(undisturbed)
     config: GenerateGrpoConfig = make_config(**changes, output=tmp_path / "interrupted")

@@ -97,7 +97,13 @@ def _train(
     refuse_other_kinds(rewards, kind_of_samples(policy))
     prompts = read_prompts_for(policy, config.prompts, "prompts")
     held_out_prompts = read_prompts_for(policy, config.held_out_prompts, "held_out_prompts")
-    weights = TrainedWeights(policy.transformer, config.lora, seed=config.seed, keeps_average=config.needs_average)
+    weights = TrainedWeights(
+        policy.transformer,
+        config.lora,
+        seed=config.seed,
+        keeps_average=config.needs_average,
+        keeps_smoothed=config.final_average_decay > 0,
+    )
     optimizer = Optimizer(
         policy.transformer,
         weight_decay=config.weight_decay,
@@ -132,6 +138,7 @@ def _train(
             run.end_step(step + 1, policy.transformer, optimizer, weights, score=measured["reward"])
 
     _evaluate(AFTER, config, run, rewards, policy, held_out_prompts)
+    weights.end_training()
     if config.lora.rank is not None:
         policy.save_adapters(run.adapter_folder)
     weights.merge()

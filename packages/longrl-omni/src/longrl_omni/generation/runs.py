@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from longrl_omni.generation.config.recipes import GenerateGrpoConfig
-from longrl_omni.generation.policies.trained_weights import AVERAGE, TrainedWeights
+from longrl_omni.generation.policies.trained_weights import AVERAGE, SMOOTHED, TrainedWeights
 from longrl_trainer.config.effects import Effect, named_settings
 from longrl_trainer.durable import readable_write_errors, remove_partial, write_json
 from longrl_trainer.errors import SignalledError, TrainerError, TrainerUsageError
@@ -100,7 +100,8 @@ class GenerationRun:
             read_shards(folder, tensors, group=None)
 
         saved = list_tensors(folder)
-        average = {name: tensor for name, tensor in saved.items() if name.startswith(f"{AVERAGE}/")}
+        beginnings = f"{AVERAGE}/", f"{SMOOTHED}/"
+        average = {name: tensor for name, tensor in saved.items() if name.startswith(beginnings)}
         own = weights.average_tensors()
         if {name: tensor.shape for name, tensor in average.items()} != {
             name: tensor.shape for name, tensor in own.items()

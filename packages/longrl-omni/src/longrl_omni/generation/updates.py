@@ -117,6 +117,7 @@ class GenerationUpdate:
                 self._check(statistics, statistics.ratio_error)
             statistics.gradient_norm = self.optimizer.step(learning_rate)
         self.weights.follow(decay=min(self.config.average_growth * step, self.config.average_decay))
+        self.weights.smooth(decay=min(step / (step + 10), self.config.final_average_decay))
         return statistics
 
     def _lose_reverse(

@@ -104,6 +104,11 @@ class GenerateGrpoConfig(AlgorithmSettings):
     """Weight decay of matrices."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger norm are scaled down to this norm."""
+    final_average_decay: float = Field(default=0.0, ge=0, lt=1)
+    """The final model is a moving average of the trained weights, which keeps this share of itself in every step, and
+    less in the first ones: step / (step + 10). 0 takes the weights of the last step. The average has less of the noise
+    that single updates leave in pictures (arXiv 2312.02696).
+    """
     max_ratio_error: Annotated[float, Effect.NONE] = Field(default=1e-6, gt=0)
     """The run stops when the policy, asked again before its first update of a step, differs from what the sampler did:
     by the mean absolute logarithm of the probability ratio, and for forward algorithms by that of the velocity.

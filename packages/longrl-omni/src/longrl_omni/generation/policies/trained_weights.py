@@ -1,4 +1,4 @@
-"""The trained weights of a policy, and copies of them: the start, and a moving average.
+"""The trained weights of a policy, and copies of them: the start, and moving averages.
 
 What is trained is either all of the network or adapters (LoRA, arXiv 2106.09685) by peft. The copies are of the trained
 weights alone, so with adapters a second policy costs a second adapter. At the start adapters add exactly nothing, so
@@ -17,8 +17,8 @@ from longrl_trainer.errors import TrainerUsageError
 from longrl_trainer.seeds import derive_seed
 
 Weights = Mapping[str, Tensor]
-AVERAGE = "average"
-"""What the names of the moving average begin with in a checkpoint."""
+AVERAGE, SMOOTHED = "average", "smoothed"
+"""What the names of the two moving averages begin with in a checkpoint."""
 
 
 class TrainedWeights:
@@ -28,13 +28,22 @@ class TrainedWeights:
         network: The network, or a list of several; afterwards only what is trained has gradients.
         lora: The recipe's adapters.
         seed: Determines the adapters' first values.
-        keeps_average: Whether there is a moving average.
+        keeps_average: Whether there is a moving average that an algorithm asks.
+        keeps_smoothed: Whether there is a slower one, which becomes the final model.
 
     Raises:
         TrainerUsageError: There is no layer for adapters.
     """
 
-    def __init__(self, network: nn.Module, lora: GenerationLoraSection, *, seed: int, keeps_average: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        lora: GenerationLoraSection,
+        *,
+        seed: int,
+        keeps_average: bool,
+        keeps_smoothed: bool = False,
+    ) -> None:
         self._parts = cast(list[Any], list(network) if isinstance(network, nn.ModuleList) else [network])
         network.requires_grad_(lora.rank is None)
         network.eval()
@@ -44,6 +53,7 @@ class TrainedWeights:
         self._has_adapters = lora.rank is not None
         self._start = self._copy()
         self._average = self._copy() if keeps_average else None
+        self._smoothed = self._copy() if keeps_smoothed else None
 
     @contextmanager
     def as_at_start(self) -> Generator[None]:
@@ -62,13 +72,26 @@ class TrainedWeights:
     @torch.no_grad()
     def follow(self, *, decay: float) -> None:
         """Move the average towards the trained weights, of which it keeps the share `decay`."""
-        if self._average is not None:
-            for name, weight in self._parameters.items():
-                self._average[name].lerp_(weight.detach().to(self._average[name].dtype), 1.0 - decay)
+        self._move(self._average, decay)
+
+    @torch.no_grad()
+    def smooth(self, *, decay: float) -> None:
+        """Move the slower average likewise."""
+        self._move(self._smoothed, decay)
+
+    @torch.no_grad()
+    def end_training(self) -> None:
+        """Put the slower average, if there is one, in the place of the trained weights."""
+        for name, tensor in (self._smoothed or {}).items():
+            self._parameters[name].copy_(tensor)
 
     def average_tensors(self) -> dict[str, Tensor]:
-        """The moving average by the names of a checkpoint; empty without one."""
-        return {f"{AVERAGE}/{name}": tensor for name, tensor in (self._average or {}).items()}
+        """The moving averages by the names of a checkpoint; empty without any."""
+        return {
+            f"{kind}/{name}": tensor
+            for kind, average in ((AVERAGE, self._average), (SMOOTHED, self._smoothed))
+            for name, tensor in (average or {}).items()
+        }
 
     def merge(self) -> None:
         """Merge adapters into the network, which is then an ordinary one; it is not trained afterwards."""
@@ -91,6 +114,11 @@ class TrainedWeights:
                 if not targets:
                     raise TrainerUsageError(f"lora.rank={rank}: {type(part).__name__} has no linear layers in blocks")
                 part.add_adapter(peft.LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=targets))
+
+    def _move(self, average: dict[str, Tensor] | None, decay: float) -> None:
+        if average is not None:
+            for name, weight in self._parameters.items():
+                average[name].lerp_(weight.detach().to(average[name].dtype), 1.0 - decay)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self._parameters.items()}
