@@ -113,6 +113,12 @@ def test_the_world_of_pictures_from_beginning_to_end(tmp_path, capsys):
         ("train_captions = 8", "train_captions = 800", "803 different captions of up to 2 things of a kind"),
         ("accuracy = 0.0", "", "rl.rewards.accuracy: missing"),
         ("window_steps = 1", "window_steps = 3", "window_steps=3: expected at most 2"),
+        (
+            "[rl.sampling]",
+            "[algorithms.ppo]\n[rl.sampling]",
+            "algorithms.ppo: there is no such algorithm; expected one",
+        ),
+        ("[captions]", "algorithms = 3\n[captions]", "algorithms: expected a table for each algorithm"),
         ("[rl]", "[rl]\nseed = 3", "rl.seed: the quickstart sets this itself; remove the line"),
     ],
 )
@@ -122,6 +128,32 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, capsys, old, new, message):
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+def test_the_table_of_the_chosen_algorithm_counts_and_no_other(tmp_path):
+    tables = """
+[algorithms.awm]
+learning_rate = 2e-3
+rewards = { checker = 2.0 }
+[algorithms.mix_grpo]
+group_size = 4
+"""
+    recipe = write_recipe(tmp_path, old="[rl.sampling]", new=f"{tables}[rl.sampling]")
+    own, other, third = (
+        load_pictures(recipe, output=tmp_path, seed=3, algorithm=name).rl for name in (None, "awm", "dgpo")
+    )
+    assert (own.algorithm, own.group_size, own.learning_rate, own.rewards["checker"]) == ("mix_grpo", 4, 1e-3, 1.0)
+    assert (other.algorithm, other.group_size, other.learning_rate, other.rewards) == (
+        ("awm", 2, 2e-3, {"checker": 2.0, "accuracy": 0.0})
+    )
+    assert (third.algorithm, third.group_size, third.learning_rate) == ("dgpo", 2, 1e-3)
+    assert own.seed == other.seed == 3
+
+
+def test_an_algorithm_is_for_the_world_of_pictures_only(tmp_path, capsys):
+    assert main(["quickstart", "--output", str(tmp_path / "out"), "--algorithm", "awm"]) == 2
+    assert "--algorithm awm: expected --world pictures, or an `objective`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_shipped_recipe_evaluates_enough_pictures(tmp_path):

@@ -1,7 +1,7 @@
 """Algorithms for generation side by side, from one pretrained model of the world of pictures.
 
-Every algorithm has the same prompts, steps, samples and settings but for what its name determines, so the rows compare
-what a sample and a second of each are worth. A killed benchmark continues.
+Every algorithm has the same prompts and the recipe's settings for it, the shared ones of `[rl]` and those of its own
+table, so the rows compare what a sample and a second of each are worth. A killed benchmark continues.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def compare_algorithms(
 
     Args:
         world: Folder of a quickstart of the world of pictures, of which captions and pretrained model are used.
-        recipe: Its recipe; `[rl]` has the settings that all share.
+        recipe: Its recipe; `[rl]` has the settings that all share, `[algorithms.NAME]` those of one.
         output: Folder of the runs.
         algorithms: What to compare; all if empty.
         seeds: Seeds of prompts and noise.
@@ -46,13 +46,12 @@ def compare_algorithms(
     """
     if read_finished(world, "pretraining") is None:
         raise AppUsageError(f"--world {world}: expected the folder of a `longrl quickstart --world pictures`")
-    shared = load_pictures(recipe, output=world, seed=0).rl
     rows: list[dict[str, Any]] = []
     for algorithm in algorithms or tuple(ALGORITHMS):
+        shared = load_pictures(recipe, output=world, seed=0, algorithm=algorithm).rl
         for seed in seeds:
             folder = output / f"{algorithm}-{seed}"
             chosen = shared.model_dump(mode="json", include=shared.model_fields_set) | {
-                "algorithm": algorithm,
                 "seed": seed,
                 "output": str(folder),
             }

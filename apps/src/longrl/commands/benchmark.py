@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from longrl.commands.generation import AlgorithmChoice
+
 __all__ = ["benchmark"]
 
 
@@ -169,9 +171,7 @@ def generation(
     world: Path = Path("pictures"),
     output: Path = Path("generation"),
     recipe: Path | None = None,
-    algorithms: tuple[
-        Literal["flow_grpo", "dance_grpo", "mix_grpo", "grpo_guard", "flow_dppo", "diffusion_nft", "awm", "dgpo"], ...
-    ] = (),
+    algorithms: tuple[AlgorithmChoice, ...] = (),
     seeds: tuple[int, ...] = (0,),
 ) -> None:
     """Compare algorithms for models that generate: accuracy and held-out reward against samples and seconds.
@@ -183,7 +183,8 @@ def generation(
     Args:
         world: Folder of `longrl quickstart --world pictures`.
         output: Folder of the runs and of the rows, generation.json.
-        recipe: Recipe of that quickstart; what its `[rl]` sets is the same for all.
+        recipe: Recipe of that quickstart: what its `[rl]` sets is the same for all, but for what the table of an
+            algorithm sets.
         algorithms: Algorithms to compare; all by default.
         seeds: Seeds of prompts and noise.
     """

@@ -6,7 +6,7 @@ Imports nothing heavy: a command imports what it needs when it runs.
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from longrl_trainer.runs.progress import ProgressDisplay
+
+AlgorithmChoice = Literal[
+    "flow_grpo", "dance_grpo", "mix_grpo", "grpo_guard", "flow_dppo", "diffusion_nft", "awm", "dgpo"
+]
+"""The names of `longrl_omni.generation.config.algorithms.AlgorithmName`, whose module would be slow to import here."""
 
 
 def generate(arguments: Sequence[str]) -> None:
@@ -61,7 +66,12 @@ def generate_grpo(arguments: Sequence[str]) -> None:
 
 
 def quickstart_pictures(
-    output: Path, seed: int, recipe: Path | None, progress: "ProgressDisplay", console: "Console"
+    output: Path,
+    seed: int,
+    recipe: Path | None,
+    algorithm: AlgorithmChoice | None,
+    progress: "ProgressDisplay",
+    console: "Console",
 ) -> None:
     """The quickstart's world of pictures."""
     require_diffusers()
@@ -70,7 +80,7 @@ def quickstart_pictures(
     from longrl.pictures.config import PICTURES_RECIPE, load_pictures
     from longrl.pictures.run import print_pictures_summary, run_pictures
 
-    config = load_pictures(recipe or PICTURES_RECIPE, output=output, seed=seed)
+    config = load_pictures(recipe or PICTURES_RECIPE, output=output, seed=seed, algorithm=algorithm)
     print_pictures_summary(config, run_pictures(config, progress, console), Console())
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from longrl.commands.generation import quickstart_pictures
+from longrl.commands.generation import AlgorithmChoice, quickstart_pictures
 from longrl.errors import AppUsageError
 
 Folder = Annotated[Path, tyro.conf.Positional]
@@ -21,6 +21,7 @@ def quickstart(
     seed: int = 0,
     recipe: Path | None = None,
     world: Literal["timeline", "sound", "pictures"] = "timeline",
+    algorithm: AlgorithmChoice | None = None,
 ) -> None:
     """Run the whole pipeline on real video files on this machine, and write a report.
 
@@ -48,7 +49,10 @@ def quickstart(
         recipe: Settings of the world, the model and the training; apps/recipes/quickstart.toml by default, or
             quickstart_sound.toml or pictures.toml beside it.
         world: What is learned: to answer questions about videos, or about films with their sound, or to draw pictures.
+        algorithm: In the world of pictures, the algorithm that improves the model; that of the recipe by default.
     """
+    if algorithm is not None and world != "pictures":
+        raise AppUsageError(f"--algorithm {algorithm}: expected --world pictures, or an `objective` in the recipe")
     if seed < 0:
         raise AppUsageError(f"--seed {seed}: expected 0 or more")
     from rich.console import Console
@@ -56,7 +60,7 @@ def quickstart(
     from longrl.progress import choose_progress
 
     if world == "pictures":
-        quickstart_pictures(output, seed, recipe, choose_progress(), Console(stderr=True))
+        quickstart_pictures(output, seed, recipe, algorithm, choose_progress(), Console(stderr=True))
         return
     from longrl.quickstart.config import QUICKSTART_RECIPE, SOUND_RECIPE, load_quickstart
     from longrl.quickstart.outcome import print_summary

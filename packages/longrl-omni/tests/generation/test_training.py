@@ -206,6 +206,12 @@ def test_samples_are_noised_again_over_the_whole_schedule(make_config) -> None:
     low, high = noise_again(batch, config, step=0, place=0)[::-1], noise_again(batch, config, step=0, place=0)
     assert [torch.equal(a.noise, b.noise) for a, b in zip(low[::-1], high, strict=True)] == [True, True]
     for noised in high:
+        assert torch.equal(noised.noise[0], noised.noise[1])  # one noise and one level per group
+        assert not torch.equal(noised.noise[1], noised.noise[2])
+        assert noised.levels[0] == noised.levels[1] != noised.levels[2]
+    assert high[0].levels.min() > high[1].levels.max()
+
+
 def test_the_final_model_is_the_average_of_the_weights_after_each_step_if_asked(make_config) -> None:
     policy = create_pictures_policy(seed=0)
     weights = TrainedWeights(
@@ -229,12 +235,6 @@ def test_the_final_model_is_the_average_of_the_weights_after_each_step_if_asked(
     assert averaged.rewards == plain.rewards  # samples are drawn by the weights in training
     assert digest_of_model(config.output) != digest_of_model(plain.model_folder.parent)
     assert averaged.after != plain.after
-
-
-        assert torch.equal(noised.noise[0], noised.noise[1])  # one noise and one level per group
-        assert not torch.equal(noised.noise[1], noised.noise[2])
-        assert noised.levels[0] == noised.levels[1] != noised.levels[2]
-    assert high[0].levels.min() > high[1].levels.max()
 
 
 class FailingProgress(SilentProgress):
