@@ -17,7 +17,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
 
 from longrl.cli import main
 from longvideo_reason_data.records.medium import MediumKind, RecordMedium
@@ -247,11 +251,14 @@ class Stages:
 def check_reading(folder: Path, store: EmbeddingStore) -> None:
     """Transformers loads all of it and nothing else, and gives the logits of the policy."""
     language = folder / "llm" if (folder / "llm").is_dir() else folder
-    sees = "vision_config" in json.loads((language / "config.json").read_text())
-    model, report = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
-        language, dtype=torch.float32, output_loading_info=True
-    )
-    assert not any(report.values()), report
+    config = json.loads((language / "config.json").read_text())
+    reader = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    if "thinker_config" in config:
+        reader = Qwen2_5OmniThinkerForConditionalGeneration
+    model, report = reader.from_pretrained(language, dtype=torch.float32, output_loading_info=True)
+    speaking = {name for name in report["unexpected_keys"] if name.startswith(("talker.", "token2wav."))}
+    assert bool(speaking) == ("thinker_config" in config)
+    assert not any(set(names) - speaking for names in report.values()), report
     policy = load_policy(folder, store=store)
     tokens = torch.arange(3, 43)
     positions = torch.arange(len(tokens)).expand(policy.build_prompt("Why?", []).positions.shape[0], -1)
