@@ -29,7 +29,7 @@ def quickstart(
     trains by imitation (CoT-SFT) and by reward (GRPO, with vLLM as the sampler), and evaluates on videos not used in
     training. It can be interrupted at any time: the same command continues where it stopped.
 
-    In the world of sound a tone sounds during each scene, a tiny Qwen2.5-Omni learns to see and to hear, and most
+    In the world of sound a tone sounds during each scene, a tiny Qwen2.5-Omni is trained to see and to hear, and most
     questions need both; the report says what is left of its accuracy without sound and without pictures.
 
     The world of pictures is about generation instead: a tiny flow-matching model learns to draw captions, and is then
