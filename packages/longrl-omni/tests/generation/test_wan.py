@@ -246,7 +246,7 @@ def read_clip(path: Path) -> tuple[int, float, str, tuple[int, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["flow_grpo", "diffusion_nft"])
+@pytest.mark.parametrize("algorithm", ["flow_grpo", pytest.param("diffusion_nft", marks=pytest.mark.long)])
 def test_clips_are_trained_and_adapters_load_in_the_pipeline(
     algorithm: str, folder: Path, make_config: Any, tmp_path: Path
 ) -> None:
