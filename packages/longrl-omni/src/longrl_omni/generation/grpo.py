@@ -137,8 +137,8 @@ def _train(
             bar.advance(note=f"reward {measured['reward'] or 0:.3f}")
             run.end_step(step + 1, policy.transformer, optimizer, weights, score=measured["reward"])
 
-    _evaluate(AFTER, config, run, rewards, policy, held_out_prompts)
     weights.end_training()
+    _evaluate(AFTER, config, run, rewards, policy, held_out_prompts)
     if config.lora.rank is not None:
         policy.save_adapters(run.adapter_folder)
     weights.merge()
