@@ -212,6 +212,7 @@ def test_samples_are_noised_again_over_the_whole_schedule(make_config) -> None:
     assert high[0].levels.min() > high[1].levels.max()
 
 
+@pytest.mark.slow
 def test_the_final_model_is_the_average_of_the_weights_after_each_step_if_asked(make_config) -> None:
     policy = create_pictures_policy(seed=0)
     weights = TrainedWeights(
