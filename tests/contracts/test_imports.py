@@ -65,3 +65,9 @@ def test_the_commands_modules_load_no_torch():
     modules = "longrl.cli, longrl_trainer.config.stages"
     code = f"import sys, {modules}; print(*{{'torch', 'transformers', 'vllm', 'av'}}.intersection(sys.modules))"
     assert run_python(code).split() == []
+
+
+def test_the_pages_of_runs_need_no_torch():
+    # Whoever looks at a run that is going on leaves it the memory and the seconds.
+    code = "import sys, longrl.watch.server, longrl.report.build; print('torch' in sys.modules)"
+    assert run_python(code).split() == ["False"]

@@ -13,7 +13,6 @@ from pathlib import Path
 from longrl_files.regular_files import open_regular
 from longrl_trainer.errors import TrainerUsageError
 from mrsp_engine.families.checkpoint_folder import CheckpointFolder
-from mrsp_engine.families.copies import checkpoint_files
 
 __all__ = ["digest_of", "digest_of_uppermost_files"]
 
@@ -32,6 +31,8 @@ def digest_of(path: Path, setting: str, *, outside: Sequence[Path] = ()) -> str:
     if not path.exists():
         raise TrainerUsageError(f"{path} does not exist; set {setting} to an existing place")
     if path.is_dir():
+        from mrsp_engine.families.copies import checkpoint_files  # loads torch, which pages of runs don't need
+
         files = checkpoint_files(path, outside=outside)
         _require_memory(path, sum((path / name).stat().st_size for name in files), setting)
         return _digest_files(path, files)
