@@ -1,5 +1,6 @@
 """One's own videos: recipes for them, and the whole way from a folder to a report, killed in between."""
 
+import itertools
 import json
 import os
 import re
@@ -20,8 +21,9 @@ from longrl.tiny_model import TinyModelSettings, build_tiny_model
 from longrl_trainer.config.recipes import load_recipe
 from longrl_trainer.config.stages import EvaluateConfig, GrpoConfig, SftConfig
 from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.media.video_file import digest_file
 from longvideo_reason_data.records.record import Split
-from longvideo_reason_data.records.splits import assign_split
+from longvideo_reason_data.records.splits import SplitFractions, assign_split
 
 SERVER = Path(__file__).parents[2] / "packages" / "longvideo-reason-data" / "tests" / "answering_server.py"
 SIZES = TinyModelSettings(
@@ -89,7 +91,16 @@ def test_recipes_are_filled_in_load_strictly_and_replace_nothing(model, films, t
         head = (output / f"{name}.toml").read_text().splitlines()
         assert f"# Run it:      longrl {name} {output / name}.toml" in head
         assert f"longrl {name} {output / name}.toml" in said
-    assert "longvideo-data build --videos" in said
+    # Of six videos the build that is shown leaves no split without any, as the usual shares would.
+    (command,) = (text.split() for text in said.splitlines() if "longvideo-data build --videos" in text)
+    given = dict(itertools.pairwise(command))
+    usual = SplitFractions().model_dump()
+    fractions = SplitFractions(
+        **{name: float(given.get(f"--splits.{name.replace('_', '-')}", share)) for name, share in usual.items()}
+    )
+    videos = [digest_file(path) for path in films.iterdir()]
+    found = {assign_split(digest, fractions, seed=int(given.get("--seed", 0))) for digest in videos}
+    assert found == set(Split)
     (output / "sft.toml").unlink()
     before = (output / "grpo.toml").read_bytes()
     assert main(line) == 2

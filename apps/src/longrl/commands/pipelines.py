@@ -105,6 +105,7 @@ def init(
     """
     from longrl.footage.material import examine_footage, examine_machine, require_checkpoint
     from longrl.footage.recipes import FootagePlaces, write_recipes
+    from longrl.footage.splits import list_split_options
     from longvideo_reason_data.records.folder import RECORDS_NAME
 
     require_checkpoint(model)
@@ -115,7 +116,8 @@ def init(
     print("run, in this order:")
     if not is_dataset:
         server = f"--base-url {base_url or 'URL'} --model {served_model or 'NAME'}"
-        print(f"  longvideo-data build --videos {source} --output {places.dataset} {server}")
+        options = [server, *list_split_options(source, places.dataset)]
+        print(f"  longvideo-data build --videos {source} --output {places.dataset} {' '.join(options)}")
     for command in ("sft", "grpo", "evaluate"):
         print(f"  longrl {command} {places.output / command}.toml")
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from longrl.errors import AppUsageError
 from longvideo_reason_data.generation.settings import BuildSettings
+from longvideo_reason_data.media.containers import find_videos
+from longvideo_reason_data.media.video_file import digest_file
 from longvideo_reason_data.records.folder import MANIFEST_NAME, read_manifest
 from longvideo_reason_data.records.record import Split
 from longvideo_reason_data.records.splits import SplitFractions, assign_split
 
-__all__ = ["settle_splits"]
+__all__ = ["list_split_options", "settle_splits"]
 
 FEW_VIDEOS, MANY_VIDEOS = 30, 300
 EVEN = SplitFractions(train_sft=0.3, train_rl=0.4, held_out=0.3)
@@ -49,6 +51,33 @@ def settle_splits(settings: BuildSettings, digests: Sequence[str], dataset: Path
     fractions = EVEN if len(digests) < FEW_VIDEOS else settings.splits
     seed = min(range(NUM_SEEDS), key=lambda number: (_unevenness(digests, fractions, number), number))
     return settings.model_copy(update={"splits": fractions, "seed": seed})
+
+
+def list_split_options(source: Path, dataset: Path) -> list[str]:
+    """The options with which `longvideo-data build` leaves no split of few videos empty; none for thirty or more.
+
+    Args:
+        source: A folder of videos, of which few are read whole.
+        dataset: Where the dataset is to be built.
+
+    Raises:
+        UsageError: There is no such folder.
+        DataError: A file can't be read.
+    """
+    paths = find_videos([source])
+    if len(paths) >= FEW_VIDEOS:
+        return []
+    digests = sorted({digest_file(path) for path in paths})
+    if len(digests) < len(Split):
+        return []
+    asked, settled = BuildSettings(), settle_splits(BuildSettings(), digests, dataset)
+    shares = {split: getattr(settled.splits, split.value) for split in Split}
+    changed = [
+        f"--splits.{split.value.replace('_', '-')} {share:g}"
+        for split, share in shares.items()
+        if share != getattr(asked.splits, split.value)
+    ]
+    return changed + [f"--seed {settled.seed}"] * (settled.seed != asked.seed)
 
 
 def _unevenness(digests: Sequence[str], fractions: SplitFractions, seed: int) -> tuple[int, float]:

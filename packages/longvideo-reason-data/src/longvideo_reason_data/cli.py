@@ -14,7 +14,7 @@ from longrl_files import folders
 from longrl_files.messages import LINE_CHARACTERS, error_line, visible
 from longvideo_reason_data.commands.build import build
 from longvideo_reason_data.commands.exporting import export
-from longvideo_reason_data.commands.filter import filter_dataset
+from longvideo_reason_data.commands.filter import filter_dataset, print_notes
 from longvideo_reason_data.commands.importing import import_published
 from longvideo_reason_data.commands.view import view
 from longvideo_reason_data.endings import end_quietly
@@ -110,8 +110,7 @@ def check(dataset: Folder, benchmarks: tuple[Path, ...] = (), follow_links: bool
     problems = check_dataset(dataset, benchmarks)
     for path in benchmarks:
         print(f"{path}: {read_evaluation_set(path).summary} compared")
-    for note in describe_dataset(dataset)["notes"]:
-        print(f"note: {note}")
+    print_notes(dataset)
     for problem in problems:
         print(visible(problem, LINE_CHARACTERS))
     if problems:

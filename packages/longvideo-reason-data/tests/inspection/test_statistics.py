@@ -95,5 +95,5 @@ def test_empty_splits_and_too_little_to_measure_with_are_noted() -> None:
     (empty,) = note_splits(enough | {Split.TRAIN_SFT: 0}, enough)
     assert empty.startswith("no questions in train_sft; give it a larger share (--splits.train-sft)")
     (few,) = note_splits(enough | {Split.HELD_OUT: 25}, {Split.HELD_OUT: 4})
-    assert few.startswith("25 questions about 4 videos are held out")
+    assert few.startswith("questions held out: 25, about 4 videos or images")
     assert "a standard error of 10% or more, so only differences above 20%" in few

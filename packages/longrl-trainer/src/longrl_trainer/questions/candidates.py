@@ -85,7 +85,7 @@ def iter_split(data: DataSection) -> Iterator[tuple[int, QuestionRecord]]:
         raise TrainerUsageError(
             f"{data.dataset} has no questions in the split {data.split!r}; set another `data.split`, or build the "
             f"dataset again with --replace and a larger share (`--splits.{data.split.replace('_', '-')}`): no question "
-            "is asked for anew"
+            "is written anew; filters ask again about those whose right letter moves"
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from longvideo_reason_data.commands.filter import print_adaptations, report_filtered
+from longvideo_reason_data.commands.filter import print_adaptations, print_notes, report_filtered
 from longvideo_reason_data.errors import UsageError
 from longvideo_reason_data.filtering.settings import FilterSettings
 from longvideo_reason_data.generation.settings import BuildSettings, Engine
@@ -136,6 +136,7 @@ def build(
     dropped = (note for _, note in read_notes(output, DROPPED_NAME, DroppedNote))
     refuse_empty(output, num_questions, num_kept, dropped)
     if filter == "none":
+        print_notes(output)
         return
     manifest = filter_folder(
         output,
@@ -161,4 +162,4 @@ def _print_built(output: Path, manifest: Mapping[str, Any]) -> None:
         console.print(f"{stage}: {manifest['kept'][stage]} of {count} kept{reasons}", highlight=False, soft_wrap=True)
     print_adaptations(manifest)
     calls = manifest["calls"]
-    console.print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}")
+    print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {output / MANIFEST_NAME}", flush=True)

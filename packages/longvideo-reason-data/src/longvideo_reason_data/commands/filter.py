@@ -89,6 +89,15 @@ def report_filtered(dataset: Path, manifest: Mapping[str, Any]) -> None:
     print_adaptations(manifest)
     print(f"calls: {calls['made']} made, {calls['cached']} from the journal; see {dataset / FILTERS_NAME}")
     refuse_empty(dataset, report["input"], report["kept"], read_filtered(dataset))
+    print_notes(dataset)
+
+
+def print_notes(dataset: Path) -> None:
+    """Print which splits of a dataset are empty, and whether too little is held out to measure with."""
+    from longvideo_reason_data.inspection.statistics import describe_dataset
+
+    for note in describe_dataset(dataset)["notes"]:
+        print(f"note: {note}")
 
 
 def print_adaptations(manifest: Mapping[str, Any]) -> None:

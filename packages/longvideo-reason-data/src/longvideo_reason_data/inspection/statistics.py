@@ -99,8 +99,8 @@ def note_splits(questions: Mapping[str, int], media: Mapping[str, int]) -> list[
     if 0 < held_out < LEAST_HELD_OUT:
         error = 0.5 / held_out**0.5
         notes.append(
-            f"{held_out} questions about {media.get(Split.HELD_OUT, 0)} videos are held out: an accuracy near 50 % has "
-            f"a standard error of {error:.0%} or more, so only differences above {2 * error:.0%} can be seen; "
+            f"questions held out: {held_out}, about {media.get(Split.HELD_OUT, 0)} videos or images: an accuracy near "
+            f"50% has a standard error of {error:.0%} or more, so only differences above {2 * error:.0%} can be seen; "
             f"{LEAST_HELD_OUT} questions are a beginning"
         )
     return notes
