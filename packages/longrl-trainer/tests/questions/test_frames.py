@@ -58,7 +58,7 @@ def test_presets_fill_in_what_is_not_set(checkpoint):
     def resolved(folder="qwen", **settings):
         found = resolve_frames(FrameSettings(**settings), checkpoint / folder)
         assert found.preset is None
-        return found.model_dump(exclude_none=True, exclude={"sound"})
+        return found.model_dump(exclude_none=True, exclude={"pictures", "sound"})
 
     paper = {"num_frames": 256, "frame_pixels": 100352}
     assert resolved(preset="longvila_r1") == paper
