@@ -45,7 +45,7 @@ WITH_EXPERTS = ("qwen3_vl_30b_a3b",)
 WITH_STATES = ("qwen3_5_27b",)
 """Layers that vLLM computes in bfloat16 only, on CPUs."""
 READERS = ("qwen2_5_1_5b", "qwen2_5_7b", "qwen3_4b", "qwen3_8b")
-QUICK = ("qwen2_5_vl_3b", "qwen3_vl_8b", "nvila_8b", "qwen3_4b")
+QUICK = ("qwen2_5_vl_3b", "nvila_8b", "qwen3_4b")
 RECIPE = """\
 output = "{output}"
 learning_rate = 1e-3

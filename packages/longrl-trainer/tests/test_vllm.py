@@ -63,7 +63,7 @@ def test_two_processes_hold_one_sampler_and_one_model_together(started, tmp_path
     assert sum(norm > 0 for norm in norms[:-1]) >= 1  # so a later step samples with changed weights
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sft_grpo_and_evaluation_about_several_media_with_vllm(album, tmp_path):
     learned = train_sft(album.sft(tmp_path / "sft"))
     config = album.grpo(

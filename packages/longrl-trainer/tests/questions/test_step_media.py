@@ -88,7 +88,7 @@ def test_a_reference_sees_what_the_policy_sees_until_that_moves(started, tmp_pat
     assert abs(line["kl"]) < 1e-10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_vllm_sees_the_vision_of_every_step(started, tmp_path):
     config = started.grpo(

@@ -68,9 +68,11 @@ def open_engine(folder: Path, policy: Policy) -> VllmRolloutEngine:
             marks=pytest.mark.long,
         ),
         ("qwen2_5_vl", YARN),
-        ("qwen2_5_vl", {**YARN, "beta_fast": 8, "beta_slow": 2.0, "truncate": False}),
-        ("qwen3_vl", YARN),
-        ("vila", YARN),
+        pytest.param(
+            "qwen2_5_vl", {**YARN, "beta_fast": 8, "beta_slow": 2.0, "truncate": False}, marks=pytest.mark.long
+        ),
+        pytest.param("qwen3_vl", YARN, marks=pytest.mark.long),
+        pytest.param("vila", YARN, marks=pytest.mark.long),
         ("qwen2", {"type": "linear", "factor": FACTOR}),
         (
             "qwen3",
