@@ -156,6 +156,7 @@ def _become(module: str, arguments: Sequence[str], folder: str) -> None:
         os.dup2(os.open(name, flags, 0o600), descriptor)
     status: object = 70
     if arguments[0] in SERVING:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
         Thread(target=_visit, args=(f"{folder}/output",), daemon=True).start()
     try:
         status = import_module(module).main(list(arguments))
