@@ -1,1 +1,1 @@
-"""The quickstart: the whole stack on a small world, in five minutes on two cores."""
+"""The quickstart: the whole stack on a small world, in about four minutes on two cores."""
