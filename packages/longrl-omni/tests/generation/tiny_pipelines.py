@@ -20,29 +20,53 @@ def build_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
-def write_tiny_pipeline(folder: Path) -> None:
-    """Write one of random weights, with all parts of a published one."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+def clip_settings(tokenizer: Any, *, num_layers: int) -> Any:
+    """The settings of a text encoder of CLIP's kind."""
+    from transformers import CLIPTextConfig
 
-    tokenizer = build_tokenizer(folder.parent / "letters")
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
         projection_dim=16,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
         max_position_embeddings=16,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def build_t5(tokenizer: Any) -> Any:
+    """A text encoder of T5's kind."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2))
+
+
+def build_vae(**settings: Any) -> Any:
+    """A VAE of pictures with four numbers per latent."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        **settings,
+    )
+
+
+def write_tiny_pipeline(folder: Path) -> None:
+    """Write one of random weights, with all parts of a published one."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection
+
+    tokenizer = build_tokenizer(folder.parent / "letters")
+    torch.manual_seed(0)
+    text = clip_settings(tokenizer, num_layers=2)
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=8,
@@ -58,13 +82,7 @@ def write_tiny_pipeline(folder: Path) -> None:
             pos_embed_max_size=8,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=16,
+        vae=build_vae(
             scaling_factor=1.5305,
             shift_factor=0.0609,
         ),
@@ -72,9 +90,7 @@ def write_tiny_pipeline(folder: Path) -> None:
         text_encoder_2=CLIPTextModelWithProjection(text),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        text_encoder_3=T5EncoderModel(
-            T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
-        ),
+        text_encoder_3=build_t5(tokenizer),
         tokenizer_3=tokenizer,
     )
     pipeline.save_pretrained(folder)
@@ -82,22 +98,12 @@ def write_tiny_pipeline(folder: Path) -> None:
 
 def write_tiny_flux(folder: Path) -> None:
     """Write a FLUX.1 of random weights, with all parts of the published `dev`."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
 
     tokenizer = build_tokenizer(folder.parent / "letters")
     torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        projection_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = clip_settings(tokenizer, num_layers=1)
     pipeline = FluxPipeline(
         transformer=FluxTransformer2DModel(
             in_channels=16,
@@ -111,13 +117,7 @@ def write_tiny_flux(folder: Path) -> None:
             axes_dims_rope=(2, 2, 4),
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=16,
+        vae=build_vae(
             scaling_factor=0.3611,
             shift_factor=0.1159,
             use_quant_conv=False,
@@ -125,9 +125,7 @@ def write_tiny_flux(folder: Path) -> None:
         ),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
-        text_encoder_2=T5EncoderModel(
-            T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2)
-        ),
+        text_encoder_2=build_t5(tokenizer),
         tokenizer_2=tokenizer,
     )
     pipeline.save_pretrained(folder)
