@@ -2,9 +2,11 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+from changed_recipes import write_changed
 
 from longrl.cli import main
 from longrl.pictures.config import PICTURES_RECIPE, load_pictures
@@ -33,13 +35,7 @@ accuracy = 0.0
 steps = 3
 samples_per_pass = 4
 """
-
-
-def write_recipe(folder: Path, *, old: str = "", new: str = "") -> Path:
-    recipe = folder / "tiny.toml"
-    assert old in TINY_RECIPE
-    recipe.write_text(TINY_RECIPE.replace(old, new, 1) if old else TINY_RECIPE)
-    return recipe
+write_recipe = partial(write_changed, TINY_RECIPE)
 
 
 @pytest.mark.slow

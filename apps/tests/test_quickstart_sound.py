@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+from changed_recipes import write_changed
 
 from longrl.cli import main
 from longrl.quickstart.config import SOUND_RECIPE, load_quickstart
@@ -58,13 +60,7 @@ engine = "transformers"
 num_frames = [4]
 train_rl_limit = 2
 """
-
-
-def write_recipe(folder: Path, *, old: str = "", new: str = "") -> Path:
-    recipe = folder / "tiny.toml"
-    assert old in TINY_RECIPE
-    recipe.write_text(TINY_RECIPE.replace(old, new, 1) if old else TINY_RECIPE)
-    return recipe
+write_recipe = partial(write_changed, TINY_RECIPE)
 
 
 @pytest.mark.slow
